@@ -1,0 +1,23 @@
+"""tinyprompt: learn a soft prompt for a frozen T5 by backpropagation through NumPy."""
+
+__version__ = "0.1.0"
+
+from tinyprompt.checkpoint import CheckpointError, Model, Prompt, load, load_prompt, save_prompt
+from tinyprompt.data import DataError, Row, label_words, read_rows
+from tinyprompt.train import Settings, predict, tune
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "Model",
+    "Prompt",
+    "Row",
+    "Settings",
+    "label_words",
+    "load",
+    "load_prompt",
+    "predict",
+    "read_rows",
+    "save_prompt",
+    "tune",
+]

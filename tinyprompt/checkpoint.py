@@ -1,0 +1,231 @@
+"""Files: a frozen model from a Hugging Face directory, a tuned prompt to and from one safetensors file."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save
+
+from tinyprompt import t5, tokenizer
+from tinyprompt.tree import Flat, Tree, flatten, nest
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# Copies of other weights, or leftovers that transformers ignores too; a checkpoint may hold them.
+REDUNDANT = {
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+}
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used; the message names the file, the key, and what was expected."""
+
+
+class Model(NamedTuple):
+    """A frozen model: the configuration, the weights by their checkpoint names, the tokenizer."""
+
+    config: t5.Config
+    params: Tree
+    tokenizer: tokenizer.Tokenizer
+    name: str
+
+    def fingerprint(self) -> str:
+        """sha256 over all names, shapes, dtypes and values of the weights (hexadecimal)."""
+        digest = hashlib.sha256()
+        for name, value in sorted(flatten(self.params).items()):
+            digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+
+
+def default_model() -> Path:
+    """Directory of the T5 that the package carries: beside the source in a checkout, inside an installed wheel."""
+    here = Path(__file__).parent
+    for folder in (here.parent / "weights" / "tinyprompt-t5", here / "weights" / "tinyprompt-t5"):
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(f"{here}: the built-in model is missing; reinstall tinyprompt or name a model directory")
+
+
+def load(folder: str | Path | None = None) -> Model:
+    """Open a Hugging Face T5 directory: config.json, safetensors (whole or sharded), tokenizer.
+
+    Weights stored in 32 bits stay in the file (memory-mapped); 16-bit ones are widened to float32,
+    in which everything is computed. Without an argument: the model that the package carries.
+    Raises CheckpointError that names the file and the key.
+    """
+    folder = Path(folder) if folder is not None else default_model()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such directory; expected a Hugging Face model directory")
+    config = read_config(folder / "config.json")
+    params = nest(read_weights(folder, config))
+    try:
+        words = tokenizer.load(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise CheckpointError(str(error)) from None
+    if len(words) > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {len(words)} pieces, but config.json says vocab_size {config.vocab_size}"
+        )
+    return Model(config, params, words, folder.resolve().name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_config(path: Path) -> t5.Config:
+    """The model configuration of a config.json. Raises CheckpointError that names the key."""
+    try:
+        return t5.Config.from_dict(read_json(path))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def read_weights(folder: Path, config: t5.Config) -> Flat:
+    """All weights of a directory, flat, float32, checked against the schema of the configuration."""
+    stored: Flat = {}
+    files: dict[str, Path] = {}
+    for path in weight_files(folder):
+        for name, value in map_safetensors(path).items():
+            if name in stored:
+                raise CheckpointError(f"{path}: key {name!r} is also in {files[name].name}")
+            stored[name], files[name] = value, path
+    schema = t5.shapes(config)
+    alias = next((k for k in sorted(REDUNDANT) if k in stored and k.endswith("embed_tokens.weight")), None)
+    if "shared.weight" not in stored and alias:
+        stored["shared.weight"], files["shared.weight"] = stored[alias], files[alias]
+    head = stored.pop("lm_head.weight", None) if config.tied_head else None
+    if head is not None and not np.array_equal(head, stored.get("shared.weight", head)):
+        raise CheckpointError(
+            f"{files['lm_head.weight']}: key 'lm_head.weight' differs from 'shared.weight', "
+            "but config.json says tie_word_embeddings is true; set it to false for a T5 1.1 model"
+        )
+    for name, shape in schema.items():
+        if name not in stored:
+            raise CheckpointError(f"{folder}: key {name!r} is missing; expected shape {list(shape)}")
+        if stored[name].shape != shape:
+            found = list(stored[name].shape)
+            raise CheckpointError(f"{files[name]}: key {name!r} has shape {found}, config.json implies {list(shape)}")
+    for name in stored:
+        if name not in schema and name not in REDUNDANT:
+            raise CheckpointError(f"{files[name]}: key {name!r} is no weight of the model that config.json describes")
+    return {name: widen(stored[name]) for name in schema}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json lists."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index}: key 'weight_map' is missing; expected a map of names to files")
+        return [folder / name for name in sorted(set(shards.values()))]
+    return [folder / "model.safetensors"]
+
+
+def map_safetensors(path: Path) -> Flat:
+    """Every tensor of a safetensors file as a read-only view of the mapped file; bf16 as uint16.
+
+    The safetensors package copies each tensor into memory; a view costs nothing until it is read.
+    Format: 8 bytes of header length, a JSON header, then the data.
+    Raises CheckpointError for a file that is cut short or no safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 8 + length <= size else None
+        assert isinstance(header, dict)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (ValueError, AssertionError):
+        raise CheckpointError(f"{path}: not a safetensors file, or cut short ({size} bytes)") from None
+    out: Flat = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: key {name!r} has dtype {entry['dtype']}; expected one of {sorted(DTYPES)}")
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+        if end - start != dtype.itemsize * int(np.prod(shape)):
+            raise CheckpointError(
+                f"{path}: key {name!r}: {end - start} bytes do not hold {list(shape)} {entry['dtype']}"
+            )
+        if 8 + length + end > size:
+            raise CheckpointError(
+                f"{path}: cut short: key {name!r} ends at byte {8 + length + end}, "
+                f"the file has {size}; download it again"
+            )
+        if start == end:
+            raise CheckpointError(f"{path}: key {name!r} is empty (shape {list(shape)})")
+        out[name] = np.memmap(path, dtype, "r", 8 + length + start, shape)
+    return out
+
+
+def widen(value: np.ndarray) -> np.ndarray:
+    """A stored tensor as float32 (or float64): a view where it is one already, bf16 bits moved up by 16."""
+    if value.dtype == np.uint16:
+        return (value.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(value, np.float32 if value.dtype == np.float16 else value.dtype)
+
+
+class Prompt(NamedTuple):
+    """A tuned prompt: what is trained, and all that is needed to use it again."""
+
+    delta: Flat  # {"encoder.prompt.embedding": (P, d_model)}
+    model: str  # name of the frozen model
+    fingerprint: str  # sha256 of the frozen weights
+    labels: tuple[str, ...] | None  # label words, None for free text
+    settings: dict[str, Any]  # how it was trained: seed, task, optimiser ...
+
+    def check(self, model: Model) -> None:
+        """Raise CheckpointError where the prompt was tuned on another model than this."""
+        if model.fingerprint() != self.fingerprint:
+            raise CheckpointError(
+                f"this prompt was tuned on {self.model!r} (sha256 {self.fingerprint[:12]}...), "
+                f"not on {model.name!r} (sha256 {model.fingerprint()[:12]}...): "
+                "a soft prompt works only on its own frozen model; name that model or tune again"
+            )
+
+
+def save_prompt(prompt: Prompt, path: str | Path) -> Path:
+    """Write a prompt as one safetensors file, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"model": prompt.model, "fingerprint": prompt.fingerprint, "settings": json.dumps(prompt.settings)}
+    if prompt.labels is not None:
+        about["labels"] = json.dumps(prompt.labels)
+    data = save(prompt.delta, {"format": "tinyprompt", **about})
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+    return path
+
+
+def load_prompt(path: str | Path) -> Prompt:
+    """Read a prompt that `save_prompt` wrote. Raises CheckpointError."""
+    path = Path(path)
+    delta = {name: np.array(value) for name, value in map_safetensors(path).items()}
+    with open(path, "rb") as file:
+        about = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__", {})
+    if about.get("format") != "tinyprompt" or "fingerprint" not in about:
+        raise CheckpointError(f"{path}: not a prompt saved by tinyprompt (its metadata lacks the model's fingerprint)")
+    labels = tuple(json.loads(about["labels"])) if "labels" in about else None
+    return Prompt(delta, about["model"], about["fingerprint"], labels, json.loads(about["settings"]))

@@ -1,0 +1,299 @@
+"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tinyprompt import __version__, checkpoint, data, metrics, optim
+from tinyprompt.checkpoint import CheckpointError, Model, Prompt
+from tinyprompt.data import DataError, Row
+from tinyprompt.methods import INITS
+from tinyprompt.train import Progress, Result, Settings, predict, tune
+
+DEMO = Path(__file__).parent / "demo"
+DEMO_TASKS = ("topic", "sentiment")
+DEMO_SETTINGS = dict(steps=400, batch=16, length=20, optimizer="adam", schedule="linear", eval_every=40)
+DEVICE = "numpy"
+
+HELP = {
+    "steps": "training steps",
+    "batch": "rows a step",
+    "length": "prompt vectors",
+    "init": f"first prompt: {', '.join(INITS)}",
+    "init_text": "text for --init text",
+    "init_file": "saved prompt for --init file",
+    "optimizer": f"one of {', '.join(optim.OPTIMIZERS)}",
+    "rate": "learning rate",
+    "schedule": "constant, or linear (down to 0)",
+    "warmup": "steps in which the rate rises",
+    "z_loss": "weight of the squared log of the softmax denominator",
+    "dropout": "dropout rate of the frozen model during training",
+    "eval_every": "steps between two dev scores",
+    "patience": "dev scores without a better one before stopping; 0: never stop early",
+    "max_input": "tokens of an input that are read",
+    "max_target": "tokens of a free-text answer that are written",
+    "seed": "seed of the first prompt, the order of the rows, dropout",
+}
+
+
+class Bar:
+    """Progress on standard error: loss, dev score, steps a second, time left."""
+
+    def __init__(self, steps: int):
+        self.bar = tqdm(total=steps, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+        self.dev = ""
+
+    def __call__(self, p: Progress) -> None:
+        if p.dev is not None:
+            self.dev = f" dev {p.dev:.3f} best {p.best:.3f}"
+        self.bar.set_postfix_str(f"loss {p.loss:.3f}{self.dev}", refresh=False)
+        self.bar.update()
+
+
+def run_tune(model: Model, train, dev, settings: Settings, labels) -> Result:
+    """`tune` with a progress bar."""
+    bar = Bar(settings.steps)
+    try:
+        return tune(model, train, dev, settings, labels, bar)
+    finally:
+        bar.bar.close()
+
+
+def evaluate(model: Model, rows: Sequence[Row], labels, delta=None, settings: Settings | None = None) -> float:
+    """Accuracy (exact match for free text) on rows, 0 to 1."""
+    answers = predict(model, [row.input for row in rows], labels, delta, settings)
+    return metrics.accuracy(answers, [row.target for row in rows])
+
+
+def draw_curve(result: Result, path: Path) -> Path | None:
+    """Loss and dev score over the steps as a PNG; None where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, left = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    right = left.twinx()
+    rows = result.history
+    left.plot([r["step"] for r in rows[1:]], [r["loss"] for r in rows[1:]], color="tab:gray", label="training loss")
+    right.plot([r["step"] for r in rows], [r["dev"] for r in rows], color="tab:blue", marker="o", ms=3, label="dev")
+    right.axvline(result.best_step, color="tab:blue", lw=0.8, ls=":")
+    left.set(xlabel="step", ylabel="training loss (nats a token)", ylim=(0, None))
+    right.set(ylabel="dev accuracy", ylim=(0, 1))
+    left.set_title(f"best on dev: {result.best_dev:.2f} at step {result.best_step}", fontsize=10)
+    left.legend(handles=[*left.lines, right.lines[0]], loc="lower left", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def demo(args: argparse.Namespace) -> dict[str, Any]:
+    """Tune a prompt on the built-in model and data; compare it with no prompt and with the majority class."""
+    started = time.perf_counter()
+    model = checkpoint.load()
+    train, dev, test = (data.read_rows(DEMO / f"{args.task}.{part}.tsv") for part in ("train", "dev", "test"))
+    labels = data.label_words(train)
+    settings = Settings(**{**DEMO_SETTINGS, "seed": args.seed})
+    vectors = f"{settings.length} x {model.config.d_model}"
+    say(f"frozen T5 {model.name}; task {args.task}: {', '.join(labels or ())}; prompt {vectors} float32")
+    unprompted = evaluate(model, test, labels)
+    result = run_tune(model, train, dev, settings, labels)
+    tuned = evaluate(model, test, labels, result.prompt.delta, settings)
+    path = checkpoint.save_prompt(result.prompt, Path(args.out) / f"{args.task}.safetensors")
+    curve = draw_curve(result, path.with_suffix(".png"))
+    out = {
+        "task": args.task,
+        "majority": metrics.majority([r.target for r in train], [r.target for r in test]),
+        "unprompted": unprompted,
+        "tuned": tuned,
+        "test_rows": len(test),
+        "seconds": round(time.perf_counter() - started, 1),
+        "device": DEVICE,
+        "prompt": str(path),
+        "curve": str(curve) if curve else None,
+    }
+    if not args.json:
+        print(f"accuracy on {len(test)} test rows it never saw")
+        for name, text in (
+            ("majority", "majority class"),
+            ("unprompted", "frozen model, no prompt"),
+            ("tuned", "frozen model, tuned prompt"),
+        ):
+            print(f"  {text:<28}{out[name]:6.3f}")
+        print(f"prompt saved to {path}" + (f", learning curve to {curve}" if curve else "") + f"; {out['seconds']} s")
+        print(f"try: tinyprompt predict {path} {json.dumps(test[0].input)}")
+    return out
+
+
+def tune_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Tune a prompt on rows of a file."""
+    settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+    model = checkpoint.load(args.model)
+    train = read(args, args.train)
+    if args.dev:
+        dev = read(args, args.dev)
+    else:
+        train, dev = data.split(train, 0.2, settings.seed)
+        say(f"no --dev: {len(dev)} of the training rows, drawn with seed {settings.seed}, are the dev rows")
+    labels = data.label_words(train) if args.task == "auto" else None
+    if args.task == "classify":
+        labels = tuple(sorted({row.target for row in train}))
+    say(f"{len(train)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(labels)}" if labels else "free text"))
+    result = run_tune(model, train, dev, settings, labels)
+    path = checkpoint.save_prompt(result.prompt, args.out)
+    out = {
+        "prompt": str(path),
+        "labels": labels,
+        "dev": result.best_dev,
+        "best_step": result.best_step,
+        "steps": result.history[-1]["step"],
+        "seconds": round(result.seconds, 1),
+        "device": DEVICE,
+    }
+    if not args.json:
+        print(f"dev {out['dev']:.3f} at step {out['best_step']} of {out['steps']}; {out['seconds']} s; saved to {path}")
+    return out
+
+
+def eval_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Score a saved prompt on rows of a file."""
+    started = time.perf_counter()
+    model, prompt = open_prompt(args)
+    rows = read(args, args.data)
+    for row in rows:
+        if prompt.labels and row.target not in prompt.labels:
+            raise DataError(
+                f"{args.data}: target {row.target!r} is no label word of the prompt ({', '.join(prompt.labels)}); "
+                "map it with --words"
+            )
+    score = evaluate(model, rows, prompt.labels, prompt.delta, Settings(**prompt.settings))
+    metric = "accuracy" if prompt.labels else "exact match"
+    out = {"metric": metric, "score": score, "rows": len(rows), "seconds": round(time.perf_counter() - started, 1)}
+    if not args.json:
+        print(f"{metric} {score:.3f} on {len(rows)} rows")
+    return out | {"device": DEVICE}
+
+
+def predict_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Answer texts with a saved prompt."""
+    model, prompt = open_prompt(args)
+    texts = args.text
+    if args.data:
+        texts = [row.input for row in data.read_rows(args.data, args.input, None)]
+    texts = texts or [line.strip() for line in sys.stdin if line.strip()]
+    if not texts:
+        raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
+    answers = predict(model, texts, prompt.labels, prompt.delta, Settings(**prompt.settings))
+    if not args.json:
+        print("\n".join(answers))
+    return {"predictions": [{"input": t, "prediction": a} for t, a in zip(texts, answers, strict=True)]}
+
+
+def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt]:
+    """The model and the prompt, which must belong together."""
+    prompt = checkpoint.load_prompt(args.prompt)
+    model = checkpoint.load(args.model)
+    prompt.check(model)
+    return model, prompt
+
+
+def read(args: argparse.Namespace, path: str) -> list[Row]:
+    """Rows of a file with the columns and label words that the arguments name."""
+    words = {}
+    for pair in args.words or ():
+        key, equals, word = pair.partition("=")
+        if not equals or not word:
+            raise DataError(f"--words {pair!r}: expected TARGET=WORD, for example 1=good")
+        words[key] = word
+    return data.read_rows(path, args.input, args.target, words)
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(prog="tinyprompt", description="Soft prompts for a frozen T5, in NumPy.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def command(name, function):
+        sub = commands.add_parser(
+            name, help=function.__doc__, description=function.__doc__, formatter_class=argparse.MetavarTypeHelpFormatter
+        )
+        sub.set_defaults(function=function)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        return sub
+
+    def columns(sub):
+        sub.add_argument("--input", type=str, default="input", help="column of the input text (input)")
+        sub.add_argument("--target", type=str, default="target", help="column of the target text (target)")
+        sub.add_argument("--words", type=str, nargs="+", help="label words for coded targets: 0=bad 1=good")
+
+    model = dict(type=str, help="Hugging Face T5 directory (the built-in model)")
+
+    sub = command("demo", demo)
+    sub.add_argument("--task", choices=DEMO_TASKS, type=str, default="topic", help="which built-in data (topic)")
+    sub.add_argument("--seed", type=int, default=0, help=HELP["seed"])
+    sub.add_argument("--out", type=str, default="tinyprompt-demo", help="folder for the prompt and the curve")
+
+    sub = command("tune", tune_command)
+    sub.add_argument("train", type=str, help="training rows: .tsv, .csv or .jsonl")
+    sub.add_argument("--dev", type=str, help="dev rows (a fifth of the training rows)")
+    sub.add_argument("--model", **model)
+    sub.add_argument("--out", type=str, default="prompt.safetensors", help="where the prompt goes")
+    sub.add_argument(
+        "--task",
+        choices=("auto", "classify", "generate"),
+        type=str,
+        default="auto",
+        help="rank labels, or write freely",
+    )
+    columns(sub)
+    for field in fields(Settings):
+        kind = str if field.default is None or field.default is MISSING else type(field.default)
+        shown = "" if field.default is None else f" ({field.default})"
+        sub.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=HELP[field.name] + shown
+        )
+
+    sub = command("eval", eval_command)
+    sub.add_argument("prompt", type=str, help="prompt that tune or demo saved")
+    sub.add_argument("data", type=str, help="rows: .tsv, .csv or .jsonl")
+    sub.add_argument("--model", **model)
+    columns(sub)
+
+    sub = command("predict", predict_command)
+    sub.add_argument("prompt", type=str, help="prompt that tune or demo saved")
+    sub.add_argument("text", type=str, nargs="*", help="texts to answer (lines on standard input)")
+    sub.add_argument("--data", type=str, help="take the texts from a .tsv, .csv or .jsonl file")
+    sub.add_argument("--input", type=str, default="input", help="column of the input text (input)")
+    sub.add_argument("--model", **model)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Bad input is one line on standard error and exit status 2."""
+    args = parser().parse_args(argv)
+    try:
+        out = args.function(args)
+    except (CheckpointError, DataError, ValueError, FloatingPointError, OSError) as error:
+        say(f"tinyprompt: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("tinyprompt: stopped; nothing was saved")
+        return 130
+    if args.json:
+        print(json.dumps(out))
+    return 0

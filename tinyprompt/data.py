@@ -1,0 +1,173 @@
+"""Rows from files, and batches from rows."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyprompt.tokenizer import PAD, Tokenizer
+
+MAX_LABELS = 50
+
+
+class DataError(ValueError):
+    """Rows that cannot be used; the message names the file and the row."""
+
+
+class Row(NamedTuple):
+    """One example: text in, text out."""
+
+    input: str
+    target: str
+
+
+class Batch(NamedTuple):
+    """Padded ids of some rows. Shapes: input_ids, attention_mask (B, L); labels, weights (B, T)."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray  # float32: 1 at label tokens, 0 at padding
+
+
+def read_rows(
+    path: str | Path,
+    input_column: str = "input",
+    target_column: str | None = "target",
+    words: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Rows of a .tsv, .csv or .jsonl file, UTF-8, with named columns.
+
+    TSV is read without quoting, CSV with it. `words` replaces targets, e.g. {"0": "bad", "1": "good"}.
+    With target_column None the targets are empty. Raises DataError that names the file and the row.
+    """
+    path = Path(path)
+    rows = []
+    for number, record in _records(path):
+        here = f"{path}: row {number}"
+        values = []
+        for column in (input_column, target_column):
+            if column is None:
+                values.append("")
+                continue
+            if column not in record:
+                found = ", ".join(repr(str(k)) for k in record)
+                raise DataError(f"{here}: no column {column!r}; found {found}; name yours with --input or --target")
+            value = record[column]
+            if isinstance(value, bool | list | dict) or value is None or not str(value).strip():
+                raise DataError(f"{here}: column {column!r}: expected a text, found {value!r}")
+            values.append(str(value).strip())
+        if words and target_column is not None:
+            if values[1] not in words:
+                raise DataError(f"{here}: target {values[1]!r} has no label word; given for {', '.join(sorted(words))}")
+            values[1] = words[values[1]]
+        rows.append(Row(*values))
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    return rows
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict]]:
+    """Each record with its line number in the file."""
+    kind = path.suffix.lower()
+    if kind not in (".tsv", ".csv", ".jsonl"):
+        raise DataError(f"{path}: expected a file that ends in .tsv, .csv or .jsonl")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if kind == ".jsonl":
+                for number, line in enumerate(file, 1):
+                    if not line.strip():
+                        continue
+                    try:
+                        record = json.loads(line)
+                    except ValueError as error:
+                        raise DataError(f"{path}: row {number}: not valid JSON ({error})") from None
+                    if not isinstance(record, dict):
+                        raise DataError(f"{path}: row {number}: expected a JSON object, found {line.strip()[:40]!r}")
+                    yield number, record
+                return
+            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(file)
+            header = next(reader, None)
+            if not header:
+                raise DataError(f"{path}: empty; expected a header line with column names")
+            for fields in reader:
+                if not any(fields):
+                    continue
+                if len(fields) != len(header):
+                    raise DataError(
+                        f"{path}: row {reader.line_num}: {len(fields)} fields, "
+                        f"but the header names {len(header)}: {', '.join(header)}"
+                    )
+                yield reader.line_num, dict(zip(header, fields, strict=True))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a directory; expected a .tsv, .csv or .jsonl file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def label_words(rows: Sequence[Row]) -> tuple[str, ...] | None:
+    """The distinct targets, sorted, if the rows look like classification; None for free text.
+
+    Classification is: at most 50 different targets, each seen four times on average.
+    """
+    found = sorted({row.target for row in rows})
+    return tuple(found) if 2 <= len(found) <= min(MAX_LABELS, len(rows) / 4) else None
+
+
+def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows in two random parts; the second has `share` of them (at least one)."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    cut = max(1, round(len(rows) * share))
+    return [rows[i] for i in order[cut:]], [rows[i] for i in order[:cut]]
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (B, longest), padded on the right with 0, and their mask of 1 and 0."""
+    out = np.full((len(sequences), max(map(len, sequences))), PAD)
+    mask = np.zeros(out.shape, np.int64)
+    for row, ids in enumerate(sequences):
+        out[row, : len(ids)] = ids
+        mask[row, : len(ids)] = 1
+    return out, mask
+
+
+def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
+    """Ids of each text; longer ones lose their end, but keep eos."""
+    return [
+        ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in map(tokenizer.encode, texts)
+    ]
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
+    """Indices in batches of `size`, in order of length, so that hardly any padding is computed."""
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def training_batches(rows: Sequence[Row], tokenizer: Tokenizer, size: int, max_tokens: int, seed: int):
+    """Batches without end. Every epoch reshuffles; neighbours in length share a batch; each batch is full.
+
+    A pool of eight batches is cut from the shuffled rows and sorted by length, so that batches stay
+    random but are nearly free of padding. The last rows of an epoch open the next one.
+    """
+    inputs = encode_inputs([row.input for row in rows], tokenizer, max_tokens)
+    targets = [tokenizer.encode(row.target) for row in rows]
+    rng = np.random.default_rng(seed)
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < 8 * size:
+            waiting += rng.permutation(len(rows)).tolist()
+        pool, waiting = np.array(waiting[: 8 * size]), waiting[8 * size :]
+        batches = by_length([len(inputs[i]) for i in pool], size)
+        for at in rng.permutation(len(batches)):
+            chosen = pool[batches[at]]
+            input_ids, mask = pad([inputs[i] for i in chosen])
+            labels, weights = pad([targets[i] for i in chosen])
+            yield Batch(input_ids, mask, labels, weights.astype(np.float32))

@@ -1,0 +1,126 @@
+"""Optimisers over the flat dict of what is trained: pure `init` and `update` functions.
+
+state = optimizer.init(delta)
+delta, state = optimizer.update(delta, gradients, state, rate)
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyprompt.tree import Flat
+
+State = dict[str, dict[str, np.ndarray]]
+
+
+class Optimizer(NamedTuple):
+    """A pair of pure functions: `init(delta) -> state`, `update(delta, grads, state, rate) -> (delta, state)`."""
+
+    init: Callable[[Flat], State]
+    update: Callable[[Flat, Flat, State, float], tuple[Flat, State]]
+
+
+def _per_parameter(init_one, update_one) -> Optimizer:
+    def init(delta: Flat) -> State:
+        return {name: {"step": np.zeros((), np.int64), **init_one(p)} for name, p in delta.items()}
+
+    def update(delta: Flat, gradients: Flat, state: State, rate: float) -> tuple[Flat, State]:
+        new, new_state = {}, {}
+        for name, p in delta.items():
+            s = state[name] | {"step": state[name]["step"] + 1}
+            p_new, s = update_one(p, gradients[name].astype(p.dtype, copy=False), s, rate)
+            new[name], new_state[name] = p_new.astype(p.dtype, copy=False), s
+        return new, new_state
+
+    return Optimizer(init, update)
+
+
+def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1)."""
+
+    def init(p):
+        return {"m": np.zeros_like(p), "v": np.zeros_like(p)}
+
+    def update(p, g, s, rate):
+        t = int(s["step"])
+        m = beta1 * s["m"] + (1 - beta1) * g
+        v = beta2 * s["v"] + (1 - beta2) * g * g
+        step = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+        return p - rate * step, s | {"m": m, "v": v}
+
+    return _per_parameter(init, update)
+
+
+def adafactor(
+    mode: str = "t5x",
+    weight_decay: float = 1e-5,
+    decay_rate: float = 0.8,
+    clipping_threshold: float = 1.0,
+    epsilon: float = 1e-30,
+    first_step: int = 0,
+) -> Optimizer:
+    """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) without momentum or parameter scaling.
+
+    Two named modes, because the two implementations that people compare with differ:
+
+    - "t5x": second moments are factored only where the second largest dimension is at least 128, so
+      prompts of up to 127 vectors keep the full ones; weight decay is `(1 - weight_decay) * p`,
+      not multiplied by the rate.
+    - "huggingface": every matrix is factored; weight decay is multiplied by the rate.
+
+    `first_step` counts steps made before: the paper's runs went on from the checkpoint's step
+    1,100,000, where the second moment hardly decays and so every update is clipped.
+    Raises ValueError for another mode.
+    """
+    if mode not in ("t5x", "huggingface"):
+        raise ValueError(f"adafactor mode {mode!r}: expected 't5x' or 'huggingface'")
+
+    def factored(p):
+        return p.ndim >= 2 and (mode == "huggingface" or sorted(p.shape)[-2] >= 128)
+
+    def init(p):
+        if factored(p):
+            return {"row": np.zeros(p.shape[:-1], p.dtype), "column": np.zeros(p.shape[:-2] + p.shape[-1:], p.dtype)}
+        return {"v": np.zeros_like(p)}
+
+    def update(p, g, s, rate):
+        beta2 = 1 - float(int(s["step"]) + first_step) ** -decay_rate
+        square = g * g + epsilon
+        if factored(p):
+            row = beta2 * s["row"] + (1 - beta2) * square.mean(-1)
+            column = beta2 * s["column"] + (1 - beta2) * square.mean(-2)
+            s = s | {"row": row, "column": column}
+            u = g / np.sqrt(row / row.mean(-1, keepdims=True))[..., None] / np.sqrt(column)[..., None, :]
+        else:
+            v = beta2 * s["v"] + (1 - beta2) * square
+            s = s | {"v": v}
+            u = g / np.sqrt(v)
+        u = u / max(1.0, float(np.sqrt(np.mean(u * u))) / clipping_threshold)
+        shrink = weight_decay * rate if mode == "huggingface" else weight_decay
+        return (1 - shrink) * p - rate * u, s
+
+    return _per_parameter(init, update)
+
+
+OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
+    "adafactor-t5x": lambda: adafactor("t5x"),
+    "adafactor-huggingface": lambda: adafactor("huggingface"),
+    "adam": adam,
+}
+
+
+def schedule(kind: str, rate: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
+    """Learning rate at a step counted from 0: "constant" (the paper's), or "linear" down to 0 at `steps`.
+
+    Both rise linearly over the first `warmup` steps. Raises ValueError for another kind.
+    """
+    if kind not in ("constant", "linear"):
+        raise ValueError(f"schedule {kind!r}: expected 'constant' or 'linear'")
+
+    def at(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        fall = 1.0 if kind == "constant" else max(0.0, (steps - step) / max(1, steps - warmup))
+        return rate * min(rise, fall)
+
+    return at

@@ -1,0 +1,254 @@
+"""T5, whole: functions over a nested dict of weights that carries the checkpoint's own names.
+
+Covers T5 1.0, T5 1.1 (LM-adapted, Flan), mT5, UMT5 and ByT5. They differ in four places only:
+the activation, whether it is gated, whether the output head is the embedding table (then the
+logits are scaled), and whether every layer has its own relative position bias or shares the first.
+
+Each function takes its part of the tree by `**`, so its signature is the list of weights it needs.
+Dimensions, where a name ends in them:
+    B batch   P prompt   S encoder positions (P + tokens)   T decoder positions   L context length
+    D d_model   H heads   K d_kv   F d_ff   V vocabulary
+
+Raffel et al. 2020 (arXiv:1910.10683); the prompt: Lester et al. 2021 (arXiv:2104.08691), section 2.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import autograd.numpy as np
+import numpy as onp
+
+from tinyprompt import ops
+from tinyprompt.tree import Tree
+
+MASKED = -1e9  # added to a score: exp() of it is exactly 0, and a row without any key stays finite
+
+Drop = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a Hugging Face config.json that the model depends on."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+    num_decoder_layers: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    activation: str = "gelu"  # "relu" (T5 1.0) or "gelu"
+    gated: bool = True
+    tied_head: bool = False  # the output head is the embedding table (T5 1.0)
+    scaled_logits: bool = False  # times d_model ** -0.5; goes with the tied head
+    bias_in_every_layer: bool = False  # UMT5
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Config":
+        """Read a config.json dict. Raises ValueError that names the key."""
+        family = raw.get("model_type", "t5")
+        if family not in ("t5", "mt5", "umt5"):
+            raise ValueError(f"key 'model_type': {family!r} is not of the T5 family; expected 't5', 'mt5' or 'umt5'")
+
+        def number(key, default=None, kind=int):
+            value = raw.get(key, default)
+            if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
+                raise ValueError(f"key {key!r}: expected a positive number, found {value!r}")
+            return value
+
+        kinds = {"relu": ("relu", False), "gated-gelu": ("gelu", True), "gated-gelu_new": ("gelu", True)}
+        kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
+        if kind not in kinds:
+            raise ValueError(f"key 'feed_forward_proj': expected one of {sorted(kinds)}, found {kind!r}")
+        activation, gated = kinds[kind]
+        # mT5 never ties its head. T5 1.0 leaves the key out, which means tied.
+        tied = family != "mt5" and raw.get("tie_word_embeddings", True) is not False
+        return cls(
+            **{k: number(k) for k in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")},
+            num_decoder_layers=number("num_decoder_layers", raw.get("num_layers")),
+            relative_attention_num_buckets=number("relative_attention_num_buckets", 32),
+            relative_attention_max_distance=number("relative_attention_max_distance", 128),
+            layer_norm_epsilon=number("layer_norm_epsilon", 1e-6, float),
+            activation=activation,
+            gated=gated,
+            tied_head=tied,
+            scaled_logits=tied,
+            bias_in_every_layer=family == "umt5",
+        )
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of a checkpoint: the schema, flat."""
+    c, inner = config, config.num_heads * config.d_kv
+    out: dict[str, tuple[int, ...]] = {"shared.weight": (c.vocab_size, c.d_model)}
+    if not c.tied_head:
+        out["lm_head.weight"] = (c.vocab_size, c.d_model)
+    attention = {"q": (inner, c.d_model), "k": (inner, c.d_model), "v": (inner, c.d_model), "o": (c.d_model, inner)}
+    dense = {name: (c.d_ff, c.d_model) for name in (("wi_0", "wi_1") if c.gated else ("wi",))}
+    dense["wo"] = (c.d_model, c.d_ff)
+    table = (c.relative_attention_num_buckets, c.num_heads)
+    stacks: tuple[tuple[str, int, dict[str, dict[str, tuple[int, int]]]], ...] = (
+        ("encoder", c.num_layers, {"SelfAttention": attention, "DenseReluDense": dense}),
+        (
+            "decoder",
+            c.num_decoder_layers,
+            {"SelfAttention": attention, "EncDecAttention": attention, "DenseReluDense": dense},
+        ),
+    )
+    for stack, depth, layers in stacks:
+        out[f"{stack}.final_layer_norm.weight"] = (c.d_model,)
+        for i in range(depth):
+            for j, (kind, weights) in enumerate(layers.items()):
+                at = f"{stack}.block.{i}.layer.{j}"
+                out[f"{at}.layer_norm.weight"] = (c.d_model,)
+                out |= {f"{at}.{kind}.{name}.weight": shape for name, shape in weights.items()}
+            if i == 0 or c.bias_in_every_layer:
+                out[f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"] = table
+    return out
+
+
+def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, max_distance: int):
+    """Bucket of each signed distance key - query: exact when near, logarithmic when far.
+
+    Shapes: distance integer (...), result integer (...). Raffel et al. 2020, section 2.1.
+    """
+    bucket = onp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        bucket += (distance > 0) * num_buckets
+        distance = onp.abs(distance)
+    else:
+        distance = onp.maximum(-distance, 0)
+    exact = num_buckets // 2
+    # float32 on purpose: at a bucket's edge the rounding decides, and checkpoints were trained with it.
+    ratio = onp.log(onp.maximum(distance, 1).astype(onp.float32) / onp.float32(exact))
+    far = exact + (ratio / onp.float32(math.log(max_distance / exact)) * onp.float32(num_buckets - exact)).astype(int)
+    return bucket + onp.where(distance < exact, distance, onp.minimum(far, num_buckets - 1))
+
+
+def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, config: Config) -> list:
+    """Relative position bias plus mask for each layer; a layer without a table shares the one before it.
+
+    Shapes: mask additive (B or 1, 1, length or 1, length), each result (B or 1, H, length, length).
+    """
+    at = onp.arange(length)
+    buckets = relative_position_bucket(
+        at[None, :] - at[:, None],
+        bidirectional,
+        config.relative_attention_num_buckets,
+        config.relative_attention_max_distance,
+    )
+    biases: list = []
+    for i in range(len(block)):
+        table = block[str(i)]["layer"]["0"]["SelfAttention"].get("relative_attention_bias")
+        if table:
+            biases.append(np.transpose(ops.embedding(table["weight"], buckets), (2, 0, 1))[None] + mask)
+        else:
+            biases.append(biases[-1])
+    return biases
+
+
+def attention(x, context, bias, drop, config: Config, *, q, k, v, o, relative_attention_bias=None):
+    """Multi-head attention. T5 leaves out the division by sqrt(d_kv): it is folded into q's initial scale."""
+
+    def heads(y, weight):  # (B, S, D) to (B, H, S, K)
+        y = ops.linear(y, weight)
+        return np.transpose(y.reshape(*y.shape[:2], config.num_heads, config.d_kv), (0, 2, 1, 3))
+
+    scores_BHSL = heads(x, q["weight"]) @ np.transpose(heads(context, k["weight"]), (0, 1, 3, 2)) + bias
+    mixed_BHSK = drop(ops.softmax(scores_BHSL)) @ heads(context, v["weight"])
+    return ops.linear(np.transpose(mixed_BHSK, (0, 2, 1, 3)).reshape(*x.shape[:2], -1), o["weight"])
+
+
+def feed_forward(x, drop, config: Config, *, wo, wi=None, wi_0=None, wi_1=None):
+    """`wo(act(wi(x)))`, or gated: `wo(act(wi_0(x)) * wi_1(x))` (Shazeer 2020, arXiv:2002.05202)."""
+    act = ops.gelu if config.activation == "gelu" else ops.relu
+    if config.gated:
+        hidden = act(ops.linear(x, wi_0["weight"])) * ops.linear(x, wi_1["weight"])
+    else:
+        hidden = act(ops.linear(x, wi["weight"]))
+    return ops.linear(drop(hidden), wo["weight"])
+
+
+def stack(
+    x, self_biases, drop, config: Config, *, block, final_layer_norm, context=None, context_bias=None, prompt=None
+):
+    """The blocks of the encoder, or (given a context to attend to) of the decoder: pre-norm residual layers."""
+
+    def norm(y, weight):
+        return ops.rms_norm(y, weight, config.layer_norm_epsilon)
+
+    x = drop(x)
+    for i, bias in enumerate(self_biases):
+        for layer in block[str(i)]["layer"].values():
+            y = norm(x, layer["layer_norm"]["weight"])
+            if "SelfAttention" in layer:
+                y = attention(y, y, bias, drop, config, **layer["SelfAttention"])
+            elif "EncDecAttention" in layer:
+                y = attention(y, context, context_bias, drop, config, **layer["EncDecAttention"])
+            else:
+                y = feed_forward(y, drop, config, **layer["DenseReluDense"])
+            x = x + drop(y)
+    return drop(norm(x, final_layer_norm["weight"]))
+
+
+def identity(x):
+    """No dropout."""
+    return x
+
+
+def dropout(rate: float, rng: onp.random.Generator) -> Drop:
+    """Inverted dropout: zero a share `rate` of the entries, scale the rest by 1 / (1 - rate)."""
+
+    def drop(x):
+        keep = rng.random(x.shape, onp.float32) >= rate
+        return x * (keep / onp.asarray(1 - rate, x.dtype)).astype(x.dtype, copy=False)
+
+    return drop if rate else identity
+
+
+def encode(params: Tree, config: Config, input_ids, attention_mask, drop: Drop = identity):
+    """Run the encoder, with the soft prompt in front where `params` has `encoder.prompt.embedding`.
+
+    Shapes: input_ids integer (B, L), attention_mask (B, L) with 0 at padding, prompt (P, D) or one
+    for each row (B, P, D). Returns the context (B, S, D) and its mask (B, S), S = P + L.
+    """
+    weights = params["encoder"]
+    x = ops.embedding(params["shared"]["weight"], input_ids)
+    mask = onp.asarray(attention_mask)
+    if "prompt" in weights:
+        prompt = weights["prompt"]["embedding"]
+        rows = (len(input_ids), *prompt.shape[-2:])
+        x = np.concatenate([ops.broadcast_to(prompt, rows), x], axis=1)
+        mask = onp.concatenate([onp.ones(rows[:2], mask.dtype), mask], axis=1)
+    biases = self_attention_biases(weights["block"], additive(mask, x.dtype), mask.shape[1], True, config)
+    return stack(x, biases, drop, config, **weights), mask
+
+
+def decode(params: Tree, config: Config, decoder_input_ids, context, mask, drop: Drop = identity):
+    """Run the decoder over given tokens. Shapes: ids (B, T), context and mask of `encode`; logits (B, T, V)."""
+    weights = params["decoder"]
+    x = ops.embedding(params["shared"]["weight"], decoder_input_ids)
+    length = decoder_input_ids.shape[1]
+    causal = onp.triu(onp.full((length, length), MASKED, x.dtype), 1)[None, None]
+    biases = self_attention_biases(weights["block"], causal, length, False, config)
+    x = stack(x, biases, drop, config, context=context, context_bias=additive(mask, x.dtype), **weights)
+    if config.scaled_logits:
+        x = x * onp.asarray(config.d_model**-0.5, x.dtype)
+    return ops.linear(x, params["shared" if config.tied_head else "lm_head"]["weight"])
+
+
+def additive(mask, dtype):
+    """A 0/1 mask (B, L) as what is added to scores: 0 or MASKED, (B, 1, 1, L)."""
+    return ((1 - onp.asarray(mask, dtype)) * onp.asarray(MASKED, dtype))[:, None, None, :]
+
+
+def forward(params: Tree, config: Config, input_ids, attention_mask, decoder_input_ids, drop: Drop = identity):
+    """Logits (B, T, V) of the decoder tokens given the input tokens: the whole model."""
+    context, mask = encode(params, config, input_ids, attention_mask, drop)
+    return decode(params, config, decoder_input_ids, context, mask, drop)

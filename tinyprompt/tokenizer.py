@@ -1,0 +1,165 @@
+"""Text to ids and back: `tokenizer.json`, `spiece.model`, or ByT5's bytes.
+
+All three are built from a Hugging Face directory by `load`. Ids: pad 0, eos 1, unk 2.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+PAD, EOS, UNK = 0, 1, 2
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, closed by eos."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; pad, eos and other special tokens are left out."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class PieceTokenizer:
+    """A `tokenizers` pipeline as a `Tokenizer`."""
+
+    def __init__(self, pipeline: tokenizers.Tokenizer):
+        self.pipeline = pipeline
+        # A file may ask for padding or cutting; both are the batch's business here.
+        pipeline.no_padding()
+        pipeline.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.pipeline.encode(text, add_special_tokens=False).ids
+        return [*ids, EOS]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.pipeline.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+    def __len__(self) -> int:
+        return self.pipeline.get_vocab_size()
+
+
+class ByteTokenizer:
+    """ByT5: a byte b is id b + 3 (Xue et al. 2022, arXiv:2105.13626)."""
+
+    def __init__(self, extra_ids: int = 125):
+        self.extra_ids = extra_ids
+
+    def encode(self, text: str) -> list[int]:
+        return [*(b + 3 for b in text.encode()), EOS]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(int(i) - 3 for i in ids if 3 <= int(i) < 259).decode(errors="ignore").strip()
+
+    def __len__(self) -> int:
+        return 256 + 3 + self.extra_ids
+
+
+def load(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory. Raises ValueError or FileNotFoundError that names the file."""
+    folder = Path(folder)
+    settings = {}
+    if (folder / "tokenizer_config.json").exists():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    extra_ids = int(settings.get("extra_ids", 100))
+    if (path := folder / "tokenizer.json").exists():
+        try:
+            return PieceTokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path}: not a file of the tokenizers library: {error}") from None
+    if (path := folder / "spiece.model").exists():
+        return PieceTokenizer(from_sentencepiece(path, extra_ids))
+    if settings.get("tokenizer_class") == "ByT5Tokenizer":
+        return ByteTokenizer(int(settings.get("extra_ids", 125)))
+    raise FileNotFoundError(
+        f"{folder}: no tokenizer; expected tokenizer.json, spiece.model, "
+        "or tokenizer_config.json with tokenizer_class ByT5Tokenizer"
+    )
+
+
+def from_sentencepiece(path: str | Path, extra_ids: int = 100) -> tokenizers.Tokenizer:
+    """Build the `tokenizers` Unigram pipeline of a sentencepiece model file.
+
+    The sentinels <extra_id_0> ... are appended as T5 does, <extra_id_0> with the highest id.
+    Raises ValueError for a file that is no Unigram model.
+    """
+    try:
+        pieces, trainer, normalizer = _read_sentencepiece(Path(path).read_bytes())
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a sentencepiece model, or cut short ({error})") from None
+    if not pieces or trainer.get(3, 1) != 1:
+        raise ValueError(f"{path}: expected a sentencepiece model of type unigram with pieces in it")
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
+    vocabulary = [(piece, score) for piece, score, _ in pieces] + [(s, 0.0) for s in sentinels]
+    pipeline = tokenizers.Tokenizer(
+        models.Unigram(vocabulary, unk_id=trainer.get(40, 0), byte_fallback=bool(trainer.get(35, 0)))
+    )
+    steps: list[Any] = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
+    if normalizer.get(4, 1):  # remove_extra_whitespaces
+        steps += [normalizers.Strip(left=True, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
+    pipeline.normalizer = normalizers.Sequence(steps)
+    scheme = "always" if normalizer.get(3, 1) else "never"  # add_dummy_prefix
+    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    pipeline.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    pipeline.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+    )
+    control = [piece for piece, _, kind in pieces if kind in (2, 3)]  # unknown and control pieces
+    pipeline.add_special_tokens([*control, *sentinels])
+    return pipeline
+
+
+def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
+    """Pieces (text, score, kind), trainer and normaliser settings by field number of sentencepiece_model.proto."""
+    pieces: list[tuple[str, float, int]] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _protobuf_fields(data):
+        if field == 1:
+            piece = dict(_protobuf_fields(value))
+            pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, 1)))
+        elif field == 2:
+            trainer = dict(_protobuf_fields(value))
+        elif field == 3:
+            normalizer = dict(_protobuf_fields(value))
+    return pieces, trainer, normalizer
+
+
+def _protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Field number and raw value of a protobuf message: int for a varint, bytes for everything else."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        if kind not in (1, 2, 5):
+            raise struct.error(f"wire type {kind} at byte {at}")
+        size = {1: 8, 5: 4}.get(kind) or varint()
+        if at + size > len(data):
+            raise IndexError(f"byte {at + size} of {len(data)}")
+        yield key >> 3, data[at : at + size]
+        at += size

@@ -1,0 +1,173 @@
+"""One step, the loop with early stopping, and evaluation."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from autograd import value_and_grad
+
+from tinyprompt import generate, methods, metrics, ops, optim, t5
+from tinyprompt.checkpoint import Model, Prompt
+from tinyprompt.data import Batch, DataError, Row, by_length, encode_inputs, pad, training_batches
+from tinyprompt.tree import Flat, merge
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a prompt is tuned. The defaults are the paper's but for `steps` (30,000 there). Section 2, appendix A."""
+
+    steps: int = 1000
+    batch: int = 32
+    length: int = 100  # prompt vectors
+    init: str = "labels"
+    init_text: str | None = None
+    init_file: str | None = None
+    optimizer: str = "adafactor-t5x"
+    rate: float = 0.3
+    schedule: str = "constant"
+    warmup: int = 0
+    z_loss: float = 1e-4
+    dropout: float = 0.0
+    eval_every: int = 50
+    patience: int = 0  # evaluations without a better dev score before stopping; 0: never
+    max_input: int = 256  # tokens of an input that are read
+    max_target: int = 32  # tokens of a free-text answer that are written
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "length", "eval_every", "max_input", "max_target"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"setting {name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("warmup", "z_loss", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"setting {name}: expected 0 or more, found {getattr(self, name)}")
+        if not self.rate > 0:
+            raise ValueError(f"setting rate: expected more than 0, found {self.rate}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"setting dropout: expected 0 to below 1, found {self.dropout}")
+        if self.optimizer not in optim.OPTIMIZERS:
+            raise ValueError(f"setting optimizer: expected one of {', '.join(optim.OPTIMIZERS)}")
+        if self.init not in methods.INITS:
+            raise ValueError(f"setting init: expected one of {', '.join(methods.INITS)}")
+
+
+class Progress(NamedTuple):
+    """What the loop tells after each step."""
+
+    step: int
+    loss: float
+    dev: float | None  # the newest dev score, where there is one at this step
+    best: float
+
+
+class Result(NamedTuple):
+    """A tuned prompt with the story of its training."""
+
+    prompt: Prompt
+    history: list[dict[str, Any]]  # {"step", "loss" (mean since the last row), "dev"}
+    best_step: int
+    best_dev: float
+    seconds: float
+
+
+def loss(delta: Flat, model: Model, batch: Batch, drop: t5.Drop = t5.identity, z_loss: float = 0.0):
+    """Mean cross entropy of the target tokens, teacher-forced. Differentiable in `delta`; all else is frozen."""
+    params = merge(model.params, delta)
+    shifted = generate.shift_right(batch.labels)
+    logits = t5.forward(params, model.config, batch.input_ids, batch.attention_mask, shifted, drop)
+    return ops.cross_entropy(logits, batch.labels, batch.weights, z_loss)
+
+
+loss_and_gradient = value_and_grad(loss)
+
+
+def tune(
+    model: Model,
+    train: Sequence[Row],
+    dev: Sequence[Row],
+    settings: Settings,
+    labels: Sequence[str] | None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Result:
+    """Learn a soft prompt by backpropagation through the frozen model; keep the best one on the dev rows.
+
+    labels: the label words for rank classification, None for greedy decoding.
+    Raises DataError for a dev target that is no label word, FloatingPointError where the loss is not finite.
+    """
+    for row in (*train, *dev):
+        if labels is not None and row.target not in labels:
+            raise DataError(f"target {row.target!r} of the input {row.input[:40]!r} is none of: {', '.join(labels)}")
+    started = time.perf_counter()
+    delta = methods.prompt_tuning(
+        model,
+        settings.length,
+        settings.init,
+        labels=labels,
+        text=settings.init_text,
+        file=settings.init_file,
+        seed=settings.seed,
+    )
+    optimizer = optim.OPTIMIZERS[settings.optimizer]()
+    state = optimizer.init(delta)
+    rate = optim.schedule(settings.schedule, settings.rate, settings.steps, settings.warmup)
+    batches = training_batches(train, model.tokenizer, settings.batch, settings.max_input, settings.seed)
+    drop = t5.dropout(settings.dropout, np.random.default_rng([settings.seed, 1]))
+
+    def dev_score():
+        return metrics.accuracy(
+            predict(model, [r.input for r in dev], labels, delta, settings), [r.target for r in dev]
+        )
+
+    best, best_dev, best_step = delta, dev_score(), 0
+    history: list[dict[str, Any]] = [{"step": 0, "loss": None, "dev": best_dev}]
+    losses: list[float] = []
+    for step in range(1, settings.steps + 1):
+        value, gradient = loss_and_gradient(delta, model, next(batches), drop, settings.z_loss)
+        if not np.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {step}; lower the learning rate")
+        delta, state = optimizer.update(delta, gradient, state, rate(step - 1))
+        losses.append(float(value))
+        score = None
+        if step % settings.eval_every == 0 or step == settings.steps:
+            score = dev_score()
+            history.append({"step": step, "loss": float(np.mean(losses)), "dev": score})
+            losses = []
+            if score > best_dev:
+                best, best_dev, best_step = delta, score, step
+        report(Progress(step, float(value), score, best_dev))
+        if settings.patience and step - best_step >= settings.patience * settings.eval_every:
+            break
+    prompt = Prompt(best, model.name, model.fingerprint(), tuple(labels) if labels else None, asdict(settings))
+    return Result(prompt, history, best_step, best_dev, time.perf_counter() - started)
+
+
+def predict(
+    model: Model,
+    inputs: Sequence[str],
+    labels: Sequence[str] | None,
+    delta: Flat | None = None,
+    settings: Settings | None = None,
+) -> list[str]:
+    """The answer for each input: the likeliest label word, or free text. Without `delta`: the bare frozen model."""
+    settings = settings or Settings()
+    params = merge(model.params, delta or {})
+    words = [model.tokenizer.encode(label) for label in labels or ()]
+    sequences = encode_inputs(inputs, model.tokenizer, settings.max_input)
+    answers = [""] * len(inputs)
+    for chosen in by_length([len(ids) for ids in sequences], 64):
+        input_ids, mask = pad([sequences[i] for i in chosen])
+        context, context_mask = t5.encode(params, model.config, input_ids, mask)
+
+        def logits_of(ids, context=context, context_mask=context_mask):
+            return t5.decode(params, model.config, ids, context, context_mask)
+
+        if labels:
+            found = [labels[i] for i in generate.rank(logits_of, len(chosen), words).argmax(1)]
+        else:
+            written = generate.greedy(logits_of, len(chosen), settings.max_target)
+            found = [model.tokenizer.decode(ids) for ids in written]
+        for i, answer in zip(chosen, found, strict=True):
+            answers[i] = answer
+    return answers
