@@ -197,10 +197,11 @@ class Prompt(NamedTuple):
 
     def check(self, model: Model) -> None:
         """Raise CheckpointError where the prompt was tuned on another model than this."""
-        if model.fingerprint() != self.fingerprint:
+        found = model.fingerprint()
+        if found != self.fingerprint:
             raise CheckpointError(
                 f"this prompt was tuned on {self.model!r} (sha256 {self.fingerprint[:12]}...), "
-                f"not on {model.name!r} (sha256 {model.fingerprint()[:12]}...): "
+                f"not on {model.name!r} (sha256 {found[:12]}...): "
                 "a soft prompt works only on its own frozen model; name that model or tune again"
             )
 
