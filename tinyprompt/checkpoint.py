@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tinyprompt import t5, tokenizer
@@ -133,7 +134,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise CheckpointError(f"{index}: key 'weight_map' is missing; expected a map of names to files")
         return [folder / name for name in sorted(set(shards.values()))]
     return [folder / "model.safetensors"]
@@ -147,36 +148,42 @@ def map_safetensors(path: Path) -> Flat:
     Raises CheckpointError for a file that is cut short or no safetensors file.
     """
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        assert isinstance(header, dict)
+        with safe_open(path, "numpy"):  # checks that the header is sound and its tensors fill the file
+            pass
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (ValueError, AssertionError):
-        raise CheckpointError(f"{path}: not a safetensors file, or cut short ({size} bytes)") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {_what_is_wrong(path)}; download it again ({error})") from None
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
     out: Flat = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: key {name!r} has dtype {entry['dtype']}; expected one of {sorted(DTYPES)}")
-        dtype = np.dtype(DTYPES[entry["dtype"]])
-        shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-        if end - start != dtype.itemsize * int(np.prod(shape)):
-            raise CheckpointError(
-                f"{path}: key {name!r}: {end - start} bytes do not hold {list(shape)} {entry['dtype']}"
-            )
-        if 8 + length + end > size:
-            raise CheckpointError(
-                f"{path}: cut short: key {name!r} ends at byte {8 + length + end}, "
-                f"the file has {size}; download it again"
-            )
+        kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if kind not in DTYPES:
+            raise CheckpointError(f"{path}: key {name!r} has dtype {kind}; expected one of {sorted(DTYPES)}")
         if start == end:
             raise CheckpointError(f"{path}: key {name!r} is empty (shape {list(shape)})")
-        out[name] = np.memmap(path, dtype, "r", 8 + length + start, shape)
+        out[name] = np.memmap(path, DTYPES[kind], "r", 8 + length + start, shape)
     return out
+
+
+def _what_is_wrong(path: Path) -> str:
+    """Name the first key that a truncated safetensors file does not hold."""
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            ends = {
+                name: entry["data_offsets"][1]
+                for name, entry in json.loads(file.read(length)).items()
+                if name != "__metadata__"
+            }
+        name = next(name for name, end in sorted(ends.items(), key=lambda e: e[1]) if 8 + length + end > size)
+        return f"cut short: key {name!r} ends at byte {8 + length + ends[name]}, the file has {size}"
+    except Exception:  # the header itself is broken: nothing better can be said
+        return f"not a safetensors file, or its header is damaged ({size} bytes)"
 
 
 def widen(value: np.ndarray) -> np.ndarray:
@@ -213,7 +220,9 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
     about = {"model": prompt.model, "fingerprint": prompt.fingerprint, "settings": json.dumps(prompt.settings)}
     if prompt.labels is not None:
         about["labels"] = json.dumps(prompt.labels)
-    data = save(prompt.delta, {"format": "tinyprompt", **about})
+    # `save` writes the bytes as they lie in memory: of a transposed array, in the wrong order.
+    delta = {name: np.ascontiguousarray(value) for name, value in prompt.delta.items()}
+    data = save(delta, {"format": "tinyprompt", **about})
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(data)
     os.replace(temporary, path)
@@ -223,10 +232,15 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
 def load_prompt(path: str | Path) -> Prompt:
     """Read a prompt that `save_prompt` wrote. Raises CheckpointError."""
     path = Path(path)
-    delta = {name: np.array(value) for name, value in map_safetensors(path).items()}
-    with open(path, "rb") as file:
-        about = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__", {})
-    if about.get("format") != "tinyprompt" or "fingerprint" not in about:
-        raise CheckpointError(f"{path}: not a prompt saved by tinyprompt (its metadata lacks the model's fingerprint)")
-    labels = tuple(json.loads(about["labels"])) if "labels" in about else None
-    return Prompt(delta, about["model"], about["fingerprint"], labels, json.loads(about["settings"]))
+    tensors = map_safetensors(path)
+    with safe_open(path, "numpy") as file:
+        about = file.metadata() or {}
+    if about.get("format") != "tinyprompt":
+        raise CheckpointError(f"{path}: not a prompt saved by tinyprompt (its metadata do not say so)")
+    try:
+        labels = tuple(json.loads(about["labels"])) if "labels" in about else None
+        settings = dict(json.loads(about["settings"]))
+        delta = {name: np.array(value) for name, value in tensors.items()}
+        return Prompt(delta, about["model"], about["fingerprint"], labels, settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error!r})") from None

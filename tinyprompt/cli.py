@@ -137,6 +137,8 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
 def tune_command(args: argparse.Namespace) -> dict[str, Any]:
     """Tune a prompt on rows of a file."""
     settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+    if Path(args.out).is_dir():
+        raise DataError(f"{args.out}: is a directory; --out names the file for the prompt")
     model = checkpoint.load(args.model)
     train = read(args, args.train)
     if args.dev:
@@ -211,9 +213,9 @@ def read(args: argparse.Namespace, path: str) -> list[Row]:
     words = {}
     for pair in args.words or ():
         key, equals, word = pair.partition("=")
-        if not equals or not word:
+        if not equals or not word.strip():
             raise DataError(f"--words {pair!r}: expected TARGET=WORD, for example 1=good")
-        words[key] = word
+        words[key] = word.strip()
     return data.read_rows(path, args.input, args.target, words)
 
 

@@ -1,6 +1,7 @@
 """Rows from files, and batches from rows."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
     if kind not in (".tsv", ".csv", ".jsonl"):
         raise DataError(f"{path}: expected a file that ends in .tsv, .csv or .jsonl")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="") as file:
             if kind == ".jsonl":
                 for number, line in enumerate(file, 1):
                     if not line.strip():
@@ -107,9 +108,10 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
     except IsADirectoryError:
         raise DataError(f"{path}: is a directory; expected a .tsv, .csv or .jsonl file") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
+        row = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}: row {row}: not UTF-8; convert it first") from None
     except csv.Error as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: row {reader.line_num}: {error}") from None
 
 
 def label_words(rows: Sequence[Row]) -> tuple[str, ...] | None:

@@ -110,13 +110,16 @@ OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
 }
 
 
+SCHEDULES = ("constant", "linear")
+
+
 def schedule(kind: str, rate: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
     """Learning rate at a step counted from 0: "constant" (the paper's), or "linear" down to 0 at `steps`.
 
     Both rise linearly over the first `warmup` steps. Raises ValueError for another kind.
     """
-    if kind not in ("constant", "linear"):
-        raise ValueError(f"schedule {kind!r}: expected 'constant' or 'linear'")
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule {kind!r}: expected one of {', '.join(SCHEDULES)}")
 
     def at(step: int) -> float:
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0

@@ -63,11 +63,12 @@ class Config:
 
         kinds = {"relu": ("relu", False), "gated-gelu": ("gelu", True), "gated-gelu_new": ("gelu", True)}
         kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ValueError(f"key 'feed_forward_proj': expected one of {sorted(kinds)}, found {kind!r}")
         activation, gated = kinds[kind]
         # mT5 never ties its head. T5 1.0 leaves the key out, which means tied.
-        tied = family != "mt5" and raw.get("tie_word_embeddings", True) is not False
+        # Whatever it was, transformers 5 saves a T5 as tied, and keeps the answer under another key.
+        tied = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)) is not False and family != "mt5"
         return cls(
             **{k: number(k) for k in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")},
             num_decoder_layers=number("num_decoder_layers", raw.get("num_layers")),

@@ -68,19 +68,23 @@ class ByteTokenizer:
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face directory. Raises ValueError or FileNotFoundError that names the file."""
     folder = Path(folder)
-    settings = {}
-    if (folder / "tokenizer_config.json").exists():
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    extra_ids = int(settings.get("extra_ids", 100))
+    settings: dict[str, Any] = {}
+    if (path := folder / "tokenizer_config.json").exists():
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from None
+        if not isinstance(settings, dict) or not isinstance(settings.get("extra_ids", 0), int):
+            raise ValueError(f"{path}: expected a JSON object, with a number as extra_ids or without that key")
     if (path := folder / "tokenizer.json").exists():
         try:
             return PieceTokenizer(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path}: not a file of the tokenizers library: {error}") from None
     if (path := folder / "spiece.model").exists():
-        return PieceTokenizer(from_sentencepiece(path, extra_ids))
+        return PieceTokenizer(from_sentencepiece(path, settings.get("extra_ids", 100)))
     if settings.get("tokenizer_class") == "ByT5Tokenizer":
-        return ByteTokenizer(int(settings.get("extra_ids", 125)))
+        return ByteTokenizer(settings.get("extra_ids", 125))
     raise FileNotFoundError(
         f"{folder}: no tokenizer; expected tokenizer.json, spiece.model, "
         "or tokenizer_config.json with tokenizer_class ByT5Tokenizer"
@@ -93,12 +97,17 @@ def from_sentencepiece(path: str | Path, extra_ids: int = 100) -> tokenizers.Tok
     The sentinels <extra_id_0> ... are appended as T5 does, <extra_id_0> with the highest id.
     Raises ValueError for a file that is no Unigram model.
     """
+    data = Path(path).read_bytes()
     try:
-        pieces, trainer, normalizer = _read_sentencepiece(Path(path).read_bytes())
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a sentencepiece model, or cut short ({error})") from None
+        return _unigram(data, extra_ids)
+    except Exception as error:  # wrong bytes show up anywhere, and the library raises bare Exception
+        raise ValueError(f"{path}: not a sentencepiece model of type unigram, or cut short ({error})") from None
+
+
+def _unigram(data: bytes, extra_ids: int) -> tokenizers.Tokenizer:
+    pieces, trainer, normalizer = _read_sentencepiece(data)
     if not pieces or trainer.get(3, 1) != 1:
-        raise ValueError(f"{path}: expected a sentencepiece model of type unigram with pieces in it")
+        raise ValueError(f"{len(pieces)} pieces, type {trainer.get(3, 1)}")
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
     vocabulary = [(piece, score) for piece, score, _ in pieces] + [(s, 0.0) for s in sentinels]
     pipeline = tokenizers.Tokenizer(
@@ -106,7 +115,8 @@ def from_sentencepiece(path: str | Path, extra_ids: int = 100) -> tokenizers.Tok
     )
     steps: list[Any] = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
     if normalizer.get(4, 1):  # remove_extra_whitespaces
-        steps += [normalizers.Strip(left=True, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
+        # Not normalizers.Strip, which takes all white space.
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     pipeline.normalizer = normalizers.Sequence(steps)
     scheme = "always" if normalizer.get(3, 1) else "never"  # add_dummy_prefix
     pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)

@@ -40,7 +40,7 @@ class Settings:
         for name in ("steps", "batch", "length", "eval_every", "max_input", "max_target"):
             if getattr(self, name) < 1:
                 raise ValueError(f"setting {name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("warmup", "z_loss", "patience"):
+        for name in ("warmup", "z_loss", "patience", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"setting {name}: expected 0 or more, found {getattr(self, name)}")
         if not self.rate > 0:
@@ -49,6 +49,8 @@ class Settings:
             raise ValueError(f"setting dropout: expected 0 to below 1, found {self.dropout}")
         if self.optimizer not in optim.OPTIMIZERS:
             raise ValueError(f"setting optimizer: expected one of {', '.join(optim.OPTIMIZERS)}")
+        if self.schedule not in optim.SCHEDULES:
+            raise ValueError(f"setting schedule: expected one of {', '.join(optim.SCHEDULES)}")
         if self.init not in methods.INITS:
             raise ValueError(f"setting init: expected one of {', '.join(methods.INITS)}")
 
@@ -94,8 +96,10 @@ def tune(
     """Learn a soft prompt by backpropagation through the frozen model; keep the best one on the dev rows.
 
     labels: the label words for rank classification, None for greedy decoding.
-    Raises DataError for a dev target that is no label word, FloatingPointError where the loss is not finite.
+    Raises DataError for a target that is no label word or for no rows, FloatingPointError where the loss is not finite.
     """
+    if not train or not dev:
+        raise DataError(f"{len(train)} train rows and {len(dev)} dev rows: expected at least one of each")
     for row in (*train, *dev):
         if labels is not None and row.target not in labels:
             raise DataError(f"target {row.target!r} of the input {row.input[:40]!r} is none of: {', '.join(labels)}")

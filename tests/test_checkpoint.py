@@ -1,0 +1,347 @@
+"""Files: directories that transformers wrote, broken ones, and prompts."""
+
+import json
+import mmap
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
+from safetensors.numpy import save_file
+
+from tinyprompt import checkpoint, generate, t5, tree
+from tinyprompt.checkpoint import CheckpointError, Prompt
+
+VOCAB = 384  # of ByT5, whose tokenizer needs no file but this:
+WORDS = json.dumps({"tokenizer_class": "ByT5Tokenizer"})
+SMALL = raw_config("t5-1.1", vocab_size=VOCAB, d_model=4, d_kv=2, d_ff=6, num_layers=1, num_decoder_layers=1)
+WEIGHT = "encoder.block.0.layer.0.SelfAttention.q.weight"
+INDEX = "model.safetensors.index.json"
+
+
+def write(folder, raw, flat):
+    """A model directory with these weights."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "tokenizer_config.json").write_text(WORDS)
+    save_file(flat, folder / "model.safetensors")
+    return folder
+
+
+def weights(raw=SMALL, seed=0):
+    return {k: v.astype(np.float32) for k, v in random_weights(t5.Config.from_dict(raw), seed).items()}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "small", SMALL, weights())
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A directory that hypothesis may change again and again, and the bytes of its weights."""
+    folder = write(tmp_path_factory.mktemp("shared"), SMALL, weights())
+    return folder, (folder / "model.safetensors").read_bytes()
+
+
+def logits_of(model, ids, mask, start):
+    exact = tree.nest({k: v.astype(np.float64) for k, v in tree.flatten(model.params).items()})
+    return t5.forward(exact, model.config, ids, mask, start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_saved_gives_its_logits(family, dtype, tmp_path):
+    reference = pair(family, vocab_size=VOCAB)[2].to(dtype)
+    # float32 whole, the 16-bit types in shards
+    reference.save_pretrained(tmp_path, max_shard_size="1GB" if dtype == torch.float32 else "20KB")
+    assert (tmp_path / INDEX).exists() == (dtype != torch.float32)
+    (tmp_path / "tokenizer_config.json").write_text(WORDS)
+    model = checkpoint.load(tmp_path)
+    assert {v.dtype for v in tree.flatten(model.params).values()} == {np.dtype(np.float32)}
+    ids, mask, labels, _ = batch(1, VOCAB, rows=3, length=17, out=4)
+    start = generate.shift_right(labels)
+    with torch.no_grad():
+        theirs = reference.double()(*map(torch.from_numpy, (ids, mask, start)), use_cache=False).logits.numpy()
+    assert np.abs(logits_of(model, ids, mask, start) - theirs).max() < 1e-10
+
+
+@pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1", "mt5"])
+def test_a_model_that_transformers_read_and_wrote_again(family, tmp_path):
+    # transformers 5 writes tie_word_embeddings true for every T5 it has read.
+    pair(family, vocab_size=VOCAB)[2].float().save_pretrained(tmp_path / "a")
+    reference = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "a")
+    reference.save_pretrained(tmp_path / "b")
+    one, two = (checkpoint.read_config(tmp_path / part / "config.json") for part in "ab")
+    assert one == two
+    flat = [checkpoint.read_weights(tmp_path / part, one) for part in "ab"]
+    assert all((flat[0][name] == flat[1][name]).all() for name in flat[0])
+
+
+def test_float32_weights_are_views_of_the_file(folder):
+    for value in tree.flatten(checkpoint.load(folder).params).values():
+        assert not value.flags.owndata
+        assert not value.flags.writeable
+        while isinstance(value, np.ndarray):
+            value = value.base
+        assert isinstance(value, mmap.mmap)
+
+
+def test_redundant_copies_are_accepted(folder):
+    flat = weights()
+    before = checkpoint.load(folder).fingerprint()
+    flat |= {f"{part}.embed_tokens.weight": flat["shared.weight"] for part in ("encoder", "decoder")}
+    assert checkpoint.load(write(folder, SMALL, flat)).fingerprint() == before
+    del flat["shared.weight"]
+    assert checkpoint.load(write(folder, SMALL, flat)).fingerprint() == before
+
+
+def config(**changes):
+    return lambda folder: (folder / "config.json").write_text(json.dumps(SMALL | changes))
+
+
+def text(name, contents):
+    return lambda folder: (folder / name).write_text(contents)
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def tensors(**changes):
+    """Write the weights with some of them replaced; None: left out."""
+    changes = {k.replace("__", "."): v for k, v in changes.items()}
+    return lambda folder: save_file(
+        {k: v for k, v in (weights() | changes).items() if v is not None}, folder / "model.safetensors"
+    )
+
+
+def shards(*parts, index=True):
+    """Write shards of weights, and an index that also names a file where index is a name."""
+
+    def change(folder):
+        (folder / "model.safetensors").unlink()
+        flat = weights()
+        where = {}
+        for i, names in enumerate(parts):
+            save_file({name: flat[name] for name in (names or flat)}, folder / f"{i}.safetensors")
+            where |= dict.fromkeys(names or flat, f"{i}.safetensors")
+        if isinstance(index, str):
+            where["other"] = index
+        (folder / INDEX).write_text(json.dumps({"weight_map": where}))
+
+    return change
+
+
+Q = WEIGHT.replace(".", "__")
+TIED = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=True)
+BROKEN = {
+    "no config": (without("config.json"), ["config.json", "no such file"]),
+    "config no JSON": (text("config.json", "{"), ["config.json", "JSON"]),
+    "config no text": (lambda f: (f / "config.json").write_bytes(b"\xff"), ["config.json", "JSON"]),
+    "config a list": (text("config.json", "[]"), ["config.json", "list"]),
+    "model_type": (config(model_type="bert"), ["config.json", "'model_type'", "bert"]),
+    "activation": (config(feed_forward_proj=[]), ["config.json", "'feed_forward_proj'"]),
+    "d_model": (config(d_model="4"), ["config.json", "'d_model'"]),
+    "no tokenizer": (without("tokenizer_config.json"), ["small", "tokenizer.json"]),
+    "bad tokenizer": (text("tokenizer_config.json", "["), ["tokenizer_config.json"]),
+    "too many pieces": (
+        text("tokenizer_config.json", '{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 126}'),
+        ["385", "vocab_size 384"],
+    ),
+    "no weights": (without("model.safetensors"), ["model.safetensors", "no such file"]),
+    "missing": (tensors(**{Q: None}), ["small", repr(WEIGHT), "missing"]),
+    "surplus": (tensors(extra=np.ones(2)), ["model.safetensors", "'extra'"]),
+    "shape": (tensors(**{Q: np.ones((4, 6), np.float32)}), ["model.safetensors", repr(WEIGHT), "[4, 6]", "[6, 4]"]),
+    "dtype": (tensors(**{Q: np.ones((6, 4), np.int64)}), ["model.safetensors", repr(WEIGHT), "I64", "F32"]),
+    "empty": (tensors(**{Q: np.ones((0, 4), np.float32)}), ["model.safetensors", repr(WEIGHT), "empty"]),
+    "no safetensors": (text("model.safetensors", "<html>not found</html>"), ["model.safetensors", "not a safetensors"]),
+    "head not tied": (config(**TIED), ["model.safetensors", "'lm_head.weight'", "tie_word_embeddings"]),
+    "no shard": (shards(None, index="9.safetensors"), ["9.safetensors", "no such file"]),
+    "twice": (shards(None, [WEIGHT]), ["1.safetensors", repr(WEIGHT), "0.safetensors"]),
+    "index empty": (text(INDEX, "{}"), [INDEX, "'weight_map'"]),
+    "index a list": (text(INDEX, '{"weight_map": ["0.safetensors"]}'), [INDEX, "'weight_map'"]),
+    "index of numbers": (text(INDEX, '{"weight_map": {"a": 3, "b": "c"}}'), [INDEX, "'weight_map'"]),
+    "index no JSON": (text(INDEX, "{"), [INDEX, "JSON"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_errors_name_the_file_and_the_key(case, folder):
+    change, words = BROKEN[case]
+    checkpoint.load(folder)
+    change(folder)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(folder)
+    assert str(folder) in str(caught.value)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_no_directory_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: no such directory"):
+        checkpoint.load(tmp_path / "nowhere")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_file_cut_short(shared, data):
+    folder, whole = shared
+    cut = data.draw(st.one_of(st.integers(0, 20), st.integers(0, len(whole) - 1)))
+    path = folder / "model.safetensors"
+    path.write_bytes(whole[:cut])
+    with pytest.raises(CheckpointError, match=rf"model.safetensors: .*\b{cut}\b") as caught:
+        checkpoint.load(folder)
+    header_ends = 8 + int.from_bytes(whole[:8], "little")
+    assert ("cut short: key " in str(caught.value)) == (cut >= header_ends)
+
+
+def by_hand(path, header, data=bytes(32)):
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+A = dict(dtype="F32", shape=[2, 2], data_offsets=[0, 16])
+B = dict(dtype="F16", shape=[8], data_offsets=[16, 32])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {k: v for k, v in A.items() if k != "data_offsets"}, "b": B},
+        {"a": A | {"shape": [-2, -2]}, "b": B},
+        {"a": A | {"shape": [4.0]}, "b": B},
+        {"a": A | {"shape": [2**32, 2**32]}, "b": B},
+        {"a": A, "b": B | {"data_offsets": [8, 24]}},
+        {"a": A, "b": A},
+        {"a": A},
+        {"a": A, "b": B | {"data_offsets": [32, 16]}},
+        {"a": A, "b": B | {"data_offsets": [16]}},
+        {"a": A, "b": B | {"dtype": "F7"}},
+        {"a": A, "b": None},
+        {"a": A, "b": B, "__metadata__": {"x": 1}},
+        [A, B],
+        None,
+    ],
+)
+def test_a_malformed_header_is_refused(tmp_path, header):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: not a safetensors file"):
+        checkpoint.map_safetensors(by_hand(tmp_path / "a.safetensors", header))
+
+
+numbers = st.one_of(st.integers(-3, 40), st.integers(), st.floats(), st.none(), st.text(max_size=3))
+values = st.one_of(numbers, st.lists(numbers, max_size=3), st.sampled_from(["F32", "F16", "BF16", "I8", [4], [0, 16]]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    entry=st.dictionaries(st.sampled_from([*A, "more"]), values), name=st.sampled_from(["a", "b", "c", "__metadata__"])
+)
+def test_no_header_raises_another_exception(shared, entry, name):
+    header = {"a": A, "b": B}
+    path = by_hand(shared[0] / "fuzz.safetensors", header | {name: header.get(name, {}) | entry})
+    try:
+        found = checkpoint.map_safetensors(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)  # noqa: PT017 - a header may also be right
+    else:
+        assert sum(value.nbytes for value in found.values()) == 32
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_fingerprint_sees_one_bit(shared, data):
+    folder, whole = shared
+    (folder / "model.safetensors").write_bytes(whole)
+    before = checkpoint.load(folder).fingerprint()
+    assert before == checkpoint.load(folder).fingerprint()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    at, bit = data.draw(st.integers(start, len(whole) - 1)), data.draw(st.integers(0, 7))
+    changed = bytearray(whole)
+    changed[at] ^= 1 << bit
+    (folder / "model.safetensors").write_bytes(changed)
+    assert checkpoint.load(folder).fingerprint() != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_fingerprint_is_that_of_the_values_not_of_their_storage(dtype, tmp_path):
+    model = hugging_face(SMALL, weights()).to(dtype)
+    found = []
+    for storage in (dtype, torch.float32):
+        model.to(storage).save_pretrained(tmp_path / str(storage))
+        (tmp_path / str(storage) / "tokenizer_config.json").write_text(WORDS)
+        found.append(checkpoint.load(tmp_path / str(storage)).fingerprint())
+    assert found[0] == found[1]
+
+
+def prompt_for(model, **changes):
+    delta = {"encoder.prompt.embedding": np.random.default_rng(0).normal(0, 1, (4, 5)).astype(np.float32).T}
+    about = dict(model=model.name, fingerprint=model.fingerprint(), labels=("good", "schlecht ü"))
+    return Prompt(**dict(delta=delta, **about, settings={"seed": 3, "rate": 0.1, "init": None}) | changes)
+
+
+@pytest.mark.parametrize("labels", [("good", "schlecht ü"), (), None])
+def test_a_prompt_comes_back(folder, tmp_path, labels):
+    model = checkpoint.load(folder)
+    prompt = prompt_for(model, labels=labels)
+    path = checkpoint.save_prompt(prompt, tmp_path / "new" / "p.safetensors")
+    checkpoint.save_prompt(prompt, path)  # over the first
+    assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
+    again = checkpoint.load_prompt(path)
+    assert again._replace(delta=None) == prompt._replace(delta=None)
+    assert again.delta.keys() == prompt.delta.keys()
+    for name, value in again.delta.items():
+        assert value.dtype == np.float32
+        assert value.flags.writeable
+        assert (value == prompt.delta[name]).all()
+    again.check(model)
+
+
+def test_a_prompt_is_refused_on_another_model(folder, tmp_path):
+    prompt = prompt_for(checkpoint.load(folder))
+    other = checkpoint.load(write(tmp_path / "other", SMALL, weights(seed=1)))
+    with pytest.raises(CheckpointError, match=r"'small'.*'other'"):
+        prompt.check(other)
+
+
+def test_a_model_is_no_prompt(folder):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a prompt"):
+        checkpoint.load_prompt(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint.load_prompt(folder / "p.safetensors")
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_prompt_cut_short(shared, data):
+    folder, whole = shared
+    (folder / "model.safetensors").write_bytes(whole)
+    path = checkpoint.save_prompt(prompt_for(checkpoint.load(folder)), folder / "p.safetensors")
+    contents = path.read_bytes()
+    path.write_bytes(contents[: data.draw(st.integers(0, len(contents) - 1))])
+    with pytest.raises(CheckpointError, match=r"p\.safetensors: .*(cut short|damaged)"):
+        checkpoint.load_prompt(path)
+
+
+GOOD = dict(format="tinyprompt", model="m", fingerprint="f", settings="{}", labels='["a"]')
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        None,
+        {},
+        {"format": "pt"},
+        GOOD | {"settings": "{"},
+        GOOD | {"settings": "3"},
+        GOOD | {"labels": "["},
+        GOOD | {"labels": "3"},
+        *({k: v for k, v in GOOD.items() if k != missing} for missing in GOOD if missing != "labels"),
+    ],
+)
+def test_damaged_metadata_of_a_prompt(tmp_path, about):
+    path = by_hand(tmp_path / "p.safetensors", {"a": A, "b": B, "__metadata__": about})
+    with pytest.raises(CheckpointError, match=r"p\.safetensors: "):
+        checkpoint.load_prompt(path)
+    assert checkpoint.load_prompt(by_hand(path, {"a": A, "b": B, "__metadata__": GOOD})).labels == ("a",)

@@ -1,0 +1,249 @@
+"""Rows from files, batches from rows, and the demo's own data."""
+
+import itertools
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyprompt
+from tinyprompt import data
+from tinyprompt.data import DataError, Row
+from tinyprompt.tokenizer import ByteTokenizer
+
+DEMO = Path(tinyprompt.__file__).parent / "demo"
+WORDS = ByteTokenizer()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes text or bytes to a file and returns its path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.tsv", "input\ttarget\nfilm one\tgood\nfilm two\tbad\n", [("film one", "good"), ("film two", "bad")]),
+        ("a.tsv", 'input\ttarget\n"Oh", he said\tgood\nan "odd\tbad', [('"Oh", he said', "good"), ('an "odd', "bad")]),
+        ("a.tsv", "\ufeffinput\ttarget\r\nä ß 漢\tgood\r\n\r\n", [("ä ß 漢", "good")]),
+        ("a.TSV", "id\ttarget\tinput\n7\tgood\t  film \n", [("film", "good")]),
+        ("a.csv", 'input,target\n"one, ""2""\nthree",good\n\n4,bad\n', [('one, "2"\nthree', "good"), ("4", "bad")]),
+        ("a.csv", "\ufefftarget,input\ngood,film\n", [("film", "good")]),
+        ("a.jsonl", '{"input": "a\\tb", "target": 1}\n\n{"target": 2.5, "input": 0}\n', [("a\tb", "1"), ("0", "2.5")]),
+        ("a.jsonl", '\ufeff{"input": "film", "target": "good"}', [("film", "good")]),
+    ],
+)  # fmt: skip
+def test_rows(write, name, content, rows):
+    assert data.read_rows(write(name, content)) == [Row(*row) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_column_names_and_label_words(write, name):
+    records = [{"label": "0", "text": "dull"}, {"label": "1", "text": "fun"}]
+    separator = "\t" if name == "a.tsv" else ","
+    lines = [separator.join(records[0]), *(separator.join(r.values()) for r in records)]
+    path = write(name, "\n".join(map(json.dumps, records) if name == "a.jsonl" else lines))
+    assert data.read_rows(path, "text", "label", {"0": "bad", "1": "good"}) == [("dull", "bad"), ("fun", "good")]
+    assert data.read_rows(path, "text", "label") == [("dull", "0"), ("fun", "1")]
+    assert data.read_rows(path, "text", None) == [("dull", ""), ("fun", "")]
+    assert data.read_rows(path, "text", None, {"0": "bad"}) == [("dull", ""), ("fun", "")]
+
+
+GOOD = "input\ttarget\nfilm\tgood\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", "text\ttarget\nfilm\tgood\n", "row 2: no column 'input'; found 'text', 'target'"),
+        ("a.jsonl", '{"input": "a", "target": "b"}\n{"input": "a"}', "row 2: no column 'target'"),
+        ("a.tsv", GOOD + "film\tgood\tbad\n", "row 3: 3 fields, but the header names 2"),
+        ("a.csv", "input,target\nfilm\n", "row 2: 1 fields, but the header names 2"),
+        ("a.tsv", GOOD + "\tgood\n", "row 3: column 'input': expected a text, found ''"),
+        ("a.csv", "input,target\nfilm,  \n", "row 2: column 'target': expected a text, found '  '"),
+        ("a.jsonl", '{"input": "a", "target": null}', "row 1: column 'target': expected a text, found None"),
+        ("a.jsonl", '{"input": ["a"], "target": "b"}', "row 1: column 'input': expected a text"),
+        ("a.jsonl", '{"input": "a", "target": true}', "row 1: column 'target': expected a text, found True"),
+        ("a.jsonl", '\n{"input": "a",\n', "row 2: not valid JSON"),
+        ("a.jsonl", '["a", "b"]', "row 1: expected a JSON object"),
+        ("a.tsv", GOOD.encode() + b"caf\xe9\tgood\n", "row 3: not UTF-8"),
+        ("a.jsonl", b'{"input": "a", "target": "b"}\n' * 500 + b"\xff", "row 501: not UTF-8"),
+        ("a.csv", b"\xef\xbb\xbfinput,target\n\xff,good\n", "row 2: not UTF-8"),
+        ("a.tsv", "", "empty"),
+        ("a.csv", "", "empty"),
+        ("a.jsonl", "", "no rows"),
+        ("a.tsv", "input\ttarget\n", "no rows"),
+        ("a.txt", GOOD, "expected a file that ends in .tsv, .csv or .jsonl"),
+        ("a.csv", "input,target\nfilm,good\n" + "x" * 200_000 + ",good\n", "row 3: field larger than"),
+    ],
+)
+def test_an_error_names_the_file_and_the_row(write, name, content, message):
+    path = write(name, content)
+    with pytest.raises(DataError, match=re.escape(f"{path}: {message}")):
+        data.read_rows(path)
+
+
+def test_an_unknown_coded_target_is_named(write):
+    path = write("a.tsv", "input\ttarget\nfilm\t1\nfilm\t2\n")
+    with pytest.raises(DataError, match=re.escape(f"{path}: row 3: target '2' has no label word; given for 0, 1")):
+        data.read_rows(path, words={"0": "bad", "1": "good"})
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'no.tsv'}: no such file")):
+        data.read_rows(tmp_path / "no.tsv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'folder.csv'}: is a directory")):
+        data.read_rows(tmp_path / "folder.csv")
+
+
+@pytest.mark.parametrize(
+    ("targets", "labels"),
+    [
+        (["good", "bad"] * 4, ("bad", "good")),
+        (["good", "bad"] * 3, None),  # too few rows to tell
+        (["good"] * 20, None),
+        ([f"label {i:02}" for i in range(50)] * 4, tuple(f"label {i:02}" for i in range(50))),
+        ([str(i) for i in range(51)] * 9, None),
+        ([f"answer {i}" for i in range(20)], None),
+    ],
+)
+def test_label_words_tell_classes_from_free_text(targets, labels):
+    assert data.label_words([Row("x", t) for t in targets]) == labels
+
+
+@given(count=st.integers(2, 60), share=st.floats(0.01, 0.5), seed=st.integers(0, 99))
+def test_split_is_disjoint_complete_and_seeded(count, share, seed):
+    rows = [Row(str(i), "x") for i in range(count)]
+    train, dev = data.split(rows, share, seed)
+    assert sorted(train + dev) == sorted(rows)
+    assert len(dev) == max(1, round(count * share))
+    assert data.split(rows, share, seed) == (train, dev)
+
+
+def test_split_with_another_seed_differs():
+    rows = [Row(str(i), "x") for i in range(50)]
+    assert data.split(rows, 0.2, 0) != data.split(rows, 0.2, 1)
+
+
+def test_pad_on_the_right():
+    ids, mask = data.pad([[5, 1], [6, 7, 8, 1], [1]])
+    assert ids.tolist() == [[5, 1, 0, 0], [6, 7, 8, 1], [1, 0, 0, 0]]
+    assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=20), st.integers(1, 30))
+def test_inputs_are_cut_but_keep_eos(text, most):
+    whole = WORDS.encode(text)
+    (ids,) = data.encode_inputs([text], WORDS, most)
+    assert ids == (whole if len(whole) <= most else [*whole[: most - 1], 1])
+    assert ids[-1] == 1
+    assert len(ids) <= most
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 8))
+def test_by_length_covers_every_index_once(lengths, size):
+    batches = data.by_length(lengths, size)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) == size for batch in batches[:-1])
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.data())
+def test_by_length_pads_no_more_than_any_order(size, count, draw):
+    lengths = draw.draw(st.lists(st.integers(1, 50), min_size=size * count, max_size=size * count))
+    order = draw.draw(st.permutations(range(len(lengths))))
+
+    def computed(batches):
+        return sum(size * max(lengths[i] for i in batch) for batch in batches)
+
+    assert computed(data.by_length(lengths, size)) <= computed(np.reshape(order, (count, size)))
+
+
+def rows_of_many_lengths(count):
+    """Rows whose target is their number."""
+    rng = np.random.default_rng(0)
+    return [Row("x" * int(rng.integers(1, 200)), str(i)) for i in range(count)]
+
+
+def epoch(rows, size, batches, seed=0):
+    return list(itertools.islice(data.training_batches(rows, WORDS, size, 256, seed), batches))
+
+
+def test_training_batches_follow_their_seed():
+    rows = rows_of_many_lengths(30)
+    a, b, c = (epoch(rows, 4, 20, seed) for seed in (0, 0, 1))
+    assert all((x == y).all() for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True))
+    assert any(x.labels.tolist() != y.labels.tolist() for x, y in zip(a, c, strict=True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 50), size=st.integers(1, 6), pools=st.integers(1, 8), seed=st.integers(0, 99))
+def test_training_batches_are_full_and_show_every_row_equally_often(count, size, pools, seed):
+    rows = rows_of_many_lengths(count)
+    seen = Counter(dict.fromkeys((row.target for row in rows), 0))
+    for batch in epoch(rows, size, 8 * pools, seed):
+        assert len(batch.input_ids) == size
+        seen.update(map(WORDS.decode, batch.labels))
+    assert max(seen.values()) - min(seen.values()) <= (8 * size * pools % count > 0)
+
+
+def test_a_training_batch_holds_the_rows_as_they_are():
+    rows = rows_of_many_lengths(30)
+    for batch in epoch(rows, 4, 8):
+        for ids, mask, labels, weights in zip(*batch, strict=True):
+            row = rows[int(WORDS.decode(labels))]
+            assert WORDS.encode(row.input) == ids[mask == 1].tolist()
+            assert WORDS.encode(row.target) == labels[weights == 1].tolist()
+            assert not ids[mask == 0].any()
+            assert not labels[weights == 0].any()
+        assert batch.weights.dtype == np.float32
+
+
+def test_training_batches_hold_little_padding():
+    batches = epoch(rows_of_many_lengths(400), 16, 25)
+    assert np.concatenate([b.attention_mask.ravel() for b in batches]).mean() > 0.9  # 0.5 in a random order
+    assert all(b.attention_mask.any(0).all() for b in batches)
+
+
+def read(name):
+    return data.read_rows(DEMO / f"{name}.tsv")
+
+
+COUNTS = {"train": 400, "dev": 100, "test": 200}
+PARTS = {"sentiment": COUNTS | {"restaurants": 200}, "topic": COUNTS}
+
+
+@pytest.mark.parametrize("task", PARTS)
+def test_demo_data_are_complete_and_balanced(task):
+    labels = data.label_words(read(f"{task}.train"))
+    assert len(labels) == {"sentiment": 2, "topic": 5}[task]
+    assert {path.name for path in DEMO.glob(f"{task}.*")} == {f"{task}.{part}.tsv" for part in PARTS[task]}
+    for part, count in PARTS[task].items():
+        rows = read(f"{task}.{part}")
+        assert Counter(row.target for row in rows) == dict.fromkeys(labels, count // len(labels)), part
+        assert len({row.input for row in rows}) == count
+
+
+@pytest.mark.parametrize("task", PARTS)
+def test_demo_splits_share_no_near_duplicates(task):
+    """Near: half of the words of both texts together, or six words in a row."""
+    texts = [(part, re.findall(r"[\w']+", row.input.lower())) for part in PARTS[task] for row in read(f"{task}.{part}")]
+    sets = [(part, frozenset(words)) for part, words in texts]
+    for (part, a), (other, b) in itertools.combinations(sets, 2):
+        assert part == other or 3 * len(a & b) < len(a) + len(b), (part, sorted(a), other, sorted(b))
+    runs = {}
+    for part, words in texts:
+        for run in zip(*(words[i:] for i in range(6)), strict=False):
+            assert runs.setdefault(run, part) == part, " ".join(run)

@@ -1,0 +1,297 @@
+"""The loop, the first prompts, and prediction, on a small random model in float32."""
+
+import re
+
+import numpy as np
+import pytest
+from reference import hugging_face, random_weights, raw_config, torch
+
+from tinyprompt import checkpoint, data, generate, methods, metrics, t5, train, tree
+from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt.data import DataError, Row
+from tinyprompt.methods import PROMPT, prompt_tuning
+from tinyprompt.tokenizer import ByteTokenizer
+from tinyprompt.train import Settings, predict, tune
+
+RAW = raw_config("t5-1.1", vocab_size=384)
+CONFIG = t5.Config.from_dict(RAW)
+LABELS = ("a", "b")
+SHORT = Settings(steps=6, batch=4, length=5, optimizer="adam", rate=0.1, eval_every=2)
+
+
+def model_of(flat, dtype=np.float32):
+    return Model(CONFIG, tree.nest({k: v.astype(dtype) for k, v in flat.items()}), ByteTokenizer(), "tiny")
+
+
+@pytest.fixture(scope="module")
+def model():
+    flat = random_weights(CONFIG, 0)
+    return model_of(flat | {"lm_head.weight": 3 * flat["lm_head.weight"]})  # sure enough of itself to be taught
+
+
+def rows_of(count, seed=0):
+    """Rows whose one character tells their label; half of them each."""
+    rng = np.random.default_rng(seed)
+    return [Row("-+"[i] * int(rng.integers(1, 9)), LABELS[i]) for i in rng.permutation(np.arange(count) % 2)]
+
+
+def changed(**changes):
+    return Settings(**{**vars(SHORT), **changes})
+
+
+def test_the_frozen_weights_stay_frozen(model):
+    before = model.fingerprint()
+    result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
+    assert model.fingerprint() == before == result.prompt.fingerprint
+    assert PROMPT not in tree.flatten(model.params)
+    result.prompt.check(model)
+
+
+def test_a_fingerprint_sees_every_change(model):
+    flat = tree.flatten(model.params)
+    last = sorted(flat)[-1]
+    changed = flat[last].copy()
+    changed.flat[-1] = np.nextafter(changed.flat[-1], np.float32(9))
+    renamed = {("z" if k == last else k): v for k, v in flat.items()}
+    reshaped = flat | {last: flat[last].T}
+    others = [model_of(f).fingerprint() for f in (flat | {last: changed}, renamed, reshaped)]
+    assert len({model.fingerprint(), *others}) == 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_one_seed_is_one_result(model, dropout):
+    a, b, c = (
+        tune(model, rows_of(20), rows_of(6, 1), changed(seed=s, dropout=dropout, init="vocab"), LABELS)
+        for s in (3, 3, 4)
+    )
+    assert (a.prompt.delta[PROMPT] == b.prompt.delta[PROMPT]).all()
+    assert a.history == b.history
+    assert a.history != c.history
+    assert not (a.prompt.delta[PROMPT] == c.prompt.delta[PROMPT]).all()
+
+
+def test_dropout_changes_the_training_and_nothing_else(model):
+    plain, dropped = (tune(model, rows_of(20), rows_of(6, 1), changed(dropout=d), LABELS) for d in (0.0, 0.2))
+    assert plain.history[0] == dropped.history[0]
+    assert plain.history[1]["loss"] != dropped.history[1]["loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor-t5x", "adafactor-huggingface"])
+def test_the_loss_falls_on_a_task_that_can_be_learnt(model, optimizer):
+    settings = changed(steps=60, batch=8, length=10, rate=0.3, eval_every=15, optimizer=optimizer)
+    result = tune(model, rows_of(40), rows_of(20, 1), settings, LABELS)
+    losses = [row["loss"] for row in result.history[1:]]
+    assert losses[-1] < 0.4 * losses[0]
+    assert result.best_dev >= 0.9 > result.history[0]["dev"]
+    assert result.prompt.delta[PROMPT].dtype == np.float32
+
+
+def test_the_best_prompt_on_dev_is_returned(model):
+    dev, steps = rows_of(30, 1), []
+    settings = changed(steps=40, eval_every=4, rate=0.3, batch=8)
+    result = tune(model, rows_of(40), dev, settings, LABELS, steps.append)
+    scores = {row["step"]: row["dev"] for row in result.history}
+    answers = predict(model, [r.input for r in dev], LABELS, result.prompt.delta, settings)
+    assert metrics.accuracy(answers, [r.target for r in dev]) == result.best_dev == max(scores.values())
+    assert result.best_step == min(s for s in scores if scores[s] == result.best_dev)
+    assert len(set(scores.values())) > 1
+    assert list(scores) == list(range(0, 41, 4))
+    assert [p.step for p in steps] == list(range(1, 41))
+    assert [p.dev for p in steps if p.dev is not None] == list(scores.values())[1:]
+    assert steps[-1].best == result.best_dev
+
+
+def test_the_saved_settings_are_those_of_the_run(model, tmp_path):
+    result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
+    saved = checkpoint.load_prompt(checkpoint.save_prompt(result.prompt, tmp_path / "new" / "p.safetensors"))
+    assert Settings(**saved.settings) == SHORT
+    assert (saved.labels, saved.model, saved.fingerprint) == (LABELS, "tiny", model.fingerprint())
+    assert (saved.delta[PROMPT] == result.prompt.delta[PROMPT]).all()
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_early_stopping(model, patience):
+    # At a rate this small no dev score changes, so step 0 stays the best.
+    settings = changed(steps=100, rate=1e-9, patience=patience, eval_every=2)
+    result = tune(model, rows_of(8), rows_of(6, 1), settings, LABELS)
+    assert (result.history[-1]["step"], result.best_step) == (2 * patience, 0)
+    first = prompt_tuning(model, SHORT.length, SHORT.init, labels=LABELS, seed=SHORT.seed)
+    assert (result.prompt.delta[PROMPT] == first[PROMPT]).all()
+
+
+def test_the_last_step_is_scored(model):
+    result = tune(model, rows_of(8), rows_of(6, 1), changed(steps=5, eval_every=3), LABELS)
+    assert [row["step"] for row in result.history] == [0, 3, 5]
+
+
+@pytest.mark.parametrize("part", ["train", "dev"])
+def test_a_target_that_is_no_label_is_named(model, part):
+    parts = {"train": rows_of(8), "dev": rows_of(4)}
+    parts[part] = [*parts[part], Row("so so", "fair")]
+    with pytest.raises(DataError, match="target 'fair' of the input 'so so' is none of: a, b"):
+        tune(model, **parts, settings=SHORT, labels=LABELS)
+
+
+@pytest.mark.parametrize(("rows", "dev"), [([], rows_of(2)), (rows_of(2), [])])
+def test_no_rows_are_an_error(model, rows, dev):
+    with pytest.raises(DataError, match=f"{len(rows)} train rows and {len(dev)} dev rows"):
+        tune(model, rows, dev, SHORT, LABELS)
+
+
+def test_a_loss_that_is_not_finite_stops(model):
+    broken = tree.merge(model.params, {"encoder.final_layer_norm.weight": np.full(20, np.nan, np.float32)})
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
+        tune(model._replace(params=broken), rows_of(8), rows_of(2), SHORT, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, 0) for name in ("steps", "batch", "length", "eval_every", "max_input", "max_target")]
+    + [(name, -1) for name in ("warmup", "z_loss", "patience", "seed")]
+    + [("rate", 0.0), ("rate", -1.0), ("rate", float("nan")), ("dropout", 1.0), ("dropout", -0.1)]
+    + [("optimizer", "sgd"), ("init", "zeros"), ("schedule", "cosine")],
+)
+def test_a_bad_setting_is_named(name, value):
+    with pytest.raises(ValueError, match=f"setting {name}: expected"):
+        Settings(**{name: value})
+
+
+def vectors(model, length, init, **more):
+    delta = prompt_tuning(model, length, init, **more)
+    assert list(delta) == [PROMPT]
+    assert delta[PROMPT].shape == (length, 20)
+    assert delta[PROMPT].dtype == np.float32
+    assert (prompt_tuning(model, length, init, **more)[PROMPT] == delta[PROMPT]).all()
+    return delta[PROMPT]
+
+
+def ids_of(model, prompt):
+    """Which row of the embedding table each prompt vector is."""
+    table = model.params["shared"]["weight"]
+    found = (prompt[:, None] == table).all(-1)
+    assert (found.sum(1) == 1).all()
+    return found.argmax(1)
+
+
+@pytest.mark.parametrize(("init", "low"), [("uniform", -0.5), ("uniform-t5x", 0.0)])
+def test_uniform_prompts(model, init, low):
+    prompt = vectors(model, 200, init, seed=1)
+    assert low <= prompt.min() < low + 0.01
+    assert 0.49 < prompt.max() < 0.5
+    assert not (prompt == vectors(model, 200, init, seed=2)).all()
+
+
+@pytest.mark.parametrize(("init", "length"), [("vocab", 100), ("vocab", 381), ("vocab", 500), ("labels", 100)])
+def test_prompts_from_the_vocabulary(model, init, length):
+    ids = ids_of(model, vectors(model, length, init, seed=1))
+    assert ids.min() >= 3
+    assert length > 381 or len(set(ids)) == length  # no piece twice, where there are enough
+    assert list(ids) != list(ids_of(model, vectors(model, length, init, seed=2)))
+
+
+def test_prompts_come_from_the_frequent_pieces(model, monkeypatch):
+    monkeypatch.setattr(methods, "FREQUENT", 10)
+    assert set(ids_of(model, vectors(model, 10, "vocab"))) == set(range(3, 13))
+
+
+def test_prompts_from_label_words(model):
+    table = model.params["shared"]["weight"]
+    prompt = vectors(model, 7, "labels", labels=("ab", "c"))
+    assert np.allclose(prompt[0], (table[ord("a") + 3] + table[ord("b") + 3]) / 2)
+    assert (prompt[1] == table[ord("c") + 3]).all()
+    assert (ids_of(model, prompt[1:]) >= 3).all()
+    assert (vectors(model, 1, "labels", labels=("ab", "c")) == prompt[:1]).all()
+
+
+def test_prompts_from_a_text(model):
+    ids = ids_of(model, vectors(model, 8, "text", text="abc"))
+    assert list(ids) == [ord(c) + 3 for c in "abcabcab"]
+    assert (vectors(model, 2, "text", text="abc") == vectors(model, 8, "text", text="abc")[:2]).all()
+
+
+def test_prompts_from_a_file(model, tmp_path):
+    result = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS)
+    path = checkpoint.save_prompt(result.prompt, tmp_path / "p.safetensors")
+    assert (vectors(model, 5, "file", file=path) == result.prompt.delta[PROMPT]).all()
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: ") + r".*\[5, 20\], expected \[6, 20\]"):
+        prompt_tuning(model, 6, "file", file=path)
+
+
+@pytest.mark.parametrize(
+    ("length", "init", "message"),
+    [(5, "zeros", "'zeros'"), (5, "text", "'text'"), (5, "file", "'file'"), (0, "vocab", "length 0")],
+)
+def test_a_bad_init_is_named(model, length, init, message):
+    with pytest.raises(ValueError, match=message):
+        prompt_tuning(model, length, init)
+
+
+def texts_of(count, most=60):
+    rng = np.random.default_rng(5)
+    return ["".join(map(chr, rng.integers(33, 127, rng.integers(1, most)))) for _ in range(count)]
+
+
+def test_padding_and_batches_do_not_change_a_prediction(model):
+    texts, labels = texts_of(150), ("bad", "fun", "sad", "odd")
+    delta = prompt_tuning(model, 5, "uniform")
+    params = tree.merge(model.params, delta)
+    wanted = []
+    for text in texts:
+        ids = np.array([model.tokenizer.encode(text)])
+        context, mask = t5.encode(params, CONFIG, ids, np.ones_like(ids))
+        logits_of = lambda out, c=context, m=mask: t5.decode(params, CONFIG, out, c, m)
+        scores = generate.rank(logits_of, 1, [model.tokenizer.encode(label) for label in labels])
+        wanted.append(labels[scores[0].argmax()])
+    assert predict(model, texts, labels, delta) == wanted
+    assert len(set(wanted)) > 1
+
+
+def test_a_prediction_reads_max_input_tokens(model):
+    text = texts_of(1)[0] * 9
+    cut = data.encode_inputs([text], model.tokenizer, 10)[0]
+    assert len(cut) == 10
+    assert predict(model, [text], None, settings=changed(max_input=10)) == predict(
+        model, [model.tokenizer.decode(cut)], None, settings=SHORT
+    )
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_free_text_equals_transformers(prompted):
+    flat = random_weights(CONFIG, 3)
+    flat["shared.weight"] = flat["shared.weight"] * 2
+    flat["lm_head.weight"][131:] *= 0.1  # write ASCII, mostly
+    flat["lm_head.weight"][1] *= 1.2  # and stop now and then
+    model, reference = model_of(flat, np.float64), hugging_face(RAW, flat)
+    texts, settings = texts_of(70), changed(max_target=12)
+    delta = {k: v.astype(float) for k, v in prompt_tuning(model, 5, "vocab").items()} if prompted else {}
+    ids, mask = map(torch.from_numpy, data.pad([model.tokenizer.encode(text) for text in texts]))
+    x = reference.get_input_embeddings()(ids)
+    for prompt in delta.values():
+        x = torch.cat([torch.from_numpy(prompt).expand(len(texts), -1, -1), x], 1)
+        mask = torch.cat([torch.ones(len(texts), len(prompt), dtype=mask.dtype), mask], 1)
+    special = dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, do_sample=False, use_cache=False)
+    with torch.no_grad():
+        written = reference.generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=12, **special)
+    answers = predict(model, texts, None, delta, settings)
+    assert answers == [model.tokenizer.decode(row) for row in written.tolist()]
+    assert len(set(answers)) > 10
+    assert len(set(map(len, answers))) > 3
+
+
+def test_free_text_is_tuned_too(model):
+    result = tune(model, rows_of(20), rows_of(6, 1), SHORT, None)
+    assert result.prompt.labels is None
+    assert len(predict(model, ["+", "--"], None, result.prompt.delta, SHORT)) == 2
+
+
+def test_loss_is_teacher_forced_cross_entropy(model):
+    batch = next(data.training_batches(rows_of(8), model.tokenizer, 4, 256, 0))
+    delta = prompt_tuning(model, 5, "vocab")
+    scores = []
+    for i, row in enumerate(batch.labels):
+        ids = batch.input_ids[i : i + 1], batch.attention_mask[i : i + 1]
+        context, mask = t5.encode(tree.merge(model.params, delta), CONFIG, *ids)
+        label = row[: int(batch.weights[i].sum())].tolist()
+        logits_of = lambda out, c=context, m=mask: t5.decode(model.params, CONFIG, out, c, m)
+        scores.append(generate.rank(logits_of, 1, [label])[0, 0])
+    assert np.isclose(train.loss(delta, model, batch), -sum(scores) / batch.weights.sum(), rtol=1e-5)
