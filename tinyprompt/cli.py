@@ -169,7 +169,7 @@ def tune_command(args: argparse.Namespace) -> dict[str, Any]:
 def eval_command(args: argparse.Namespace) -> dict[str, Any]:
     """Score a saved prompt on rows of a file."""
     started = time.perf_counter()
-    model, prompt = open_prompt(args)
+    model, prompt, settings = open_prompt(args)
     rows = read(args, args.data)
     for row in rows:
         if prompt.labels and row.target not in prompt.labels:
@@ -177,7 +177,7 @@ def eval_command(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.data}: target {row.target!r} is no label word of the prompt ({', '.join(prompt.labels)}); "
                 "map it with --words"
             )
-    score = evaluate(model, rows, prompt.labels, prompt.delta, Settings(**prompt.settings))
+    score = evaluate(model, rows, prompt.labels, prompt.delta, settings)
     metric = "accuracy" if prompt.labels else "exact match"
     out = {"metric": metric, "score": score, "rows": len(rows), "seconds": round(time.perf_counter() - started, 1)}
     if not args.json:
@@ -187,25 +187,28 @@ def eval_command(args: argparse.Namespace) -> dict[str, Any]:
 
 def predict_command(args: argparse.Namespace) -> dict[str, Any]:
     """Answer texts with a saved prompt."""
-    model, prompt = open_prompt(args)
+    model, prompt, settings = open_prompt(args)
     texts = args.text
     if args.data:
         texts = [row.input for row in data.read_rows(args.data, args.input, None)]
     texts = texts or [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
         raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
-    answers = predict(model, texts, prompt.labels, prompt.delta, Settings(**prompt.settings))
+    answers = predict(model, texts, prompt.labels, prompt.delta, settings)
     if not args.json:
         print("\n".join(answers))
     return {"predictions": [{"input": t, "prediction": a} for t, a in zip(texts, answers, strict=True)]}
 
 
-def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt]:
-    """The model and the prompt, which must belong together."""
+def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
+    """The model and the prompt, which must belong together, and the settings that the prompt was tuned with."""
     prompt = checkpoint.load_prompt(args.prompt)
     model = checkpoint.load(args.model)
     prompt.check(model)
-    return model, prompt
+    try:
+        return model, prompt, Settings(**prompt.settings)
+    except TypeError as error:
+        raise CheckpointError(f"{args.prompt}: its settings are of another version of tinyprompt ({error})") from None
 
 
 def read(args: argparse.Namespace, path: str) -> list[Row]:

@@ -84,7 +84,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
                         continue
                     try:
                         record = json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise DataError(f"{path}: row {number}: not valid JSON ({error})") from None
                     if not isinstance(record, dict):
                         raise DataError(f"{path}: row {number}: expected a JSON object, found {line.strip()[:40]!r}")
