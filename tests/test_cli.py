@@ -266,6 +266,10 @@ def test_the_package_imports_nothing_heavy(tmp_path):
 
 
 def test_the_demo_learns(tmp_path):
+    try:
+        checkpoint.default_model()
+    except checkpoint.CheckpointError as error:
+        pytest.skip(str(error))
     done = python("-m", "tinyprompt", "demo", "--json", "--out", "out", cwd=tmp_path)
     out = json.loads(done.stdout)
     assert out.keys() >= {"majority", "unprompted", "tuned", "seconds", "device", "prompt"}

@@ -150,10 +150,18 @@ def span_corruption(rows, rng):
 
 
 def prefix_lm(rows, rng):
-    """LM adaptation: a prefix, one length a batch, then its continuation."""
+    """LM adaptation: a prefix, one length a batch, then its continuation with an eos somewhere in it.
+
+    The place of the eos is random, so that an answer may end after any number of tokens; what follows it
+    is the rest of the text, so that no token goes unused.
+    """
     rows, p = rows.reshape(-1, LM_WINDOW), int(rng.choice(PREFIXES))
     ends = np.full((len(rows), 1), EOS)
-    return np.concatenate([rows[:, :p], ends], 1), rows[:, p:]
+    targets = np.concatenate([rows[:, p:], ends], 1)
+    cut = rng.integers(1, targets.shape[1], (len(rows), 1))
+    order = np.arange(targets.shape[1]) - (np.arange(targets.shape[1]) >= cut)
+    np.put_along_axis(order, cut, targets.shape[1] - 1, 1)
+    return np.concatenate([rows[:, :p], ends], 1), np.take_along_axis(targets, order, 1)
 
 
 STAGES = {"span": span_corruption, "lm": prefix_lm}
