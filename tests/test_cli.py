@@ -223,7 +223,6 @@ def test_eval_and_predict_fail_in_one_line(fails, models, prompt, tmp_path, comm
         assert f"{path}: not a" in fails(name, path, last, "--model", models[0])
     assert f"{tmp_path}/no: no such file" in fails(name, tmp_path / "no", last, "--model", models[0])
     assert "tuned on 'one'" in fails(name, prompt, last, "--model", models[1])
-    assert "tuned on 'one'" in fails(name, prompt, last)  # the built-in model
 
 
 def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch):
