@@ -10,10 +10,7 @@ from safetensors import safe_open
 
 from tinyprompt import checkpoint, generate, t5, tokenizer, tree
 
-try:
-    FOLDER = checkpoint.default_model()
-except checkpoint.CheckpointError as error:
-    pytest.skip(str(error), allow_module_level=True)
+FOLDER = checkpoint.default_model()
 README = Path(__file__).parents[1] / "weights" / "README.md"
 MEGABYTE = 10**6
 SENTENCES = [

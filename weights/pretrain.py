@@ -174,7 +174,7 @@ STAGES = {"span": span_corruption, "lm": prefix_lm}
 
 
 class ScaledAdam(torch.optim.Optimizer):
-    """Adam whose step is a share of each tensor's own RMS, as Adafactor's parameter scaling."""
+    """Adam whose step is a share of each tensor's own RMS, as Adafactor's parameter scaling; gradients clipped to 1."""
 
     def __init__(self, params, betas=(0.9, 0.98), eps=1e-3):
         super().__init__(params, dict(lr=0.0, betas=betas, eps=eps))
@@ -182,18 +182,25 @@ class ScaledAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            b1, b2 = group["betas"]
+            clip = (1 / torch.nn.utils.get_total_norm([p.grad for p in group["params"]])).clamp(max=1.0)
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
                     state.update(t=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
                 state["t"] += 1
-                m, v, t = state["m"], state["v"], state["t"]
-                m.lerp_(p.grad, 1 - b1)
-                v.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-                scale = max(p.square().mean().sqrt().item(), group["eps"])
-                denominator = (v / (1 - b2**t)).sqrt_().add_(1e-12)
-                p.addcdiv_(m, denominator, value=-group["lr"] * scale / (1 - b1**t))
+                fixes = torch.tensor([1 - b ** state["t"] for b in group["betas"]], device=p.device)
+                rate = torch.tensor(group["lr"], device=p.device)
+                adam_update(p, p.grad, state["m"], state["v"], clip, rate, fixes, group["betas"], group["eps"])
+
+
+@torch.compile(dynamic=False)
+def adam_update(p, grad, m, v, clip, rate, fixes, betas, eps):
+    """One tensor's step, in one pass over its memory."""
+    grad = grad * clip
+    m.lerp_(grad, 1 - betas[0])
+    v.lerp_(grad * grad, 1 - betas[1])
+    scale = p.square().mean().sqrt().clamp(min=eps)
+    p.sub_(rate * scale * (m / fixes[0]) / ((v / fixes[1]).sqrt() + 1e-12))
 
 
 def loss_of(model, x, y):
@@ -269,8 +276,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="folder of *.txt.xz")
     parser.add_argument("work", type=Path, help="folder for everything this makes")
-    parser.add_argument("--span-tokens", type=float, default=40e6, help="tokens read in span corruption")
-    parser.add_argument("--lm-tokens", type=float, default=80e6, help="tokens read in LM adaptation")
+    parser.add_argument("--span-tokens", type=float, default=28e6, help="tokens read in span corruption")
+    parser.add_argument("--lm-tokens", type=float, default=72.2e6, help="tokens read in LM adaptation")
     parser.add_argument("--save-minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -319,7 +326,6 @@ def main():
         x, y = STAGES[stage](train(done["step"], BATCH), np.random.default_rng([args.seed, done["step"]]))
         loss = compiled(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -333,7 +339,7 @@ def main():
         if done["step"] % 50 == 0:
             row = dict(stage=stage, loss=round(float(np.mean(window)), 4), rate=round(rate, 5), **done)
             window = []
-            if done["step"] % 500 == 0:
+            if done["step"] % 5000 == 0:
                 row["held_out"] = {k: round(held_out(model, f, valid, device), 4) for k, f in STAGES.items()}
             print(json.dumps(row), file=log)
         span_ends = stage == "span" and done["read"] >= args.span_tokens
