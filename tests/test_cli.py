@@ -12,7 +12,7 @@ from reference import random_weights, raw_config
 from safetensors.numpy import save_file
 
 import tinyprompt
-from tinyprompt import checkpoint, t5
+from tinyprompt import backend, checkpoint, t5
 from tinyprompt.cli import main
 
 QUICK = ["--steps", "4", "--batch", "4", "--length", "5", "--eval-every", "2", "--optimizer", "adam"]
@@ -83,7 +83,7 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     tuned, err = call("tune", rows, "--dev", dev, "--out", path, *model, "--json", *QUICK)
     assert tuned.keys() == {"prompt", "labels", "dev", "best_step", "steps", "seconds", "device"}
     assert tuned["prompt"] == str(path)
-    assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, "numpy")
+    assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, backend.default())
     assert "20 train rows, 20 dev rows; labels: bad, good" in err
     assert "loss" in err
     scored, _ = call("eval", path, dev, *model, "--json")
@@ -104,11 +104,11 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
     out, err = call("eval", path, rows, *model)
     assert out.startswith("accuracy 0.")
     assert out.endswith(" on 20 rows\n")
-    assert err == ""
-    out, err = call("predict", path, "a film", "two\nlines", *model)
+    assert err == f"{backend.describe(backend.default())}\n"
+    out, err = call("predict", path, "a film", "two\nlines", "--device", "numpy", *model)
     assert len(out.splitlines()) == 2
     assert set(out.split()) <= {"bad", "good"}
-    assert err == ""
+    assert err.startswith("device: numpy")
 
 
 def test_words_and_columns(call, models, tmp_path):
@@ -264,18 +264,24 @@ def test_the_package_imports_nothing_heavy(tmp_path):
     assert not imported & HEAVY
 
 
+@pytest.mark.parametrize("device", backend.DEVICES[:2])
+def test_nothing_at_run_time_imports_torch(models, tmp_path, device):
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    command = ["-m", "tinyprompt", "tune", rows, "--dev", rows, "--model", models[0], "--device", device, *QUICK]
+    told = python("-X", "importtime", *command, cwd=tmp_path).stderr
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in told.splitlines()}
+    assert "autograd" in imported
+    assert not imported & (HEAVY - ({"onnx", "onnxruntime"} if device == "cpu" else set()))
+
+
 def test_the_demo_learns(tmp_path):
-    try:
-        checkpoint.default_model()
-    except checkpoint.CheckpointError as error:
-        pytest.skip(str(error))
     done = python("-m", "tinyprompt", "demo", "--json", "--out", "out", cwd=tmp_path)
     out = json.loads(done.stdout)
     assert out.keys() >= {"majority", "unprompted", "tuned", "seconds", "device", "prompt"}
     assert all(0 <= out[name] <= 1 for name in ("majority", "unprompted", "tuned"))
     assert (tmp_path / out["prompt"]).is_file()
     assert out["seconds"] > 0
-    assert out["device"] == "numpy"
+    assert out["device"] == backend.default()
     assert out["majority"] == 0.2
     assert out["tuned"] >= out["majority"] + 0.25
     assert out["tuned"] > out["unprompted"]

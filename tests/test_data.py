@@ -139,9 +139,17 @@ def test_split_with_another_seed_differs():
 
 
 def test_pad_on_the_right():
-    ids, mask = data.pad([[5, 1], [6, 7, 8, 1], [1]])
+    ids, mask = data.pad([[5, 1], [6, 7, 8, 1], [1]], 4)
     assert ids.tolist() == [[5, 1, 0, 0], [6, 7, 8, 1], [1, 0, 0, 0]]
     assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), multiple=st.integers(1, 9))
+def test_the_padded_length_is_the_next_multiple(lengths, multiple):
+    ids, mask = data.pad([[7] * n for n in lengths], multiple)
+    assert mask.sum(1).tolist() == lengths
+    assert ids.shape[1] % multiple == 0
+    assert 0 <= ids.shape[1] - max(lengths) < multiple
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=20), st.integers(1, 30))
@@ -213,8 +221,8 @@ def test_a_training_batch_holds_the_rows_as_they_are():
 
 def test_training_batches_hold_little_padding():
     batches = epoch(rows_of_many_lengths(400), 16, 25)
-    assert np.concatenate([b.attention_mask.ravel() for b in batches]).mean() > 0.9  # 0.5 in a random order
-    assert all(b.attention_mask.any(0).all() for b in batches)
+    assert np.concatenate([b.attention_mask.ravel() for b in batches]).mean() > 0.85  # 0.5 in a random order
+    assert all(b.attention_mask.any(0)[:-7].all() for b in batches)
 
 
 def read(name):

@@ -53,7 +53,7 @@ def test_greedy_writes_at_most_max_tokens(most):
         return endless(ids)
 
     assert generate.greedy(logits_of, 1, most) == [[5] * most]
-    assert calls == [(1, t) for t in range(1, most + 1)]
+    assert calls == [(1, t // 8 * 8 + 8) for t in range(most)]
 
 
 def test_greedy_computes_nothing_after_the_last_eos():

@@ -294,4 +294,6 @@ def test_loss_is_teacher_forced_cross_entropy(model):
         label = row[: int(batch.weights[i].sum())].tolist()
         logits_of = lambda out, c=context, m=mask: t5.decode(model.params, CONFIG, out, c, m)
         scores.append(generate.rank(logits_of, 1, [label])[0, 0])
-    assert np.isclose(train.loss(delta, model, batch), -sum(scores) / batch.weights.sum(), rtol=1e-5)
+    assert np.isclose(
+        train.loss(delta, model.params, model.config, batch), -sum(scores) / batch.weights.sum(), rtol=1e-5
+    )

@@ -187,10 +187,13 @@ def _what_is_wrong(path: Path) -> str:
 
 
 def widen(value: np.ndarray) -> np.ndarray:
-    """A stored tensor as float32 (or float64): a view where it is one already, bf16 bits moved up by 16."""
+    """A stored tensor as float32 (or float64), read-only: itself where it is, bf16 bits moved up by 16."""
     if value.dtype == np.uint16:
-        return (value.astype(np.uint32) << 16).view(np.float32)
-    return np.asarray(value, np.float32 if value.dtype == np.float16 else value.dtype)
+        value = (value.astype(np.uint32) << 16).view(np.float32)
+    elif value.dtype == np.float16:
+        value = value.astype(np.float32)
+    value.flags.writeable = False
+    return value
 
 
 class Prompt(NamedTuple):

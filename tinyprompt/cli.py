@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tinyprompt import __version__, checkpoint, data, metrics, optim
+from tinyprompt import __version__, backend, checkpoint, data, metrics, optim
+from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model, Prompt
 from tinyprompt.data import DataError, Row
 from tinyprompt.methods import INITS
@@ -20,7 +21,6 @@ from tinyprompt.train import Progress, Result, Settings, predict, tune
 DEMO = Path(__file__).parent / "demo"
 DEMO_TASKS = ("topic", "sentiment")
 DEMO_SETTINGS = dict(steps=400, batch=16, length=20, optimizer="adam", schedule="linear", eval_every=40)
-DEVICE = "numpy"
 
 HELP = {
     "steps": "training steps",
@@ -57,18 +57,18 @@ class Bar:
         self.bar.update()
 
 
-def run_tune(model: Model, train, dev, settings: Settings, labels) -> Result:
+def run_tune(model: Model, train, dev, settings: Settings, labels, device: str) -> Result:
     """`tune` with a progress bar."""
     bar = Bar(settings.steps)
     try:
-        return tune(model, train, dev, settings, labels, bar)
+        return tune(model, train, dev, settings, labels, bar, device)
     finally:
         bar.bar.close()
 
 
-def evaluate(model: Model, rows: Sequence[Row], labels, delta=None, settings: Settings | None = None) -> float:
+def evaluate(model: Model, rows: Sequence[Row], labels, device: str, delta=None, settings=None) -> float:
     """Accuracy (exact match for free text) on rows, 0 to 1."""
-    answers = predict(model, [row.input for row in rows], labels, delta, settings)
+    answers = predict(model, [row.input for row in rows], labels, delta, settings, device)
     return metrics.accuracy(answers, [row.target for row in rows])
 
 
@@ -104,10 +104,11 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
     labels = data.label_words(train)
     settings = Settings(**{**DEMO_SETTINGS, "seed": args.seed})
     vectors = f"{settings.length} x {model.config.d_model}"
+    say(backend.describe(args.device))
     say(f"frozen T5 {model.name}; task {args.task}: {', '.join(labels or ())}; prompt {vectors} float32")
-    unprompted = evaluate(model, test, labels)
-    result = run_tune(model, train, dev, settings, labels)
-    tuned = evaluate(model, test, labels, result.prompt.delta, settings)
+    unprompted = evaluate(model, test, labels, args.device)
+    result = run_tune(model, train, dev, settings, labels, args.device)
+    tuned = evaluate(model, test, labels, args.device, result.prompt.delta, settings)
     path = checkpoint.save_prompt(result.prompt, Path(args.out) / f"{args.task}.safetensors")
     curve = draw_curve(result, path.with_suffix(".png"))
     out = {
@@ -117,7 +118,7 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
         "tuned": tuned,
         "test_rows": len(test),
         "seconds": round(time.perf_counter() - started, 1),
-        "device": DEVICE,
+        "device": args.device,
         "prompt": str(path),
         "curve": str(curve) if curve else None,
     }
@@ -149,8 +150,9 @@ def tune_command(args: argparse.Namespace) -> dict[str, Any]:
     labels = data.label_words(train) if args.task == "auto" else None
     if args.task == "classify":
         labels = tuple(sorted({row.target for row in train}))
+    say(backend.describe(args.device))
     say(f"{len(train)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(labels)}" if labels else "free text"))
-    result = run_tune(model, train, dev, settings, labels)
+    result = run_tune(model, train, dev, settings, labels, args.device)
     path = checkpoint.save_prompt(result.prompt, args.out)
     out = {
         "prompt": str(path),
@@ -159,7 +161,7 @@ def tune_command(args: argparse.Namespace) -> dict[str, Any]:
         "best_step": result.best_step,
         "steps": result.history[-1]["step"],
         "seconds": round(result.seconds, 1),
-        "device": DEVICE,
+        "device": args.device,
     }
     if not args.json:
         print(f"dev {out['dev']:.3f} at step {out['best_step']} of {out['steps']}; {out['seconds']} s; saved to {path}")
@@ -177,12 +179,13 @@ def eval_command(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.data}: target {row.target!r} is no label word of the prompt ({', '.join(prompt.labels)}); "
                 "map it with --words"
             )
-    score = evaluate(model, rows, prompt.labels, prompt.delta, settings)
+    say(backend.describe(args.device))
+    score = evaluate(model, rows, prompt.labels, args.device, prompt.delta, settings)
     metric = "accuracy" if prompt.labels else "exact match"
     out = {"metric": metric, "score": score, "rows": len(rows), "seconds": round(time.perf_counter() - started, 1)}
     if not args.json:
         print(f"{metric} {score:.3f} on {len(rows)} rows")
-    return out | {"device": DEVICE}
+    return out | {"device": args.device}
 
 
 def predict_command(args: argparse.Namespace) -> dict[str, Any]:
@@ -194,7 +197,8 @@ def predict_command(args: argparse.Namespace) -> dict[str, Any]:
     texts = texts or [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
         raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
-    answers = predict(model, texts, prompt.labels, prompt.delta, settings)
+    say(backend.describe(args.device))
+    answers = predict(model, texts, prompt.labels, prompt.delta, settings, args.device)
     if not args.json:
         print("\n".join(answers))
     return {"predictions": [{"input": t, "prediction": a} for t, a in zip(texts, answers, strict=True)]}
@@ -239,6 +243,9 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.set_defaults(function=function)
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        sub.add_argument(
+            "--device", choices=backend.DEVICES, type=str, help="where to compute (cpu if ONNX Runtime is installed)"
+        )
         return sub
 
     def columns(sub):
@@ -292,8 +299,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
     try:
+        args.device = args.device or backend.default()
+        backend.check(args.device)
         out = args.function(args)
-    except (CheckpointError, DataError, ValueError, FloatingPointError, OSError) as error:
+    except (CheckpointError, DataError, DeviceError, ValueError, FloatingPointError, OSError) as error:
         say(f"tinyprompt: {error}")
         return 2
     except KeyboardInterrupt:

@@ -130,9 +130,10 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     return [rows[i] for i in order[cut:]], [rows[i] for i in order[:cut]]
 
 
-def pad(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (B, longest), padded on the right with 0, and their mask of 1 and 0."""
-    out = np.full((len(sequences), max(map(len, sequences))), PAD)
+def pad(sequences: Sequence[Sequence[int]], multiple: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (B, L), padded on the right with 0, and their mask of 1 and 0. L is the longest, rounded up."""
+    longest = max(map(len, sequences))
+    out = np.full((len(sequences), -(-longest // multiple) * multiple), PAD)
     mask = np.zeros(out.shape, np.int64)
     for row, ids in enumerate(sequences):
         out[row, : len(ids)] = ids
@@ -171,5 +172,5 @@ def training_batches(rows: Sequence[Row], tokenizer: Tokenizer, size: int, max_t
         for at in rng.permutation(len(batches)):
             chosen = pool[batches[at]]
             input_ids, mask = pad([inputs[i] for i in chosen])
-            labels, weights = pad([targets[i] for i in chosen])
+            labels, weights = pad([targets[i] for i in chosen], 4)
             yield Batch(input_ids, mask, labels, weights.astype(np.float32))

@@ -9,8 +9,25 @@ Each one reads the same way: the formula, then `defvjp` with the rule for every 
 argument. In a rule, `ans` is the output, and `g` the gradient that arrives at it.
 """
 
+import functools
+
+import autograd.extend
 import numpy as np
-from autograd.extend import defvjp, primitive
+from autograd.extend import defvjp
+
+
+def primitive(function, kind=autograd.extend.primitive):
+    """autograd's `primitive`; an array that is not NumPy's may answer in place of `function` (see lower.py)."""
+
+    @kind
+    @functools.wraps(function)
+    def op(*args, **kwargs):
+        for x in args:
+            if hasattr(x, "__array_primitive__"):
+                return x.__array_primitive__(op, function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return op
 
 
 @primitive
@@ -164,13 +181,17 @@ def _cross_entropy_vjp(ans, logits, targets, weights, z_loss):
     def vjp(g):
         log_z, _ = _nll(logits, targets)
         scale = (g * weights / weights.sum()).astype(logits.dtype, copy=False)
-        out = np.exp(logits - log_z[..., None])
-        out *= (scale * (1 + 2 * z_loss * log_z))[..., None]
-        flat, at = out.reshape(-1, out.shape[-1]), targets.reshape(-1)
-        flat[np.arange(len(at)), at] -= scale.reshape(-1)
-        return out
+        p = np.exp(logits - log_z[..., None])
+        at_target = targets[..., None] == np.arange(logits.shape[-1])
+        return p * (scale * (1 + 2 * z_loss * log_z))[..., None] - at_target * scale[..., None]
 
     return vjp
 
 
 defvjp(cross_entropy, _cross_entropy_vjp, argnums=(0,))
+
+
+@functools.partial(primitive, kind=autograd.extend.notrace_primitive)
+def keep(x, rate, rng):
+    """A random mask of x's shape and dtype: 0 with probability `rate`, else 1. Has no gradient."""
+    return (rng.random(x.shape, np.float32) >= rate).astype(x.dtype)

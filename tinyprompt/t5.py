@@ -207,8 +207,7 @@ def dropout(rate: float, rng: onp.random.Generator) -> Drop:
     """Inverted dropout: zero a share `rate` of the entries, scale the rest by 1 / (1 - rate)."""
 
     def drop(x):
-        keep = rng.random(x.shape, onp.float32) >= rate
-        return x * (keep / onp.asarray(1 - rate, x.dtype)).astype(x.dtype, copy=False)
+        return x * (ops.keep(x, rate, rng) / (1 - rate))
 
     return drop if rate else identity
 
@@ -221,7 +220,7 @@ def encode(params: Tree, config: Config, input_ids, attention_mask, drop: Drop =
     """
     weights = params["encoder"]
     x = ops.embedding(params["shared"]["weight"], input_ids)
-    mask = onp.asarray(attention_mask)
+    mask = attention_mask
     if "prompt" in weights:
         prompt = weights["prompt"]["embedding"]
         rows = (len(input_ids), *prompt.shape[-2:])
@@ -246,7 +245,7 @@ def decode(params: Tree, config: Config, decoder_input_ids, context, mask, drop:
 
 def additive(mask, dtype):
     """A 0/1 mask (B, L) as what is added to scores: 0 or MASKED, (B, 1, 1, L)."""
-    return ((1 - onp.asarray(mask, dtype)) * onp.asarray(MASKED, dtype))[:, None, None, :]
+    return ((1 - mask.astype(dtype)) * onp.asarray(MASKED, dtype))[:, None, None, :]
 
 
 def forward(params: Tree, config: Config, input_ids, attention_mask, decoder_input_ids, drop: Drop = identity):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from autograd import value_and_grad
 
-from tinyprompt import generate, methods, metrics, ops, optim, t5
+from tinyprompt import backend, generate, methods, metrics, ops, optim, t5
 from tinyprompt.checkpoint import Model, Prompt
 from tinyprompt.data import Batch, DataError, Row, by_length, encode_inputs, pad, training_batches
-from tinyprompt.tree import Flat, merge
+from tinyprompt.tree import Flat, Tree, merge
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,20 @@ class Result(NamedTuple):
     seconds: float
 
 
-def loss(delta: Flat, model: Model, batch: Batch, drop: t5.Drop = t5.identity, z_loss: float = 0.0):
+def loss(delta: Flat, params: Tree, config: t5.Config, batch: Batch, drop: t5.Drop = t5.identity, z_loss: float = 0.0):
     """Mean cross entropy of the target tokens, teacher-forced. Differentiable in `delta`; all else is frozen."""
-    params = merge(model.params, delta)
     shifted = generate.shift_right(batch.labels)
-    logits = t5.forward(params, model.config, batch.input_ids, batch.attention_mask, shifted, drop)
+    logits = t5.forward(merge(params, delta), config, batch.input_ids, batch.attention_mask, shifted, drop)
     return ops.cross_entropy(logits, batch.labels, batch.weights, z_loss)
 
 
 loss_and_gradient = value_and_grad(loss)
+
+
+def label_scores(params: Tree, config: t5.Config, input_ids, attention_mask, words):
+    """Log probability of each label, given as ids with eos, for each row: (B, labels)."""
+    context, mask = t5.encode(params, config, input_ids, attention_mask)
+    return generate.rank(lambda ids: t5.decode(params, config, ids, context, mask), len(input_ids), words)
 
 
 def tune(
@@ -92,10 +97,12 @@ def tune(
     settings: Settings,
     labels: Sequence[str] | None,
     report: Callable[[Progress], None] = lambda progress: None,
+    device: str | None = None,
 ) -> Result:
     """Learn a soft prompt by backpropagation through the frozen model; keep the best one on the dev rows.
 
     labels: the label words for rank classification, None for greedy decoding.
+    device: "numpy", "cpu" or "cuda"; None is the best that is installed (see backend.py).
     Raises DataError for a target that is no label word or for no rows, FloatingPointError where the loss is not finite.
     """
     if not train or not dev:
@@ -118,17 +125,19 @@ def tune(
     rate = optim.schedule(settings.schedule, settings.rate, settings.steps, settings.warmup)
     batches = training_batches(train, model.tokenizer, settings.batch, settings.max_input, settings.seed)
     drop = t5.dropout(settings.dropout, np.random.default_rng([settings.seed, 1]))
+    device = device or backend.default()
+    compute = backend.compile(loss_and_gradient, device)
 
     def dev_score():
         return metrics.accuracy(
-            predict(model, [r.input for r in dev], labels, delta, settings), [r.target for r in dev]
+            predict(model, [r.input for r in dev], labels, delta, settings, device), [r.target for r in dev]
         )
 
     best, best_dev, best_step = delta, dev_score(), 0
     history: list[dict[str, Any]] = [{"step": 0, "loss": None, "dev": best_dev}]
     losses: list[float] = []
     for step in range(1, settings.steps + 1):
-        value, gradient = loss_and_gradient(delta, model, next(batches), drop, settings.z_loss)
+        value, gradient = compute(delta, model.params, model.config, next(batches), drop, settings.z_loss)
         if not np.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {step}; lower the learning rate")
         delta, state = optimizer.update(delta, gradient, state, rate(step - 1))
@@ -153,23 +162,25 @@ def predict(
     labels: Sequence[str] | None,
     delta: Flat | None = None,
     settings: Settings | None = None,
+    device: str | None = None,
 ) -> list[str]:
     """The answer for each input: the likeliest label word, or free text. Without `delta`: the bare frozen model."""
-    settings = settings or Settings()
-    params = merge(model.params, delta or {})
-    words = [model.tokenizer.encode(label) for label in labels or ()]
+    settings, device = settings or Settings(), device or backend.default()
+    score, encode, decode = (backend.compile(function, device) for function in (label_scores, t5.encode, t5.decode))
+    model_of = merge(model.params, delta or {}), model.config
+    words = tuple(tuple(model.tokenizer.encode(label)) for label in labels or ())
     sequences = encode_inputs(inputs, model.tokenizer, settings.max_input)
     answers = [""] * len(inputs)
     for chosen in by_length([len(ids) for ids in sequences], 64):
-        input_ids, mask = pad([sequences[i] for i in chosen])
-        context, context_mask = t5.encode(params, model.config, input_ids, mask)
-
-        def logits_of(ids, context=context, context_mask=context_mask):
-            return t5.decode(params, model.config, ids, context, context_mask)
-
+        batch = pad([sequences[i] for i in chosen])
         if labels:
-            found = [labels[i] for i in generate.rank(logits_of, len(chosen), words).argmax(1)]
+            found = [labels[i] for i in score(*model_of, *batch, words).argmax(1)]
         else:
+            context = encode(*model_of, *batch)
+
+            def logits_of(ids, context=context):
+                return decode(*model_of, ids, *context)
+
             written = generate.greedy(logits_of, len(chosen), settings.max_target)
             found = [model.tokenizer.decode(ids) for ids in written]
         for i, answer in zip(chosen, found, strict=True):

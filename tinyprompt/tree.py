@@ -1,5 +1,6 @@
 """Parameters: a flat dict of dotted names, as in a file, or the nested dict that a model reads."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,3 +45,27 @@ def merge(tree: Tree, delta: Flat) -> Tree:
 def count(flat: Flat) -> int:
     """Number of scalars in a flat dict."""
     return sum(int(np.size(value)) for value in flat.values())
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in dicts, lists, tuples and named tuples, each with its dotted name."""
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list | tuple):
+        children = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+    else:
+        yield name, value
+        return
+    for key, child in children:
+        yield from leaves(child, f"{name}.{key}" if name else str(key))
+
+
+def refill(value: Any, new: Iterator[Any]) -> Any:
+    """The same dicts, lists and tuples with the leaves that come next in `new`."""
+    if isinstance(value, dict):
+        return {key: refill(child, new) for key, child in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(refill(child, new) for child in value))
+    if isinstance(value, list | tuple):
+        return type(value)([refill(child, new) for child in value])
+    return next(new)
