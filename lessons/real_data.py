@@ -1,6 +1,6 @@
 """Tune prompts on TREC-6 and SST-2 and compare with majority class and bag-of-words logistic regression.
 
-    python lessons/real_data.py TREC.train TREC.test SST2.train.tsv SST2.test.tsv [--only TREC-6] [tune options ...]
+    python lessons/real_data.py TREC.train TREC.test SST2.train.tsv SST2.test.tsv [--seeds 3] [tune options ...]
 
 TREC files: a line is "COARSE:fine question" (latin-1). SST-2 files: GLUE's, with the columns sentence and label.
 Everything runs through the commands a user types (`tinyprompt tune`, `tinyprompt eval`). The baseline needs
@@ -63,7 +63,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs=4, metavar="FILE")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=("TREC-6", "SST-2"), help="one of the two tasks")
     args, options = parser.parse_known_args()
     trec_train, trec_test, sst2_train, sst2_test = args.files
     tasks = {
@@ -71,8 +70,6 @@ def main():
         "SST-2": (sst2(sst2_train), sst2(sst2_test), 6000),
     }
     for name, (rows, test, limit) in tasks.items():
-        if args.only not in (None, name):
-            continue
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
         train, dev = rows[:-500][:limit], rows[-500:]
         scores = []

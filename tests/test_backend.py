@@ -81,7 +81,7 @@ def test_the_containers_and_types_of_arguments_count():
     assert [times(np.ones(2, int), n).dtype for n in (2, 2.0)] == [np.int64, np.float64]
 
 
-def test_what_onnx_runtime_refuses_is_one_error(monkeypatch):
+def test_what_onnx_runtime_refuses_is_one_error():
     run = backend.compile(lambda x, i: np.take(x, i, axis=0), "cpu")
     with pytest.raises(DeviceError, match="ONNX Runtime"):
         run(np.ones(3, np.float32), np.array([7]))

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tinyprompt import checkpoint, generate, t5, tokenizer, tree
 
 FOLDER = checkpoint.default_model()
+FOLDERS = [FOLDER, FOLDER.with_name("tinyprompt-t5-span")]
 README = Path(__file__).parents[1] / "weights" / "README.md"
 MEGABYTE = 10**6
 SENTENCES = [
@@ -45,9 +46,11 @@ def test_size(model):
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118 - not a dict
 
 
-def test_logits_equal_transformers(model):
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_logits_equal_transformers(folder):
+    model = checkpoint.load(folder)
     reference, info = transformers.T5ForConditionalGeneration.from_pretrained(
-        FOLDER, dtype=torch.float32, output_loading_info=True
+        folder, dtype=torch.float32, output_loading_info=True
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -74,6 +77,7 @@ def test_plain_text_comes_back(model, text):
     assert model.tokenizer.encode(text.upper()) == model.tokenizer.encode(text)
 
 
-def test_the_readme_names_these_weights():
-    digest = hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest()
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_readme_names_these_weights(folder):
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert digest in README.read_text(encoding="utf-8")

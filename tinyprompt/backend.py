@@ -22,7 +22,6 @@ from tinyprompt.tree import leaves, refill
 
 DEVICES = ("numpy", "cpu", "cuda")
 SESSIONS = 32  # open at once for one function; the least recently used is closed first
-FUNCTIONS = 64  # compiled at once
 
 
 class DeviceError(RuntimeError):
@@ -145,7 +144,7 @@ def _key(value: Any) -> Any:
     return type(value), value
 
 
-@functools.lru_cache(FUNCTIONS)
+@functools.lru_cache(64)
 def compile(function: Callable, device: str) -> Callable:
     """`function` on a device: same positional arguments, same results.
 

@@ -603,8 +603,7 @@ def getitem(x: Traced, index) -> Traced:
 
 def scatter(x: Traced, index, shape) -> Traced:
     """Zeros of a shape with x added at an index: the gradient of `y[index]`."""
-    index = tuple(i for i in index) if isinstance(index, tuple) else (index,)
-    if any(isinstance(i, Traced) for i in index):
+    if any(isinstance(i, Traced) for i in (index if isinstance(index, tuple) else (index,))):
         raise LoweringError("the gradient of x[indices] with traced indices has no rule")
     at = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)[index]
     zeros = np.zeros(int(np.prod(shape, dtype=int)), x.dtype)
