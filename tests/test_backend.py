@@ -9,14 +9,17 @@ import pytest
 from autograd import value_and_grad
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 from reference import FAMILIES, batch, random_weights, raw_config
 
-from tinyprompt import backend, t5, train
+from tinyprompt import backend, ops, t5, train
 from tinyprompt.backend import DeviceError
 from tinyprompt.data import Batch
+from tinyprompt.lower import lower
 from tinyprompt.tree import flatten, nest
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
+onnx = pytest.importorskip("onnx")
 PROMPT = "encoder.prompt.embedding"
 
 
@@ -121,11 +124,13 @@ def test_the_cpu_reads_weights_where_they_lie():
 
 def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array(monkeypatch, tmp_path):
     np.ones(3, np.float32).tofile(tmp_path / "w")
+    gc.collect()
+    before = len(backend._made)
     copied, original = [], ort.OrtValue.ortvalue_from_numpy
     monkeypatch.setattr(
         ort.OrtValue, "ortvalue_from_numpy", lambda a, *_: copied.append(a) or original(a.copy(), "cpu", 0)
     )
-    monkeypatch.setattr(backend, "check", lambda device: None)
+    monkeypatch.setattr(backend, "check", lambda *_: None)
     open_session = backend.open_session
     monkeypatch.setattr(backend, "open_session", lambda graph, device: open_session(graph, "cpu"))
     run = backend.compile(lambda w, prompt: w + prompt, "cuda")
@@ -133,11 +138,11 @@ def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array
     for _ in range(3):
         assert (run(frozen, prompt) == 2).all()
     assert len(copied) == 4
-    assert len(backend._copies) == 1
+    assert len(backend._made) == before + 1
     copied.clear()
     del frozen
     gc.collect()
-    assert not backend._copies
+    assert len(backend._made) == before
 
 
 def test_no_argument_is_changed():
@@ -186,3 +191,122 @@ def test_the_device_is_named_in_one_line(monkeypatch):
     pretend(monkeypatch)
     assert backend.default() == "numpy"
     assert "pip install" in backend.describe("numpy")
+
+
+def test_others_in_the_process_can_still_open_sessions():
+    graph, _ = lower(lambda x: x * 2, np.ones(3, np.float32))
+    backend.open_session(graph, "cpu")
+    session = ort.InferenceSession(graph.to_onnx().SerializeToString())
+    assert (session.run(None, {"x": np.ones(3, np.float32)})[0] == 2).all()
+
+
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16])
+def test_16_bit_weights_give_what_they_give_widened(device, dtype):
+    delta, params, *rest = problem("t5-1.1", 0, 5, np.float32)
+    narrow = {name: value.astype(dtype) for name, value in flatten(params).items()}
+    wide = {name: value.astype(np.float64) for name, value in narrow.items()}
+    run = backend.compile(train.loss_and_gradient, device)
+    _, exact = train.loss_and_gradient({PROMPT: delta[PROMPT].astype(float)}, nest(wide), *rest)
+    value, gradient = run(delta, nest(narrow), *rest)
+    assert value.dtype == gradient[PROMPT].dtype == np.float32
+    assert np.abs(gradient[PROMPT] - exact[PROMPT]).max() < 1e-4 * np.abs(exact[PROMPT]).max()
+
+
+def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
+    delta, params, config, batch = problem("t5-1.1", 1, 5, np.float32)
+    for value in flatten(params).values():
+        value.flags.writeable = False
+    value, gradient = train.loss_and_gradient(delta, params, config, batch)
+    run, made = backend.compile(train.loss_and_gradient, "cpu", "int8"), len(backend._made)
+    found, near = run(delta, params, config, batch)
+    assert 0 < abs(found - value) < 0.05 * value
+    cosine = np.vdot(near[PROMPT], gradient[PROMPT]) / np.linalg.norm(near[PROMPT]) / np.linalg.norm(gradient[PROMPT])
+    assert 0.98 < cosine < 1 - 1e-7
+    held = len(backend._made)
+    assert held > made
+    labels, weights = (np.pad(x, ((0, 0), (0, 2))) for x in (batch.labels, batch.weights))
+    run(delta, params, config, batch._replace(labels=labels, weights=weights))  # another session
+    assert len(backend._made) == held
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"), [("numpy", "int8"), ("numpy", "bf16"), ("cpu", "bf16"), ("cpu", "fp4")]
+)
+def test_a_precision_is_refused_where_it_cannot_run(device, precision):
+    with pytest.raises(DeviceError, match=precision):
+        backend.compile(train.loss, device, precision)
+
+
+def test_what_a_gpu_session_is_asked_for(monkeypatch):
+    class Session:
+        def __init__(self, model, options, providers, enable_fallback):
+            self.asked = options, providers, enable_fallback
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    graph, _ = lower(lambda x: x + 1, np.ones(2, np.float32))
+    options, [(provider, settings)], fallback = backend.open_session(graph, "cuda").asked
+    assert provider == "CUDAExecutionProvider"
+    assert settings["use_tf32"] == "0"  # float32 is float32
+    assert not fallback
+    assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+def test_bfloat16_goes_to_the_gpu_as_its_bits(monkeypatch):
+    sent = {}
+
+    class Value:
+        def update_inplace(self, bits):
+            sent["bits"] = bits
+
+    def allocate(shape, kind, device, number):
+        sent["asked"] = shape, kind, device
+        return Value()
+
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", allocate)
+    w = np.array([[1.0, -2.5]], bfloat16)
+    backend.on_device(w, "cuda")
+    assert sent["asked"] == ((1, 2), backend.BFLOAT16, "cuda")
+    assert (sent["bits"].view(bfloat16) == w).all()
+    assert backend.BFLOAT16 == onnx.TensorProto.BFLOAT16
+
+
+def test_in_bf16_frozen_weights_reach_the_gpu_in_16_bits_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr(backend, "check", lambda *_: None)
+    monkeypatch.setattr(backend, "_value", lambda x, device: seen.append(x) or x)
+
+    class Session:
+        def run_with_ort_values(self, _, inputs):
+            assert [v.dtype for v in inputs.values()] == [np.float32, bfloat16]
+            return [ort.OrtValue.ortvalue_from_numpy(np.zeros((2, 3), np.float32))]
+
+    monkeypatch.setattr(backend, "open_session", lambda graph, device: Session())
+    w = np.ones((3, 4), np.float32)
+    w.flags.writeable = False
+    run = backend.compile(lambda x, tree: ops.linear(x, tree["w"]), "cuda", "bf16")
+    for _ in range(3):
+        run(np.ones((2, 4), np.float32), {"w": w})
+    assert [x.dtype for x in seen] == [np.float32, bfloat16, np.float32, np.float32]  # the weight once
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float32])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_weights_of_a_whole_model_wait_for_nothing(dtype, bf16):
+    """A 16-bit weight is widened at once before it is used; in bf16, no weight is cast at all."""
+    delta, params, config, rows = problem(
+        "t5-1.1", 0, 40, np.float32
+    )  # long enough for few queries to meet the context
+    narrow = nest({name: value.astype(dtype) for name, value in flatten(params).items()})
+    for value in flatten(narrow).values():
+        value.flags.writeable = False
+    graph, _ = lower(train.loss_and_gradient, delta, narrow, config, rows, bf16=bf16)
+    at = {node.name: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        users = [at[user.name] for user in graph.nodes if node.name in {v.name for v in user.inputs}]
+        if node.op == "Cast" and node.inputs[0].op is None and node.inputs[0].ndim == 2:
+            assert not bf16
+            assert max(users) - at[node.name] < 5

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
 from safetensors.numpy import save_file
 
-from tinyprompt import checkpoint, generate, t5, tree
+from tinyprompt import checkpoint, generate, methods, t5, tree
 from tinyprompt.checkpoint import CheckpointError, Prompt
 
 VOCAB = 384  # of ByT5, whose tokenizer needs no file but this:
@@ -77,6 +77,23 @@ def test_a_model_that_transformers_read_and_wrote_again(family, tmp_path):
     assert one == two
     flat = [checkpoint.read_weights(tmp_path / part, one) for part in "ab"]
     assert all((flat[0][name] == flat[1][name]).all() for name in flat[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_many_16_bit_weights_stay_in_the_file(dtype, tmp_path, monkeypatch):
+    hugging_face(SMALL, weights()).to(dtype).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(WORDS)
+    wide = checkpoint.load(tmp_path)
+    monkeypatch.setattr(checkpoint, "WIDEN", 0)
+    model = checkpoint.load(tmp_path)
+    for name, value in tree.flatten(model.params).items():
+        assert isinstance(value, np.memmap)
+        assert not value.flags.writeable
+        assert value.dtype.itemsize == 2
+        assert (value.astype(np.float32) == tree.flatten(wide.params)[name]).all()
+    assert model.fingerprint() == wide.fingerprint()
+    one, two = (methods.prompt_tuning(m, 3, labels=["good", "bad one"]) for m in (model, wide))
+    assert all((one[name] == two[name]).all() for name in one)
 
 
 def test_float32_weights_are_views_of_the_file(folder):

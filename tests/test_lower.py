@@ -10,13 +10,16 @@ import pytest
 from autograd import value_and_grad
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 from tinyprompt import ops, t5
-from tinyprompt.backend import open_session
-from tinyprompt.lower import FUNCTIONS, PRIMITIVES, UFUNCS, LoweringError, Traced, lower
+from tinyprompt.backend import compile, open_session
+from tinyprompt.lower import FUNCTIONS, MICROSOFT, PRIMITIVES, UFUNCS, LoweringError, Traced, is_frozen, lower
 from tinyprompt.tree import leaves, refill
 
 pytest.importorskip("onnxruntime", reason="lowering needs onnx and onnxruntime: pip install '.[ort]'")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx.reference")
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 DIMS = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
@@ -96,6 +99,7 @@ CASES = {
     "log_softmax": (lambda x, y: ops.log_softmax(x) * y, True),
     "relu": (lambda x, y: ops.relu(x) * y, True),
     "gelu": (lambda x, y: ops.gelu(x) * y, True),
+    "headwise": (lambda x, y: ops.headwise(x, np.swapaxes(y, 1, 2)), True),
     "embedding": (lambda x, y: ops.embedding(x[0], np.zeros((2, 3), int)), False),
     "cross_entropy": (
         lambda x, y: ops.cross_entropy(x, np.zeros(x.shape[:2], int), np.ones(x.shape[:2], x.dtype), 0.01),
@@ -299,3 +303,142 @@ def test_an_array_from_outside_is_taken_as_it_was():
     lowered = lower(lambda x: x + c, x)
     c[0] = 100
     assert run_graph(lowered, x).tolist() == [1, 2]
+
+
+def frozen(x, dtype=np.float32):
+    """A read-only copy: what a frozen weight looks like."""
+    x = x.astype(dtype)
+    x.flags.writeable = False
+    return x
+
+
+@EVERY
+@given(dims=DIMS, seed=SEEDS, dtype=st.sampled_from([np.float16, bfloat16]))
+def test_weights_in_16_bits_are_widened_where_they_are_used(dims, seed, dtype):
+    x, y = drawn(dims, np.float32, seed)
+    w = frozen(y[0], dtype)
+
+    def function(x, w):
+        return anp.sum(ops.rms_norm(ops.linear(x, w), w[:, 0], 1e-6) * ops.embedding(w, np.arange(len(w)))[:, 0])
+
+    gradient = value_and_grad(function)
+    value, by_x = gradient(x, w)
+    exact = gradient(x.astype(np.float64), w.astype(np.float64))
+    graph, _ = lower(gradient, x, w)
+    found = compile(gradient, "cpu")(x, w)
+    same(found[0], value, np.float32, exact[0])
+    same(found[1], by_x, np.float32, exact[1])
+    wide = [node for node in graph.nodes if node.op == "Cast" and node.inputs[0].dtype == w.dtype]
+    assert len(wide) > len({node.inputs[0].name for node in wide if node.inputs[0].op is None})  # each use by itself
+
+
+@EVERY
+@given(dims=st.tuples(st.integers(1, 4), st.integers(2, 20), st.integers(2, 40)), seed=SEEDS)
+def test_int8_is_as_near_as_8_bits_can_be_in_every_row(dims, seed):
+    x, y = drawn(dims, np.float32, seed)
+    x = x * np.float32(10.0 ** (np.arange(dims[1])[:, None] % 8))  # rows of very different size
+    x[0, 0] = 0
+    w = frozen(np.concatenate([y[0], 100 * y[0][:1]]))
+
+    def gradient(x, w, g):
+        return value_and_grad(lambda x: anp.sum(ops.linear(x, w) * g))(x)
+
+    g = drawn((*dims[:2], len(w)), np.float32, seed + 1)[0]
+    graph, result = lower(gradient, x, w, g, int8="w")
+    assert [node.op for node in graph.nodes].count("DynamicQuantizeMatMul") == 2
+    assert [v.name for v in graph.inputs] == ["x", "g"]  # the quantised weight stands in for the weight
+    made = {x.name: v for (_, recipe), xs in graph.derived.items() for x, v in zip(xs, recipe(w), strict=True)}
+    assert {v.dtype for v in made.values()} == {np.dtype(np.int8), np.dtype(np.float32)}
+    value, by_x = refill(result, iter(open_session(graph, "cpu").run(None, {"x": x, "g": g} | made)))
+
+    def limit(rows, matrix):
+        """Half a step of 255 in a row, and half of 127 in a column, for each of the products in a sum."""
+        step = np.abs(rows).max(-1, keepdims=True) * np.abs(matrix).max(0)
+        return len(matrix) * step * (1 / 255 + 0.6 / 127) + 1e-20
+
+    assert (np.abs(by_x - g.astype(float) @ w) <= limit(g, w)).all()
+    assert abs(value - (x.astype(float) @ w.T * g).sum()) <= (limit(x, w.T) * np.abs(g)).sum()
+    graph, _ = lower(ops.linear, x, w, int8="")
+    made = {v.name: part for (_, recipe), vs in graph.derived.items() for v, part in zip(vs, recipe(w), strict=True)}
+    (found,) = open_session(graph, "cpu").run(None, {"argument_0": x} | made)
+    assert (np.abs(found - x.astype(float) @ w.T) <= limit(x, w.T)).all()
+
+
+def test_int8_touches_only_the_weights_that_are_named_and_frozen():
+    x, w = np.ones((3, 4), np.float32), np.ones((5, 4), np.float32)
+    for weights, int8 in (({"a.w": w}, "a."), ({"a.w": frozen(w)}, "b."), ({"a.w": frozen(w)}, None)):
+        graph, _ = lower(lambda x, weights: ops.linear(x, weights["a.w"]), x, weights, int8=int8)
+        assert [node.op for node in graph.nodes] == ["FusedMatMul"]
+        assert not graph.derived
+
+
+def test_in_bf16_only_matrices_are_multiplied_in_bfloat16():
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 8), (7, 8)))
+
+    def loss(x, w):
+        logits = ops.linear(ops.rms_norm(x, np.ones(8, np.float32), 1e-6), w)
+        return ops.cross_entropy(logits, np.arange(5), np.ones(5, np.float32), 1e-4)
+
+    def gradient(x, w):
+        return value_and_grad(loss)(x, w)
+
+    graph, result = lower(gradient, x, frozen(w), bf16=True)
+    for node in graph.nodes:
+        kinds = {v.dtype for v in (node, *node.inputs)}
+        assert (np.dtype(bfloat16) in kinds) == (node.op in ("MatMul", "FusedMatMul", "Cast"))
+        assert node.op == "Cast" or kinds <= {np.dtype(bfloat16)} or np.dtype(bfloat16) not in kinds
+    assert [v.name for v in graph.inputs] == ["x"]  # of the frozen weight, only its bfloat16 is wanted
+    ((_, recipe), (part,)) = next(iter(graph.derived.items()))
+    assert part.dtype == bfloat16
+
+    class FusedMatMul(onnx.reference.op_run.OpRun):
+        op_domain = MICROSOFT
+
+        def _run(self, a, b, transA=0, transB=0):
+            return ((a.T if transA else a) @ (b.T if transB else b),)
+
+    evaluator = onnx.reference.ReferenceEvaluator(graph.to_onnx(), new_ops=[FusedMatMul])
+    value, by_x = refill(result, iter(evaluator.run(None, {"x": x, part.name: recipe(w)[0]})))
+    wanted, exact = gradient(x, w)
+    assert 0 < abs(value - wanted) < 0.02 * abs(wanted)
+    assert 0 < np.linalg.norm(by_x - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_bf16_weights_are_multiplied_as_they_are():
+    w = frozen(np.ones((3, 4)), bfloat16)
+    step = value_and_grad(lambda x, tree: anp.sum(ops.linear(x, tree["w"])))
+    graph, _ = lower(step, np.ones((2, 4), np.float32), {"w": w}, bf16=True)
+    assert not graph.derived
+    products = [node for node in graph.nodes if node.op in ("MatMul", "FusedMatMul")]
+    assert len(products) == 2
+    assert all("w" in {v.name for v in node.inputs} for node in products)
+
+
+def test_linear_of_a_constant_and_of_integers():
+    w = frozen(np.ones((3, 4)))
+    graph, _ = lower(lambda tree: ops.linear(np.ones((2, 4), np.float32), tree["w"]), {"w": w}, int8="w")
+    assert [node.op for node in graph.nodes] == ["FusedMatMul"]
+    x = np.arange(6).reshape(2, 3)
+    same(run_graph(lower(lambda x: x @ x.T, x), x), x @ x.T, int)
+
+
+def test_a_cast_that_loses_something_is_not_undone():
+    x = np.array([1.7, -0.3], np.float16)
+    same(
+        run_graph(lower(lambda x: x.astype(np.int32).astype(np.float16), x), x),
+        np.array([1, 0], np.float16),
+        np.float16,
+    )
+
+
+def test_frozen_is_what_nobody_can_write():
+    x = np.ones((2, 3))
+    view = x[:]
+    view.flags.writeable = False
+    assert not is_frozen(x)
+    assert not is_frozen(view)
+    assert not is_frozen(np.broadcast_to(x, (4, 2, 3)))
+    x.flags.writeable = False
+    assert is_frozen(x)
+    assert is_frozen(view)

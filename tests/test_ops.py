@@ -15,6 +15,7 @@ F = torch.nn.functional
 # name: (ours, theirs, shapes of the differentiable arguments for dims (a, b, c))
 CASES = {
     "linear": (ops.linear, lambda x, w: x @ w.T, lambda a, b, c: [(a, b, c), (b + 1, c)]),
+    "headwise": (ops.headwise, lambda x, w: x @ w, lambda a, b, c: [(a, b, c), (a, c, b + 1)]),
     "rms_norm": (
         lambda x, w: ops.rms_norm(x, w, 1e-6),
         lambda x, w: w * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
@@ -23,7 +24,13 @@ CASES = {
     "softmax": (ops.softmax, lambda x: x.softmax(-1), lambda a, b, c: [(a, b, c)]),
     "log_softmax": (ops.log_softmax, lambda x: x.log_softmax(-1), lambda a, b, c: [(a, b, c)]),
     "relu": (ops.relu, torch.relu, lambda a, b, c: [(a, b, c)]),
+    "logistic": (ops.logistic, torch.sigmoid, lambda a, b, c: [(a, b, c)]),
     "gelu": (ops.gelu, lambda x: F.gelu(x, approximate="tanh"), lambda a, b, c: [(a, b, c)]),
+    "geglu": (
+        ops.geglu,
+        lambda x, y: F.gelu(x, approximate="tanh") * y,
+        lambda a, b, c: [(a, b, c), (a, b, c)],
+    ),
     "broadcast_to": (
         lambda x: ops.broadcast_to(x, (4, 3, *x.shape[1:])),
         lambda x: x.expand(4, 3, *x.shape[1:]),

@@ -4,7 +4,7 @@
     value, gradient = step(delta, params, config, batch)    # as loss_and_gradient itself
 
 The first call with new shapes lowers the function and opens a session; later calls with the same shapes
-only run it. Read-only arrays are frozen weights: on "cpu" they are read where they lie (also in a mapped
+only run it. Arrays that nobody can write are frozen weights: on "cpu" they are read where they lie (also in a mapped
 file), on "cuda" they are copied once, and all sessions share them.
 """
 
@@ -16,11 +16,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
-from tinyprompt.lower import Traced, lower
+from tinyprompt.lower import Traced, is_frozen, lower, named
 from tinyprompt.tree import leaves, refill
 
 DEVICES = ("numpy", "cpu", "cuda")
+# Where each can run, and how it is lowered. In int8: the encoder, which does nearly all of the work; the gradient that
+# comes from an output head has spikes beside which 8 bits leave nothing.
+PRECISIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "full": (DEVICES, {}),
+    "int8": (("cpu",), {"int8": "encoder."}),
+    "bf16": (("cuda",), {"bf16": True}),
+}
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 SESSIONS = 32  # open at once for one function; the least recently used is closed first
 
 
@@ -41,10 +50,15 @@ def default() -> str:
     return "cpu" if version("onnx") and (version("onnxruntime") or version("onnxruntime-gpu")) else "numpy"
 
 
-def check(device: str) -> None:
-    """Raise DeviceError unless functions can run on the device."""
+def check(device: str, precision: str = "full") -> None:
+    """Raise DeviceError unless functions can run on the device in the precision."""
     if device not in DEVICES:
         raise DeviceError(f"device {device!r}: expected one of {', '.join(DEVICES)}")
+    if precision not in PRECISIONS:
+        raise DeviceError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    devices, _ = PRECISIONS[precision]
+    if device not in devices:
+        raise DeviceError(f"precision {precision!r}: not on device {device!r}, only on {' or '.join(devices)}")
     if device == "numpy":
         return
     wanted, extra = ("onnxruntime-gpu", "gpu") if device == "cuda" else ("onnxruntime", "ort")
@@ -60,14 +74,14 @@ def check(device: str) -> None:
         _probe_cuda()
 
 
-def describe(device: str) -> str:
+def describe(device: str, precision: str = "full") -> str:
     """One line: where things run, and with what. Raises DeviceError."""
-    check(device)
+    check(device, precision)
     if device == "numpy":
         hint = "" if default() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt[ort]'"
         return f"device: numpy {np.__version__}{hint}"
     package = "onnxruntime" if version("onnxruntime") else "onnxruntime-gpu"
-    return f"device: {device} ({package} {version(package)})"
+    return f"device: {device} ({package} {version(package)})" + (f", {precision}" if precision != "full" else "")
 
 
 @functools.cache
@@ -80,11 +94,10 @@ def _probe_cuda() -> None:
 
 
 @functools.cache
-def _share_threads_and_memory() -> None:
-    """One thread pool and one arena for all sessions of the process: each would bring its own."""
+def _share_memory() -> None:
+    """One arena for all sessions that are opened here: each would bring its own."""
     import onnxruntime as ort
 
-    ort.set_global_thread_pool_sizes(0, 1)
     cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(cpu, None)
 
@@ -93,15 +106,18 @@ def open_session(graph, device: str):
     """An onnxruntime.InferenceSession of a lowered graph. Raises DeviceError."""
     import onnxruntime as ort
 
-    _share_threads_and_memory()
+    _share_memory()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # The graph is lean already. Prepacking and constant folding would copy the weights, the memory pattern doubles
     # what a gradient step holds.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = False
-    options.use_per_session_threads = False
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # as written: what is computed again waits till then
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # Threads may wait by spinning within a run, but not after it, when NumPy or another session wants the cores. (One
+    # pool for all sessions would forbid everybody else in the process to open a plain session.)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.use_env_allocators", "1")
     provider: Any = "CPUExecutionProvider"
     if device == "cuda":
@@ -116,27 +132,46 @@ def open_session(graph, device: str):
     return session
 
 
-_copies: dict[int, Any] = {}  # id of a read-only array: its copy on the GPU
+_made: dict[tuple[int, Any, str], list[Any]] = {}  # (id of a read-only array, recipe, device): values made from it
 
 
 def on_device(array: np.ndarray | np.generic, device: str) -> Any:
     """An array as an OrtValue: a view on the CPU; on the GPU a copy, made once for a read-only array."""
+    if device == "cuda" and isinstance(array, np.ndarray) and is_frozen(array):
+        return derived(array, _itself, device)[0]
+    return _value(array, device)
+
+
+def derived(array: np.ndarray, recipe: Callable, device: str) -> list[Any]:
+    """The arrays `recipe(array)` as OrtValues, made once for as long as the array lives."""
+    key = id(array), recipe, device
+    if key not in _made:
+        _made[key] = [_value(x, device) for x in recipe(array)]
+        weakref.finalize(array, _made.pop, key, None)
+    return _made[key]
+
+
+def _itself(array: np.ndarray) -> tuple[np.ndarray]:
+    return (array,)
+
+
+def _value(array: np.ndarray | np.generic, device: str) -> Any:
     import onnxruntime as ort
 
-    frozen = device == "cuda" and isinstance(array, np.ndarray) and not array.flags.writeable
-    if frozen and id(array) in _copies:
-        return _copies[id(array)]
-    value = ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device, 0)
-    if frozen:
-        _copies[id(array)] = value
-        weakref.finalize(array, _copies.pop, id(array))
+    array = np.asarray(array, order="C")
+    if array.dtype != bfloat16:
+        return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+    if device == "cpu":
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
+    value.update_inplace(array.view(np.uint16))
     return value
 
 
 def _key(value: Any) -> Any:
-    """What a graph depends on: the containers, shapes and dtypes of arrays, and everything else itself."""
+    """What a graph depends on: the containers, shapes, dtypes and frozenness of arrays, and all else itself."""
     if isinstance(value, np.ndarray | np.generic):
-        return value.shape, value.dtype
+        return value.shape, value.dtype, is_frozen(value)
     if isinstance(value, dict):
         return dict, tuple((k, _key(v)) for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -145,13 +180,14 @@ def _key(value: Any) -> Any:
 
 
 @functools.lru_cache(64)
-def compile(function: Callable, device: str) -> Callable:
+def compile(function: Callable, device: str, precision: str = "full") -> Callable:
     """`function` on a device: same positional arguments, same results.
 
     What is not an array in the arguments must be hashable; it becomes part of the graph, and so does whatever the
-    function reads from elsewhere. Raises DeviceError, also for what ONNX Runtime cannot run.
+    function reads from elsewhere. precision: one of PRECISIONS.
+    Raises DeviceError, also for what ONNX Runtime cannot run.
     """
-    check(device)
+    check(device, precision)
     if device == "numpy":
         return function
     sessions: OrderedDict[Any, Any] = OrderedDict()
@@ -160,14 +196,19 @@ def compile(function: Callable, device: str) -> Callable:
     def run(*arguments):
         key = _key(arguments)
         if key not in sessions:
-            graph, result = lower(function, *arguments)
-            sessions[key] = open_session(graph, device), [x.name for x in graph.inputs], result
+            graph, result = lower(function, *arguments, **PRECISIONS[precision][1])
+            names = [name for name, x in named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
+            sessions[key] = open_session(graph, device), graph, names, result
             if len(sessions) > SESSIONS:
                 sessions.popitem(last=False)
         sessions.move_to_end(key)
-        session, names, result = sessions[key]
-        arrays = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
-        inputs = {name: on_device(x, device) for name, x in zip(names, arrays, strict=True)}
+        session, graph, names, result = sessions[key]
+        found = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
+        arrays = dict(zip(names, found, strict=True))
+        inputs = {x.name: on_device(arrays[x.name], device) for x in graph.inputs}
+        for (source, recipe), parts in graph.derived.items():
+            values = derived(arrays[source], recipe, device)
+            inputs |= {x.name: value for x, value in zip(parts, values, strict=True)}
         try:
             outputs = iter([x.numpy() for x in session.run_with_ort_values(None, inputs)])
         except Exception as error:

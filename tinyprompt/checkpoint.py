@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tinyprompt import t5, tokenizer
+from tinyprompt import ops, t5, tokenizer
 from tinyprompt.tree import Flat, Tree, flatten, nest
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16}
+WIDEN = 2**30  # bytes of 16-bit weights up to which they are widened once; more stay in the file
 # Copies of other weights, or leftovers that transformers ignores too; a checkpoint may hold them.
 REDUNDANT = {
     "encoder.embed_tokens.weight",
@@ -35,9 +37,10 @@ class Model(NamedTuple):
     name: str
 
     def fingerprint(self) -> str:
-        """sha256 over all names, shapes, dtypes and values of the weights (hexadecimal)."""
+        """sha256 over all names, shapes, dtypes and values of the weights, 16 bits widened (hexadecimal)."""
         digest = hashlib.sha256()
         for name, value in sorted(flatten(self.params).items()):
+            value = ops.widen(value)
             digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
             digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()
@@ -52,18 +55,20 @@ def default_model() -> Path:
     raise CheckpointError(f"{here}: the built-in model is missing; reinstall tinyprompt or name a model directory")
 
 
-def load(folder: str | Path | None = None) -> Model:
+def load(folder: str | Path | None = None, stored: bool = False) -> Model:
     """Open a Hugging Face T5 directory: config.json, safetensors (whole or sharded), tokenizer.
 
-    Weights stored in 32 bits stay in the file (memory-mapped); 16-bit ones are widened to float32,
-    in which everything is computed. Without an argument: the model that the package carries.
+    Weights stay in the file (memory-mapped). Everything is computed in float32; of 16-bit weights, up to 1 GiB
+    are widened at once, which is faster; of more, each is widened where it is used, which takes memory for one only.
+    stored: all weights are the mapped ones, whatever their size.
+    Without an argument: the model that the package carries.
     Raises CheckpointError that names the file and the key.
     """
     folder = Path(folder) if folder is not None else default_model()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; expected a Hugging Face model directory")
     config = read_config(folder / "config.json")
-    params = nest(read_weights(folder, config))
+    params = nest((map_weights if stored else read_weights)(folder, config))
     try:
         words = tokenizer.load(folder)
     except (ValueError, FileNotFoundError) as error:
@@ -99,7 +104,17 @@ def read_config(path: Path) -> t5.Config:
 
 
 def read_weights(folder: Path, config: t5.Config) -> Flat:
-    """All weights of a directory, flat, float32, checked against the schema of the configuration."""
+    """All weights of a directory, flat, checked; in float32, or as stored where they are many (see `load`)."""
+    weights = map_weights(folder, config)
+    if sum(value.nbytes for value in weights.values() if value.dtype.itemsize == 2) <= WIDEN:
+        weights = {name: ops.widen(value) for name, value in weights.items()}
+    for value in weights.values():
+        value.flags.writeable = False
+    return weights
+
+
+def map_weights(folder: Path, config: t5.Config) -> Flat:
+    """All weights of a directory, flat, as views of its files, checked against the schema of the configuration."""
     stored: Flat = {}
     files: dict[str, Path] = {}
     for path in weight_files(folder):
@@ -126,7 +141,7 @@ def read_weights(folder: Path, config: t5.Config) -> Flat:
     for name in stored:
         if name not in schema and name not in REDUNDANT:
             raise CheckpointError(f"{files[name]}: key {name!r} is no weight of the model that config.json describes")
-    return {name: widen(stored[name]) for name in schema}
+    return {name: stored[name] for name in schema}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -141,7 +156,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def map_safetensors(path: Path) -> Flat:
-    """Every tensor of a safetensors file as a read-only view of the mapped file; bf16 as uint16.
+    """Every tensor of a safetensors file as a read-only view of the mapped file.
 
     The safetensors package copies each tensor into memory; a view costs nothing until it is read.
     Format: 8 bytes of header length, a JSON header, then the data.
@@ -184,16 +199,6 @@ def _what_is_wrong(path: Path) -> str:
         return f"cut short: key {name!r} ends at byte {8 + length + ends[name]}, the file has {size}"
     except Exception:  # the header itself is broken: nothing better can be said
         return f"not a safetensors file, or its header is damaged ({size} bytes)"
-
-
-def widen(value: np.ndarray) -> np.ndarray:
-    """A stored tensor as float32 (or float64), read-only: itself where it is, bf16 bits moved up by 16."""
-    if value.dtype == np.uint16:
-        value = (value.astype(np.uint32) << 16).view(np.float32)
-    elif value.dtype == np.float16:
-        value = value.astype(np.float32)
-    value.flags.writeable = False
-    return value
 
 
 class Prompt(NamedTuple):

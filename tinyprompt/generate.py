@@ -37,6 +37,11 @@ def rank(logits_of: LogitsOf, rows: int, labels: Sequence[Sequence[int]]) -> np.
     scores = []
     for label in labels:
         ids = np.broadcast_to(np.asarray(label), (rows, len(label)))
-        log_p = ops.log_softmax(logits_of(shift_right(ids)))
-        scores.append(np.take_along_axis(log_p, ids[..., None], -1)[..., 0].sum(-1))
+        scores.append(log_probability(logits_of, ids).sum(-1))
     return np.stack(scores, axis=1)
+
+
+def log_probability(logits_of: LogitsOf, labels: np.ndarray) -> np.ndarray:
+    """Log probability of every label token after those before it. Shapes (B, T)."""
+    log_p = ops.log_softmax(logits_of(shift_right(labels)))
+    return np.take_along_axis(log_p, labels[..., None], -1)[..., 0]

@@ -24,12 +24,14 @@ import numpy as np
 from autograd.extend import VSpace
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vspaces import ArrayVSpace
+from ml_dtypes import bfloat16
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from tinyprompt import ops
 from tinyprompt.tree import leaves, refill
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
+TINY = np.float32(1e-30)  # instead of 0 in a denominator
 SHORT = 6  # elements of a constant that is printed in place
 # Frames that are not the user's.
 HIDDEN = ("tinyprompt/lower.py", "tinyprompt/ops.py", "tinyprompt/backend.py", "/autograd/", "/numpy/")
@@ -147,8 +149,12 @@ VSpace.register(Traced, TracedVSpace)
 class Graph:
     """A straight-line program of ONNX nodes. `print` it; `to_onnx()` is the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, bf16: bool = False) -> None:
+        self.bf16 = bf16  # multiply float32 matrices as bfloat16
         self.inputs: list[Traced] = []
+        self.frozen: set[str] = set()  # names of inputs that never change
+        self.int8: set[str] = set()  # those among them that are quantised
+        self.derived: dict[tuple[str, Callable], list[Traced]] = {}  # what is to be computed once from such an input
         self.nodes: list[Traced] = []
         self.constants: dict[Any, Traced] = {}
         self.outputs: list[Traced] = []
@@ -158,6 +164,17 @@ class Graph:
         """An array that is given when the graph runs."""
         self.inputs.append(Traced(self, name, shape, dtype))
         return self.inputs[-1].copy()
+
+    def derive(self, source: Traced, recipe: Callable, *parts) -> list[Traced]:
+        """Further inputs: the arrays `recipe(source)`, to be computed once, for the source is frozen.
+
+        parts: shape and dtype of each of these arrays.
+        """
+        if (source.name, recipe) not in self.derived:
+            self.derived[source.name, recipe] = [
+                Traced(self, f"{source.name}.{recipe.__name__}.{i}", *part) for i, part in enumerate(parts)
+            ]
+        return [x.copy() for x in self.derived[source.name, recipe]]
 
     def constant(self, value) -> Traced:
         """An array of the graph itself."""
@@ -170,7 +187,9 @@ class Graph:
     def emit(self, op: str, *inputs, shape, dtype, **attributes) -> Traced:
         """A node with one output; the node that is there already if there is an equal one."""
         arrays = tuple(as_traced(self, x).copy() for x in inputs)
-        key = (op, tuple(x.name for x in arrays), repr(sorted(attributes.items())))
+        key: tuple = (op, tuple(x.name for x in arrays), repr(sorted(attributes.items())))
+        if is_widening(op, arrays):  # anew for each use: what waits for the backward pass takes memory
+            key += (len(self._known),)
         if key not in self._known:
             self._known[key] = Traced(self, f"v{len(self._known)}", shape, dtype, op, arrays, attributes)
             self.nodes.append(self._known[key])
@@ -185,21 +204,28 @@ class Graph:
                 needed |= {x.name for x in node.inputs}
         self.nodes = [node for node in self.nodes if node.name in needed]
         self.constants = {key: c for key, c in self.constants.items() if c.name in needed}
+        self.derived = {key: xs for key, xs in self.derived.items() if any(x.name in needed for x in xs)}
+        replaced = {name for name, _ in self.derived} - needed
+        self.inputs = [x for x in self.inputs if x.name not in replaced]
         return self
+
+    def all_inputs(self) -> list[Traced]:
+        """The inputs, then what is derived from them."""
+        return [*self.inputs, *(x for xs in self.derived.values() for x in xs)]
 
     def __str__(self) -> str:
         def show(x):
             return str(x.value.tolist()) if x.value is not None and x.size <= SHORT else x.name
 
-        lines = [f"{x!r} = input" for x in self.inputs]
+        lines = [f"{x!r} = input" for x in self.all_inputs()]
         lines += [f"{x!r} = constant" for x in self.constants.values() if x.size > SHORT]
         for x in self.nodes:
             arguments = [*map(show, x.inputs), *(f"{k}={v}" for k, v in x.attributes.items() if k != "domain")]
             lines.append(f"{x!r} = {x.op}({', '.join(arguments)})")
         return "\n".join([*lines, f"return {', '.join(map(show, self.outputs))}"])
 
-    def to_onnx(self):
-        """The graph as an onnx.ModelProto, checked. Outputs are called `output_0`, `output_1`, ..."""
+    def to_onnx(self, outputs: Iterable[str] | None = None):
+        """The graph as an onnx.ModelProto, checked. Outputs are called `output_0`, `output_1`, ... or as is said."""
         import onnx
         from onnx import helper
 
@@ -213,13 +239,13 @@ class Graph:
             attributes = {k: kind(v) if isinstance(v, np.dtype) else v for k, v in x.attributes.items()}
             return helper.make_node(x.op, [i.name for i in x.inputs], [x.name], **attributes)
 
-        named = {f"output_{i}": x for i, x in enumerate(self.outputs)}
+        named = dict(zip(outputs or [f"output_{i}" for i in range(len(self.outputs))], self.outputs, strict=True))
         model = helper.make_model(
             helper.make_graph(
                 [node(x) for x in self.nodes]
                 + [helper.make_node("Identity", [x.name], [name]) for name, x in named.items()],
                 "tinyprompt",
-                [info(x) for x in self.inputs],
+                [info(x) for x in self.all_inputs()],
                 [info(x, name) for name, x in named.items()],
                 [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values()],
             ),
@@ -229,6 +255,11 @@ class Graph:
         )
         onnx.checker.check_model(model)
         return model
+
+
+def is_widening(op: str, inputs) -> bool:
+    """Whether a node casts 16-bit weights as they are given."""
+    return op == "Cast" and inputs[0].op is None and inputs[0].dtype in (np.float16, bfloat16)
 
 
 def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
@@ -251,20 +282,38 @@ def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
             yield name, leaf
 
 
-def lower(function: Callable, *arguments) -> tuple[Graph, Any]:
+def is_frozen(array: Any) -> bool:
+    """Whether neither an array nor what it is a view of can be written: what is made of it once stays true."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    return True
+
+
+def lower(function: Callable, *arguments, int8: str | None = None, bf16: bool = False) -> tuple[Graph, Any]:
     """Call `function` on traced arrays in place of every array in `arguments`.
 
-    Arrays may stand in dicts, tuples, lists and named tuples; only their shapes and dtypes are read. Everything
-    else (numbers, strings, functions, arrays that the function has from elsewhere) becomes part of the graph.
+    Arrays may stand in dicts, tuples, lists and named tuples; read are only their shapes and dtypes, and whether they
+    are frozen (see `is_frozen`). Everything else (numbers, strings, functions, arrays that the function has from
+    elsewhere) becomes part of the graph.
+    int8: in `ops.linear`, frozen weights of 16 or 32 bits whose names begin with this are quantised. bf16: float32
+    matrices are multiplied as bfloat16. All else, above all softmax and loss, keeps its dtype.
     Returns the graph, and the function's result with a traced array for every output.
     Raises LoweringError for what ONNX cannot say.
     """
-    graph = Graph()
-    given = (
-        graph.input(name, x.shape, x.dtype) if isinstance(x, np.ndarray | np.generic) else x
-        for name, x in named(function, arguments)
-    )
-    result = function(*refill(arguments, given))
+    graph = Graph(bf16)
+
+    def given(name, x):
+        if not isinstance(x, np.ndarray | np.generic):
+            return x
+        if x.ndim == 2 and is_frozen(x):
+            graph.frozen.add(name)
+            if int8 is not None and name.startswith(int8) and x.dtype in (np.float16, bfloat16, np.float32):
+                graph.int8.add(name)
+        return graph.input(name, x.shape, x.dtype)
+
+    result = function(*refill(arguments, (given(name, x) for name, x in named(function, arguments))))
     found = [graph.constant(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in leaves(result)]
     return graph.finish(x for x in found if isinstance(x, Traced)), refill(result, iter(found))
 
@@ -334,11 +383,15 @@ def matmul(a, b) -> Traced:
     if a.ndim == 1:
         return reshape(matmul(reshape(a, 1, -1), b), (*b.shape[:-2], b.shape[-1]))
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    product = np.dtype(bfloat16) if graph.bf16 and kind == np.float32 else kind
+    a, b = cast(a, product), cast(b, product)
     (a_source, a_flag), (b_source, b_flag) = untransposed(a), untransposed(b)
-    if kind == np.float32 and (a_flag or b_flag):
+    if product in (np.float32, bfloat16) and (a_flag or b_flag):
         flags = {name: 1 for name, flag in (("transA", a_flag), ("transB", b_flag)) if flag}
-        return graph.emit("FusedMatMul", a_source, b_source, shape=shape, dtype=kind, domain=MICROSOFT, **flags)
-    return graph.emit("MatMul", a, b, shape=shape, dtype=kind)
+        out = graph.emit("FusedMatMul", a_source, b_source, shape=shape, dtype=product, domain=MICROSOFT, **flags)
+    else:
+        out = graph.emit("MatMul", a, b, shape=shape, dtype=product)
+    return cast(out, kind)
 
 
 def untransposed(x: Traced) -> tuple[Traced, bool]:
@@ -397,6 +450,14 @@ def cast(x: Traced, dtype) -> Traced:
         return x.copy()
     if x.value is not None:
         return x.graph.constant(x.value.astype(dtype))
+    if x.op == "Transpose":
+        return transpose(cast(x.inputs[0], dtype), x.attributes["perm"])
+    if x.op == "Reshape":
+        return reshape(cast(x.inputs[0], dtype), x.shape)
+    if is_widening(x.op, x.inputs) and x.dtype.kind == "f" and dtype in (x.inputs[0].dtype, bfloat16):
+        return cast(x.inputs[0], dtype)
+    if x.name in x.graph.frozen and dtype == bfloat16:
+        return x.graph.derive(x, rounded, (x.shape, dtype))[0]
     return x.graph.emit("Cast", x, shape=x.shape, dtype=dtype, to=dtype)
 
 
@@ -675,10 +736,49 @@ def keep(x, rate, rng) -> Traced:
     return cast(same_shape("RandomUniformLike", seed=seed)(x) >= rate, x.dtype)
 
 
+def linear(x, weight) -> Traced:
+    """With a weight that is to be in int8: it is quantised once, by columns, and x every time anew, by rows."""
+    if not isinstance(x, Traced) or not isinstance(weight, Traced) or x.dtype != np.float32 or not x.size:
+        return NotImplemented
+    source, transposed = untransposed(weight)
+    if source.name not in x.graph.int8:
+        return NotImplemented
+    n_out, n_in = weight.shape
+    parts = ((n_in, n_out), np.int8), ((n_out,), np.float32)
+    columns = x.graph.derive(source, quantized if transposed else quantized_transpose, *parts)
+    rows = reshape(x, -1, n_in)
+    largest = np.maximum(np.max(np.abs(rows), axis=-1, keepdims=True), TINY)
+    operands, shape = (rows / largest, *columns), (rows.shape[0], n_out)
+    out = x.graph.emit("DynamicQuantizeMatMul", *operands, shape=shape, dtype=x.dtype, domain=MICROSOFT)
+    return reshape(out * largest, *x.shape[:-1], n_out)
+
+
+def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix (I, O) as int8 (I, O) and the scale of each column (O,): `weight` is about `int8 * scale`.
+
+    All 8 bits are used: on x86 that needs VNNI (2019 and later), without which sums of products may saturate.
+    """
+    weight = ops.widen(weight).astype(np.float32, copy=False)
+    scale = np.maximum(np.abs(weight).max(0), TINY) / np.float32(127)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def quantized_transpose(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the transpose."""
+    return quantized(weight.T)
+
+
+def rounded(weight: np.ndarray) -> tuple[np.ndarray]:
+    """An array as bfloat16."""
+    return (weight.astype(bfloat16),)
+
+
 PRIMITIVES: dict[Any, Callable] = {
-    ops.embedding: lambda table, ids: take(table, ids, 0),
+    ops.embedding: lambda table, ids: ops.widen(take(table, ids, 0)),
+    ops.linear: linear,
     ops.softmax: same_shape("Softmax", axis=-1),
     ops.log_softmax: same_shape("LogSoftmax", axis=-1),
+    ops.logistic: same_shape("Sigmoid"),
     ops.relu: same_shape("Relu"),
     ops.gelu: gelu,
     ops.keep: keep,

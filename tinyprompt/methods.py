@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyprompt import ops
 from tinyprompt.checkpoint import CheckpointError, Model, load_prompt
 from tinyprompt.tree import Flat
 
@@ -38,11 +39,15 @@ def prompt_tuning(
         raise ValueError(f"prompt length {length}: expected at least 1")
     rng = np.random.default_rng(seed)
     table, width = model.params["shared"]["weight"], model.config.d_model
+
+    def rows(ids):
+        return ops.embedding(table, np.asarray(ids))
+
     first = 3  # after pad, eos and unk
     top = min(FREQUENT, len(model.tokenizer) - first)
 
     def sampled(n):
-        return table[first + rng.choice(top, n, replace=n > top)]
+        return rows(first + rng.choice(top, n, replace=n > top))
 
     if init == "uniform":
         prompt = rng.uniform(-0.5, 0.5, (length, width))
@@ -51,13 +56,15 @@ def prompt_tuning(
     elif init == "vocab" or (init == "labels" and not labels):
         prompt = sampled(length)
     elif init == "labels":
-        means = [table[model.tokenizer.encode(word)[:-1]].mean(0) for word in labels or ()][:length]
+        if not all(label.strip() for label in labels or ()):
+            raise ValueError(f"prompt init 'labels': expected words, found an empty label in {list(labels or ())}")
+        means = [rows(model.tokenizer.encode(word)[:-1]).mean(0) for word in labels or ()][:length]
         prompt = np.concatenate([np.stack(means), sampled(length - len(means))])
     elif init == "text":
         ids = model.tokenizer.encode(text or "")[:-1]
         if not ids:
             raise ValueError("prompt init 'text': the text is empty")
-        prompt = table[np.resize(ids, length)]
+        prompt = rows(np.resize(ids, length))
     elif init == "file":
         if file is None:
             raise ValueError("prompt init 'file': no file given")

@@ -3,7 +3,8 @@
 autograd differentiates `+`, `*`, `@`, `reshape`, `transpose` and `concatenate` by itself. What is
 here instead of there: operations whose VJP is shorter, faster or more exact when written by hand
 (autograd's own rules for `mean`, `max`, `where` and `tanh` turn float32 into float64).
-Every primitive returns the dtype of its input, and so does its gradient.
+Every primitive returns the dtype of its input, and so does its gradient. Frozen weights, but not those that are
+trained, may lie in 16 bits (float16 or bfloat16): each is widened where it is used, never all of them.
 
 Each one reads the same way: the formula, then `defvjp` with the rule for every differentiable
 argument. In a rule, `ans` is the output, and `g` the gradient that arrives at it.
@@ -14,6 +15,7 @@ import functools
 import autograd.extend
 import numpy as np
 from autograd.extend import defvjp
+from ml_dtypes import bfloat16
 
 
 def primitive(function, kind=autograd.extend.primitive):
@@ -30,10 +32,15 @@ def primitive(function, kind=autograd.extend.primitive):
     return op
 
 
+def widen(weight, dtype=np.float32):
+    """A weight stored in 16 bits as `dtype`; any other as it is."""
+    return weight.astype(dtype) if weight.dtype in (np.float16, bfloat16) else weight
+
+
 @primitive
 def linear(x, weight):
     """`x @ weight.T` over the last axis. Shapes: x (..., I), weight (O, I), result (..., O)."""
-    return (x.reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], -1)
+    return (x.reshape(-1, x.shape[-1]) @ widen(weight, x.dtype).T).reshape(*x.shape[:-1], weight.shape[0])
 
 
 defvjp(
@@ -44,9 +51,22 @@ defvjp(
 
 
 @primitive
+def headwise(x, weight):
+    """`x @ weight`, head by head. Shapes: x (H, N, I), weight (H, I, O), result (H, N, O)."""
+    return x @ widen(weight, x.dtype)
+
+
+defvjp(
+    headwise,
+    lambda ans, x, weight: lambda g: headwise(g, np.transpose(weight, (0, 2, 1))),
+    lambda ans, x, weight: lambda g: np.transpose(x, (0, 2, 1)) @ g,
+)
+
+
+@primitive
 def embedding(table, ids):
     """Rows of a table. Shapes: table (V, D), ids integer (...), result (..., D)."""
-    return table[ids]
+    return widen(table[ids])
 
 
 def _embedding_vjp(ans, table, ids):
@@ -79,7 +99,7 @@ defvjp(broadcast_to, _broadcast_vjp, argnums=(0,))
 @primitive
 def rms_norm(x, weight, eps):
     """`x / rms(x) * weight` over the last axis: no mean, no bias (Zhang and Sennrich 2019)."""
-    return x * _inverse_rms(x, eps) * weight
+    return x * _inverse_rms(x, eps) * widen(weight, x.dtype)
 
 
 def _inverse_rms(x, eps):
@@ -91,7 +111,7 @@ def _rms_norm_vjp(ans, x, weight, eps):
     r = _inverse_rms(x, eps)
 
     def vjp(g):
-        g = g * weight
+        g = g * widen(weight, x.dtype)
         along = np.einsum("...i,...i->...", g, x)[..., None] / x.shape[-1]
         return r * (g - x * (r * r * along))
 
@@ -124,29 +144,52 @@ def relu(x):
 
 defvjp(relu, lambda ans, x: lambda g: g * (x > 0))
 
-_C = 0.7978845608028654  # sqrt(2 / pi)
-_K = 0.044715
+
+@primitive
+def logistic(x):
+    """`1 / (1 + exp(-x))`, in a form that cannot overflow."""
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
+
+
+defvjp(logistic, lambda y, x: lambda g: g * (y - y * y))
+
+_C = 2 * 0.7978845608028654  # 2 sqrt(2 / pi)
+_K = _C * 0.044715
 
 
 @primitive
 def gelu(x):
-    """Gaussian error linear unit, tanh form (Hendrycks and Gimpel 2016), as T5 1.1 uses it."""
-    return 0.5 * x * (1 + _gelu_tanh(x))
+    """Gaussian error linear unit, tanh form (Hendrycks and Gimpel 2016), as T5 1.1 uses it.
+
+    Written with the logistic function s, as (1 + tanh(u)) / 2 = s(2 u): `x * s(x * (C + K * x**2))`.
+    """
+    return x * logistic(x * (_C + _K * (x * x)))
 
 
-def _gelu_tanh(x):
-    return np.tanh(_C * (x + _K * (x * x * x)))
+def _gelu_and_slope(x):
+    square = x * x
+    s = logistic(x * (_C + _K * square))
+    y = x * s
+    return y, s + (y - y * s) * (_C + 3 * _K * square)
 
 
-def _gelu_vjp(ans, x):
-    def vjp(g):
-        t = _gelu_tanh(x)
-        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (_C * (1 + 3 * _K * (x * x))))
-
-    return vjp
+defvjp(gelu, lambda y, x: lambda g: g * _gelu_and_slope(x)[1])
 
 
-defvjp(gelu, _gelu_vjp)
+@primitive
+def geglu(x, y):
+    """`gelu(x) * y`, the gated unit of T5 1.1 (Shazeer 2020, arXiv:2002.05202).
+
+    Its gradient computes gelu(x) again, which costs little, and so the largest arrays of a layer need not be kept.
+    """
+    return gelu(x) * y
+
+
+defvjp(
+    geglu,
+    lambda ans, x, y: lambda g: g * y * _gelu_and_slope(x)[1],
+    lambda ans, x, y: lambda g: g * _gelu_and_slope(x)[0],
+)
 
 
 @primitive

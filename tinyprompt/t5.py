@@ -1,7 +1,7 @@
 """T5, whole: functions over a nested dict of weights that carries the checkpoint's own names.
 
-Covers T5 1.0, T5 1.1 (LM-adapted, Flan), mT5, UMT5 and ByT5. They differ in four places only:
-the activation, whether it is gated, whether the output head is the embedding table (then the
+Covers T5 1.0, T5 1.1 (LM-adapted, Flan), mT5, UMT5 and ByT5. They differ in three places only:
+the activation (relu or gated gelu), whether the output head is the embedding table (then the
 logits are scaled), and whether every layer has its own relative position bias or shares the first.
 
 Each function takes its part of the tree by `**`, so its signature is the list of weights it needs.
@@ -42,8 +42,7 @@ class Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
-    activation: str = "gelu"  # "relu" (T5 1.0) or "gelu"
-    gated: bool = True
+    gated: bool = True  # gated gelu, else relu (T5 1.0)
     tied_head: bool = False  # the output head is the embedding table (T5 1.0)
     scaled_logits: bool = False  # times d_model ** -0.5; goes with the tied head
     bias_in_every_layer: bool = False  # UMT5
@@ -61,11 +60,10 @@ class Config:
                 raise ValueError(f"key {key!r}: expected a positive number, found {value!r}")
             return value
 
-        kinds = {"relu": ("relu", False), "gated-gelu": ("gelu", True), "gated-gelu_new": ("gelu", True)}
+        kinds = {"relu": False, "gated-gelu": True, "gated-gelu_new": True}
         kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
         if not isinstance(kind, str) or kind not in kinds:
             raise ValueError(f"key 'feed_forward_proj': expected one of {sorted(kinds)}, found {kind!r}")
-        activation, gated = kinds[kind]
         # mT5 never ties its head. T5 1.0 leaves the key out, which means tied.
         # Whatever it was, transformers 5 saves a T5 as tied, and keeps the answer under another key.
         tied = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)) is not False and family != "mt5"
@@ -75,8 +73,7 @@ class Config:
             relative_attention_num_buckets=number("relative_attention_num_buckets", 32),
             relative_attention_max_distance=number("relative_attention_max_distance", 128),
             layer_norm_epsilon=number("layer_norm_epsilon", 1e-6, float),
-            activation=activation,
-            gated=gated,
+            gated=kinds[kind],
             tied_head=tied,
             scaled_logits=tied,
             bias_in_every_layer=family == "umt5",
@@ -155,24 +152,41 @@ def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, c
 
 
 def attention(x, context, bias, drop, config: Config, *, q, k, v, o, relative_attention_bias=None):
-    """Multi-head attention. T5 leaves out the division by sqrt(d_kv): it is folded into q's initial scale."""
+    """Multi-head attention. T5 leaves out the division by sqrt(d_kv): it is folded into q's initial scale.
 
-    def heads(y, weight):  # (B, S, D) to (B, H, S, K)
+    A product is associative, so few queries meet the context C itself, not its keys and values: Q (C Wk)' is
+    (Q Wk') C', and p (C Wv) is (p C) Wv. That costs T (K + L) instead of K L a head: next to nothing in a decoder
+    that reads a long input and writes a label.
+    """
+    (B, T), L, H, K = x.shape[:2], context.shape[1], config.num_heads, config.d_kv
+
+    def heads(y, weight):  # (B, T, D) to (B, H, T, K)
         y = ops.linear(y, weight)
-        return np.transpose(y.reshape(*y.shape[:2], config.num_heads, config.d_kv), (0, 2, 1, 3))
+        return np.transpose(y.reshape(B, y.shape[1], H, K), (0, 2, 1, 3))
 
-    scores_BHSL = heads(x, q["weight"]) @ np.transpose(heads(context, k["weight"]), (0, 1, 3, 2)) + bias
-    mixed_BHSK = drop(ops.softmax(scores_BHSL)) @ heads(context, v["weight"])
-    return ops.linear(np.transpose(mixed_BHSK, (0, 2, 1, 3)).reshape(*x.shape[:2], -1), o["weight"])
+    def headwise(y, weight_HIO):  # (B, H, T, I) to (B, H, T, O)
+        y = ops.headwise(np.transpose(y, (1, 0, 2, 3)).reshape(H, B * T, -1), weight_HIO)
+        return np.transpose(y.reshape(H, B, T, -1), (1, 0, 2, 3))
+
+    queries_BHTK = heads(x, q["weight"])
+    if T * (K + L) < K * L:
+        wk_HKD, wv_HKD = (w["weight"].reshape(H, K, -1) for w in (k, v))
+        queries_BND = headwise(queries_BHTK, wk_HKD).reshape(B, H * T, -1)
+        scores_BHTL = (queries_BND @ np.transpose(context, (0, 2, 1))).reshape(B, H, T, L) + bias
+        mixed_BND = drop(ops.softmax(scores_BHTL)).reshape(B, H * T, L) @ context
+        mixed_BHTK = headwise(mixed_BND.reshape(B, H, T, -1), np.transpose(wv_HKD, (0, 2, 1)))
+    else:
+        scores_BHTL = queries_BHTK @ np.transpose(heads(context, k["weight"]), (0, 1, 3, 2)) + bias
+        mixed_BHTK = drop(ops.softmax(scores_BHTL)) @ heads(context, v["weight"])
+    return ops.linear(np.transpose(mixed_BHTK, (0, 2, 1, 3)).reshape(B, T, -1), o["weight"])
 
 
 def feed_forward(x, drop, config: Config, *, wo, wi=None, wi_0=None, wi_1=None):
-    """`wo(act(wi(x)))`, or gated: `wo(act(wi_0(x)) * wi_1(x))` (Shazeer 2020, arXiv:2002.05202)."""
-    act = ops.gelu if config.activation == "gelu" else ops.relu
+    """`wo(relu(wi(x)))`, or gated: `wo(gelu(wi_0(x)) * wi_1(x))` (Shazeer 2020, arXiv:2002.05202)."""
     if config.gated:
-        hidden = act(ops.linear(x, wi_0["weight"])) * ops.linear(x, wi_1["weight"])
+        hidden = ops.geglu(ops.linear(x, wi_0["weight"]), ops.linear(x, wi_1["weight"]))
     else:
-        hidden = act(ops.linear(x, wi["weight"]))
+        hidden = ops.relu(ops.linear(x, wi["weight"]))
     return ops.linear(drop(hidden), wo["weight"])
 
 

@@ -98,11 +98,13 @@ def tune(
     labels: Sequence[str] | None,
     report: Callable[[Progress], None] = lambda progress: None,
     device: str | None = None,
+    precision: str = "full",
 ) -> Result:
     """Learn a soft prompt by backpropagation through the frozen model; keep the best one on the dev rows.
 
     labels: the label words for rank classification, None for greedy decoding.
-    device: "numpy", "cpu" or "cuda"; None is the best that is installed (see backend.py).
+    device: "numpy", "cpu" or "cuda"; None is the best that is installed. precision: "full", or "int8" on "cpu",
+    or "bf16" on "cuda" (see backend.py).
     Raises DataError for a target that is no label word or for no rows, FloatingPointError where the loss is not finite.
     """
     if not train or not dev:
@@ -126,12 +128,11 @@ def tune(
     batches = training_batches(train, model.tokenizer, settings.batch, settings.max_input, settings.seed)
     drop = t5.dropout(settings.dropout, np.random.default_rng([settings.seed, 1]))
     device = device or backend.default()
-    compute = backend.compile(loss_and_gradient, device)
+    compute = backend.compile(loss_and_gradient, device, precision)
 
     def dev_score():
-        return metrics.accuracy(
-            predict(model, [r.input for r in dev], labels, delta, settings, device), [r.target for r in dev]
-        )
+        answers = predict(model, [row.input for row in dev], labels, delta, settings, device, precision)
+        return metrics.accuracy(answers, [row.target for row in dev])
 
     best, best_dev, best_step = delta, dev_score(), 0
     history: list[dict[str, Any]] = [{"step": 0, "loss": None, "dev": best_dev}]
@@ -163,10 +164,12 @@ def predict(
     delta: Flat | None = None,
     settings: Settings | None = None,
     device: str | None = None,
+    precision: str = "full",
 ) -> list[str]:
     """The answer for each input: the likeliest label word, or free text. Without `delta`: the bare frozen model."""
     settings, device = settings or Settings(), device or backend.default()
-    score, encode, decode = (backend.compile(function, device) for function in (label_scores, t5.encode, t5.decode))
+    functions = label_scores, t5.encode, t5.decode
+    score, encode, decode = (backend.compile(function, device, precision) for function in functions)
     model_of = merge(model.params, delta or {}), model.config
     words = tuple(tuple(model.tokenizer.encode(label)) for label in labels or ())
     sequences = encode_inputs(inputs, model.tokenizer, settings.max_input)
