@@ -81,7 +81,7 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     rows, dev = (write_rows(tmp_path / f"{name}.{ending}", NAMED) for name in ("rows", "dev"))
     path, model = tmp_path / "new" / "p.safetensors", ("--model", models[0])
     tuned, err = call("tune", rows, "--dev", dev, "--out", path, *model, "--json", *QUICK)
-    assert tuned.keys() == {"prompt", "labels", "dev", "best_step", "steps", "seconds", "device"}
+    assert tuned.keys() == {"prompt", "labels", "dev", "best_step", "steps", "seconds", "device", "precision"}
     assert tuned["prompt"] == str(path)
     assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, backend.default())
     assert "20 train rows, 20 dev rows; labels: bad, good" in err

@@ -1,4 +1,4 @@
-"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`."""
+"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `export`."""
 
 import argparse
 import json
@@ -11,10 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tinyprompt import __version__, backend, checkpoint, data, metrics, optim
+from tinyprompt import __version__, backend, bench, checkpoint, data, metrics, optim
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model, Prompt
 from tinyprompt.data import DataError, Row
+from tinyprompt.export import export
 from tinyprompt.methods import INITS
 from tinyprompt.train import Progress, Result, Settings, predict, tune
 
@@ -22,9 +23,16 @@ DEMO = Path(__file__).parent / "demo"
 DEMO_TASKS = ("topic", "sentiment")
 DEMO_SETTINGS = dict(steps=400, batch=16, length=20, optimizer="adam", schedule="linear", eval_every=40)
 
+ENGINE_NAMES = dict.fromkeys(name for names in bench.ENGINES.values() for name in names)
+
 HELP = {
+    "size": "shape of the T5: 1.1, or 1.0 where it says so",
+    "input_tokens": "tokens of every input, padding included",
+    "target_tokens": "tokens of every target",
+    "storage": "dtype of the weights in their file",
+    "device": "where to compute",
     "steps": "training steps",
-    "batch": "rows a step",
+    "batch": "rows of a batch",
     "length": "prompt vectors",
     "init": f"first prompt: {', '.join(INITS)}",
     "init_text": "text for --init text",
@@ -57,18 +65,18 @@ class Bar:
         self.bar.update()
 
 
-def run_tune(model: Model, train, dev, settings: Settings, labels, device: str) -> Result:
-    """`tune` with a progress bar."""
+def run_tune(model: Model, train, dev, settings: Settings, labels, *where: str) -> Result:
+    """`tune` with a progress bar; where: device and precision."""
     bar = Bar(settings.steps)
     try:
-        return tune(model, train, dev, settings, labels, bar, device)
+        return tune(model, train, dev, settings, labels, bar, *where)
     finally:
         bar.bar.close()
 
 
-def evaluate(model: Model, rows: Sequence[Row], labels, device: str, delta=None, settings=None) -> float:
-    """Accuracy (exact match for free text) on rows, 0 to 1."""
-    answers = predict(model, [row.input for row in rows], labels, delta, settings, device)
+def evaluate(model: Model, rows: Sequence[Row], labels, delta, settings: Settings, *where: str) -> float:
+    """Accuracy (exact match for free text) on rows, 0 to 1; where: device and precision."""
+    answers = predict(model, [row.input for row in rows], labels, delta, settings, *where)
     return metrics.accuracy(answers, [row.target for row in rows])
 
 
@@ -104,11 +112,12 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
     labels = data.label_words(train)
     settings = Settings(**{**DEMO_SETTINGS, "seed": args.seed})
     vectors = f"{settings.length} x {model.config.d_model}"
-    say(backend.describe(args.device))
+    where = args.device, args.precision
+    say(backend.describe(*where))
     say(f"frozen T5 {model.name}; task {args.task}: {', '.join(labels or ())}; prompt {vectors} float32")
-    unprompted = evaluate(model, test, labels, args.device)
-    result = run_tune(model, train, dev, settings, labels, args.device)
-    tuned = evaluate(model, test, labels, args.device, result.prompt.delta, settings)
+    unprompted = evaluate(model, test, labels, None, settings, *where)
+    result = run_tune(model, train, dev, settings, labels, *where)
+    tuned = evaluate(model, test, labels, result.prompt.delta, settings, *where)
     path = checkpoint.save_prompt(result.prompt, Path(args.out) / f"{args.task}.safetensors")
     curve = draw_curve(result, path.with_suffix(".png"))
     out = {
@@ -119,6 +128,7 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
         "test_rows": len(test),
         "seconds": round(time.perf_counter() - started, 1),
         "device": args.device,
+        "precision": args.precision,
         "prompt": str(path),
         "curve": str(curve) if curve else None,
     }
@@ -150,9 +160,10 @@ def tune_command(args: argparse.Namespace) -> dict[str, Any]:
     labels = data.label_words(train) if args.task == "auto" else None
     if args.task == "classify":
         labels = tuple(sorted({row.target for row in train}))
-    say(backend.describe(args.device))
+    where = args.device, args.precision
+    say(backend.describe(*where))
     say(f"{len(train)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(labels)}" if labels else "free text"))
-    result = run_tune(model, train, dev, settings, labels, args.device)
+    result = run_tune(model, train, dev, settings, labels, *where)
     path = checkpoint.save_prompt(result.prompt, args.out)
     out = {
         "prompt": str(path),
@@ -162,6 +173,7 @@ def tune_command(args: argparse.Namespace) -> dict[str, Any]:
         "steps": result.history[-1]["step"],
         "seconds": round(result.seconds, 1),
         "device": args.device,
+        "precision": args.precision,
     }
     if not args.json:
         print(f"dev {out['dev']:.3f} at step {out['best_step']} of {out['steps']}; {out['seconds']} s; saved to {path}")
@@ -179,13 +191,14 @@ def eval_command(args: argparse.Namespace) -> dict[str, Any]:
                 f"{args.data}: target {row.target!r} is no label word of the prompt ({', '.join(prompt.labels)}); "
                 "map it with --words"
             )
-    say(backend.describe(args.device))
-    score = evaluate(model, rows, prompt.labels, args.device, prompt.delta, settings)
+    where = args.device, args.precision
+    say(backend.describe(*where))
+    score = evaluate(model, rows, prompt.labels, prompt.delta, settings, *where)
     metric = "accuracy" if prompt.labels else "exact match"
     out = {"metric": metric, "score": score, "rows": len(rows), "seconds": round(time.perf_counter() - started, 1)}
     if not args.json:
         print(f"{metric} {score:.3f} on {len(rows)} rows")
-    return out | {"device": args.device}
+    return out | {"device": args.device, "precision": args.precision}
 
 
 def predict_command(args: argparse.Namespace) -> dict[str, Any]:
@@ -197,11 +210,39 @@ def predict_command(args: argparse.Namespace) -> dict[str, Any]:
     texts = texts or [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
         raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
-    say(backend.describe(args.device))
-    answers = predict(model, texts, prompt.labels, prompt.delta, settings, args.device)
+    where = args.device, args.precision
+    say(backend.describe(*where))
+    answers = predict(model, texts, prompt.labels, prompt.delta, settings, *where)
     if not args.json:
         print("\n".join(answers))
     return {"predictions": [{"input": t, "prediction": a} for t, a in zip(texts, answers, strict=True)]}
+
+
+def export_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
+
+    Every shape is fixed: fill up with id 0, and with 0 in attention_mask and weights.
+    """
+    out = export(args.model, args.out, args.batch, args.input_tokens, args.target_tokens, args.length, args.prompt)
+    if not args.json:
+        for path, size in out["files"].items():
+            print(f"{path}: {size:,} bytes")
+        print("inputs: " + ", ".join(f"{name} {shape}" for name, shape in out["inputs"].items()))
+    return out
+
+
+def bench_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Time NumPy, ONNX Runtime and, where installed, PEFT on one frozen T5 with random weights."""
+    problem = bench.Problem(**{f.name: getattr(args, f.name) for f in fields(bench.Problem)})
+    if args.rounds < 1:
+        raise ValueError(f"--rounds: expected at least 1, found {args.rounds}")
+    engines = bench.available(args.device)
+    if args.engines is not None:
+        engines = list(dict.fromkeys(name.strip() for name in args.engines.split(",")))
+    out = bench.measure(problem, engines, args.rounds, say)
+    if not args.json:
+        print(bench.table(out))
+    return out
 
 
 def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
@@ -237,15 +278,20 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="command")
 
-    def command(name, function):
+    def command(name, function, computes=True):
         sub = commands.add_parser(
-            name, help=function.__doc__, description=function.__doc__, formatter_class=argparse.MetavarTypeHelpFormatter
+            name,
+            help=function.__doc__.partition("\n")[0],
+            description=function.__doc__,
+            formatter_class=argparse.MetavarTypeHelpFormatter,
         )
         sub.set_defaults(function=function)
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-        sub.add_argument(
-            "--device", choices=backend.DEVICES, type=str, help="where to compute (cpu if ONNX Runtime is installed)"
-        )
+        if computes:
+            device = "where to compute (cpu if ONNX Runtime is installed)"
+            sub.add_argument("--device", choices=backend.DEVICES, type=str, help=device)
+            precision = "int8 on cpu or bf16 on cuda: faster, less exact (full)"
+            sub.add_argument("--precision", choices=backend.PRECISIONS, type=str, default="full", help=precision)
         return sub
 
     def columns(sub):
@@ -292,6 +338,28 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=str, help="take the texts from a .tsv, .csv or .jsonl file")
     sub.add_argument("--input", type=str, default="input", help="column of the input text (input)")
     sub.add_argument("--model", **model)
+
+    sub = command("export", export_command, computes=False)
+    sub.add_argument("--model", **model)
+    sub.add_argument("--prompt", type=str, help="prompt that tune or demo saved (a first one, of vocabulary rows)")
+    sub.add_argument("--out", type=str, default="tinyprompt-export", help="folder for graphs, prompt and weights")
+    sub.add_argument("--batch", type=int, default=8, help="rows of all inputs, always (8)")
+    sub.add_argument("--input-tokens", type=int, default=64, help="length of input_ids, always (64)")
+    sub.add_argument("--target-tokens", type=int, default=4, help="length of labels, always (4)")
+    sub.add_argument("--length", type=int, default=100, help="prompt vectors, if no --prompt brings its own (100)")
+
+    sub = command("bench", bench_command, computes=False)
+    sub.add_argument("--engines", type=str, help=f"some of {', '.join(ENGINE_NAMES)} (all that can run here)")
+    sub.add_argument("--rounds", type=int, default=5, help="turns of every engine (5)")
+    for field in fields(bench.Problem):
+        known = {"size": bench.SIZES, "storage": bench.STORAGE, "device": bench.ENGINES}.get(field.name)
+        sub.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            choices=known,
+            help=f"{HELP[field.name]} ({field.default})",
+        )
     return top
 
 
@@ -299,11 +367,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input is one line on standard error and exit status 2."""
     args = parser().parse_args(argv)
     try:
-        args.device = args.device or backend.default()
-        backend.check(args.device)
+        if hasattr(args, "precision"):
+            args.device = args.device or backend.default()
+            backend.check(args.device, args.precision)
         out = args.function(args)
     except (CheckpointError, DataError, DeviceError, ValueError, FloatingPointError, OSError) as error:
         say(f"tinyprompt: {error}")
+        return 2
+    except (MemoryError, OverflowError) as error:
+        say(f"tinyprompt: too large for this machine: {error}")
         return 2
     except KeyboardInterrupt:
         say("tinyprompt: stopped; nothing was saved")

@@ -1,0 +1,140 @@
+"""The bench measures what it says, on a model that takes no time."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tinyprompt import backend, bench, checkpoint, cli, t5
+from tinyprompt.lower import lower
+from tinyprompt.tree import flatten
+
+SMALL = dict(batch=2, input_tokens=8, target_tokens=3, length=5)
+WHAT = {"loss", "first step", "step", "forward", "forward rate", "peak memory of step", "gradient error"}
+
+
+@pytest.fixture(autouse=True)
+def one_cold_start(monkeypatch):
+    monkeypatch.setattr(bench, "COLD_STARTS", 1)
+
+
+@pytest.mark.parametrize("storage", bench.STORAGE)
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_model_it_writes_can_be_opened(tmp_path, monkeypatch, storage, gated):
+    monkeypatch.setitem(bench.SIZES, "tiny", (*bench.SIZES["tiny"][:-1], gated))
+    bench.write_model(tmp_path, "tiny", storage)
+    model = checkpoint.load(tmp_path)
+    assert model.config.gated == gated
+    assert {name: value.shape for name, value in flatten(model.params).items()} == t5.shapes(model.config)
+    assert 0.5 < np.std(model.params["shared"]["weight"]) < 1.5
+
+
+def test_padding_ends_rows_but_never_a_whole_one():
+    batch = bench.Problem(batch=5, input_tokens=9).draw(100)
+    assert batch.attention_mask.sum(1).tolist() == [9, 8, 7, 6, 5]
+    assert (batch.input_ids[batch.attention_mask == 0] == 0).all()
+
+
+def test_flops_are_those_of_the_products():
+    a, b = np.ones((3, 4, 5), np.float32), np.ones((7, 5), np.float32)
+    graph, _ = lower(lambda a, b: (a @ b.T).sum(-1) + 1, a, b)
+    assert bench.gemm_flops(graph) == 2 * 3 * 4 * 5 * 7
+    graph, _ = lower(lambda a, b: np.swapaxes(a, 1, 2) @ a, a, b)
+    assert bench.gemm_flops(graph) == 2 * 3 * 5 * 4 * 5
+
+
+def test_numpy_beside_onnx_runtime():
+    pytest.importorskip("onnxruntime")
+    said = []
+    out = bench.measure(bench.Problem("tiny", **SMALL), ["numpy", "ort", "ort-int8"], 2, said.append)
+    rows = {(row["engine"], row["what"]): row for row in out["rows"]}
+    assert {what for engine, what in rows if engine == "ort-int8"} == WHAT
+    assert {what for engine, what in rows if engine == "ort"} == WHAT | {"GEMM rate in step", "build", "cold start"}
+    for row in rows.values():
+        assert 0 < row["min"] <= row["median"] <= row["max"]
+    assert rows["ort", "gradient error"]["median"] < 1e-4 < rows["ort-int8", "gradient error"]["median"] < 0.2
+    steps = [rows[name, "step"]["median"] for name in ("numpy", "ort")]
+    assert out["ratios"]["step_speedup_vs_numpy"] == steps[0] / steps[1]
+    assert out["ratios"]["memory_vs_peft"] is None
+    assert "step_speedup_vs_numpy" in bench.table(out)
+    assert any("round 2 of 2" in line for line in said)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft: pip install '.[test]'")
+def test_beside_peft():
+    engines = ["numpy", "ort", "peft-fp32", "peft-bf16"]
+    out = bench.measure(bench.Problem("tiny", **SMALL), engines, 1, lambda line: None)
+    error = {row["engine"]: row["median"] for row in out["rows"] if row["what"] == "gradient error"}
+    assert max(error["ort"], error["peft-fp32"], error["numpy"]) < 1e-4  # the same gradient, whoever computes it
+    assert error["peft-bf16"] < 0.2
+    needed = ("step_speedup_vs_peft_fp32", "step_speedup_vs_peft_bf16", "memory_vs_peft", "cold_start_vs_peft")
+    assert all(out["ratios"][name] > 0 for name in needed)
+
+
+def test_the_command_prints_one_json_object(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "available", lambda device: ["numpy"])
+    sizes = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    assert cli.main(["bench", "--size", "tiny", "--rounds", "1", "--json", *sizes]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["problem"] == {"size": "tiny", **SMALL, "storage": "float32", "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "0"], "batch: expected at least 1, found 0"),
+        (["--rounds", "0"], "--rounds: expected at least 1"),
+        (["--engines", "numpy,jax"], "engine 'jax': expected one of numpy"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys):
+    assert cli.main(["bench", "--size", "tiny", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_engine_that_fails_says_why(tmp_path):
+    bench.write_model(tmp_path, "tiny")  # but no prompt
+    with pytest.raises(ValueError, match=r"engine numpy: stopped .*prompt.safetensors: no such file"):
+        bench.Engine("numpy", tmp_path, bench.Problem("small", **SMALL))
+
+
+@pytest.mark.parametrize("other", [1.03, 0.97, float("nan")])
+def test_engines_that_disagree_are_no_comparison(monkeypatch, other):
+    monkeypatch.setattr(bench.Engine, "ask", lambda self, call: 1.0 if self.name == "numpy" else other)
+    monkeypatch.setattr(bench, "available", lambda device: ["numpy", "numpy-too"])
+    monkeypatch.setattr(bench, "command", lambda engine: ["echo", "ready"])
+    with pytest.raises(ValueError, match="do not compute the same"):
+        bench.measure(bench.Problem("tiny", **SMALL), ["numpy", "numpy-too"], 1, lambda line: None)
+
+
+def test_on_a_gpu_that_is_not_there(capsys):
+    if backend.version("onnxruntime-gpu"):
+        pytest.skip("onnxruntime-gpu is installed")
+    assert cli.main(["bench", "--size", "tiny", "--device", "cuda"]) == 2
+    assert "onnxruntime-gpu is not installed" in capsys.readouterr().err
+
+
+def test_memory_of_the_gpu_is_what_nvidia_smi_says(monkeypatch):
+    monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="1024\n512\n", returncode=0))
+    assert bench.gpu_memory() == 1.5
+
+
+def test_a_gradient_that_is_off_is_no_comparison(monkeypatch):
+    monkeypatch.setattr(bench, "EXACT", 1e-12)
+    with pytest.raises(ValueError, match=r"engine numpy: its gradient is .* off"):
+        bench.measure(bench.Problem("tiny", **SMALL), ["numpy"], 1, lambda line: None)
+
+
+def test_the_peak_is_forgotten():
+    big = np.ones((300, 1024, 1024), np.uint8)
+    before = bench.peak_memory()
+    del big
+    bench.forget_peak()
+    assert bench.peak_memory() < before - 0.2
+
+
+def test_weights_in_the_file_lie_aligned(tmp_path):
+    bench.write_model(tmp_path, "tiny")
+    assert {value.offset % 4 for value in flatten(checkpoint.load(tmp_path).params).values()} == {0}

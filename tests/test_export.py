@@ -1,0 +1,317 @@
+"""Exported graphs: NumPy's numbers from the model's own files, by ONNX Runtime alone; the README's loop; errors."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_dtypes import bfloat16
+from reference import FAMILIES, batch, random_weights, raw_config
+from safetensors.numpy import save_file
+
+from tinyprompt import backend, checkpoint, export, t5, train
+from tinyprompt.checkpoint import CheckpointError, Prompt
+from tinyprompt.cli import main
+from tinyprompt.methods import PROMPT
+from tinyprompt.tree import flatten, nest
+
+onnx = pytest.importorskip("onnx", reason="needs onnx: pip install '.[ort]'")
+ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
+LAYOUTS = ("whole", "shards", "alias", "cache")
+SHAPES = dict(batch=3, input_tokens=7, target_tokens=4, length=5)
+# An interpreter that has onnxruntime and NumPy only, as far as this project goes.
+ALONE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tinyprompt", "torch", "transformers", "onnx", "autograd"):
+            raise ImportError(name + " is refused")
+sys.meta_path.insert(0, Refuse())
+exec(sys.stdin.read())
+"""
+
+
+def write_model(folder, family="t5-1.1", dtype=np.float32, layout="whole", seed=0):
+    """A model directory: one file, two shards, one with shared.weight by its other name, or a hub's cache of links."""
+    raw = raw_config(family, vocab_size=384)
+    weights = {k: v.astype(dtype) for k, v in random_weights(t5.Config.from_dict(raw), seed).items()}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(raw))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}')
+    if layout == "alias":
+        weights["encoder.embed_tokens.weight"] = weights.pop("shared.weight")
+    names, files = sorted(weights), ["model.safetensors"]
+    if layout in ("shards", "cache"):
+        files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        where = {name: files[i % 2] for i, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    for i, file in enumerate(files):
+        save_file({name: weights[name] for name in names[i :: len(files)]}, folder / file)
+        if layout == "cache":
+            blobs = folder.parents[1] / "blobs"
+            blobs.mkdir(exist_ok=True)
+            (folder / file).rename(blobs / f"{i}{'c0ffee' * 6}")
+            (folder / file).symlink_to(Path("../../blobs", f"{i}{'c0ffee' * 6}"))
+    return folder
+
+
+def run(path, **inputs):
+    """The outputs of an exported graph by their names."""
+    session = ort.InferenceSession(path)
+    names = [x.name for x in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def by_numpy(folder, dtype, prompt, arrays):
+    """What NumPy computes from the same weights in a dtype."""
+    model = checkpoint.load(folder)
+    params = nest({name: value.astype(dtype) for name, value in flatten(model.params).items()})
+    given = prompt.astype(dtype), *arrays[:3], arrays[3].astype(dtype), params, model.config
+    return export.step(*given) | export.score(*given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_exported_graphs_compute_what_numpy_does(family, dtype, data, tmp_path_factory):
+    layout, seed = data.draw(st.sampled_from(LAYOUTS)), data.draw(st.integers(0, 99))
+    rows, length, out, vectors = (data.draw(st.integers(1, n)) for n in (4, 40, 5, 20))
+    root = tmp_path_factory.mktemp("model")
+    folder = write_model(root / "snapshots" / "0", family, DTYPES[dtype], layout, seed)
+    export.export(folder, root / "out", rows, length, out, vectors)
+    (root / "snapshots").rename(root / "gone")  # the graphs need nothing of it
+    folder = root / "gone" / "0"
+    ids, mask, labels, weights = batch(seed, 384, rows, length, out)
+    arrays = ids, mask, labels, weights.astype(np.float32)
+    prompt = np.load(root / "out" / "prompt.npy")
+    inputs = dict(zip(("prompt", "input_ids", "attention_mask", "labels", "weights"), (prompt, *arrays), strict=True))
+    found = run(root / "out" / "step.onnx", **inputs) | run(root / "out" / "score.onnx", **inputs)
+    exact, single = (by_numpy(folder, kind, prompt, arrays) for kind in (np.float64, np.float32))
+    assert found.keys() == exact.keys() == {"loss", "gradient", "log_probability"}
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        assert value.shape == exact[name].shape
+        allowed = 3 * np.abs(single[name] - exact[name]).max() + 2e-6 * np.abs(exact[name]).max()
+        assert np.abs(value - exact[name]).max() <= allowed
+
+
+def test_the_score_is_that_of_rank_classification(tmp_path):
+    folder = write_model(tmp_path / "model")
+    export.export(folder, tmp_path / "out", **SHAPES)
+    prompt = np.load(tmp_path / "out" / "prompt.npy")
+    ids, mask, _, _ = batch(0, 384, 3, 7, 4)
+    word = [9, 8, 1]
+    labels, weights = np.array([[*word, 0]] * 3), np.array([[1, 1, 1, 0]] * 3, np.float32)
+    found = run(
+        tmp_path / "out" / "score.onnx",
+        prompt=prompt, input_ids=ids, attention_mask=mask, labels=labels, weights=weights,
+    )  # fmt: skip
+    model = checkpoint.load(folder)
+    params = nest(flatten(model.params) | {PROMPT: prompt})
+    wanted = train.label_scores(params, model.config, ids, mask, (tuple(word),))[:, 0]
+    assert np.allclose(found["log_probability"], wanted, rtol=1e-5)
+
+
+def externals(path):
+    """Name of each weight: its file, offset and length."""
+    proto = onnx.load(path, load_external_data=False)
+    return {
+        x.name: {entry.key: entry.value for entry in x.external_data}
+        for x in proto.graph.initializer
+        if x.data_location == onnx.TensorProto.EXTERNAL
+    }
+
+
+@pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1"])
+def test_the_weights_are_in_the_models_file_and_nowhere_else(family, tmp_path):
+    folder = write_model(tmp_path / "model", family, np.float16)
+    told = export.export(folder, tmp_path / "out", **SHAPES)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {Path(path).name for path in told["files"]}
+    copy = tmp_path / "out" / "model.safetensors"
+    assert copy.read_bytes() == (folder / copy.name).read_bytes()
+    config = checkpoint.read_config(folder / "config.json")
+    for name in ("step.onnx", "score.onnx"):
+        found = externals(tmp_path / "out" / name)
+        assert found.keys() == t5.shapes(config).keys()  # one for the table, also where it is the head
+        assert len({x["offset"] for x in found.values()}) == len(found)
+        assert sum(int(x["length"]) for x in found.values()) == sum(v.size for v in weights_of(folder).values()) * 2
+        assert (tmp_path / "out" / name).stat().st_size < 200_000
+        proto = onnx.load(tmp_path / "out" / name, load_external_data=False)
+        assert max(len(x.raw_data) for x in proto.graph.initializer) < 5000
+
+
+def weights_of(folder):
+    return flatten(checkpoint.load(folder).params)
+
+
+def version(path):
+    """What changes where a file or link is written anew."""
+    return path.lstat().st_ino, path.lstat().st_mtime_ns
+
+
+def test_a_copy_that_is_there_is_kept_and_another_file_replaced(tmp_path):
+    one, two = (write_model(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
+    copy = tmp_path / "out" / "model.safetensors"
+    export.export(one, copy.parent, **SHAPES)
+    before = version(copy)
+    export.export(one, copy.parent, **SHAPES)
+    assert version(copy) == before
+    export.export(two, copy.parent, **SHAPES)
+    assert version(copy) != before
+    assert copy.read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_into_the_folder_of_the_model_itself(layout, tmp_path):
+    folder = write_model(tmp_path / "snapshots" / "0", layout=layout)
+    files = checkpoint.weight_files(folder)
+    before = [version(file) for file in files]
+    export.export(folder, folder, **SHAPES)
+    ort.InferenceSession(folder / "score.onnx")
+    assert ([version(file) for file in files] == before) == (layout != "cache")  # a link gave way to a copy
+    assert not any(file.is_symlink() for file in files)
+
+
+def save_prompt(path, model, shape, key=PROMPT):
+    delta = {key: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
+    return checkpoint.save_prompt(Prompt(delta, model.name, model.fingerprint(), None, {}), path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tuned_prompt_is_written_for_numpy(dtype, tmp_path):
+    folder = write_model(tmp_path / "model", dtype=DTYPES[dtype])
+    path = save_prompt(tmp_path / "p.safetensors", checkpoint.load(folder), (9, 20))
+    told = export.export(folder, tmp_path / "out", **SHAPES, prompt=path)
+    written = np.load(tmp_path / "out" / "prompt.npy", allow_pickle=False)
+    assert told["inputs"]["prompt"] == [9, 20]
+    assert written.dtype == np.float32
+    assert (written == checkpoint.load_prompt(path).delta[PROMPT]).all()
+
+
+def alone(code, folder):
+    """Standard output of some code in an interpreter that has nothing of ours."""
+    done = subprocess.run([sys.executable, "-I", "-c", ALONE], input=code, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_readmes_loop_needs_no_tinyprompt(tmp_path, capsys):
+    """The command (but for its model and prompt), the loop and the options of the section, run elsewhere."""
+    section = README.split("## Without tinyprompt\n")[1].split("\n## ")[0]
+    command = re.search(r"^    tinyprompt (export .*)$", section, re.M)[1].split()
+    loop, options = re.findall(r"```python\n(.*?)```", section, re.S)
+    folder = write_model(tmp_path / "model", dtype=bfloat16)
+    prompt = save_prompt(tmp_path / "mine.safetensors", checkpoint.load(folder), (5, 20))
+    words = [str(prompt) if word == "mine.safetensors" else word for word in command]
+    assert main([*words, "--model", str(folder), "--out", str(tmp_path / "tinyprompt-export")]) == 0
+    assert "labels [8, 4]" in capsys.readouterr().out
+    ids, mask, _, _ = batch(0, 384, 32, 64, 4)
+    labels = np.tile([9, 1, 0, 0], (32, 1))  # something to learn
+    weights = (labels > 0).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", input_ids=ids, attention_mask=mask, labels=labels, weights=weights)
+    losses = [float(line.split()[1]) for line in alone(loop, tmp_path).splitlines()]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    tuned = np.load(tmp_path / "tuned.npy")
+    assert (tuned.dtype, tuned.shape) == (np.float32, (5, 20))
+    opened = 'InferenceSession("tinyprompt-export/step.onnx"'
+    assert opened in loop
+    other = f"import onnxruntime as ort\n{options}" + loop.replace(opened, f"{opened}, options")
+    assert np.allclose(float(alone(other, tmp_path).split()[1]), losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tinyprompt", "torch", "transformers"])
+def test_the_interpreter_of_that_loop_refuses_what_it_should(name, tmp_path):
+    with pytest.raises(AssertionError, match=f"{name} is refused"):
+        alone(f"import {name}", tmp_path)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@settings(max_examples=5, deadline=None)
+@given(size=st.integers(max_value=0))
+def test_a_shape_below_one(name, size, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shape") / "out"
+    with pytest.raises(ValueError, match=rf"{name}: expected at least 1, found {size}"):
+        export.export(None, out, **SHAPES | {name: size})
+    assert not out.exists()
+
+
+def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
+    folder = write_model(tmp_path / "model")
+    model = checkpoint.load(folder)
+    other = checkpoint.load(write_model(tmp_path / "other", seed=1))
+    cases = {
+        "nowhere: no such directory": ["--model", tmp_path / "nowhere"],
+        "model.safetensors: not a prompt": ["--prompt", folder / "model.safetensors"],
+        "tuned on 'other'": ["--prompt", save_prompt(tmp_path / "other.safetensors", other, (5, 20))],
+        "[5, 19]; expected vectors of 20": ["--prompt", save_prompt(tmp_path / "wide.safetensors", model, (5, 19))],
+        "[20]; expected vectors of 20": ["--prompt", save_prompt(tmp_path / "flat.safetensors", model, 20)],
+        "is missing; expected vectors": ["--prompt", save_prompt(tmp_path / "key.safetensors", model, (5, 20), "a")],
+        "config.json: is no folder": ["--out", folder / "config.json"],
+        "batch: expected at least 1, found 0": ["--batch", "0"],
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for message, more in cases.items():
+        call = ["export", "--model", folder, "--out", tmp_path / "out", *more]
+        assert main([str(x) for x in call]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert message in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_shards_of_one_name_are_refused(tmp_path):
+    folder = write_model(tmp_path / "model", layout="shards")
+    names = [file.name for file in checkpoint.weight_files(folder)]
+    index = folder / "model.safetensors.index.json"
+    text = index.read_text()
+    for i, name in enumerate(names):
+        (folder / str(i)).mkdir()
+        (folder / name).rename(folder / str(i) / "a.safetensors")
+        text = text.replace(name, f"{i}/a.safetensors")
+    index.write_text(text)
+    with pytest.raises(CheckpointError, match="the same name"):
+        export.export(folder, tmp_path / "out", **SHAPES)
+
+
+def test_what_fails_in_the_middle_changes_no_file(tmp_path, monkeypatch):
+    one, two = (write_model(tmp_path / name, layout="shards", seed=seed) for seed, name in enumerate(("one", "two")))
+    out = tmp_path / "out"
+    export.export(one, out, **SHAPES)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    original = Path.write_bytes
+
+    def full(path, data):
+        original(path, data[: len(data) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        export.export(two, out, **SHAPES)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(backend, "version", lambda package: None)
+    assert main(["export", "--out", str(tmp_path / "out")]) == 2
+    assert "onnx is not installed; pip install 'tinyprompt[ort]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_json(tmp_path, capsys):
+    folder = write_model(tmp_path / "model", layout="shards")
+    assert main(["export", "--json", "--model", str(folder), "--out", str(tmp_path / "out")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == {str(path): path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert told["inputs"]["prompt"] == [100, 20]
+    assert told["inputs"]["labels"] == told["inputs"]["weights"] == [8, 4]

@@ -1,0 +1,442 @@
+"""Engines side by side on one prompt-tuning problem: time, memory, cold start, as ratios.
+
+A frozen T5 of a named size with random weights is written to a folder; every engine opens it in a process of its
+own and then waits. The parent asks one after the other for one call, round after round, so that whatever else the
+machine does falls on all of them; reported are medians. `bench_peft.py` is the same for PEFT and torch.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+from tinyprompt import backend, checkpoint, methods, t5, train
+from tinyprompt.data import Batch
+from tinyprompt.lower import lower
+from tinyprompt.methods import PROMPT
+from tinyprompt.tree import flatten, nest
+
+# d_model, d_ff, heads, layers, gated: T5 1.1, the family of the paper's frozen models, and the first T5 (Raffel et al.
+# 2020, sections 3.1.2 and 3.5).
+SIZES = {
+    "tiny": (16, 24, 2, 1, True),  # to try the bench itself
+    "small": (512, 1024, 6, 8, True),
+    "base": (768, 2048, 12, 12, True),
+    "large": (1024, 2816, 16, 24, True),
+    "xl": (2048, 5120, 32, 24, True),
+    "xxl": (4096, 10240, 64, 24, True),
+    "small-1.0": (512, 2048, 8, 6, False),
+    "base-1.0": (768, 3072, 12, 12, False),
+}
+ENGINES = {
+    "cpu": ("numpy", "ort", "ort-int8", "peft-fp32", "peft-bf16", "peft-compile"),
+    "cuda": ("numpy", "ort", "ort-bf16", "peft-fp32", "peft-bf16"),
+}
+STORAGE = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", bfloat16)}
+GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
+TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
+D_KV = 64
+COLD_STARTS = 3
+REST = 0.05  # seconds between two calls, in which the threads of the engine before stop spinning
+SAME = 0.02  # relative difference of losses that 8 or 16 bits may cause
+EXACT, ROUGH = 0.05, 0.5  # of gradients: in 32 bits (where a relu may fall on the other side of 0), and in 8 or 16
+PROMPT_FILE = "prompt.safetensors"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every engine computes: the shapes of one training batch."""
+
+    size: str = "small"
+    batch: int = 8
+    input_tokens: int = 64
+    target_tokens: int = 4
+    length: int = 100  # prompt vectors
+    storage: str = "float32"  # of the weights in their file
+    device: str = "cpu"
+
+    def __post_init__(self):
+        for name, known in (("size", SIZES), ("storage", STORAGE), ("device", ENGINES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        for name in ("batch", "input_tokens", "target_tokens", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+    def draw(self, vocab: int) -> Batch:
+        """A random batch; the first row is full, the last is half padding."""
+        rng = np.random.default_rng(0)
+        ids = rng.integers(3, vocab, (self.batch, self.input_tokens))
+        lengths = np.linspace(self.input_tokens, math.ceil(self.input_tokens / 2), self.batch).astype(int)
+        mask = (np.arange(self.input_tokens) < lengths[:, None]).astype(np.int64)
+        labels = rng.integers(3, vocab, (self.batch, self.target_tokens))
+        return Batch(ids * mask, mask, labels, np.ones(labels.shape, np.float32))
+
+
+def write_model(folder: Path, size: str, storage: str = "float32") -> None:
+    """A Hugging Face directory of a T5 with random weights, and the built-in model's tokenizer."""
+    kind, dtype = STORAGE[storage]
+    d_model, d_ff, heads, layers, gated = SIZES[size]
+    raw = dict(
+        model_type="t5",
+        architectures=["T5ForConditionalGeneration"],
+        vocab_size=32128,
+        d_model=d_model,
+        d_kv=D_KV,
+        d_ff=d_ff,
+        num_heads=heads,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=not gated,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    (folder / "config.json").write_text(json.dumps(raw))
+    shutil.copy(checkpoint.default_model() / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    shapes = t5.shapes(t5.Config.from_dict(raw))
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + np.dtype(dtype).itemsize * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)  # so that the weights lie aligned
+    normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for i, (name, shape) in enumerate(shapes.items()):
+            values = np.resize(np.roll(normal, -i), math.prod(shape))  # random enough, and quick for billions
+            if len(shape) == 1:
+                values = np.ones_like(values)
+            elif name != "shared.weight":
+                values = values * np.float32(shape[-1] ** -0.5 * (D_KV**-0.5 if ".q." in name else 1))
+            file.write(values.astype(dtype).tobytes())
+        file.flush()
+        os.fsync(file.fileno())  # or the disk is still busy with it when the clock runs
+
+
+def write_prompt(folder: Path, length: int) -> None:
+    """The prompt that every engine starts from: embeddings of random pieces."""
+    delta = methods.prompt_tuning(checkpoint.load(folder), length, "vocab")
+    checkpoint.save_prompt(checkpoint.Prompt(delta, folder.name, "", LABELS, {}), folder / PROMPT_FILE)
+
+
+# ---- in an engine's own process ----
+
+
+def serve(calls: dict[str, Callable[[], Any]]) -> None:
+    """Answer each line of standard input, the name of a call, with the float it returns, else with its seconds."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        out = calls[line.strip()]()
+        seconds = time.perf_counter() - started
+        print(json.dumps(out if isinstance(out, float) else seconds), file=answers, flush=True)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held since `forget_peak`, in GiB, mapped files included."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    except (OSError, IndexError):
+        import resource  # which Windows does not have
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def forget_peak() -> None:
+    """Begin to measure the peak anew, so that what loading took does not count (Linux only)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def gemm_flops(graph) -> int:
+    """Floating-point operations of all matrix products of a lowered graph."""
+    products = (x for x in graph.nodes if x.op in ("MatMul", "FusedMatMul"))
+    return sum(
+        2 * x.size * x.inputs[0].shape[-2 if x.attributes.get("transA") else -1] for x in products if x.inputs[0].ndim
+    )
+
+
+def run_own(engine: str, folder: Path, problem: Problem) -> None:
+    """Serve the calls of "numpy", or of "ort" with a precision."""
+    device = "numpy" if engine == "numpy" else problem.device
+    precision = engine.partition("-")[2] or "full"
+    model = checkpoint.load(folder)
+    prompt = checkpoint.load_prompt(folder / PROMPT_FILE)
+    arguments = prompt.delta, model.params, model.config, problem.draw(model.config.vocab_size)
+    step, score = (backend.compile(function, device, precision) for function in (train.loss_and_gradient, train.loss))
+    calls = {
+        "step": lambda: step(*arguments),
+        "score": lambda: str(score(*arguments)),
+        "loss": lambda: float(score(*arguments)),
+        "gradient": lambda: np.save(folder / f"{engine}.npy", step(*arguments)[1][PROMPT]),
+        "forget peak": forget_peak,
+        "memory": peak_memory,
+    }
+    if engine == "ort":
+        square = np.ones((GEMM, GEMM), np.float32)
+        matmul = backend.compile(np.matmul, device)
+        calls["gemm"] = lambda: matmul(square, square)
+        calls["flops"] = lambda: float(gemm_flops(lower(train.loss_and_gradient, *arguments)[0]))
+        calls["build"] = lambda: backend.open_session(lower(train.loss_and_gradient, *arguments)[0], device)
+    serve(calls)
+
+
+def save_exact(folder: Path, problem: Problem) -> None:
+    """The gradient in float64 by NumPy, which the others are judged by."""
+    model = checkpoint.load(folder)
+    exact = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
+    delta = {PROMPT: checkpoint.load_prompt(folder / PROMPT_FILE).delta[PROMPT].astype(np.float64)}
+    batch = problem.draw(model.config.vocab_size)
+    batch = batch._replace(weights=batch.weights.astype(np.float64))
+    np.save(folder / "exact.npy", train.loss_and_gradient(delta, exact, model.config, batch)[1][PROMPT])
+
+
+def cold_start(folder: Path) -> None:
+    """The first prediction of a fresh process."""
+    model = checkpoint.load(folder)
+    prompt = checkpoint.load_prompt(folder / PROMPT_FILE)
+    print(train.predict(model, [TEXT], LABELS, prompt.delta)[0])
+
+
+# ---- in the parent ----
+
+
+class Engine:
+    """A running engine: ask it for a call, get the seconds."""
+
+    def __init__(self, name: str, folder: Path, problem: Problem):
+        self.name = name
+        self.errors = folder / f"{name}.err"
+        with open(self.errors, "w") as errors:
+            self.process = subprocess.Popen(
+                [*command(name), name, folder, json.dumps(asdict(problem))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment(folder),
+            )
+        try:
+            self._answer()
+        except BaseException:  # also Ctrl-C
+            self.close()
+            raise
+
+    def ask(self, call: str) -> float:
+        time.sleep(REST)
+        assert self.process.stdin
+        with suppress(BrokenPipeError):  # `_answer` says why
+            self.process.stdin.write(call + "\n")
+            self.process.stdin.flush()
+        return float(json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            last = self.errors.read_text().strip().rpartition("\n")[2]
+            raise ValueError(f"engine {self.name}: stopped with exit status {self.process.wait()}: {last}")
+        return line
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def command(engine: str) -> list[str]:
+    """How an engine's process is started."""
+    return [sys.executable, "-m", "tinyprompt.bench_peft" if engine.startswith("peft") else "tinyprompt.bench"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The variables of an engine's process: all cores for all of them, no network, nothing left behind."""
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    return kept | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+
+
+def run_once(words: Sequence[Any], folder: Path) -> str:
+    """What a command prints. Raises ValueError where it fails."""
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment(folder))
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise ValueError(f"{' '.join(map(str, words[1:4]))}: stopped with exit status {done.returncode}: {last}")
+    return done.stdout
+
+
+def available(device: str) -> list[str]:
+    """The engines that can run here, found without importing any."""
+    peft = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
+    found = {"numpy": True, "ort": backend.default() != "numpy", "peft": peft}
+    return [name for name in ENGINES[device] if found[name.partition("-")[0]]]
+
+
+def gpu_memory() -> float:
+    """Memory in use on the GPUs, by all processes together, in GiB."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return sum(map(float, run_once(query, Path()).split())) / 2**10
+
+
+class Notes:
+    """What was measured: a list of values for each engine, quantity and unit."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str, str], list[float]] = {}
+
+    def add(self, engine: str, what: str, unit: str, value: float) -> None:
+        self.values.setdefault((engine, what, unit), []).append(value)
+
+    def median(self, engine: str, what: str) -> float | None:
+        return next((statistics.median(v) for (e, w, _), v in self.values.items() if (e, w) == (engine, what)), None)
+
+    def ratio(self, what: str, over: str, under: str) -> float | None:
+        """The median of one engine divided by that of another; None where one of them did not run."""
+        sides = self.median(over, what), self.median(under, what)
+        return sides[0] / sides[1] if sides[0] and sides[1] else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            dict(engine=engine, what=what, median=statistics.median(v), min=min(v), max=max(v), unit=unit)
+            for (engine, what, unit), v in self.values.items()
+        ]
+
+
+def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """`{"problem", "cores", "rows": [{engine, what, median, min, max, unit}], "ratios": {name: number or None}}`.
+
+    Raises ValueError for an engine that cannot run here, or where the engines do not compute the same; DeviceError.
+    """
+    if problem.device == "cuda":
+        backend.check("cuda")
+    for name in engines:
+        if name not in available(problem.device):
+            raise ValueError(f"engine {name!r}: expected one of {', '.join(available(problem.device))}")
+    notes = Notes()
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        report(f"random weights of T5 {problem.size} in {problem.storage} go to {folder}")
+        write_model(folder, problem.size, problem.storage)
+        write_prompt(folder, problem.length)
+        with ExitStack() as stack:
+            running = {}
+            for name in engines:
+                report(f"opening {name}")
+                before = gpu_memory() if problem.device == "cuda" else 0.0
+                running[name] = Engine(name, folder, problem)
+                stack.callback(running[name].close)
+                notes.add(name, "loss", "", running[name].ask("loss"))
+                notes.add(name, "first step", "s", running[name].ask("step"))
+                if problem.device == "cuda":
+                    notes.add(name, "peak memory of step", "GiB", gpu_memory() - before)
+            losses = {name: notes.median(name, "loss") or 0.0 for name in running}
+            first = next(iter(losses.values()))
+            if not all(abs(x - first) <= SAME * abs(first) for x in losses.values()):
+                raise ValueError(f"the engines do not compute the same: their losses are {losses}")
+            _take_turns(running, problem, rounds, notes, report)
+            if "numpy" in running:
+                _judge(running, folder, problem, notes, report)
+        _start_cold(running, folder, problem, notes, report)
+    ratios = {
+        "step_speedup_vs_peft_fp32": notes.ratio("step", "peft-fp32", "ort"),
+        "step_speedup_vs_peft_bf16": notes.ratio("step", "peft-bf16", "ort"),
+        "step_speedup_vs_numpy": notes.ratio("step", "numpy", "ort"),
+        "int8_step_speedup_vs_peft_bf16": notes.ratio("step", "peft-bf16", "ort-int8"),
+        "bf16_step_speedup_vs_peft_bf16": notes.ratio("step", "peft-bf16", "ort-bf16"),
+        "gradient_error_vs_peft_fp32": notes.ratio("gradient error", "ort", "peft-fp32"),
+        "memory_vs_peft": notes.ratio("peak memory of step", "ort", "peft-fp32"),
+        "cold_start_vs_peft": notes.ratio("cold start", "ort", "peft-fp32"),
+    }
+    return {"problem": asdict(problem), "cores": os.cpu_count(), "rows": notes.rows(), "ratios": ratios}
+
+
+def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes: Notes, report) -> None:
+    """Steps and forward passes of all engines, one after the other, round after round."""
+    tokens = problem.batch * (problem.length + problem.input_tokens + problem.target_tokens)
+    for engine in running.values():
+        engine.ask("score")
+        engine.ask("forget peak")
+    for i in range(rounds):
+        report(f"round {i + 1} of {rounds}")
+        for name, engine in running.items():
+            engine.ask("step")  # a step follows a step, as in training: the one after a rest is not counted
+            notes.add(name, "step", "ms", 1e3 * engine.ask("step"))
+            if i == 0 and problem.device == "cpu":
+                notes.add(name, "peak memory of step", "GiB", engine.ask("memory"))
+        for name, engine in running.items():
+            seconds = engine.ask("score")
+            notes.add(name, "forward", "ms", 1e3 * seconds)
+            notes.add(name, "forward rate", "token/s", tokens / seconds)
+        if "ort" in running:
+            notes.add("machine", "GEMM rate", "GFLOP/s", 2 * GEMM**3 / running["ort"].ask("gemm") / 1e9)
+    if "ort" in running:
+        flops = running["ort"].ask("flops")
+        for value in notes.values["ort", "step", "ms"]:
+            notes.add("ort", "GEMM rate in step", "GFLOP/s", flops / value / 1e6)
+        notes.add("ort", "build", "s", running["ort"].ask("build"))
+
+
+def _judge(running: dict[str, Engine], folder: Path, problem: Problem, notes: Notes, report) -> None:
+    """How far each gradient is from float64: the norm of the difference over the norm."""
+    report("gradient in float64")
+    run_once([*command("numpy"), "exact", folder, json.dumps(asdict(problem))], folder)
+    exact = np.load(folder / "exact.npy")
+    for name, engine in running.items():
+        engine.ask("gradient")
+        error = np.linalg.norm(np.load(folder / f"{name}.npy") - exact) / np.linalg.norm(exact)
+        notes.add(name, "gradient error", "relative", float(error))
+        allowed = ROUGH if name.endswith(("int8", "bf16")) else EXACT
+        if not error <= allowed:
+            raise ValueError(
+                f"engine {name}: its gradient is {error:.2g} off that in float64, expected {allowed} at most"
+            )
+
+
+def _start_cold(engines: Iterable[str], folder: Path, problem: Problem, notes: Notes, report) -> None:
+    """From nothing to the first prediction: import, load, predict."""
+    starters = [name for name in ("ort", "peft-fp32") if name in engines and problem.device == "cpu"]
+    for i in range(COLD_STARTS if starters else 0):
+        report(f"cold start {i + 1} of {COLD_STARTS}")
+        for name in starters:
+            started = time.perf_counter()
+            run_once([*command(name), "cold", folder], folder)
+            notes.add(name, "cold start", "s", time.perf_counter() - started)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as lines of text."""
+    lines = [f"{'':<22}{'engine':<14}{'median':>10}{'min':>10}{'max':>10}"]
+    for row in sorted(result["rows"], key=lambda row: row["what"]):
+        figures = "".join(f"{row[k]:>10.4g}" for k in ("median", "min", "max"))
+        lines.append(f"{row['what']:<22}{row['engine']:<14}{figures}  {row['unit']}".rstrip())
+    return "\n".join([*lines, *(f"{k:<36}{v:>10.2f}" for k, v in result["ratios"].items() if v is not None)])
+
+
+if __name__ == "__main__":
+    what, where, *rest = sys.argv[1:]
+    if what == "cold":
+        cold_start(Path(where))
+    elif what == "exact":
+        save_exact(Path(where), Problem(**json.loads(rest[0])))
+    else:
+        run_own(what, Path(where), Problem(**json.loads(rest[0])))

@@ -1,0 +1,156 @@
+"""Write graphs that ONNX Runtime runs without tinyprompt: a training step and the score of given targets.
+
+    export("t5-v1_1-small", "out", batch=8, input_tokens=64, target_tokens=4, length=100)
+
+The weights are no part of a graph: it reads them as external data, each at its place in the model's own safetensors
+file, 16-bit ones as they lie there. The soft prompt is an input. ONNX Runtime opens no external data outside
+the folder of a graph, not even through a link, so that file is copied beside the graphs.
+"""
+
+import filecmp
+import io
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyprompt import backend, checkpoint, generate, methods, t5, train
+from tinyprompt.backend import DeviceError
+from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt.data import Batch
+from tinyprompt.lower import lower
+from tinyprompt.methods import PROMPT
+from tinyprompt.tree import Flat, Tree, flatten, leaves, merge
+
+
+def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: t5.Config):
+    """Mean cross entropy of the labels, and its gradient by the prompt: (), (P, D)."""
+    batch = Batch(input_ids, attention_mask, labels, weights)
+    loss, gradient = train.loss_and_gradient({PROMPT: prompt}, params, config, batch)
+    return {"loss": loss.astype(np.float32), "gradient": gradient[PROMPT]}
+
+
+def score(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: t5.Config):
+    """Log probability of each row's labels, summed: (B,)."""
+    prompted = merge(params, {PROMPT: prompt})
+    found = generate.log_probability(lambda ids: t5.forward(prompted, config, input_ids, attention_mask, ids), labels)
+    return {"log_probability": (found * weights).sum(-1).astype(np.float32)}
+
+
+def export(
+    folder: str | Path | None,
+    out: str | Path,
+    batch: int,
+    input_tokens: int,
+    target_tokens: int,
+    length: int,
+    prompt: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write step.onnx, score.onnx, prompt.npy and the model's weights to a folder: all of them or none.
+
+    folder: a model directory as for `checkpoint.load`; None: the model that the package carries.
+    Both graphs take prompt (P, D) and weights (B, T) in float32, and input_ids (B, L), attention_mask (B, L) and
+    labels (B, T) in int64. The shapes are fixed: B is batch, L input_tokens, T target_tokens; P is the length of
+    the saved prompt, or `length` where there is none and prompt.npy gets a first one.
+    Returns the paths written, with their sizes in bytes, and the names and shapes of the inputs.
+    Raises CheckpointError for an unusable model, prompt or folder, ValueError for a shape, DeviceError without onnx.
+    """
+    sizes = dict(batch=batch, input_tokens=input_tokens, target_tokens=target_tokens, length=length)
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"export: {name}: expected at least 1, found {size}")
+    if not backend.version("onnx"):
+        raise DeviceError("export: onnx is not installed; pip install 'tinyprompt[ort]'")
+    folder, out = Path(folder) if folder is not None else checkpoint.default_model(), Path(out)
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out}: is no folder; name one for the graphs and the weights")
+    model = checkpoint.load(folder, stored=True)
+    first = read_prompt(prompt, model) if prompt is not None else methods.prompt_tuning(model, length, "vocab")[PROMPT]
+    ids, labels = np.zeros((batch, input_tokens), np.int64), np.zeros((batch, target_tokens), np.int64)
+    inputs = {"prompt": first, **Batch(ids, ids, labels, labels.astype(np.float32))._asdict()}
+    sources = {path.resolve(): path.name for path in checkpoint.weight_files(folder)}
+    files: dict[Path, bytes | Path] = {out / name: source for source, name in sources.items()}
+    if len(files) < len(sources):
+        raise CheckpointError(f"{folder}: two files of weights have the same name; give each shard its own")
+    files[out / "prompt.npy"] = npy(first)
+    for function in (step, score):
+        files[out / f"{function.__name__}.onnx"] = onnx_file(function, inputs, model, sources)
+    for path in files:
+        if path.is_dir():
+            raise CheckpointError(f"{path}: is a folder; a file of this name is to be written, so remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    write(files)
+    return {
+        "files": {str(path): path.stat().st_size for path in files},
+        "inputs": {name: list(x.shape) for name, x in inputs.items()},
+    }
+
+
+def read_prompt(path: str | Path, model: Model) -> np.ndarray:
+    """The vectors of a saved prompt, float32 (P, D). Raises CheckpointError where they do not fit the model."""
+    prompt = checkpoint.load_prompt(path)
+    prompt.check(model)
+    found, width = prompt.delta.get(PROMPT), model.config.d_model
+    if found is None or found.ndim != 2 or found.shape[1] != width:
+        shape = "is missing" if found is None else f"has shape {list(found.shape)}"
+        raise CheckpointError(f"{path}: key {PROMPT!r} {shape}; expected vectors of {width} numbers; tune it again")
+    return found.astype(np.float32)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """The contents of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def onnx_file(function: Callable, inputs: Flat, model: Model, sources: Mapping[Path, str]) -> bytes:
+    """A lowered function as a model file: the weights are external data, the results outputs of their names."""
+    from onnx import TensorProto
+    from onnx.helper import np_dtype_to_tensor_dtype
+
+    graph, result = lower(function, *inputs.values(), model.params, model.config)
+    proto = graph.to_onnx([name for name, _ in leaves(result)])
+    # Only now: the checker, which `to_onnx` asks, opens external data, and refuses links.
+    stored = flatten(model.params)
+    given = [x for x in proto.graph.input if x.name not in stored]
+    del proto.graph.input[:]
+    proto.graph.input.extend(given)
+    for name, value in stored.items():
+        assert isinstance(value, np.memmap)
+        location = sources[Path(str(value.filename)).resolve()]
+        tensor = proto.graph.initializer.add(name=name, dims=value.shape, data_location=TensorProto.EXTERNAL)
+        tensor.data_type = np_dtype_to_tensor_dtype(value.dtype)
+        for key, at in (("location", location), ("offset", value.offset), ("length", value.nbytes)):
+            tensor.external_data.add(key=key, value=str(at))
+    return proto.SerializeToString()
+
+
+def is_there(path: Path, source: Path) -> bool:
+    """Whether a path is the source itself or a copy; a link to it is not, for it might lead out of the folder."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
+
+
+def write(files: Mapping[Path, bytes | Path]) -> None:
+    """Write bytes, and copy files that are not there already: each whole under another name, then all in place."""
+    parts: dict[Path, Path] = {}
+    try:
+        for path, content in files.items():
+            if isinstance(content, Path) and is_there(path, content):
+                continue
+            part = path.with_name(path.name + ".part")
+            parts[part] = path
+            if isinstance(content, Path):
+                shutil.copyfile(content, part)
+            else:
+                part.write_bytes(content)
+        for part, path in parts.items():
+            os.replace(part, path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
