@@ -1,4 +1,4 @@
-"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `export`."""
+"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `export`, `bench`."""
 
 import argparse
 import json

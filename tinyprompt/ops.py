@@ -14,7 +14,7 @@ import functools
 
 import autograd.extend
 import numpy as np
-from autograd.extend import defvjp
+from autograd.extend import defvjp, defvjp_argnums
 from ml_dtypes import bfloat16
 
 
@@ -185,11 +185,15 @@ def geglu(x, y):
     return gelu(x) * y
 
 
-defvjp(
-    geglu,
-    lambda ans, x, y: lambda g: g * y * _gelu_and_slope(x)[1],
-    lambda ans, x, y: lambda g: g * _gelu_and_slope(x)[0],
-)
+def _geglu_vjp(argnums, ans, args, kwargs):
+    def vjp(g):
+        value, slope = _gelu_and_slope(args[0])  # once for both
+        return tuple((g * args[1] * slope, g * value)[i] for i in argnums)
+
+    return vjp
+
+
+defvjp_argnums(geglu, _geglu_vjp)
 
 
 @primitive
