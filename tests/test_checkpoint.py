@@ -1,48 +1,21 @@
-"""Files: directories that transformers wrote, broken ones, and prompts."""
+"""Files of models: directories that transformers wrote, and broken ones."""
 
 import json
 import mmap
 
 import numpy as np
 import pytest
+from files import SMALL, VOCAB, WORDS, A, B, by_hand, weights, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
+from reference import FAMILIES, batch, hugging_face, pair, torch, transformers
 from safetensors.numpy import save_file
 
 from tinyprompt import checkpoint, generate, methods, t5, tree
-from tinyprompt.checkpoint import CheckpointError, Prompt
+from tinyprompt.checkpoint import CheckpointError
 
-VOCAB = 384  # of ByT5, whose tokenizer needs no file but this:
-WORDS = json.dumps({"tokenizer_class": "ByT5Tokenizer"})
-SMALL = raw_config("t5-1.1", vocab_size=VOCAB, d_model=4, d_kv=2, d_ff=6, num_layers=1, num_decoder_layers=1)
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q.weight"
 INDEX = "model.safetensors.index.json"
-
-
-def write(folder, raw, flat):
-    """A model directory with these weights."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(raw))
-    (folder / "tokenizer_config.json").write_text(WORDS)
-    save_file(flat, folder / "model.safetensors")
-    return folder
-
-
-def weights(raw=SMALL, seed=0):
-    return {k: v.astype(np.float32) for k, v in random_weights(t5.Config.from_dict(raw), seed).items()}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write(tmp_path / "small", SMALL, weights())
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A directory that hypothesis may change again and again, and the bytes of its weights."""
-    folder = write(tmp_path_factory.mktemp("shared"), SMALL, weights())
-    return folder, (folder / "model.safetensors").read_bytes()
 
 
 def logits_of(model, ids, mask, start):
@@ -213,16 +186,6 @@ def test_a_file_cut_short(shared, data):
     assert ("cut short: key " in str(caught.value)) == (cut >= header_ends)
 
 
-def by_hand(path, header, data=bytes(32)):
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-    return path
-
-
-A = dict(dtype="F32", shape=[2, 2], data_offsets=[0, 16])
-B = dict(dtype="F16", shape=[8], data_offsets=[16, 32])
-
-
 @pytest.mark.parametrize(
     "header",
     [
@@ -290,75 +253,3 @@ def test_the_fingerprint_is_that_of_the_values_not_of_their_storage(dtype, tmp_p
         (tmp_path / str(storage) / "tokenizer_config.json").write_text(WORDS)
         found.append(checkpoint.load(tmp_path / str(storage)).fingerprint())
     assert found[0] == found[1]
-
-
-def prompt_for(model, **changes):
-    delta = {"encoder.prompt.embedding": np.random.default_rng(0).normal(0, 1, (4, 5)).astype(np.float32).T}
-    about = dict(model=model.name, fingerprint=model.fingerprint(), labels=("good", "schlecht ü"))
-    return Prompt(**dict(delta=delta, **about, settings={"seed": 3, "rate": 0.1, "init": None}) | changes)
-
-
-@pytest.mark.parametrize("labels", [("good", "schlecht ü"), (), None])
-def test_a_prompt_comes_back(folder, tmp_path, labels):
-    model = checkpoint.load(folder)
-    prompt = prompt_for(model, labels=labels)
-    path = checkpoint.save_prompt(prompt, tmp_path / "new" / "p.safetensors")
-    checkpoint.save_prompt(prompt, path)  # over the first
-    assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
-    again = checkpoint.load_prompt(path)
-    assert again._replace(delta=None) == prompt._replace(delta=None)
-    assert again.delta.keys() == prompt.delta.keys()
-    for name, value in again.delta.items():
-        assert value.dtype == np.float32
-        assert value.flags.writeable
-        assert (value == prompt.delta[name]).all()
-    again.check(model)
-
-
-def test_a_prompt_is_refused_on_another_model(folder, tmp_path):
-    prompt = prompt_for(checkpoint.load(folder))
-    other = checkpoint.load(write(tmp_path / "other", SMALL, weights(seed=1)))
-    with pytest.raises(CheckpointError, match=r"'small'.*'other'"):
-        prompt.check(other)
-
-
-def test_a_model_is_no_prompt(folder):
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a prompt"):
-        checkpoint.load_prompt(folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no such file"):
-        checkpoint.load_prompt(folder / "p.safetensors")
-
-
-@settings(max_examples=100, deadline=None)
-@given(data=st.data())
-def test_a_prompt_cut_short(shared, data):
-    folder, whole = shared
-    (folder / "model.safetensors").write_bytes(whole)
-    path = checkpoint.save_prompt(prompt_for(checkpoint.load(folder)), folder / "p.safetensors")
-    contents = path.read_bytes()
-    path.write_bytes(contents[: data.draw(st.integers(0, len(contents) - 1))])
-    with pytest.raises(CheckpointError, match=r"p\.safetensors: .*(cut short|damaged)"):
-        checkpoint.load_prompt(path)
-
-
-GOOD = dict(format="tinyprompt", model="m", fingerprint="f", settings="{}", labels='["a"]')
-
-
-@pytest.mark.parametrize(
-    "about",
-    [
-        None,
-        {},
-        {"format": "pt"},
-        GOOD | {"settings": "{"},
-        GOOD | {"settings": "3"},
-        GOOD | {"labels": "["},
-        GOOD | {"labels": "3"},
-        *({k: v for k, v in GOOD.items() if k != missing} for missing in GOOD if missing != "labels"),
-    ],
-)
-def test_damaged_metadata_of_a_prompt(tmp_path, about):
-    path = by_hand(tmp_path / "p.safetensors", {"a": A, "b": B, "__metadata__": about})
-    with pytest.raises(CheckpointError, match=r"p\.safetensors: "):
-        checkpoint.load_prompt(path)
-    assert checkpoint.load_prompt(by_hand(path, {"a": A, "b": B, "__metadata__": GOOD})).labels == ("a",)

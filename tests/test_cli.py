@@ -12,7 +12,7 @@ from reference import random_weights, raw_config
 from safetensors.numpy import save_file
 
 import tinyprompt
-from tinyprompt import backend, checkpoint, t5
+from tinyprompt import backend, prompts, t5
 from tinyprompt.cli import main
 
 QUICK = ["--steps", "4", "--batch", "4", "--length", "5", "--eval-every", "2", "--optimizer", "adam"]
@@ -159,7 +159,7 @@ def test_a_tuned_prompt_starts_another_run(call, models, prompt, tmp_path):
     rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors"
     more = ("--init", "file", "--init-file", prompt, "--model", models[0], "--out", path)
     call("tune", rows, *more, *QUICK)
-    assert checkpoint.load_prompt(path).settings["init_file"] == prompt
+    assert prompts.load_prompt(path).settings["init_file"] == prompt
 
 
 @pytest.fixture

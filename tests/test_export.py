@@ -14,10 +14,11 @@ from ml_dtypes import bfloat16
 from reference import FAMILIES, batch, random_weights, raw_config
 from safetensors.numpy import save_file
 
-from tinyprompt import backend, checkpoint, export, t5, train
-from tinyprompt.checkpoint import CheckpointError, Prompt
+from tinyprompt import backend, checkpoint, export, prompts, t5, train
+from tinyprompt.checkpoint import CheckpointError
 from tinyprompt.cli import main
 from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import Prompt
 from tinyprompt.tree import flatten, nest
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install '.[ort]'")
@@ -183,7 +184,7 @@ def test_into_the_folder_of_the_model_itself(layout, tmp_path):
 
 def save_prompt(path, model, shape, key=PROMPT):
     delta = {key: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-    return checkpoint.save_prompt(Prompt(delta, model.name, model.fingerprint(), None, {}), path)
+    return prompts.save_prompt(Prompt(delta, model.name, model.fingerprint(), None, {}), path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -194,7 +195,7 @@ def test_a_tuned_prompt_is_written_for_numpy(dtype, tmp_path):
     written = np.load(tmp_path / "out" / "prompt.npy", allow_pickle=False)
     assert told["inputs"]["prompt"] == [9, 20]
     assert written.dtype == np.float32
-    assert (written == checkpoint.load_prompt(path).delta[PROMPT]).all()
+    assert (written == prompts.load_prompt(path).delta[PROMPT]).all()
 
 
 def alone(code, folder):

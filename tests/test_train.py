@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import hugging_face, random_weights, raw_config, torch
 
-from tinyprompt import checkpoint, data, generate, methods, metrics, t5, train, tree
+from tinyprompt import data, generate, methods, metrics, prompts, t5, train, tree
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import DataError, Row
 from tinyprompt.methods import PROMPT, prompt_tuning
@@ -103,7 +103,7 @@ def test_the_best_prompt_on_dev_is_returned(model):
 
 def test_the_saved_settings_are_those_of_the_run(model, tmp_path):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
-    saved = checkpoint.load_prompt(checkpoint.save_prompt(result.prompt, tmp_path / "new" / "p.safetensors"))
+    saved = prompts.load_prompt(prompts.save_prompt(result.prompt, tmp_path / "new" / "p.safetensors"))
     assert Settings(**saved.settings) == SHORT
     assert (saved.labels, saved.model, saved.fingerprint) == (LABELS, "tiny", model.fingerprint())
     assert (saved.delta[PROMPT] == result.prompt.delta[PROMPT]).all()
@@ -211,7 +211,7 @@ def test_prompts_from_a_text(model):
 
 def test_prompts_from_a_file(model, tmp_path):
     result = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS)
-    path = checkpoint.save_prompt(result.prompt, tmp_path / "p.safetensors")
+    path = prompts.save_prompt(result.prompt, tmp_path / "p.safetensors")
     assert (vectors(model, 5, "file", file=path) == result.prompt.delta[PROMPT]).all()
     with pytest.raises(CheckpointError, match=re.escape(f"{path}: ") + r".*\[5, 20\], expected \[6, 20\]"):
         prompt_tuning(model, 6, "file", file=path)

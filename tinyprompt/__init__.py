@@ -2,8 +2,9 @@
 
 __version__ = "0.1.0"
 
-from tinyprompt.checkpoint import CheckpointError, Model, Prompt, load, load_prompt, save_prompt
+from tinyprompt.checkpoint import CheckpointError, Model, load
 from tinyprompt.data import DataError, Row, label_words, read_rows
+from tinyprompt.prompts import Prompt, load_prompt, save_prompt
 from tinyprompt.train import Settings, predict, tune
 
 __all__ = [

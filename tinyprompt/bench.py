@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from tinyprompt import backend, checkpoint, methods, t5, train
+from tinyprompt import backend, checkpoint, methods, prompts, t5, train
 from tinyprompt.data import Batch
 from tinyprompt.lower import lower
-from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import PROMPT
 from tinyprompt.tree import flatten, nest
 
 # d_model, d_ff, heads, layers, gated: T5 1.1, the family of the paper's frozen models, and the first T5 (Raffel et al.
@@ -135,7 +135,7 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
 def write_prompt(folder: Path, length: int) -> None:
     """The prompt that every engine starts from: embeddings of random pieces."""
     delta = methods.prompt_tuning(checkpoint.load(folder), length, "vocab")
-    checkpoint.save_prompt(checkpoint.Prompt(delta, folder.name, "", LABELS, {}), folder / PROMPT_FILE)
+    prompts.save_prompt(prompts.Prompt(delta, folder.name, "", LABELS, {}), folder / PROMPT_FILE)
 
 
 # ---- in an engine's own process ----
@@ -183,7 +183,7 @@ def run_own(engine: str, folder: Path, problem: Problem) -> None:
     device = "numpy" if engine == "numpy" else problem.device
     precision = engine.partition("-")[2] or "full"
     model = checkpoint.load(folder)
-    prompt = checkpoint.load_prompt(folder / PROMPT_FILE)
+    prompt = prompts.load_prompt(folder / PROMPT_FILE)
     arguments = prompt.delta, model.params, model.config, problem.draw(model.config.vocab_size)
     step, score = (backend.compile(function, device, precision) for function in (train.loss_and_gradient, train.loss))
     calls = {
@@ -207,7 +207,7 @@ def save_exact(folder: Path, problem: Problem) -> None:
     """The gradient in float64 by NumPy, which the others are judged by."""
     model = checkpoint.load(folder)
     exact = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
-    delta = {PROMPT: checkpoint.load_prompt(folder / PROMPT_FILE).delta[PROMPT].astype(np.float64)}
+    delta = {PROMPT: prompts.load_prompt(folder / PROMPT_FILE).delta[PROMPT].astype(np.float64)}
     batch = problem.draw(model.config.vocab_size)
     batch = batch._replace(weights=batch.weights.astype(np.float64))
     np.save(folder / "exact.npy", train.loss_and_gradient(delta, exact, model.config, batch)[1][PROMPT])
@@ -216,7 +216,7 @@ def save_exact(folder: Path, problem: Problem) -> None:
 def cold_start(folder: Path) -> None:
     """The first prediction of a fresh process."""
     model = checkpoint.load(folder)
-    prompt = checkpoint.load_prompt(folder / PROMPT_FILE)
+    prompt = prompts.load_prompt(folder / PROMPT_FILE)
     print(train.predict(model, [TEXT], LABELS, prompt.delta)[0])
 
 

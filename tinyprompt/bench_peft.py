@@ -14,8 +14,7 @@ from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from tinyprompt.bench import LABELS, PROMPT_FILE, TEXT, Problem, forget_peak, peak_memory, serve
-from tinyprompt.checkpoint import load_prompt
-from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import PROMPT, load_prompt
 
 
 def run(engine: str, folder: Path, problem: Problem) -> None:

@@ -1,15 +1,13 @@
-"""Files: a frozen model from a Hugging Face directory, a tuned prompt to and from one safetensors file."""
+"""Files of frozen models: Hugging Face directories."""
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from tinyprompt import ops, t5, tokenizer
 from tinyprompt.tree import Flat, Tree, flatten, nest
@@ -199,56 +197,3 @@ def _what_is_wrong(path: Path) -> str:
         return f"cut short: key {name!r} ends at byte {8 + length + ends[name]}, the file has {size}"
     except Exception:  # the header itself is broken: nothing better can be said
         return f"not a safetensors file, or its header is damaged ({size} bytes)"
-
-
-class Prompt(NamedTuple):
-    """A tuned prompt: what is trained, and all that is needed to use it again."""
-
-    delta: Flat  # {"encoder.prompt.embedding": (P, d_model)}
-    model: str  # name of the frozen model
-    fingerprint: str  # sha256 of the frozen weights
-    labels: tuple[str, ...] | None  # label words, None for free text
-    settings: dict[str, Any]  # how it was trained: seed, task, optimiser ...
-
-    def check(self, model: Model) -> None:
-        """Raise CheckpointError where the prompt was tuned on another model than this."""
-        found = model.fingerprint()
-        if found != self.fingerprint:
-            raise CheckpointError(
-                f"this prompt was tuned on {self.model!r} (sha256 {self.fingerprint[:12]}...), "
-                f"not on {model.name!r} (sha256 {found[:12]}...): "
-                "a soft prompt works only on its own frozen model; name that model or tune again"
-            )
-
-
-def save_prompt(prompt: Prompt, path: str | Path) -> Path:
-    """Write a prompt as one safetensors file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"model": prompt.model, "fingerprint": prompt.fingerprint, "settings": json.dumps(prompt.settings)}
-    if prompt.labels is not None:
-        about["labels"] = json.dumps(prompt.labels)
-    # `save` writes the bytes as they lie in memory: of a transposed array, in the wrong order.
-    delta = {name: np.ascontiguousarray(value) for name, value in prompt.delta.items()}
-    data = save(delta, {"format": "tinyprompt", **about})
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path
-
-
-def load_prompt(path: str | Path) -> Prompt:
-    """Read a prompt that `save_prompt` wrote. Raises CheckpointError."""
-    path = Path(path)
-    tensors = map_safetensors(path)
-    with safe_open(path, "numpy") as file:
-        about = file.metadata() or {}
-    if about.get("format") != "tinyprompt":
-        raise CheckpointError(f"{path}: not a prompt saved by tinyprompt (its metadata do not say so)")
-    try:
-        labels = tuple(json.loads(about["labels"])) if "labels" in about else None
-        settings = dict(json.loads(about["settings"]))
-        delta = {name: np.array(value) for name, value in tensors.items()}
-        return Prompt(delta, about["model"], about["fingerprint"], labels, settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error!r})") from None

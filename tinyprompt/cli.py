@@ -11,12 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tinyprompt import __version__, backend, bench, checkpoint, data, metrics, optim
+from tinyprompt import __version__, backend, bench, checkpoint, data, metrics, optim, prompts
 from tinyprompt.backend import DeviceError
-from tinyprompt.checkpoint import CheckpointError, Model, Prompt
+from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import DataError, Row
 from tinyprompt.export import export
 from tinyprompt.methods import INITS
+from tinyprompt.prompts import Prompt
 from tinyprompt.train import Progress, Result, Settings, predict, tune
 
 DEMO = Path(__file__).parent / "demo"
@@ -118,7 +119,7 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
     unprompted = evaluate(model, test, labels, None, settings, *where)
     result = run_tune(model, train, dev, settings, labels, *where)
     tuned = evaluate(model, test, labels, result.prompt.delta, settings, *where)
-    path = checkpoint.save_prompt(result.prompt, Path(args.out) / f"{args.task}.safetensors")
+    path = prompts.save_prompt(result.prompt, Path(args.out) / f"{args.task}.safetensors")
     curve = draw_curve(result, path.with_suffix(".png"))
     out = {
         "task": args.task,
@@ -164,7 +165,7 @@ def tune_command(args: argparse.Namespace) -> dict[str, Any]:
     say(backend.describe(*where))
     say(f"{len(train)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(labels)}" if labels else "free text"))
     result = run_tune(model, train, dev, settings, labels, *where)
-    path = checkpoint.save_prompt(result.prompt, args.out)
+    path = prompts.save_prompt(result.prompt, args.out)
     out = {
         "prompt": str(path),
         "labels": labels,
@@ -247,7 +248,7 @@ def bench_command(args: argparse.Namespace) -> dict[str, Any]:
 
 def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
     """The model and the prompt, which must belong together, and the settings that the prompt was tuned with."""
-    prompt = checkpoint.load_prompt(args.prompt)
+    prompt = prompts.load_prompt(args.prompt)
     model = checkpoint.load(args.model)
     prompt.check(model)
     try:

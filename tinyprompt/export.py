@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyprompt import backend, checkpoint, generate, methods, t5, train
+from tinyprompt import backend, checkpoint, generate, methods, prompts, t5, train
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import Batch
 from tinyprompt.lower import lower
-from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import PROMPT
 from tinyprompt.tree import Flat, Tree, flatten, leaves, merge
 
 
@@ -91,7 +91,7 @@ def export(
 
 def read_prompt(path: str | Path, model: Model) -> np.ndarray:
     """The vectors of a saved prompt, float32 (P, D). Raises CheckpointError where they do not fit the model."""
-    prompt = checkpoint.load_prompt(path)
+    prompt = prompts.load_prompt(path)
     prompt.check(model)
     found, width = prompt.delta.get(PROMPT), model.config.d_model
     if found is None or found.ndim != 2 or found.shape[1] != width:

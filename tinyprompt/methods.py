@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from tinyprompt import ops
-from tinyprompt.checkpoint import CheckpointError, Model, load_prompt
+from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt.prompts import PROMPT, load_prompt
 from tinyprompt.tree import Flat
 
-PROMPT = "encoder.prompt.embedding"
 FREQUENT = 5000  # the paper samples from the 5,000 most common pieces; vocabularies are in that order
 INITS = ("labels", "vocab", "uniform", "uniform-t5x", "text", "file")
 

@@ -9,8 +9,9 @@ import numpy as np
 from autograd import value_and_grad
 
 from tinyprompt import backend, generate, methods, metrics, ops, optim, t5
-from tinyprompt.checkpoint import Model, Prompt
+from tinyprompt.checkpoint import Model
 from tinyprompt.data import Batch, DataError, Row, by_length, encode_inputs, pad, training_batches
+from tinyprompt.prompts import Prompt
 from tinyprompt.tree import Flat, Tree, merge
 
 
