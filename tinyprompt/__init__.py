@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from tinyprompt.check import check_gradient, check_model, check_vjp
 from tinyprompt.checkpoint import CheckpointError, Model, load
 from tinyprompt.data import DataError, Row, label_words, read_rows
 from tinyprompt.prompts import Prompt, load_prompt, save_prompt
@@ -14,6 +15,9 @@ __all__ = [
     "Prompt",
     "Row",
     "Settings",
+    "check_gradient",
+    "check_model",
+    "check_vjp",
     "label_words",
     "load",
     "load_prompt",

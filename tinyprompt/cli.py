@@ -1,4 +1,4 @@
-"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `export`, `bench`."""
+"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `check`, `export`, `bench`."""
 
 import argparse
 import json
@@ -9,9 +9,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from tinyprompt import __version__, backend, bench, checkpoint, data, metrics, optim, prompts
+from tinyprompt import __version__, backend, bench, check, checkpoint, data, metrics, optim, prompts
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import DataError, Row
@@ -219,6 +220,39 @@ def predict_command(args: argparse.Namespace) -> dict[str, Any]:
     return {"predictions": [{"input": t, "prediction": a} for t, a in zip(texts, answers, strict=True)]}
 
 
+def check_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare logits, loss and prompt gradient of every engine with NumPy in float64; exit status 1 if one is wrong.
+
+    Without --batch: three random batches. With --gradient: is this the gradient of that batch's loss by its prompt?
+    """
+    folder = args.model or checkpoint.default_model()
+    model = checkpoint.load(folder)
+    cases = [check.load_case(args.batch, model)] if args.batch else [check.draw(model, seed=i) for i in range(3)]
+    if args.save:
+        check.save_case(cases[0], args.save)
+        say(f"{args.save}: {', '.join(('prompt', *data.Batch._fields))}")
+    if args.gradient:
+        if not args.batch:
+            raise ValueError("--gradient: of which batch? Name it with --batch; --save writes one")
+        report = check.check_gradient(read_array(args.gradient), model, *cases[0], name=args.gradient)
+    else:
+        report = check.check_model(model, folder, cases, say)
+    if not args.json:
+        print(report)
+    return report.as_dict()
+
+
+def read_array(path: str) -> np.ndarray:
+    """The array of floats in a .npy file. Raises CheckpointError."""
+    try:
+        array = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a .npy file ({error})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise CheckpointError(f"{path}: expected one array of floats, as numpy.save writes it")
+    return array
+
+
 def export_command(args: argparse.Namespace) -> dict[str, Any]:
     """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
 
@@ -340,6 +374,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--input", type=str, default="input", help="column of the input text (input)")
     sub.add_argument("--model", **model)
 
+    sub = command("check", check_command, computes=False)
+    sub.add_argument("model", nargs="?", **model)
+    sub.add_argument("--batch", type=str, help="a .npz file: prompt, input_ids, attention_mask, labels, weights")
+    sub.add_argument("--gradient", type=str, help="a .npy file: your gradient of that batch by its prompt")
+    sub.add_argument("--save", type=str, help="where to write the first batch, to compute its gradient elsewhere")
+
     sub = command("export", export_command, computes=False)
     sub.add_argument("--model", **model)
     sub.add_argument("--prompt", type=str, help="prompt that tune or demo saved (a first one, of vocabulary rows)")
@@ -365,7 +405,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input is one line on standard error and exit status 2."""
+    """Run one command. Bad input is one line on standard error and exit status 2; a check that finds a fault is 1."""
     args = parser().parse_args(argv)
     try:
         if hasattr(args, "precision"):
@@ -383,4 +423,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if args.json:
         print(json.dumps(out))
-    return 0
+    return 0 if out.get("ok", True) else 1
