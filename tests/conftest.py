@@ -1,10 +1,14 @@
-"""Fixtures that several modules share."""
+"""Fixtures that several modules share, and the number of examples drawn."""
 
+import re
+
+import profiles  # noqa: F401 - sets how many examples are drawn
 import pytest
 
 
 @pytest.fixture
 def folder(tmp_path):
+    """A small model directory."""
     import files
 
     return files.write(tmp_path / "small", files.SMALL, files.weights())
@@ -17,3 +21,18 @@ def shared(tmp_path_factory):
 
     folder = files.write(tmp_path_factory.mktemp("shared"), files.SMALL, files.weights())
     return folder, (folder / "model.safetensors").read_bytes()
+
+
+drawn: dict[str, int] = {}
+
+
+def pytest_runtest_teardown(item):
+    """Count what hypothesis says of the test: '20 passing, 0 failing, and 0 invalid test cases'."""
+    passing = re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))
+    if passing:
+        drawn[item.nodeid] = sum(map(int, passing))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if drawn:
+        terminalreporter.write_line(f"hypothesis drew {sum(drawn.values()):,} examples for {len(drawn)} tests")

@@ -9,6 +9,7 @@ from tinyprompt import t5, tree
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install '.[test]'")
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
+check_torch = pytest.importorskip("tinyprompt.check_torch")
 
 # Every dimension different; d_model != num_heads * d_kv.
 SHAPE = dict(vocab_size=61, d_model=20, d_kv=6, d_ff=28, num_heads=3, num_layers=2, num_decoder_layers=3)
@@ -40,16 +41,13 @@ def random_weights(config, seed):
     return {name: one(name, shape) for name, shape in t5.shapes(config).items()}
 
 
-def exact_norm(self, x):
-    """The layer norm of transformers without its cast to float32, which would cost a float64 model 1e-7."""
-    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-
-
 def hugging_face(raw, flat):
     """The transformers model of a config.json dict with given weights, float64, no dropout."""
     name = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[raw["model_type"]]
     settings = {k: v for k, v in raw.items() if k != "model_type"}
-    config = getattr(transformers, name + "Config")(**copy.deepcopy(settings), dropout_rate=0.0)
+    config = getattr(transformers, name + "Config")(
+        **copy.deepcopy(settings), dropout_rate=0.0, decoder_start_token_id=0
+    )
     model = getattr(transformers, name + "ForConditionalGeneration")(config).double().eval()
     # transformers 5 ties every new model and sets this flag; put back what the file says.
     tied = raw["model_type"] != "mt5" and raw.get("tie_word_embeddings", True)
@@ -59,7 +57,7 @@ def hugging_face(raw, flat):
     tensors = {k: torch.from_numpy(np.array(v)) for k, v in flat.items()}
     for module in model.modules():
         if type(module).__name__.endswith("LayerNorm"):
-            module.forward = exact_norm.__get__(module)
+            module.forward = check_torch.exact_norm.__get__(module)
     missing, surplus = model.load_state_dict(tensors, strict=False)
     copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"} | ({"lm_head.weight"} if tied else set())
     assert set(missing) <= copies
@@ -67,13 +65,13 @@ def hugging_face(raw, flat):
     return model
 
 
-def batch(seed, vocab, rows, length, out):
-    """Random ids with right padding in all rows but one. Returns input ids, mask, labels, label weights."""
+def batch(seed, vocab, rows, length, out, left=False):
+    """Random ids with padding in all rows but one. Returns input ids, mask, labels, label weights."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, vocab, (rows, length))
     lengths = rng.integers(1, length + 1, rows)
     lengths[rng.integers(rows)] = length
-    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)[:, :: -1 if left else 1]
     labels = rng.integers(1, vocab, (rows, out))
     ends = rng.integers(1, out + 1, rows)
     weights = (np.arange(out) < ends[:, None]).astype(float)

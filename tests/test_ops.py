@@ -6,9 +6,11 @@ import pytest
 from autograd import vector_jacobian_product
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from reference import torch
 
 from tinyprompt import ops
+from tinyprompt.check import TIMES, UNIT, distance
 
 F = torch.nn.functional
 
@@ -58,6 +60,26 @@ def test_value_and_vjp_equal_torch(name, dims, seed, scale):
         single = [x.astype(np.float32) for x in arguments]
         assert ours(*single).dtype == np.float32
         assert vector_jacobian_product(ours, i)(*single, g.astype(np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", CASES)
+@examples(5)
+@given(dims=st.tuples(st.integers(2, 4), st.integers(20, 40), st.integers(30, 50)), seed=st.integers(0, 99))
+def test_float32_is_as_near_to_float64_as_torchs(name, dims, seed):
+    ours, theirs, shapes = CASES[name]
+    rng = np.random.default_rng(seed)
+    arguments = [rng.normal(0, 1, shape).astype(np.float32) for shape in shapes(*dims)]
+    exact = [x.astype(np.float64) for x in arguments]
+    tensors = [torch.from_numpy(x).requires_grad_() for x in arguments]
+    value = theirs(*tensors)
+    g = rng.normal(size=value.shape).astype(np.float32)
+    value.backward(torch.from_numpy(g))
+    pairs = [(ours(*arguments), value.detach(), ours(*exact))]
+    for i, tensor in enumerate(tensors):
+        vjp = vector_jacobian_product(ours, i)
+        pairs.append((vjp(*arguments, g), tensor.grad, vjp(*exact, g.astype(np.float64))))
+    for mine, other, wanted in pairs:
+        assert distance(mine, wanted) <= TIMES * distance(other.numpy(), wanted) + UNIT / 2
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,33 +1,13 @@
-"""The model against transformers, in float64: logits, loss and the gradient of the prompt."""
+"""The model: logits of every family, shapes, masks, dtypes. Its gradients are in test_parity.py."""
 
 import numpy as np
 import pytest
-from autograd import value_and_grad
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from reference import FAMILIES, batch, pair, raw_config, torch, transformers
 
-from tinyprompt import generate, ops, t5, tree
+from tinyprompt import generate, t5, train, tree
+from tinyprompt.data import Batch
 
 KEY = "encoder.prompt.embedding"
-
-
-def torch_loss(model, prompt, ids, mask, labels, z_loss=0.0):
-    embedded = model.get_input_embeddings()(torch.from_numpy(ids))
-    rows = len(ids)
-    x = torch.cat([prompt.expand(rows, *prompt.shape[-2:]), embedded], 1)
-    full = torch.cat([torch.ones(rows, prompt.shape[-2], dtype=torch.int64), torch.from_numpy(mask)], 1)
-    start = torch.from_numpy(generate.shift_right(labels))
-    logits = model(inputs_embeds=x, attention_mask=full, decoder_input_ids=start, use_cache=False).logits
-    wanted = torch.from_numpy(np.where(labels == 0, -100, labels))
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
-    log_z = torch.logsumexp(logits, -1)
-    return loss + z_loss * (log_z**2)[wanted != -100].mean()
-
-
-def our_loss(delta, params, config, ids, mask, labels, weights, z_loss=0.0):
-    logits = t5.forward(tree.merge(params, delta), config, ids, mask, generate.shift_right(labels))
-    return ops.cross_entropy(logits, labels, weights, z_loss)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,30 +31,6 @@ def test_logits_equal_transformers_at_the_shape_of_t5_1_1_small():
     with torch.no_grad():
         theirs = reference(*map(torch.from_numpy, (ids, mask, start)), use_cache=False).logits.numpy()
     assert np.abs(t5.forward(params, config, ids, mask, start) - theirs).max() < 1e-10
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    family=st.sampled_from(sorted(FAMILIES)),
-    seed=st.integers(0, 999),
-    length=st.integers(1, 9),
-    rows=st.integers(1, 3),
-    words=st.integers(1, 40),
-    out=st.integers(1, 4),
-    heads=st.integers(1, 3),
-    d_kv=st.sampled_from([2, 5, 8]),
-    z_loss=st.sampled_from([0.0, 0.01]),
-)
-def test_prompt_gradient_equals_torch(family, seed, length, rows, words, out, heads, d_kv, z_loss):
-    config, params, reference = pair(family, seed, num_heads=heads, d_kv=d_kv, num_layers=1)
-    ids, mask, labels, weights = batch(seed, 61, rows, words, out)
-    prompt = np.random.default_rng(seed).normal(0, 1, (length, 20))
-    value, gradient = value_and_grad(our_loss)({KEY: prompt}, params, config, ids, mask, labels, weights, z_loss)
-    theirs = torch.from_numpy(prompt).requires_grad_()
-    loss = torch_loss(reference, theirs, ids, mask, labels, z_loss)
-    loss.backward()
-    assert abs(value - loss.item()) < 1e-10
-    assert np.abs(gradient[KEY] - theirs.grad.numpy()).max() < 1e-9
 
 
 def test_prompts_of_their_own_for_the_rows_of_a_batch():
@@ -112,11 +68,11 @@ def test_float32_stays_float32(family):
     single = tree.nest({k: v.astype(np.float32) for k, v in tree.flatten(params).items()})
     ids, mask, labels, weights = batch(5, 61, rows=2, length=7, out=3)
     prompt = np.ones((3, 20), np.float32)
-    args = (config, ids, mask, labels, weights.astype(np.float32), 1e-4)
-    value, gradient = value_and_grad(our_loss)({KEY: prompt}, single, *args)
+    data = Batch(ids, mask, labels, weights.astype(np.float32))
+    value, gradient = train.loss_and_gradient({KEY: prompt}, single, config, data)
     assert gradient[KEY].dtype == np.float32
     assert np.asarray(value).dtype == np.float32
-    exact = value_and_grad(our_loss)({KEY: prompt.astype(float)}, params, *args)[1][KEY]
+    exact = train.loss_and_gradient({KEY: prompt.astype(float)}, params, config, data)[1][KEY]
     assert np.linalg.norm(gradient[KEY] - exact) < 1e-4 * np.linalg.norm(exact)
 
 

@@ -231,7 +231,10 @@ def encode(params: Tree, config: Config, input_ids, attention_mask, drop: Drop =
 
     Shapes: input_ids integer (B, L), attention_mask (B, L) with 0 at padding, prompt (P, D) or one
     for each row (B, P, D). Returns the context (B, S, D) and its mask (B, S), S = P + L.
+    Raises ValueError for a row without a token (which a lowered graph cannot).
     """
+    if isinstance(attention_mask, onp.ndarray) and not attention_mask.any(1).all():
+        raise ValueError(f"row {int(attention_mask.any(1).argmin())} has no token: its attention_mask is 0 everywhere")
     weights = params["encoder"]
     x = ops.embedding(params["shared"]["weight"], input_ids)
     mask = attention_mask
