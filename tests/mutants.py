@@ -1,0 +1,274 @@
+"""Faults planted on purpose: each must be caught by the test that is named beside it.
+
+    python tests/mutants.py            # all of them, two at a time: "30 of 30 caught"
+    python tests/mutants.py softmax    # those whose description has the word
+
+A fault is a piece of text that occurs once in a module, and what is put in its place, in a copy of the package.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PARITY = "test_parity.py::test_logits_loss_and_prompt_gradient_are_those_of_transformers"
+WEIGHTS = "test_parity.py::test_the_gradient_of_every_weight_is_that_of_torch"
+FLOAT32 = "test_t5.py::test_float32_stays_float32"
+OPS = "test_ops.py::test_value_and_vjp_equal_torch"
+LOWERED = "test_parity.py::test_the_lowered_graphs_compute_the_same"
+
+
+class Mutant(NamedTuple):
+    """A fault, and the test that must fail on it."""
+
+    fault: str
+    module: str
+    right: str
+    wrong: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "padding is attended to",
+        "t5",
+        "return ((1 - mask.astype(dtype)) * onp.asarray(MASKED, dtype))",
+        "return ((1 - mask.astype(dtype)) * onp.asarray(0, dtype))",
+        PARITY,
+    ),
+    Mutant(
+        "the decoder sees the tokens after",
+        "t5",
+        "onp.triu(onp.full((length, length), MASKED, x.dtype), 1)",
+        "onp.triu(onp.full((length, length), MASKED, x.dtype), 2)",
+        PARITY,
+    ),
+    Mutant(
+        "the prompt is masked like padding",
+        "t5",
+        "onp.ones(rows[:2], mask.dtype)",
+        "onp.zeros(rows[:2], mask.dtype)",
+        PARITY,
+    ),
+    Mutant(
+        "a wrong bucket for keys on the right",
+        "t5",
+        "bucket += (distance > 0) * num_buckets",
+        "bucket += (distance >= 0) * num_buckets",
+        "test_t5.py::test_buckets_equal_transformers_at_every_distance",
+    ),
+    Mutant(
+        "the bucket's logarithm in float64",
+        "t5",
+        "onp.maximum(distance, 1).astype(onp.float32) / onp.float32(exact)",
+        "onp.maximum(distance, 1).astype(onp.float64) / onp.float64(exact)",
+        "test_t5.py::test_buckets_equal_transformers_at_every_distance",
+    ),
+    Mutant(
+        "the decoder's bias looks both ways",
+        "t5",
+        "causal, length, False, config)",
+        "causal, length, True, config)",
+        PARITY,
+    ),
+    Mutant(
+        "the tied head's logits are not scaled",
+        "t5",
+        "x = x * onp.asarray(config.d_model**-0.5, x.dtype)",
+        "x = x * onp.asarray(1, x.dtype)",
+        PARITY,
+    ),
+    Mutant(
+        "scores divided by sqrt(d_kv), as everywhere but in T5",
+        "t5",
+        'queries_BHTK = heads(x, q["weight"])',
+        'queries_BHTK = heads(x, q["weight"]) / K**0.5',
+        PARITY,
+    ),
+    Mutant(
+        "gate and value of the feed-forward swapped",
+        "t5",
+        'ops.geglu(ops.linear(x, wi_0["weight"]), ops.linear(x, wi_1["weight"]))',
+        'ops.geglu(ops.linear(x, wi_1["weight"]), ops.linear(x, wi_0["weight"]))',
+        PARITY,
+    ),
+    Mutant(
+        "a residual connection left out",
+        "t5",
+        "            x = x + drop(y)\n",
+        '            x = x + drop(y) if "EncDecAttention" not in layer else drop(y)\n',
+        PARITY,
+    ),
+    Mutant(
+        "the prompt behind the input",
+        "t5",
+        "np.concatenate([ops.broadcast_to(prompt, rows), x], axis=1)",
+        "np.concatenate([x, ops.broadcast_to(prompt, rows)], axis=1)",
+        PARITY,
+    ),
+    Mutant(
+        "every row gets the first row's prompt",
+        "t5",
+        'prompt = weights["prompt"]["embedding"]',
+        'prompt = weights["prompt"]["embedding"]\n        prompt = prompt[0] if prompt.ndim == 3 else prompt',
+        "test_t5.py::test_prompts_of_their_own_for_the_rows_of_a_batch",
+    ),
+    Mutant(
+        "the cross-attention's gradient forgotten",
+        "t5",
+        "    context, mask = encode(params, config, input_ids, attention_mask, drop)\n    return decode",
+        "    context, mask = encode(params, config, input_ids, attention_mask, drop)\n"
+        '    context = getattr(context, "_value", context)\n    return decode',
+        PARITY,
+    ),
+    Mutant(
+        "a wrong transpose in linear's gradient by its weight",
+        "ops",
+        "lambda ans, x, weight: lambda g: g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]),",
+        "lambda ans, x, weight: lambda g: (x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])).reshape(weight.shape),",
+        WEIGHTS,
+    ),
+    Mutant(
+        "headwise's gradient without its transpose",
+        "ops",
+        "lambda ans, x, weight: lambda g: np.transpose(x, (0, 2, 1)) @ g,",
+        "lambda ans, x, weight: lambda g: np.transpose(np.transpose(g, (0, 2, 1)) @ x, (0, 1, 2)).reshape(weight.shape),",
+        OPS,
+    ),
+    Mutant(
+        "softmax's gradient without the sum along it",
+        "ops",
+        'lambda g: y * (g - np.einsum("...i,...i->...", g, y)[..., None]))',
+        "lambda g: y * g)",
+        OPS,
+    ),
+    Mutant(
+        "rms_norm's gradient as if the rms were fixed",
+        "ops",
+        "return r * (g - x * (r * r * along))",
+        "return r * g",
+        OPS,
+    ),
+    Mutant(
+        "rms_norm without its epsilon in the gradient",
+        "ops",
+        "    r = _inverse_rms(x, eps)\n",
+        "    r = _inverse_rms(x, 0 * eps)\n",
+        OPS,
+    ),
+    Mutant("relu's slope at negative inputs", "ops", "lambda g: g * (x > 0))", "lambda g: g * (x > -1))", OPS),
+    Mutant("a constant of gelu", "ops", "_K = _C * 0.044715", "_K = _C * 0.0447", OPS),
+    Mutant(
+        "geglu's two gradients swapped",
+        "ops",
+        "(g * args[1] * slope, g * value)[i]",
+        "(g * value, g * args[1] * slope)[i]",
+        OPS,
+    ),
+    Mutant(
+        "the gradient of a repeated id is written over",
+        "ops",
+        "np.add.at(out, ids, g)",
+        "out[ids] = g",
+        "test_ops.py::test_embedding_adds_the_gradients_of_repeated_ids",
+    ),
+    Mutant(
+        "the broadcast prompt's gradient is that of one row",
+        "ops",
+        "g.sum(axis=(*range(new), *repeated)).reshape(x.shape)",
+        "(g[0] if new else g.sum(axis=repeated)).reshape(x.shape)",
+        PARITY,
+    ),
+    Mutant(
+        "the loss is a sum, not a mean",
+        "ops",
+        "return ((nll + z_loss * log_z * log_z) * weights).sum() / weights.sum()",
+        "return ((nll + z_loss * log_z * log_z) * weights).sum()",
+        "test_ops.py::test_cross_entropy_with_z_loss_equals_torch",
+    ),
+    Mutant(
+        "the z-loss is not differentiated",
+        "ops",
+        "(scale * (1 + 2 * z_loss * log_z))[..., None]",
+        "(scale * (1 + 0 * z_loss * log_z))[..., None]",
+        "test_ops.py::test_cross_entropy_with_z_loss_equals_torch",
+    ),
+    Mutant(
+        "padding of the labels counts",
+        "ops",
+        "scale = (g * weights / weights.sum()).astype",
+        "scale = (g * np.ones_like(weights) / weights.sum()).astype",
+        "test_ops.py::test_cross_entropy_with_z_loss_equals_torch",
+    ),
+    Mutant(
+        "float64 leaks from rms_norm",
+        "ops",
+        "return (1 / np.sqrt(mean_square + eps)).astype(x.dtype, copy=False)",
+        "return 1 / np.sqrt(mean_square.astype(np.float64) + eps)",
+        OPS,
+    ),
+    Mutant(
+        "float64 leaks from the mask",
+        "t5",
+        "(1 - mask.astype(dtype)) * onp.asarray(MASKED, dtype)",
+        "(1 - mask.astype(onp.float64)) * onp.float64(MASKED)",
+        FLOAT32,
+    ),
+    Mutant(
+        "labels are not shifted",
+        "generate",
+        "np.concatenate([np.full_like(labels[:, :1], PAD), labels[:, :-1]], axis=1)",
+        "labels + 0",
+        PARITY,
+    ),
+    Mutant(
+        "the lowered softmax along another axis",
+        "lower",
+        'ops.softmax: same_shape("Softmax", axis=-1)',
+        'ops.softmax: same_shape("Softmax", axis=-2)',
+        LOWERED,
+    ),
+]
+
+
+def caught(mutant: Mutant) -> bool:
+    """Plant a fault in a copy of the package and run its test there."""
+    with tempfile.TemporaryDirectory() as made:
+        copy = Path(made)
+        shutil.copytree(ROOT / "tinyprompt", copy / "tinyprompt")
+        shutil.copytree(ROOT / "tests", copy / "tests")
+        (copy / "weights").symlink_to(ROOT / "weights")
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, copy)
+        path = copy / "tinyprompt" / f"{mutant.module}.py"
+        text = path.read_text(encoding="utf-8")
+        if text.count(mutant.right) != 1:
+            raise SystemExit(f"{mutant.fault}: {text.count(mutant.right)} times in {path.name}: {mutant.right!r}")
+        path.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
+        words = [sys.executable, "-m", "pytest", "-x", "--hypothesis-profile", "first", f"tests/{mutant.test}"]
+        environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True)
+    # A fault gives wrong numbers; a crash would prove nothing.
+    if done.returncode > 1 or (done.returncode and "AssertionError" not in done.stdout):
+        raise SystemExit(f"{mutant.fault}: {mutant.test} did not fail by an assertion:\n{done.stdout[-2000:]}")
+    return done.returncode == 1
+
+
+def main(word: str = "") -> int:
+    """Run all faults whose description has the word; exit status 1 if one is not caught."""
+    chosen = [mutant for mutant in MUTANTS if word in mutant.fault]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(caught, chosen))
+    for mutant, ok in zip(chosen, found, strict=True):
+        print(f"{'caught' if ok else 'MISSED'}  {mutant.fault}  ({mutant.module}.py; {mutant.test})")
+    print(f"{sum(found)} of {len(chosen)} caught")
+    return 0 if all(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
