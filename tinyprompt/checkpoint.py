@@ -9,7 +9,8 @@ import numpy as np
 from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 
-from tinyprompt import ops, t5, tokenizer
+from tinyprompt import hub, ops, t5, tokenizer
+from tinyprompt.hub import CheckpointError
 from tinyprompt.tree import Flat, Tree, flatten, nest
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16}
@@ -20,10 +21,6 @@ REDUNDANT = {
     "decoder.embed_tokens.weight",
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
 }
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be used; the message names the file, the key, and what was expected."""
 
 
 class Model(NamedTuple):
@@ -54,7 +51,7 @@ def default_model() -> Path:
 
 
 def load(folder: str | Path | None = None, stored: bool = False) -> Model:
-    """Open a Hugging Face T5 directory: config.json, safetensors (whole or sharded), tokenizer.
+    """Open a Hugging Face T5 directory, or a pulled model by name: config.json, safetensors (or shards), tokenizer.
 
     Weights stay in the file (memory-mapped). Everything is computed in float32; of 16-bit weights, up to 1 GiB
     are widened at once, which is faster; of more, each is widened where it is used, which takes memory for one only.
@@ -62,7 +59,7 @@ def load(folder: str | Path | None = None, stored: bool = False) -> Model:
     Without an argument: the model that the package carries.
     Raises CheckpointError that names the file and the key.
     """
-    folder = Path(folder) if folder is not None else default_model()
+    folder = hub.find(folder) if folder is not None else default_model()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; expected a Hugging Face model directory")
     config = read_config(folder / "config.json")
@@ -75,7 +72,7 @@ def load(folder: str | Path | None = None, stored: bool = False) -> Model:
         raise CheckpointError(
             f"{folder}: the tokenizer has {len(words)} pieces, but config.json says vocab_size {config.vocab_size}"
         )
-    return Model(config, params, words, folder.resolve().name)
+    return Model(config, params, words, hub.name_of(folder))
 
 
 def read_json(path: Path) -> dict[str, Any]:

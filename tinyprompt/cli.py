@@ -1,7 +1,8 @@
-"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `check`, `export`, `bench`."""
+"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `pull`, `inspect`, `check`, `export`, `bench`."""
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tinyprompt import __version__, backend, bench, check, checkpoint, data, metrics, optim, prompts
+from tinyprompt import __version__, backend, bench, check, checkpoint, data, hub, metrics, optim, prompts
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import DataError, Row
@@ -253,6 +254,23 @@ def read_array(path: str) -> np.ndarray:
     return array
 
 
+def pull_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Fetch a T5 or a PEFT adapter from the Hugging Face hub, to use it by its name.
+
+    HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    """
+    folder = hub.pull(args.name, args.revision)
+    files = {name: (folder / name).stat().st_size for name in hub.wanted(os.listdir(folder))}
+    name = f"{args.name}@{args.revision}" if args.revision else args.name
+    if not args.json:
+        print(folder)
+        for file, size in files.items():
+            print(f"  {file:<40}{size:>17,} bytes")
+        option = "--model " if "config.json" in files else "tinyprompt inspect "
+        print(f"its name is as good as this path: {option}{name}")
+    return {"name": name, "folder": str(folder), "files": files}
+
+
 def export_command(args: argparse.Namespace) -> dict[str, Any]:
     """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
 
@@ -334,7 +352,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--target", type=str, default="target", help="column of the target text (target)")
         sub.add_argument("--words", type=str, nargs="+", help="label words for coded targets: 0=bad 1=good")
 
-    model = dict(type=str, help="Hugging Face T5 directory (the built-in model)")
+    model = dict(type=str, help="Hugging Face T5 directory, or the name of a pulled one (the built-in model)")
 
     sub = command("demo", demo)
     sub.add_argument("--task", choices=DEMO_TASKS, type=str, default="topic", help="which built-in data (topic)")
@@ -379,6 +397,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=str, help="a .npz file: prompt, input_ids, attention_mask, labels, weights")
     sub.add_argument("--gradient", type=str, help="a .npy file: your gradient of that batch by its prompt")
     sub.add_argument("--save", type=str, help="where to write the first batch, to compute its gradient elsewhere")
+
+    sub = command("pull", pull_command, computes=False)
+    sub.add_argument("name", type=str, help="org/name, as in google/t5-v1_1-small")
+    sub.add_argument("--revision", type=str, help="a branch, tag or commit (main)")
 
     sub = command("export", export_command, computes=False)
     sub.add_argument("--model", **model)

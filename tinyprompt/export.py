@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyprompt import backend, checkpoint, generate, methods, prompts, t5, train
+from tinyprompt import backend, checkpoint, generate, hub, methods, prompts, t5, train
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import Batch
@@ -51,7 +51,7 @@ def export(
 ) -> dict[str, Any]:
     """Write step.onnx, score.onnx, prompt.npy and the model's weights to a folder: all of them or none.
 
-    folder: a model directory as for `checkpoint.load`; None: the model that the package carries.
+    folder: a model directory or name as for `checkpoint.load`; None: the model that the package carries.
     Both graphs take prompt (P, D) and weights (B, T) in float32, and input_ids (B, L), attention_mask (B, L) and
     labels (B, T) in int64. The shapes are fixed: B is batch, L input_tokens, T target_tokens; P is the length of
     the saved prompt, or `length` where there is none and prompt.npy gets a first one.
@@ -64,7 +64,7 @@ def export(
             raise ValueError(f"export: {name}: expected at least 1, found {size}")
     if not backend.version("onnx"):
         raise DeviceError("export: onnx is not installed; pip install 'tinyprompt[ort]'")
-    folder, out = Path(folder) if folder is not None else checkpoint.default_model(), Path(out)
+    folder, out = hub.find(folder) if folder is not None else checkpoint.default_model(), Path(out)
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out}: is no folder; name one for the graphs and the weights")
     model = checkpoint.load(folder, stored=True)

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from tinyprompt import hub
 from tinyprompt.checkpoint import CheckpointError, Model, map_safetensors
 from tinyprompt.tree import Flat
 
@@ -19,17 +20,17 @@ class Prompt(NamedTuple):
     """A tuned prompt: what is trained, and all that is needed to use it again."""
 
     delta: Flat  # {"encoder.prompt.embedding": (P, d_model)}
-    model: str  # name of the frozen model
-    fingerprint: str  # sha256 of the frozen weights
+    model: str | None  # name of the frozen model
+    fingerprint: str | None  # sha256 of the frozen weights
     labels: tuple[str, ...] | None  # label words, None for free text
     settings: dict[str, Any]  # how it was trained: seed, task, optimiser ...
 
     def check(self, model: Model) -> None:
         """Raise CheckpointError where the prompt was tuned on another model than this."""
         found = model.fingerprint()
-        if found != self.fingerprint:
+        if found != (self.fingerprint or found):
             raise CheckpointError(
-                f"this prompt was tuned on {self.model!r} (sha256 {self.fingerprint[:12]}...), "
+                f"this prompt was tuned on {self.model!r} (sha256 {str(self.fingerprint)[:12]}...), "
                 f"not on {model.name!r} (sha256 {found[:12]}...): "
                 "a soft prompt works only on its own frozen model; name that model or tune again"
             )
@@ -44,7 +45,7 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
         about["labels"] = json.dumps(prompt.labels)
     # `save` writes the bytes as they lie in memory: of a transposed array, in the wrong order.
     delta = {name: np.ascontiguousarray(value) for name, value in prompt.delta.items()}
-    data = save(delta, {"format": "tinyprompt", **about})
+    data = save(delta, {"format": "tinyprompt", **about})  # type: ignore
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(data)
     os.replace(temporary, path)
@@ -53,7 +54,7 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
 
 def load_prompt(path: str | Path) -> Prompt:
     """Read a prompt that `save_prompt` wrote. Raises CheckpointError."""
-    path = Path(path)
+    path = hub.find(path)
     tensors = map_safetensors(path)
     with safe_open(path, "numpy") as file:
         about = file.metadata() or {}
@@ -66,3 +67,13 @@ def load_prompt(path: str | Path) -> Prompt:
         return Prompt(delta, about["model"], about["fingerprint"], labels, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error!r})") from None
+
+
+def load_prompts(path: str | Path) -> dict[str, Prompt]:
+    """All prompts of a file by their names; one, by the name of its file, where it is no collection."""
+    path = hub.find(path)
+    if path.suffix not in (".npy", ".npz"):
+        return {path.name: load_prompt(path)}
+    arrays = np.load(path)
+    found = dict(arrays) if path.suffix == ".npz" else {path.name: arrays}
+    return {name: Prompt({PROMPT: array}, None, None, None, {}) for name, array in found.items()}

@@ -1,0 +1,152 @@
+"""Models of the Hugging Face hub: fetched once into the hub's own cache, then named `org/name` wherever a path is."""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from tinyprompt import t5
+
+NAME = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+FILES = {".safetensors", ".bin", ".pt", ".npy", ".npz", ".onnx", ".json"}  # a path, not a name, if it ends in these
+# What describes the weights, and the names that these may have, the one to be preferred first.
+KINDS = {
+    "config.json": ("model.safetensors", "pytorch_model.bin"),
+    "adapter_config.json": ("adapter_model.safetensors", "adapter_model.bin"),
+}
+TEXT = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used; the message names the file, the key, and what was expected."""
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a pulled model, `org/name` or `org/name@revision`; any other path as it is.
+
+    A path that exists is never taken for a name. Nothing is fetched.
+    Raises CheckpointError for a model that was not pulled, or only in part.
+    """
+    path, match = Path(name), NAME.fullmatch(str(name))
+    if match is None or path.suffix in FILES or path.exists():
+        return path
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        missing = "a pulled model of this name can only be found with huggingface_hub; pip install 'tinyprompt[hub]'"
+        raise CheckpointError(f"{name}: no such file or directory, and {missing}") from None
+    repository, revision = match["repository"], match["revision"]
+    fetch = f"tinyprompt pull {repository}" + (f" --revision {revision}" if revision else "")
+    for config in KINDS:
+        file = try_to_load_from_cache(repository, config, revision=revision)
+        if isinstance(file, str):
+            if not complete(Path(file).parent):
+                raise CheckpointError(f"{name}: only a part of this model was fetched; go on with: {fetch}")
+            return Path(file).parent
+    raise CheckpointError(
+        f"{name}: no such file or directory, and no model of this name was pulled; fetch it with: {fetch}"
+    )
+
+
+def name_of(folder: Path) -> str:
+    """`org/name` for the folder of a pulled model, and the last part of the path for any other."""
+    folder = folder.resolve()
+    kind, *parts = folder.parents[1].name.split("--") if folder.parent.name == "snapshots" else ("",)
+    return "/".join(parts) if kind == "models" else folder.name
+
+
+def wanted(names: Collection[str]) -> list[str]:
+    """The files of a repository that tinyprompt reads: configuration, tokenizer, weights in one format.
+
+    Raises CheckpointError that says what is missing.
+    """
+    for config, forms in KINDS.items():
+        weights: list[str] = []
+        for whole in forms if config in names else ():
+            stem, suffix = whole.split(".")
+            index = f"{whole}.index.json"
+            shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name))
+            weights = weights or ([index, *shards] if shards and index in names else [whole] if whole in names else [])
+        if weights and config == "config.json" and not any(name in names for name in TEXT):
+            raise CheckpointError(f"no tokenizer, expected one of {', '.join(TEXT)}; found {listed(names)}")
+        if weights:
+            others = [name for name in (*TEXT, "generation_config.json") if name in names]
+            return [config, *others, *weights]
+    expected = "; or ".join(f"{config} and {' or '.join(forms)}" for config, forms in KINDS.items())
+    raise CheckpointError(f"no T5 and no adapter, expected {expected} (or their shards); found {listed(names)}")
+
+
+def listed(names: Collection[str]) -> str:
+    """The first few names of many."""
+    first, more = sorted(names)[:8], len(names) - 8
+    return (", ".join(first) or "no files") + (f" and {more} more" if more > 0 else "")
+
+
+def complete(folder: Path) -> bool:
+    """Whether all files are there that `pull` fetches; a pull may have been interrupted."""
+    names = os.listdir(folder)
+    try:
+        files = wanted(names)
+        indices = [json.loads((folder / name).read_text()) for name in files if name.endswith(".index.json")]
+        return all(shard in names for index in indices for shard in index["weight_map"].values())
+    except (CheckpointError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def pull(name: str, revision: str | None = None) -> Path:
+    """Fetch a T5 or a PEFT adapter, `org/name`, into the hub's cache; return its folder.
+
+    Only the files that are read: safetensors if there are any, else torch's; files that are there stay.
+    The environment counts as ever: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
+    Raises CheckpointError.
+    """
+    try:
+        from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    except ImportError:
+        raise CheckpointError(f"{name}: pull needs huggingface_hub; pip install 'tinyprompt[hub]'") from None
+    match = NAME.fullmatch(name)
+    if match is None or match["revision"]:
+        raise CheckpointError(f"{name}: expected org/name, as in google/t5-v1_1-small; a revision goes to --revision")
+    try:
+        info = HfApi().model_info(name, revision=revision)
+        files = wanted([file.rfilename for file in info.siblings or ()])
+        if files[0] == "config.json":  # looked at before gigabytes are fetched
+            check(Path(hf_hub_download(name, files[0], revision=info.sha)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except Exception as error:  # the library lets those of its HTTP client, and of its threads, through
+        raise CheckpointError(f"{name}: {reason(error, revision)}") from None
+
+
+def check(path: Path) -> None:
+    """Raise CheckpointError where a config.json is of no T5."""
+    try:
+        t5.Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+
+
+def reason(error: Exception, revision: str | None) -> str:
+    """Why a model was not fetched and what to do, in one line."""
+    from huggingface_hub import constants, errors, get_token
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full; make room in {constants.HF_HUB_CACHE}, or set HF_HOME to a folder on another disk"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; is HF_HOME a folder that you may write to?"
+    token = "the token was refused" if get_token() else "set HF_TOKEN to a token of your account"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing is fetched; unset it to pull"
+    if isinstance(error, errors.GatedRepoError):
+        return f"the model is gated: accept its terms on its page at {constants.ENDPOINT}; {token}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no such model at {constants.ENDPOINT}; check the name; if it is private, {token}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision!r}; expected a branch, a tag or a commit"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{constants.ENDPOINT} answered {error.response.status_code}; try again later"
+    if isinstance(error, ValueError):
+        return str(error).partition("\n")[0]
+    told = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"cannot be fetched from {constants.ENDPOINT} ({told}); check the network, or HF_ENDPOINT"
