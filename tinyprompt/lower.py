@@ -248,6 +248,7 @@ class Graph:
                 [info(x) for x in self.all_inputs()],
                 [info(x, name) for name, x in named.items()],
                 [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values()],
+                value_info=[info(x) for x in self.nodes],  # for readers: no other tool knows Microsoft's operators
             ),
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
             ir_version=IR_VERSION,
