@@ -16,7 +16,7 @@ from tinyprompt import backend, prompts, t5
 from tinyprompt.cli import main
 
 QUICK = ["--steps", "4", "--batch", "4", "--length", "5", "--eval-every", "2", "--optimizer", "adam"]
-HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy"}
+HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
 
 
 def write_model(folder, seed):

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tinyprompt import __version__, backend, bench, check, checkpoint, data, hub, metrics, optim, prompts
+from tinyprompt import __version__, backend, bench, check, checkpoint, data, hub, interpret, metrics, optim, prompts
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import DataError, Row
@@ -271,6 +271,64 @@ def pull_command(args: argparse.Namespace) -> dict[str, Any]:
     return {"name": name, "folder": str(folder), "files": files}
 
 
+def inspect_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Show what is in prompts, in a frozen model's directory, or in an .onnx file.
+
+    Several prompts are compared; of one alone, the nearest pieces of all its vectors are shown.
+    """
+    if args.top < 1:
+        raise ValueError(f"--top: expected at least 1, found {args.top}")
+    out: dict[str, Any] = {"prompts": {}, "models": {}, "graphs": {}}
+    found: dict[str, Prompt] = {}
+    for thing in args.thing:
+        path = hub.find(thing)
+        if path.suffix == ".onnx":
+            out["graphs"][thing] = interpret.describe_graph(path)
+        elif path.is_dir() and not (path / "adapter_config.json").exists():
+            out["models"][thing] = interpret.describe_model(checkpoint.load(path, stored=True))
+        else:
+            found |= open_prompts(thing, found)
+    model = checkpoint.load(args.model, stored=True) if found else None
+    for name, prompt in found.items():
+        out["prompts"][name] = interpret.describe_prompt(prompt, name)
+        if model is not None and (args.model or fits(prompt, name, model)):
+            try:
+                prompt.check(model)
+                out["prompts"][name] |= interpret.read_prompt(prompt, name, model, args.top)
+            except ValueError as error:
+                raise CheckpointError(f"{name}: {error}") from None
+    known = any("nearest" in prompt for prompt in out["prompts"].values())
+    out["vocabulary"] = interpret.describe_vocabulary(model) if model is not None and known else None
+    names, cosines = interpret.similarity({name: interpret.vectors(prompt, name) for name, prompt in found.items()})
+    rows = [[None if c != c else round(c, 4) for c in row] for row in cosines.tolist()]  # JSON has no nan
+    out["similarity"] = {"names": names, "cosine": rows}
+    if not args.json:
+        texts = [interpret.model_text(one) for one in out["models"].values()]
+        texts += ["\n".join(one["lines"]) for one in out["graphs"].values()]
+        texts += [interpret.prompt_text(out)] if found else []
+        print("\n\n".join(texts))
+    return out
+
+
+def open_prompts(thing: str, taken: Container[str]) -> dict[str, Prompt]:
+    """The prompts of a file by name: as it is given if there is one, else their own names, with the file's if taken."""
+    try:
+        found = prompts.load_prompts(thing)
+    except CheckpointError as error:
+        expected = "inspect takes files of prompts, adapter and model directories, names of pulled ones, .onnx files"
+        raise CheckpointError(f"{error}; {expected}") from None
+    if len(found) == 1:
+        return dict(zip([thing], found.values(), strict=True))
+    return {f"{thing}:{name}" if name in taken else name: prompt for name, prompt in found.items()}
+
+
+def fits(prompt: Prompt, name: str, model: Model) -> bool:
+    """Whether a prompt can be one of this model."""
+    if interpret.vectors(prompt, name).shape[1] != model.config.d_model:
+        return False
+    return prompt.fingerprint is None or prompt.fingerprint == model.fingerprint()
+
+
 def export_command(args: argparse.Namespace) -> dict[str, Any]:
     """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
 
@@ -402,6 +460,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", type=str, help="org/name, as in google/t5-v1_1-small")
     sub.add_argument("--revision", type=str, help="a branch, tag or commit (main)")
 
+    sub = command("inspect", inspect_command, computes=False)
+    sub.add_argument("thing", type=str, nargs="+", help="prompts, a model directory or name, an .onnx file")
+    sub.add_argument("--model", type=str, help="model that the prompts were tuned on (the built-in one, if it fits)")
+    sub.add_argument("--top", type=int, default=5, help="nearest pieces of each vector (5)")
+
     sub = command("export", export_command, computes=False)
     sub.add_argument("--model", **model)
     sub.add_argument("--prompt", type=str, help="prompt that tune or demo saved (a first one, of vocabulary rows)")
@@ -434,6 +497,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.device = args.device or backend.default()
             backend.check(args.device, args.precision)
         out = args.function(args)
+        if args.json:
+            print(json.dumps(out))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (CheckpointError, DataError, DeviceError, ValueError, FloatingPointError, OSError) as error:
         say(f"tinyprompt: {error}")
         return 2
@@ -446,3 +515,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(out))
     return 0 if out.get("ok", True) else 1
+    return 0

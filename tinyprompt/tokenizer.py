@@ -26,6 +26,10 @@ class Tokenizer(Protocol):
         """Text of ids; pad, eos and other special tokens are left out."""
         ...
 
+    def piece(self, id: int) -> str:
+        """The piece of an id as the vocabulary spells it."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -45,6 +49,9 @@ class PieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.pipeline.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
+    def piece(self, id: int) -> str:
+        return self.pipeline.id_to_token(id) or f"<{id}>"
+
     def __len__(self) -> int:
         return self.pipeline.get_vocab_size()
 
@@ -60,6 +67,9 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) - 3 for i in ids if 3 <= int(i) < 259).decode(errors="ignore").strip()
+
+    def piece(self, id: int) -> str:
+        return chr(id - 3) if 32 < id - 3 < 127 else f"<{id}>"
 
     def __len__(self) -> int:
         return 256 + 3 + self.extra_ids

@@ -1,0 +1,343 @@
+"""What is in a soft prompt, a frozen model or an ONNX file: as numbers, and as text to read.
+
+A prompt is read by its nearest pieces of the vocabulary (Lester et al. 2021, arXiv:2104.08691, section 7); two
+prompts are compared by the cosine of their mean vectors (Vu et al. 2022, arXiv:2110.07904, section 4).
+Dimensions: P prompt vectors, D d_model, V vocabulary, N prompts.
+"""
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyprompt import backend, ops
+from tinyprompt.backend import DeviceError
+from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt.lower import SHORT
+from tinyprompt.prompts import PROMPT, Prompt
+from tinyprompt.tree import count, flatten
+
+ROWS = 4096  # rows of the vocabulary that are widened and compared at once
+EQUAL = 0.99  # cosine above which two positions of a prompt say the same
+WIDTH = 100  # columns of text
+
+
+def unit(x) -> np.ndarray:
+    """Every vector at length 1, and zero ones as they are: (..., D), float32."""
+    x = np.asarray(x, np.float32)
+    x = x / np.maximum(np.abs(x).max(-1, keepdims=True), np.finfo(np.float32).tiny)  # so that no square overflows
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+
+
+def nearest_pieces(prompt, table, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of a table with the greatest cosine to each vector, best first.
+
+    Shapes: prompt (P, D), table (V, D), in any float dtype; ids (P, k) int64, cosines (P, k) float32.
+    Raises ValueError where the widths differ.
+    """
+    prompt = unit(prompt)
+    if prompt.shape[-1] != table.shape[-1]:
+        raise ValueError(f"prompt vectors of {prompt.shape[-1]} numbers, but d_model {table.shape[-1]} in the model")
+    ids, best = np.empty((len(prompt), 0), np.int64), np.empty((len(prompt), 0), np.float32)
+    for start in range(0, len(table), ROWS):
+        cosines = prompt @ unit(ops.widen(table[start : start + ROWS])).T
+        here = np.broadcast_to(np.arange(start, start + cosines.shape[1]), cosines.shape)
+        ids, best = np.concatenate([ids, here], 1), np.concatenate([best, cosines], 1)
+        order = np.argsort(-best, 1, kind="stable")[:, :k]
+        ids, best = np.take_along_axis(ids, order, 1), np.take_along_axis(best, order, 1)
+    return ids, best
+
+
+def similarity(prompts: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
+    """Names, and the cosine of the mean vectors of each two: (N, N) float32, nan where the widths differ."""
+    means = [unit(np.mean(prompt, 0)) for prompt in prompts.values()]
+    cosines = [[a @ b if a.shape == b.shape else np.nan for b in means] for a in means]
+    return list(prompts), np.array(cosines, np.float32)
+
+
+def near_equal(prompt) -> int:
+    """How many vectors of a prompt (P, D) have a cosine above 0.99 to another one."""
+    cosines = unit(prompt) @ unit(prompt).T
+    np.fill_diagonal(cosines, 0)
+    return int((cosines.max(1) > EQUAL).sum())
+
+
+def vectors(prompt: Prompt, name: str) -> np.ndarray:
+    """The soft prompt itself, (P, D). Raises CheckpointError where there is none, or no numbers in it."""
+    found = prompt.delta.get(PROMPT)
+    if found is None or found.ndim != 2 or not found.size:
+        has = ", ".join(f"{key} {list(value.shape)}" for key, value in prompt.delta.items())
+        raise CheckpointError(f"{name}: no soft prompt, expected {PROMPT!r} of shape (P, d_model); found {has}")
+    if not np.isfinite(found).all():
+        raise CheckpointError(f"{name}: {PROMPT!r} holds values that are not finite; tune it again at a lower rate")
+    return found
+
+
+def describe_prompt(prompt: Prompt, name: str) -> dict[str, Any]:
+    """All that can be said of a prompt without a model: shape, dtype, norms (min, mean, max), near-equal vectors."""
+    found = vectors(prompt, name)
+    norms = np.linalg.norm(found.astype(np.float64), axis=-1)
+    return {
+        "shape": list(found.shape),
+        "dtype": str(found.dtype),
+        "norm": {"min": float(norms.min()), "mean": float(norms.mean()), "max": float(norms.max())},
+        "near_equal": near_equal(found),
+        "model": prompt.model,
+        "fingerprint": prompt.fingerprint,
+        "labels": prompt.labels,
+    }
+
+
+def read_prompt(prompt: Prompt, name: str, model: Model, k: int) -> dict[str, Any]:
+    """The k nearest pieces of every vector, and how far to trust them.
+
+    cosine, random: mean cosine to the nearest piece, and that of as many random normal vectors;
+    shared: vectors whose nearest piece is that of another one too.
+    """
+    found, table = vectors(prompt, name), model.params["shared"]["weight"][: len(model.tokenizer)]
+    ids, cosines = nearest_pieces(found, table, k)
+    random = np.random.default_rng(0).normal(size=found.shape)
+    times = Counter(ids[:, 0].tolist())
+    return {
+        "cosine": float(cosines[:, 0].mean()),
+        "random": float(nearest_pieces(random, table, 1)[1].mean()),
+        "shared": sum(n for n in times.values() if n > 1),
+        "nearest": [
+            [{"piece": model.tokenizer.piece(i), "cosine": round(float(c), 4)} for i, c in zip(*row, strict=True)]
+            for row in zip(ids.tolist(), cosines, strict=True)
+        ],
+    }
+
+
+def describe_vocabulary(model: Model) -> dict[str, Any]:
+    """Name of a model, number of its pieces, mean norm of their embeddings."""
+    table = model.params["shared"]["weight"][: len(model.tokenizer)]
+    parts = [ops.widen(table[start : start + ROWS]) for start in range(0, len(table), ROWS)]
+    norm = sum(float(np.linalg.norm(part, axis=-1).sum(dtype=np.float64)) for part in parts) / len(table)
+    return {"model": model.name, "pieces": len(table), "norm": norm}
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """Configuration, shapes and dtypes of all weights, and what they sum up to."""
+    flat = flatten(model.params)
+    return {
+        "name": model.name,
+        "config": asdict(model.config),
+        "weights": {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in flat.items()},
+        "parameters": count(flat),
+        "bytes": sum(x.nbytes for x in flat.values()),
+        "pieces": len(model.tokenizer),
+    }
+
+
+def array(dtype, shape) -> str:
+    """`float32[2,3]`, as a graph prints it."""
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def cut(text: str, width: int) -> str:
+    """The end of a text that is too long for a column."""
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def prompt_text(out: Mapping[str, Any]) -> str:
+    """The tables of one or several prompts; of one alone also the nearest pieces of all its vectors."""
+    prompts, vocabulary = out["prompts"], out["vocabulary"]
+    wide = max(6, *(min(24, len(name)) for name in prompts))
+    arrays = {name: array(p["dtype"], p["shape"]) for name, p in prompts.items()}
+    shape = max(map(len, arrays.values()))
+    start = f"{'prompt':{wide}}  {'':{shape}}  "
+    lines = [
+        f"{'':{len(start)}}{'norm of a vector':^24}   near-       nearest piece",
+        f"{start}{'min':>8}{'mean':>8}{'max':>8}   equal  {'cosine':>8}{'random':>8}{'shared':>8}",
+    ]
+    for name, p in prompts.items():
+        norms = "".join(f"{p['norm'][key]:8.4g}" for key in ("min", "mean", "max"))
+        nearest = f"{'-':>8}" * 3
+        if "nearest" in p:
+            nearest = "".join(f"{x:>8}" for x in (decimals(p["cosine"]), decimals(p["random"]), p["shared"]))
+        lines.append(f"{cut(name, wide):{wide}}  {arrays[name]:{shape}}  {norms}{p['near_equal']:8}  {nearest}")
+    lines += ["", f"near-equal: vectors with a cosine above {EQUAL} to another"]
+    if vocabulary:
+        lines += [
+            "cosine: mean, to the nearest piece; random: the same for random normal vectors",
+            "shared: vectors whose nearest piece is that of another vector too",
+            f"vocabulary of {vocabulary['model']}: {vocabulary['pieces']:,} pieces, mean norm {vocabulary['norm']:.4g}",
+        ]
+    if any("nearest" not in p for p in prompts.values()):
+        lines.append("nearest pieces need the model that a prompt was tuned on: name it with --model")
+    if len(prompts) > 1:
+        return "\n".join([*lines, "", *similarity_lines(out["similarity"]["names"], out["similarity"]["cosine"])])
+    (prompt,) = prompts.values()
+    if prompt["model"]:
+        words = f"; labels: {', '.join(prompt['labels'])}" if prompt["labels"] else ""
+        lines.append(f"tuned on {prompt['model']} (sha256 {prompt['fingerprint'][:12]}...){words}")
+    return "\n".join([*lines, *nearest_lines(prompt)])
+
+
+def decimals(x: float | None) -> str:
+    """Two decimals, `.66`."""
+    return "-" if x is None else f"{x:.2f}".replace("0.", ".")
+
+
+def similarity_lines(names: list[str], cosines) -> list[str]:
+    """The lower triangle of a table of cosines, in blocks of as many columns as a line holds."""
+    labels = [f"{cut(name, 17)} {i:2}" for i, name in enumerate(names, 1)]
+    wide = max(map(len, labels))
+    columns = (WIDTH - wide) // 5
+    lines = ["similarity: cosine of the mean vectors"]
+    for start in range(0, len(names) - 1, columns):
+        stop = min(start + columns, len(names) - 1)
+        lines.append(" " * wide + "".join(f"{i:5}" for i in range(start + 1, stop + 1)))
+        for i in range(start + 1, len(names)):
+            row = (cosines[i][j] for j in range(start, min(stop, i)))
+            lines.append(f"{labels[i]:>{wide}}" + "".join(f"{decimals(c):>5}" for c in row))
+        if not start:
+            lines.insert(2, f"{labels[0]:>{wide}}")
+    return lines
+
+
+def nearest_lines(prompt: Mapping[str, Any]) -> list[str]:
+    """A line for each vector of a prompt: its nearest pieces."""
+    rows = prompt.get("nearest", [])
+    if not rows:
+        return []
+    wide = max(4, min((WIDTH - 6) // len(rows[0]) - 7, max(len(near["piece"]) for row in rows for near in row)))
+    cells = [[f"{near['piece'][:wide]:{wide}} {decimals(near['cosine']):>4}" for near in row] for row in rows]
+    return ["", "vector  nearest pieces, cosine", *(f"{i:6}  " + "  ".join(row) for i, row in enumerate(cells))]
+
+
+def model_text(out: Mapping[str, Any]) -> str:
+    """Configuration and weights of a model; blocks of a stack that are alike share a line."""
+    blocks: dict[tuple[str, str, str], list[int]] = {}
+    for name, x in out["weights"].items():
+        head, number, tail = re.fullmatch(r"(?:(.*\.block)\.(\d+)\.)?(.*)", name).groups()  # type: ignore[union-attr]
+        blocks.setdefault((head or "", tail, array(x["dtype"], x["shape"])), []).append(int(number or 0))
+    lines = []
+    for (head, tail, kind), numbers in blocks.items():
+        first, last = numbers[0], numbers[-1]
+        span = f"{first}..{last}" if numbers == list(range(first, last + 1)) else ",".join(map(str, numbers))
+        at = f"{head}.{span if len(numbers) > 1 else first}." if head else ""
+        size = len(numbers) * int(np.prod([int(n) for n in kind.partition("[")[2][:-1].split(",")]))
+        lines.append((f"  {at}{tail}: {kind}", f"{size:,}"))
+    config = ", ".join(f"{key} {value}" for key, value in out["config"].items())
+    wide, digits = (max(len(line[i]) for line in lines) for i in (0, 1))
+    return "\n".join(
+        [
+            f"{out['name']}: T5, {out['parameters']:,} parameters in {out['bytes']:,} bytes; {out['pieces']:,} pieces",
+            *textwrap.wrap(config, WIDTH, initial_indent="  ", subsequent_indent="  "),
+            *(f"{left:{wide}}  {right:>{digits}}" for left, right in lines),
+        ]
+    )
+
+
+def describe_graph(path: Path) -> dict[str, Any]:
+    """An ONNX file in the form of `lower.Graph`: a line for each input, constant and node; external data stay unread.
+
+    Raises CheckpointError for a file that is no ONNX model, DeviceError without onnx.
+    """
+    if not backend.version("onnx"):
+        raise DeviceError(f"{path}: onnx is not installed; pip install 'tinyprompt[ort]'")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except DecodeError:
+        raise CheckpointError(f"{path}: no ONNX model, or cut short; export or download it again") from None
+    if not model.graph.output:
+        raise CheckpointError(f"{path}: no ONNX model: it has no outputs")
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except Exception:  # the graph breaks a rule, or holds 2 GiB of weights: shapes that it does not state stay unknown
+        graph = model.graph
+    kinds = {x.name: value_kind(x.type) for x in (*graph.value_info, *graph.input, *graph.output)}
+    kinds |= {x.name: tensor_kind(x) for x in graph.initializer}
+    shown = {x.name: tensor_value(x) for x in graph.initializer}
+
+    def named(name):
+        return f"{name}: {kinds.get(name, '?')}"
+
+    given = [x.name for x in graph.input if x.name not in shown]
+    lines = [f"{named(name)} = input" for name in given]
+    lines += [f"{named(x.name)} = constant{place(x)}" for x in graph.initializer if shown[x.name] is None]
+    for node in graph.node:
+        arguments = [shown.get(name) or name or "none" for name in node.input]
+        arguments += [f"{a.name}={attribute(a)}" for a in node.attribute]
+        results = ", ".join(named(name) for name in node.output if name)
+        lines.append(f"{results} = {node.op_type}({', '.join(arguments)})")
+    outputs = [x.name for x in graph.output]
+    return {
+        "inputs": {name: kinds[name] for name in given},
+        "outputs": {name: kinds[name] for name in outputs},
+        "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
+        "lines": [*lines, f"return {', '.join(outputs)}"],
+    }
+
+
+def dtype_name(kind: int) -> str:
+    """NumPy's name of an ONNX element type."""
+    from onnx import TensorProto, helper
+
+    return "string" if kind == TensorProto.STRING else str(helper.tensor_dtype_to_np_dtype(kind))
+
+
+def value_kind(kind) -> str:
+    """Dtype and shape of an onnx.TypeProto; `?` for what it leaves open, the names of symbolic dimensions."""
+    tensor = kind.tensor_type
+    if not tensor.elem_type:
+        return "?"
+    if not tensor.HasField("shape"):
+        return f"{dtype_name(tensor.elem_type)}[...]"
+    sizes = [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim]
+    return array(dtype_name(tensor.elem_type), sizes)
+
+
+def tensor_kind(tensor) -> str:
+    """Dtype and shape of an onnx.TensorProto."""
+    return array(dtype_name(tensor.data_type), tensor.dims)
+
+
+def tensor_value(tensor) -> str | None:
+    """The values of an onnx.TensorProto that is short and in the file itself."""
+    from onnx import numpy_helper
+
+    short = np.prod(tensor.dims, dtype=float) <= SHORT and not tensor.external_data
+    return str(numpy_helper.to_array(tensor).tolist()) if short else None
+
+
+def place(tensor) -> str:
+    """Where the values of an onnx.TensorProto lie, if not in the file itself."""
+    return "".join(f" in {entry.value}" for entry in tensor.external_data if entry.key == "location")
+
+
+def attribute(given) -> str:
+    """The value of an onnx.AttributeProto."""
+    from onnx import AttributeProto, helper
+
+    value = helper.get_attribute_value(given)
+    if given.name in ("to", "dtype") and given.type == AttributeProto.INT:
+        return dtype_name(value)
+    if given.type == AttributeProto.TENSOR:
+        return tensor_value(value) or tensor_kind(value)
+    if given.type == AttributeProto.GRAPH:
+        return f"<{len(value.node)} nodes>"
+    return str(plain(value))
+
+
+def plain(value):
+    """Text for bytes, the shortest number for one in float32, and so within a list; other things are not shown."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, float):
+        return float(str(np.float32(value)))
+    if isinstance(value, list):
+        return [plain(x) for x in value]
+    return value if isinstance(value, int) else "..."
