@@ -5,6 +5,7 @@ prompts are compared by the cosine of their mean vectors (Vu et al. 2022, arXiv:
 Dimensions: P prompt vectors, D d_model, V vocabulary, N prompts.
 """
 
+import math
 import re
 import textwrap
 from collections import Counter
@@ -101,7 +102,7 @@ def read_prompt(prompt: Prompt, name: str, model: Model, k: int) -> dict[str, An
     """
     found, table = vectors(prompt, name), model.params["shared"]["weight"][: len(model.tokenizer)]
     ids, cosines = nearest_pieces(found, table, k)
-    random = np.random.default_rng(0).normal(size=found.shape)
+    random = np.random.default_rng(210408691).normal(size=found.shape)  # a seed that no model comes from
     times = Counter(ids[:, 0].tolist())
     return {
         "cosine": float(cosines[:, 0].mean()),
@@ -148,20 +149,20 @@ def cut(text: str, width: int) -> str:
 def prompt_text(out: Mapping[str, Any]) -> str:
     """The tables of one or several prompts; of one alone also the nearest pieces of all its vectors."""
     prompts, vocabulary = out["prompts"], out["vocabulary"]
-    wide = max(6, *(min(24, len(name)) for name in prompts))
     arrays = {name: array(p["dtype"], p["shape"]) for name, p in prompts.items()}
     shape = max(map(len, arrays.values()))
+    wide = min(WIDTH - 60 - shape, max(len(name) for name in ("prompt", *prompts)))
     start = f"{'prompt':{wide}}  {'':{shape}}  "
     lines = [
-        f"{'':{len(start)}}{'norm of a vector':^24}   near-       nearest piece",
-        f"{start}{'min':>8}{'mean':>8}{'max':>8}   equal  {'cosine':>8}{'random':>8}{'shared':>8}",
+        f"{'':{len(start)}}{'norm of a vector':^24}   near-     nearest piece",
+        f"{start}{'min':>8}{'mean':>8}{'max':>8}   equal{'cosine':>8}{'random':>8}{'shared':>8}",
     ]
     for name, p in prompts.items():
         norms = "".join(f"{p['norm'][key]:8.4g}" for key in ("min", "mean", "max"))
         nearest = f"{'-':>8}" * 3
         if "nearest" in p:
             nearest = "".join(f"{x:>8}" for x in (decimals(p["cosine"]), decimals(p["random"]), p["shared"]))
-        lines.append(f"{cut(name, wide):{wide}}  {arrays[name]:{shape}}  {norms}{p['near_equal']:8}  {nearest}")
+        lines.append(f"{cut(name, wide):{wide}}  {arrays[name]:{shape}}  {norms}{p['near_equal']:8}{nearest}")
     lines += ["", f"near-equal: vectors with a cosine above {EQUAL} to another"]
     if vocabulary:
         lines += [
@@ -176,7 +177,8 @@ def prompt_text(out: Mapping[str, Any]) -> str:
     (prompt,) = prompts.values()
     if prompt["model"]:
         words = f"; labels: {', '.join(prompt['labels'])}" if prompt["labels"] else ""
-        lines.append(f"tuned on {prompt['model']} (sha256 {prompt['fingerprint'][:12]}...){words}")
+        digest = f" (sha256 {prompt['fingerprint'][:12]}...)" if prompt["fingerprint"] else ""
+        lines.append(f"tuned on {prompt['model']}{digest}{words}")
     return "\n".join([*lines, *nearest_lines(prompt)])
 
 
@@ -215,22 +217,24 @@ def nearest_lines(prompt: Mapping[str, Any]) -> list[str]:
 def model_text(out: Mapping[str, Any]) -> str:
     """Configuration and weights of a model; blocks of a stack that are alike share a line."""
     blocks: dict[tuple[str, str, str], list[int]] = {}
+    sizes: Counter[tuple[str, str, str]] = Counter()
     for name, x in out["weights"].items():
-        head, number, tail = re.fullmatch(r"(?:(.*\.block)\.(\d+)\.)?(.*)", name).groups()  # type: ignore[union-attr]
-        blocks.setdefault((head or "", tail, array(x["dtype"], x["shape"])), []).append(int(number or 0))
+        head, number, tail = re.fullmatch(r"(?:(.*\.block\.)(\d+))?(.*)", name).groups("")  # type: ignore[union-attr]
+        key = head, tail, array(x["dtype"], x["shape"])
+        blocks.setdefault(key, []).append(int(number or 0))
+        sizes[key] += math.prod(x["shape"])
     lines = []
-    for (head, tail, kind), numbers in blocks.items():
-        first, last = numbers[0], numbers[-1]
-        span = f"{first}..{last}" if numbers == list(range(first, last + 1)) else ",".join(map(str, numbers))
-        at = f"{head}.{span if len(numbers) > 1 else first}." if head else ""
-        size = len(numbers) * int(np.prod([int(n) for n in kind.partition("[")[2][:-1].split(",")]))
-        lines.append((f"  {at}{tail}: {kind}", f"{size:,}"))
-    config = ", ".join(f"{key} {value}" for key, value in out["config"].items())
+    for key, numbers in blocks.items():
+        head, tail, kind = key
+        span = f"{numbers[0]}..{numbers[-1]}" if numbers == list(range(numbers[0], numbers[-1] + 1)) else str(numbers)
+        number = ("" if not head else str(numbers[0])) if len(numbers) == 1 else span
+        lines.append((f"  {head}{number}{tail}: {kind}", f"{sizes[key]:,}"))
+    config = ", ".join(f"{key}\xa0{value}" for key, value in out["config"].items())
     wide, digits = (max(len(line[i]) for line in lines) for i in (0, 1))
     return "\n".join(
         [
             f"{out['name']}: T5, {out['parameters']:,} parameters in {out['bytes']:,} bytes; {out['pieces']:,} pieces",
-            *textwrap.wrap(config, WIDTH, initial_indent="  ", subsequent_indent="  "),
+            textwrap.fill(config, WIDTH, initial_indent="  ", subsequent_indent="  ").replace("\xa0", " "),
             *(f"{left:{wide}}  {right:>{digits}}" for left, right in lines),
         ]
     )
