@@ -98,6 +98,14 @@ def test_texts_of_known_characters_come_back(pair, text):
         assert ours.decode([*ids, tokenizer.PAD]) == theirs.decode(ids[:-1]) == " ".join(text.split())
 
 
+def test_pieces_are_spelled_as_in_the_vocabulary(pair):
+    words, reference = pair
+    size = reference.get_piece_size()
+    assert [words.piece(i) for i in range(size)] == [reference.id_to_piece(i) for i in range(size)]
+    assert words.piece(10**6) == "<1000000>"
+    assert [tokenizer.ByteTokenizer().piece(ord(c) + 3) for c in "a\n~"] == ["a", "<13>", "~"]
+
+
 def test_sentinels_come_last_with_the_first_highest(tiny):
     words = tokenizer.load(tiny)
     assert len(words) == 180

@@ -91,7 +91,7 @@ def complete(folder: Path) -> bool:
         files = wanted(names)
         indices = [json.loads((folder / name).read_text()) for name in files if name.endswith(".index.json")]
         return all(shard in names for index in indices for shard in index["weight_map"].values())
-    except (CheckpointError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return False
 
 

@@ -1,7 +1,7 @@
 """What is in a soft prompt, a frozen model or an ONNX file: as numbers, and as text to read.
 
 A prompt is read by its nearest pieces of the vocabulary (Lester et al. 2021, arXiv:2104.08691, section 7); two
-prompts are compared by the cosine of their mean vectors (Vu et al. 2022, arXiv:2110.07904, section 4).
+prompts are compared by the cosine of their mean vectors (Vu et al. 2022, arXiv:2110.07904).
 Dimensions: P prompt vectors, D d_model, V vocabulary, N prompts.
 """
 
