@@ -130,14 +130,15 @@ MUTANTS = [
         "a wrong transpose in linear's gradient by its weight",
         "ops",
         "lambda ans, x, weight: lambda g: g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]),",
-        "lambda ans, x, weight: lambda g: (x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])).reshape(weight.shape),",
+        "lambda ans, x, weight: lambda g: (x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1]))"
+        ".reshape(weight.shape),",
         WEIGHTS,
     ),
     Mutant(
         "headwise's gradient without its transpose",
         "ops",
         "lambda ans, x, weight: lambda g: np.transpose(x, (0, 2, 1)) @ g,",
-        "lambda ans, x, weight: lambda g: np.transpose(np.transpose(g, (0, 2, 1)) @ x, (0, 1, 2)).reshape(weight.shape),",
+        "lambda ans, x, weight: lambda g: (np.transpose(g, (0, 2, 1)) @ x).reshape(weight.shape),",
         OPS,
     ),
     Mutant(

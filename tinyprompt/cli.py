@@ -512,7 +512,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("tinyprompt: stopped; nothing was saved")
         return 130
-    if args.json:
-        print(json.dumps(out))
     return 0 if out.get("ok", True) else 1
-    return 0
