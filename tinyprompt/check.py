@@ -303,7 +303,7 @@ def check_gradient(gradient: np.ndarray, model: Model, prompt: np.ndarray, batch
     found = Finding(name, "gradient", distance(gradient, wanted), limit)
     times = float(np.sum(gradient * wanted) / (np.sum(wanted * wanted) or 1.0))
     notes = []
-    if not found.ok and distance(gradient, times * wanted) < ALONE:
+    if abs(times - 1) > ALONE and distance(gradient / (times or 1.0), wanted) < ALONE:
         notes.append(f"{name}: the right direction, {times:.6g} times as long: a sum for a mean, or a sign?")
     return Report(f"{model.name}: relative distance from NumPy float64", [found], notes)
 

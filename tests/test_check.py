@@ -1,0 +1,258 @@
+"""`tinyprompt check`: it finds right what is right, and wrong what is wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from autograd.extend import defvjp, primitive
+from files import SMALL, VOCAB, weights, write
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import examples
+from reference import FAMILIES, raw_config
+
+from tinyprompt import backend, check, checkpoint, ops
+from tinyprompt.backend import DeviceError
+from tinyprompt.check import check_gradient, check_model, check_vjp
+from tinyprompt.checkpoint import CheckpointError
+from tinyprompt.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+needs_ort = pytest.mark.skipif(backend.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+
+
+@pytest.fixture
+def model(folder):
+    return checkpoint.load(folder)
+
+
+def gradient_of(model, case, dtype=np.float64):
+    params = check.in_float64(model.params) if dtype == np.float64 else model.params
+    return check.run(model, params, [case], "numpy")[0]["gradient"]
+
+
+@needs_ort
+@pytest.mark.parametrize("family", ["t5-1.0", "mt5"])
+def test_every_engine_is_right(family, tmp_path):
+    raw = raw_config(family, vocab_size=VOCAB)
+    folder = write(tmp_path / family, raw, weights(raw))
+    seen = []
+    report = check_model(checkpoint.load(folder), folder, report=seen.append)
+    assert report.ok, str(report)
+    engines = dict.fromkeys(f.engine for f in report.findings)
+    assert list(engines) == [name for name in seen if name != "numpy float64" and "cuda" not in name]
+    assert {f.quantity for f in report.findings if f.engine == "torch float64"} == set(check.QUANTITIES)
+    assert all(f.error < 1e-11 for f in report.findings if f.engine.endswith("float64"))
+    assert str(report).endswith("verdict: right")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_torch_numpy_is_checked_alone(family, tmp_path):
+    raw = raw_config(family, vocab_size=VOCAB)
+    report = check_model(checkpoint.load(write(tmp_path / family, raw, weights(raw))))
+    assert report.ok
+    assert "torch float64: not run: no model directory given" in report.notes
+    assert not any(f.engine.startswith("torch") for f in report.findings)
+
+
+@needs_ort
+@pytest.mark.parametrize("fault", [1e-4, float("nan")])
+@pytest.mark.parametrize("quantity", check.QUANTITIES)
+def test_a_wrong_engine_is_named_and_ends_with_1(quantity, fault, folder, monkeypatch, capsys):
+    run = check.run
+
+    def faulty(model, params, cases, device):
+        found = run(model, params, cases, device)
+        if device == "cpu":
+            found[1][quantity] = found[1][quantity] * (1 + fault)
+        return found
+
+    def no_torch(*_):
+        raise DeviceError("too slow for this test")
+
+    monkeypatch.setattr(check, "run", faulty)
+    monkeypatch.setattr(check, "run_torch", no_torch)
+    assert main(["check", str(folder)]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(rf"^onnxruntime cpu float64 .* WRONG: {quantity} at most 1.0e-09$", shown, re.M)
+    assert re.search(r"^numpy float32 .* right$", shown, re.M)
+    assert "torch float64: not run: too slow" in shown
+    assert shown.endswith("verdict: WRONG\n")
+
+
+@examples(15)
+@given(
+    sizes=st.fixed_dictionaries(
+        dict(length=st.integers(1, 30), rows=st.integers(1, 4), tokens=st.integers(1, 20), targets=st.integers(1, 6))
+    ),
+    seed=st.integers(0, 99),
+)
+def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, seed):
+    folder, whole = shared
+    (folder / "model.safetensors").write_bytes(whole)
+    model = checkpoint.load(folder)
+    case = check.draw(model, **sizes, seed=seed)
+    assert case.prompt.shape == (sizes["length"], 4)
+    assert case.batch.input_ids.shape == case.batch.attention_mask.shape == (sizes["rows"], sizes["tokens"])
+    assert case.batch.labels.shape == case.batch.weights.shape == (sizes["rows"], sizes["targets"])
+    check.save_case(case, folder / "case")
+    again = check.load_case(folder / "case", model)
+    for one, two in zip((case.prompt, *case.batch), (again.prompt, *again.batch), strict=True):
+        assert one.dtype == two.dtype
+        assert (one == two).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": None}, "no array 'prompt'"),
+        ({"prompt": np.ones((3, 5))}, "'prompt' has shape [3, 5] and dtype float64; expected ['any', 4] and floating"),
+        ({"prompt": np.ones((3, 4), int)}, "dtype int64; expected ['any', 4] and floating"),
+        ({"labels": np.ones((2, 5), int)}, "'labels' has shape [2, 5]"),
+        ({"input_ids": np.full((3, 24), VOCAB)}, f"'input_ids': expected ids from 0 to {VOCAB - 1}"),
+        ({"labels": np.full((3, 5), -100)}, "'labels': expected ids from 0"),
+        ({"attention_mask": np.zeros((3, 24), int)}, "'attention_mask': expected 0 and 1, and a 1 in every row"),
+        ({"attention_mask": np.full((3, 24), 2)}, "'attention_mask': expected 0 and 1"),
+        ({"weights": np.zeros((3, 5))}, "'weights': all 0"),
+    ],
+)
+def test_a_bad_case_names_its_array(changes, words, model, tmp_path):
+    case = check.draw(model)
+    arrays = dict(prompt=case.prompt, **case.batch._asdict()) | changes
+    np.savez(tmp_path / "case.npz", **{name: x for name, x in arrays.items() if x is not None})
+    with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
+        check.load_case(tmp_path / "case.npz", model)
+    assert "case.npz" in str(caught.value)
+
+
+@pytest.mark.parametrize("contents", [b"", b"PK\x03\x04", b"no zip", None])
+def test_what_is_no_case(contents, model, tmp_path):
+    path = tmp_path / "case.npz"
+    if contents is not None:
+        path.write_bytes(contents)
+    with pytest.raises(CheckpointError, match=r"case\.npz: not a \.npz file"):
+        check.load_case(path, model)
+
+
+def test_weights_may_be_left_out(model, tmp_path):
+    case = check.draw(model)
+    np.savez(
+        tmp_path / "case.npz", prompt=case.prompt, **{k: v for k, v in case.batch._asdict().items() if k != "weights"}
+    )
+    assert (check.load_case(tmp_path / "case.npz", model).batch.weights == case.batch.weights).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_a_right_gradient_is_right(dtype, model):
+    case = check.draw(model)
+    mine = gradient_of(model, case, np.float64 if dtype == np.float64 else np.float32).astype(dtype)
+    assert check_gradient(mine, model, *case).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda g: g * 3, "3 times as long"),
+        (lambda g: -g, "-1 times as long"),
+        (lambda g: g + 1e-8 * np.linalg.norm(g), ""),
+        (lambda g: g[::-1], ""),
+        (lambda g: 0 * g, ""),
+        (lambda g: g / 0, ""),
+        (lambda g: g.astype(np.float32) * np.float32(1.0005), ""),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_wrong_gradient_is_wrong(change, hint, model):
+    case = check.draw(model)
+    report = check_gradient(change(gradient_of(model, case)), model, *case)
+    assert not report.ok
+    assert hint in str(report)
+    assert "yours" in str(report)
+    assert bool(report.notes) == bool(hint)
+
+
+def test_a_gradient_of_another_shape_is_refused(model):
+    with pytest.raises(ValueError, match=r"yours: shape \[3, 4\], expected that of the prompt, \[20, 4\]"):
+        check_gradient(np.ones((3, 4)), model, *check.draw(model))
+
+
+def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
+    """As the README tells it: --save, compute, --gradient."""
+    batch, mine = str(tmp_path / "batch.npz"), tmp_path / "mine.npy"
+    model = checkpoint.load(folder)
+    check.save_case(check.draw(model), batch)
+    right = gradient_of(model, check.load_case(batch, model), np.float32)
+    command = ["check", str(folder), "--batch", batch, "--gradient", str(mine), "--json"]
+    for gradient, status in ((right, 0), (2 * right, 1)):
+        np.save(mine, gradient)
+        assert main(command) == status
+        told = json.loads(capsys.readouterr().out)
+        assert told["ok"] == (status == 0)
+        assert [f["engine"] for f in told["findings"]] == [str(mine)]
+    mine.write_text("1 2 3")
+    assert main(command) == 2
+    assert "mine.npy: not a .npy file" in capsys.readouterr().err
+    assert main(["check", str(folder), "--gradient", str(mine)]) == 2
+    assert "--batch" in capsys.readouterr().err
+
+
+ARRAYS = [np.random.default_rng(0).normal(size=(3, 4)) for _ in range(2)]
+
+
+@pytest.mark.parametrize("function", [ops.softmax, ops.gelu, ops.logistic, ops.log_softmax, ops.geglu])
+def test_the_primitives_are_right(function):
+    report = check_vjp(function, *(ARRAYS if function is ops.geglu else ARRAYS[:1]))
+    assert report.ok, str(report)
+    assert {f.quantity for f in report.findings} >= {"differences", "float32"}
+
+
+def test_integers_are_no_differentiable_argument():
+    report = check_vjp(ops.embedding, ARRAYS[0], np.array([0, 2, 2]))
+    assert {f.engine for f in report.findings} == {"value", "argument 0"}
+    assert all(f.ok for f in report.findings if f.quantity != "lowered")
+
+
+def rule(vjp):
+    """x**3 as a primitive with a given rule."""
+    cube = primitive(lambda x: x * x * x)
+    defvjp(cube, vjp)
+    return cube
+
+
+@pytest.mark.parametrize(
+    ("vjp", "quantity"),
+    [
+        (lambda ans, x: lambda g: 3 * g * x, "differences"),
+        (lambda ans, x: lambda g: 3 * g * x * x * (1 + 1e-5), "differences"),
+        (lambda ans, x: lambda g: 3 * g * x.astype(float) ** 2, "float32"),
+        (lambda ans, x: lambda g: 3 * g * np.sort(x) ** 2, "differences"),
+    ],
+)
+def test_a_wrong_rule_is_wrong(vjp, quantity):
+    assert all(
+        f.ok
+        for f in check_vjp(rule(lambda ans, x: lambda g: 3 * g * x * x), ARRAYS[0]).findings
+        if f.quantity != "lowered"
+    )
+    report = check_vjp(rule(vjp), ARRAYS[0])
+    assert not report.ok
+    assert ("argument 0", quantity) in {(f.engine, f.quantity) for f in report.findings if not f.ok}
+
+
+def test_what_is_no_function_of_floats():
+    with pytest.raises(TypeError, match="floats, found int64"):
+        check_vjp(lambda x: x.argmax(), ARRAYS[0])
+
+
+def test_the_readme_examples_run(tmp_path, monkeypatch):
+    """The README's two snippets on gradients, on a small model in place of its own."""
+    write(tmp_path / "t5", SMALL, weights())
+    monkeypatch.chdir(tmp_path)
+    text = re.search(r"```python\n(import tinyprompt as tp\n.*?check_vjp.*?)```", README, re.S)[1]
+    names = {}
+    exec(text.replace("path/to/t5", "t5"), names)
+    reports = [x for x in names.values() if isinstance(x, check.Report)]
+    assert len(reports) == 2
+    assert all(report.ok for report in reports)
