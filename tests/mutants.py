@@ -263,6 +263,8 @@ def caught(mutant: Mutant) -> bool:
 def main(word: str = "") -> int:
     """Run all faults whose description has the word; exit status 1 if one is not caught."""
     chosen = [mutant for mutant in MUTANTS if word in mutant.fault]
+    if not chosen:
+        raise SystemExit(f"no fault with {word!r} in its description")
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(caught, chosen))
     for mutant, ok in zip(chosen, found, strict=True):

@@ -7,9 +7,10 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import value_and_grad
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
+from profiles import examples
 from reference import FAMILIES, batch, random_weights, raw_config
 
 from tinyprompt import backend, ops, t5, train
@@ -33,7 +34,7 @@ def problem(family, seed, length, dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=2, deadline=None)
+@examples(2)
 @given(seed=st.integers(0, 99), length=st.sampled_from([1, 5, 20]))
 def test_loss_and_gradient_are_those_of_numpy(family, seed, length):
     arguments = problem(family, seed, length, np.float64)
@@ -44,8 +45,23 @@ def test_loss_and_gradient_are_those_of_numpy(family, seed, length):
     assert np.allclose(found_gradient[PROMPT], gradient[PROMPT], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
+def test_a_prefix_lowers_in_every_attention(family):
+    delta, params, config, rows = problem(family, 3, 2, np.float64)
+    rng = np.random.default_rng(3)
+    attentions = "encoder.block.1.layer.0.Self", "decoder.block.0.layer.0.Self", "decoder.block.2.layer.1.EncDec"
+    for at in attentions:
+        delta |= {f"{at}Attention.prefix.{name}": rng.normal(size=(4, 18)) for name in ("key", "value")}
+    value, gradient = train.loss_and_gradient(delta, params, config, rows)
+    found, found_gradient = backend.compile(train.loss_and_gradient, "cpu")(delta, params, config, rows)
+    assert np.isclose(found, value, rtol=1e-12)
+    assert found_gradient.keys() == gradient.keys() == delta.keys()
+    for name in delta:
+        assert np.allclose(found_gradient[name], gradient[name], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=2, deadline=None)
+@examples(2)
 @given(seed=st.integers(0, 99))
 def test_in_float32_it_is_as_exact_as_numpy(family, seed):
     exact = train.loss_and_gradient(*problem(family, seed, 5, np.float64))[1][PROMPT]
@@ -61,7 +77,7 @@ def test_on_numpy_a_function_is_left_as_it_is():
     assert backend.compile(train.loss, "numpy") is train.loss
 
 
-@settings(max_examples=3, deadline=None)
+@examples(3)
 @given(seed=st.integers(0, 99), rate=st.sampled_from([0.1, 0.5]))
 def test_dropout_zeroes_a_share_and_its_gradient_follows(seed, rate):
     x = np.ones((300, 20), np.float32)

@@ -6,8 +6,9 @@ import mmap
 import numpy as np
 import pytest
 from files import SMALL, VOCAB, WORDS, A, B, by_hand, weights, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, torch, transformers
 from safetensors.numpy import save_file
 
@@ -150,6 +151,7 @@ BROKEN = {
     "head not tied": (config(**TIED), ["model.safetensors", "'lm_head.weight'", "tie_word_embeddings"]),
     "no shard": (shards(None, index="9.safetensors"), ["9.safetensors", "no such file"]),
     "twice": (shards(None, [WEIGHT]), ["1.safetensors", repr(WEIGHT), "0.safetensors"]),
+    "shard elsewhere": (shards(None, index="../0.safetensors"), [INDEX, "'weight_map'", "'../0.safetensors'"]),
     "index empty": (text(INDEX, "{}"), [INDEX, "'weight_map'"]),
     "index a list": (text(INDEX, '{"weight_map": ["0.safetensors"]}'), [INDEX, "'weight_map'"]),
     "index of numbers": (text(INDEX, '{"weight_map": {"a": 3, "b": "c"}}'), [INDEX, "'weight_map'"]),
@@ -173,7 +175,7 @@ def test_no_directory_is_named(tmp_path):
         checkpoint.load(tmp_path / "nowhere")
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(data=st.data())
 def test_a_file_cut_short(shared, data):
     folder, whole = shared
@@ -214,7 +216,7 @@ numbers = st.one_of(st.integers(-3, 40), st.integers(), st.floats(), st.none(), 
 values = st.one_of(numbers, st.lists(numbers, max_size=3), st.sampled_from(["F32", "F16", "BF16", "I8", [4], [0, 16]]))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     entry=st.dictionaries(st.sampled_from([*A, "more"]), values), name=st.sampled_from(["a", "b", "c", "__metadata__"])
 )
@@ -229,7 +231,7 @@ def test_no_header_raises_another_exception(shared, entry, name):
         assert sum(value.nbytes for value in found.values()) == 32
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_the_fingerprint_sees_one_bit(shared, data):
     folder, whole = shared

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reference import random_weights, raw_config
 from safetensors.numpy import save_file
 
 import tinyprompt
-from tinyprompt import backend, prompts, t5
-from tinyprompt.cli import main
+from tinyprompt import backend, checkpoint, prompts, t5
+from tinyprompt.cli import Bar, main
 
 QUICK = ["--steps", "4", "--batch", "4", "--length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
@@ -162,6 +163,115 @@ def test_a_tuned_prompt_starts_another_run(call, models, prompt, tmp_path):
     assert prompts.load_prompt(path).settings["init_file"] == prompt
 
 
+def test_a_run_goes_on(call, models, tmp_path):
+    rows, whole = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "whole.safetensors"
+    more = (rows, "--dev", rows, "--model", models[0], "--device", "numpy")
+    call("tune", *more, "--out", whole, *QUICK, "--steps", 8)
+    wanted = prompts.load_prompt(whole)
+    for name in ("p.safetensors", "adapter"):
+        path = tmp_path / name
+        call("tune", *more, "--out", path, *QUICK)
+        out, err = call("tune", *more, "--resume", path, "--steps", 8, "--json")
+        assert (out["prompt"], out["steps"], out["dev"]) == (str(path), 8, wanted.state["best_dev"].item())
+        assert "labels: bad, good" in err
+        found = prompts.load_prompt(path)
+        assert found._replace(delta=None, state=None) == wanted._replace(delta=None, state=None)
+        assert found.state.keys() == wanted.state.keys()
+        assert [k for k in found.state if found.state[k].tobytes() != wanted.state[k].tobytes()] == []
+    other = tmp_path / "other.safetensors"
+    call("tune", *more, "--resume", path, "--steps", 10, "--out", other)
+    assert [p.state["step"].item() for p in map(prompts.load_prompt, (path, other))] == [8, 10]
+
+
+@pytest.mark.parametrize(("name", "go_on"), [("p.safetensors", True), ("p.npy", False)])
+def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, capsys, monkeypatch, name, go_on):
+    rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / name
+    command = ["tune", rows, "--dev", rows, "--model", models[0], "--out", str(path), *QUICK]
+    stop_at, original = 1, Bar.__call__
+
+    def interrupt(bar, progress):
+        original(bar, progress)
+        if progress.step == stop_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bar, "__call__", interrupt)
+    assert main(command) == 130
+    assert capsys.readouterr().err.endswith("tinyprompt: stopped; nothing was saved\n")
+    assert not path.exists()
+    stop_at = 3
+    assert main(command) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"tinyprompt: stopped; the best prompt so far is in {path}")
+    assert (f"repeat the command with --resume {path}" in last) == go_on
+    assert len(prompts.load_prompt(path).delta[prompts.PROMPT]) == 5
+    if go_on:
+        stop_at = 0
+        assert main([*command, "--resume", str(path)]) == 0
+        assert prompts.load_prompt(path).state["history"][:, 0].tolist() == [0, 2, 4]
+
+
+def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
+    rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
+    wanted = call("eval", prompt, rows, *model, "--json")[0]["score"]
+    adapter, google, ours = (tmp_path / name for name in ("new/adapter", "p.npy", "p.safetensors"))
+    out, err = call("convert", prompt, adapter)
+    assert (out, err) == (f"{prompt} written to {adapter}\n", "")
+    assert call("eval", adapter, rows, *model, "--json")[0]["score"] == wanted
+    out, err = call("convert", adapter, google, "--json")
+    assert out["shapes"] == {prompts.PROMPT: [5, 20]}
+    assert out.keys() == {"source", "target", "kind", "model", "labels", "shapes"}
+    assert err.startswith(f"warning: {google} holds the vectors only")
+    scored, err = call("eval", google, rows, *model, "--json")
+    assert scored["metric"] == "exact match"  # it writes freely: no label words are known
+    assert f"warning: {google} does not say which weights" in err
+    out, err = call("convert", google, ours, "--labels", "bad", "good", *model, "--json")
+    assert (out["model"], out["labels"]) == ("one", ["bad", "good"])
+    assert "only its shape was checked" in err
+    assert prompts.load_prompt(ours).fingerprint == prompts.load_prompt(prompt).fingerprint
+    scored, err = call("eval", ours, rows, *model, "--json")
+    assert (scored["metric"], scored["score"]) == ("accuracy", wanted)
+    assert "warning" not in err
+    _, err = call("export", "--prompt", google, "--out", tmp_path / "out", *model)
+    assert err == f"warning: {google} does not say which weights it was tuned on; only its shape was checked\n"
+    for path in (adapter, google):
+        more = ("--init", "file", "--init-file", path, "--out", tmp_path / "q.safetensors", *QUICK)
+        call("tune", rows, "--dev", rows, *model, *more)
+
+
+def test_a_prefix_from_peft_answers(call, fails, models, tmp_path):
+    folder, model = tmp_path / "adapter", ("--model", models[0])
+    config = dict(peft_type="PREFIX_TUNING", num_virtual_tokens=4, num_layers=3, token_dim=18, num_attention_heads=3)
+
+    def write(layers):
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"num_layers": layers}))
+        array = np.random.default_rng(0).normal(size=(4, layers * 36)).astype(np.float32)
+        save_file({"prompt_embeddings": array}, folder / "adapter_model.safetensors")
+
+    write(3)
+    one, _ = call("predict", folder, "a film", *model, "--device", "numpy")
+    ours = tmp_path / "p.safetensors"
+    call("convert", folder, ours, "--labels", "bad", "good", *model)
+    assert call("predict", ours, "a film", *model)[0].strip() in {"bad", "good"}
+    assert one
+    for name, command in (("p.npy", "convert"), ("q", "convert")):
+        assert "expected a soft prompt" in fails(command, folder, tmp_path / name)
+    assert "expected a soft prompt" in fails("export", "--prompt", folder, "--out", tmp_path / "out", *model)
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    more = ("--init", "file", "--init-file", folder, *model, "--out", tmp_path / "r.safetensors")
+    assert "expected a soft prompt" in fails("tune", rows, *more, told=True)
+    write(2)
+    assert "this prefix is for 2 decoder layers, 'one' has 3" in fails("predict", folder, "a film", *model)
+
+
+def test_a_model_is_converted(call, models, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(checkpoint, "convert", lambda *args: called.append(args) or args[1], raising=False)
+    out, _ = call("convert", models[0], tmp_path / "m", "--tokenizer", "t", "--json")
+    assert called == [(Path(models[0]), tmp_path / "m", "t")]
+    assert out == {"source": models[0], "target": str(tmp_path / "m"), "kind": "model"}
+
+
 @pytest.fixture
 def fails(capsys, tmp_path):
     """Runs a command that must fail and write nothing; returns the one line it says, `told`: after its progress."""
@@ -223,6 +333,39 @@ def test_eval_and_predict_fail_in_one_line(fails, models, prompt, tmp_path, comm
         assert f"{path}: not a" in fails(name, path, last, "--model", models[0])
     assert f"{tmp_path}/no: no such file" in fails(name, tmp_path / "no", last, "--model", models[0])
     assert "tuned on 'one'" in fails(name, prompt, last, "--model", models[1])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["{models[0]}", "{tmp}/m", "--labels", "a"], "one: is no prompt; --model and --labels go with prompts only"),
+        (["{prompt}", "{tmp}/a.npy", "--tokenizer", "t"], "--tokenizer goes with models only"),
+        (["{prompt}", "{tmp}/a.npy", "--labels", "a", "a "], "--labels: expected different words"),
+        (["{prompt}", "{tmp}/a.npy", "--labels", ""], "--labels: expected different words"),
+        (["{prompt}", "{tmp}/a.npy", "--model", "{models[1]}"], "tuned on 'one'"),
+        (["{prompt}", "{tmp}/a.npz"], "a.npz: a prompt is written to a name that ends in"),
+        (["{prompt}", "{models[0]}"], "one: is a directory with other files than a PEFT adapter's"),
+        (["{tmp}/none", "{tmp}/a.npy"], "none: no such file"),
+    ],
+)
+def test_convert_fails_in_one_line(fails, models, prompt, tmp_path, args, message):
+    assert message in fails("convert", *(arg.format(models=models, prompt=prompt, tmp=tmp_path) for arg in args))
+
+
+def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    command = ("tune", rows, "--dev", rows, "--out", tmp_path / "q.safetensors")
+    cases = {
+        "setting steps: expected more than the 4 that are done, found 4": (),
+        "setting rate: expected 0.3, as the run to resume had, found 0.1": ("--rate", "0.1"),
+        "the train or dev rows are others": ("--steps", "8"),
+    }
+    for message, more in cases.items():
+        if "others" in message:
+            rows = command[1]
+            command = ("tune", write_rows(tmp_path / "few.tsv", NAMED[:8]), "--dev", rows, *command[4:])
+        assert message in fails(*command, "--model", models[0], "--resume", prompt, *more, told=True)
+    assert "tuned on 'one'" in fails(*command, "--model", models[1], "--resume", prompt, "--steps", 8, told=True)
 
 
 def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 import tinyprompt
 from tinyprompt import data
@@ -196,7 +197,7 @@ def test_training_batches_follow_their_seed():
     assert any(x.labels.tolist() != y.labels.tolist() for x, y in zip(a, c, strict=True))
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(count=st.integers(1, 50), size=st.integers(1, 6), pools=st.integers(1, 8), seed=st.integers(0, 99))
 def test_training_batches_are_full_and_show_every_row_equally_often(count, size, pools, seed):
     rows = rows_of_many_lengths(count)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from tinyprompt import generate, metrics
 
@@ -70,7 +71,7 @@ def test_greedy_follows_what_it_wrote():
     assert generate.greedy(table_logits(table), 1, 10) == [[3, 5, 4]]
 
 
-@settings(deadline=None)
+@examples(100)
 @given(
     rows=st.integers(1, 4),
     seed=st.integers(0, 999),

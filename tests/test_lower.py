@@ -8,9 +8,10 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import value_and_grad
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
+from profiles import examples
 
 from tinyprompt import ops, t5
 from tinyprompt.backend import compile, open_session
@@ -25,13 +26,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 DIMS = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
 SEEDS = st.integers(0, 99)
 FLOATS = st.sampled_from([np.float32, np.float64])
-EVERY = settings(max_examples=15, deadline=None)
+EVERY = examples(15)
 
 # name: (function of x (a, b, c) and y (a, b, c), whether it has a gradient)
 CASES = {
     "add": (lambda x, y: x + y[:1], True),
     "add a number": (lambda x, y: 2 + x + 1.5, True),
     "subtract": (lambda x, y: x[0] - y, True),
+    "from a number": (lambda x, y: 0 - x + 1 / (1 + y * y), True),
     "multiply": (lambda x, y: x * y[..., :1], True),
     "divide": (lambda x, y: x / (3 + y * y), True),
     "integers divide to floats": (lambda x, y: x.shape[0] / (1 + anp.floor(y * y)), True),

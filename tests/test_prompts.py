@@ -1,14 +1,31 @@
 """Files of prompts: they come back, and broken ones are refused."""
 
+import io
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from files import SMALL, A, B, by_hand, weights, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
+from profiles import examples
+from reference import batch, pair, torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from tinyprompt import checkpoint, prompts
-from tinyprompt.checkpoint import CheckpointError
-from tinyprompt.prompts import Prompt
+from tinyprompt import checkpoint, generate, prompts, t5, tree
+from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt.prompts import PROMPT, Prompt, load_prompt, load_prompts, save_prompt
+
+peft = pytest.importorskip("peft", reason="the reference needs PEFT: pip install '.[test]'")
+REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts"
+real = pytest.mark.skipif(not REAL.is_dir(), reason="real prompts are not beside the checkout")
 
 
 def prompt_for(model, **changes):
@@ -48,7 +65,7 @@ def test_a_model_is_no_prompt(folder):
         prompts.load_prompt(folder / "p.safetensors")
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(data=st.data())
 def test_a_prompt_cut_short(shared, data):
     folder, whole = shared
@@ -73,7 +90,7 @@ GOOD = dict(format="tinyprompt", model="m", fingerprint="f", settings="{}", labe
         GOOD | {"settings": "3"},
         GOOD | {"labels": "["},
         GOOD | {"labels": "3"},
-        *({k: v for k, v in GOOD.items() if k != missing} for missing in GOOD if missing != "labels"),
+        *({k: v for k, v in GOOD.items() if k != missing} for missing in ("format", "settings")),
     ],
 )
 def test_damaged_metadata_of_a_prompt(tmp_path, about):
@@ -81,3 +98,465 @@ def test_damaged_metadata_of_a_prompt(tmp_path, about):
     with pytest.raises(CheckpointError, match=r"p\.safetensors: "):
         prompts.load_prompt(path)
     assert prompts.load_prompt(by_hand(path, {"a": A, "b": B, "__metadata__": GOOD})).labels == ("a",)
+
+
+def vectors(rows=5, width=4, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).normal(0, 3, (rows, width)).astype(dtype)
+
+
+def same(one, two):
+    """The same bits, dtypes and facts."""
+    assert one._replace(delta=None, state=None) == two._replace(delta=None, state=None)
+    for a, b in ((one.delta, two.delta), (one.state or {}, two.state or {})):
+        assert a.keys() == b.keys()
+        assert all(a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+FOREIGN = dict(model=None, fingerprint=None, labels=None, settings={})
+NAMES = st.text(min_size=1, max_size=8)
+
+
+@examples(60)
+@given(data=st.data())
+def test_a_prompt_survives_every_format_that_can_hold_it(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("formats")
+    shape = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    numbers = data.draw(st.lists(floats, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
+    array = np.array(numbers, np.float32).reshape(shape[::-1]).T  # not contiguous
+    state = {"delta.a": array.T, "step": np.float64(3).reshape(1)}
+    prompt = Prompt(
+        {PROMPT: array},
+        model=data.draw(st.none() | NAMES),
+        fingerprint=data.draw(st.none() | NAMES),
+        labels=data.draw(st.none() | st.lists(NAMES, max_size=3).map(tuple)),
+        settings=data.draw(st.dictionaries(NAMES, st.none() | st.integers() | floats | NAMES, max_size=3)),
+        state=data.draw(st.sampled_from([None, state])),
+    )
+    ours, adapter, google = (folder / name for name in ("p.safetensors", "adapter", "p.npy"))
+    for path in (ours, adapter):
+        same(load_prompt(save_prompt(prompt, path)), prompt)
+        same(load_prompt(save_prompt(prompt, path)), prompt)  # over the first
+    same(load_prompt(save_prompt(load_prompt(adapter), ours)), prompt)
+    same(load_prompt(save_prompt(prompt, google)), Prompt({PROMPT: array}, **FOREIGN))
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "p.npy", "p.safetensors"]
+    assert google.read_bytes() == npy(np.ascontiguousarray(array))
+    files = {"adapter_config.json", "adapter_model.safetensors"} | ({prompts.TRAINING_STATE} if prompt.state else set())
+    assert {path.name for path in adapter.iterdir()} == files
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16, ">f4", ">f8"], ids=str)
+@pytest.mark.parametrize("name", ["p.npy", "encoder.prompt.prompt.prompt"])
+def test_arrays_of_every_floating_type(tmp_path, name, dtype):
+    array = vectors(dtype=np.float32).astype(dtype)
+    for stored in (array, np.asfortranarray(array)):
+        (tmp_path / name).write_bytes(npy(stored))
+        same(load_prompt(tmp_path / name), Prompt({PROMPT: array.astype(np.float32)}, **FOREIGN))
+    assert list(load_prompts(tmp_path / name)) == [name.removesuffix(".npy")]
+
+
+def test_a_collection(tmp_path):
+    path = tmp_path / "all.npz"
+    one, two = vectors(), vectors(3, 6, np.float64)
+    np.savez_compressed(path, one=one, **{"a/b:c": two})
+    assert [(k, v.delta[PROMPT].shape) for k, v in load_prompts(path).items()] == [("one", (5, 4)), ("a/b:c", (3, 6))]
+    for name, array in (("one", one), ("a/b:c", two)):
+        assert (load_prompt(f"{path}:{name}").delta[PROMPT] == array.astype(np.float32)).all()
+        assert list(load_prompts(f"{path}:{name}")) == [name]
+    with pytest.raises(CheckpointError, match=r"all\.npz: holds 2 prompts; pick one as .*all\.npz:NAME of one, a/b:c"):
+        load_prompt(path)
+    with pytest.raises(CheckpointError, match=r"all\.npz: expected the prompt 'two', found one, a/b:c"):
+        load_prompt(f"{path}:two")
+    with pytest.raises(CheckpointError, match=r"none\.npz: no such file"):
+        load_prompt(tmp_path / "none.npz:two")
+    np.savez(path, one=one)
+    assert (load_prompt(path).delta[PROMPT] == one).all()
+    np.savez(path)
+    with pytest.raises(CheckpointError, match=r"all\.npz: expected a prompt, found nothing"):
+        load_prompt(path)
+
+
+BAD_ARRAYS = {
+    "flat": (np.ones(3, np.float32), "(P, d_model); found float32 of shape [3]"),
+    "three axes": (np.ones((1, 2, 3), np.float32), "found float32 of shape [1, 2, 3]"),
+    "empty": (np.ones((0, 3), np.float32), "found float32 of shape [0, 3]"),
+    "ids": (np.ones((2, 3), np.int64), "found int64"),
+    "complex": (np.ones((2, 3), complex), "found complex128"),
+    "fields": (np.ones((2, 3), [("a", "f4")]), "found [('a', '<f4')]"),
+    "text": (np.array([["a"]]), "found <U1"),
+    "nan": (np.full((2, 3), np.nan), "holds NaN"),
+    "beyond": (np.full((2, 3), 1e39), "beyond float32"),
+    "pickled": (np.array([[{}]]), "pickled Python objects"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_an_array_that_is_no_prompt(tmp_path, case):
+    array, message = BAD_ARRAYS[case]
+    (tmp_path / "p.npy").write_bytes(npy(array))
+    np.savez(tmp_path / "p.npz", good=vectors(), bad=array)
+    for path in ("p.npy", "p.npz:bad", "p.npz"):
+        with pytest.raises(CheckpointError) as caught:
+            load_prompts(tmp_path / path)
+        assert str(caught.value).startswith(f"{tmp_path}/p.np")
+        assert message in str(caught.value)
+    if case != "pickled":
+        assert (load_prompt(tmp_path / "p.npz:good").delta[PROMPT] == vectors()).all()
+
+
+def test_files_that_are_something_else(tmp_path):
+    (tmp_path / "p.npy").write_bytes(pickle.dumps(vectors()))
+    (tmp_path / "q.npy").write_text("no array")
+    (tmp_path / "r.npz").touch()
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as file:
+        file.writestr("readme.txt", "no array")
+    (tmp_path / "t").write_bytes(npy(vectors())[:3])
+    for name, message in (
+        ("p.npy", "pickled|no file of NumPy arrays"),
+        ("q.npy", "pickled|no file of NumPy arrays"),
+        ("r.npz", "no file of NumPy arrays"),
+        ("s.npz", "expected the float32 vectors"),
+        ("t", "not a safetensors file"),
+        ("u.npy", "no such file"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name}.*({message})"):
+            load_prompt(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A prompt in every format; the files in which it lies."""
+    folder = tmp_path_factory.mktemp("whole")
+    state = {"delta.a": vectors(), "step": np.ones(1)}
+    prompt = Prompt({PROMPT: vectors()}, "m", "f", ("a", "b"), {"seed": 1}, state)
+    for name in ("p.safetensors", "adapter", "p.npy"):
+        save_prompt(prompt, folder / name)
+    np.savez(folder / "p.npz", p=vectors(), q=vectors(seed=1))
+    np.savez_compressed(folder / "c.npz", p=vectors())
+    return folder, {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@examples(400)
+@given(data=st.data())
+def test_a_damaged_file_is_one_error_or_still_a_prompt(whole, data):
+    folder, files = whole
+    path = data.draw(st.sampled_from(sorted(files)))
+    contents = bytearray(files[path])
+    if data.draw(st.booleans()):
+        del contents[data.draw(st.integers(0, len(contents) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 3))):
+        if contents:
+            where = st.one_of(st.integers(0, min(200, len(contents)) - 1), st.integers(0, len(contents) - 1))
+            contents[data.draw(where)] = data.draw(st.integers(0, 255))
+    thing = path.parent if path.parent != folder else path
+    path.write_bytes(contents)
+    message = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = load_prompts(thing)
+        assert all(np.isfinite(p.vectors(thing)).all() for p in found.values())
+    except CheckpointError as error:
+        message = str(error)
+    finally:
+        path.write_bytes(files[path])
+    assert message is None or (message.startswith(str(thing)) and "\n" not in message)
+
+
+ADAPTER = dict(peft_type="PROMPT_TUNING", task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5, token_dim=4)
+PREFIX = ADAPTER | dict(peft_type="PREFIX_TUNING", num_layers=1, num_attention_heads=2, num_transformer_submodules=2)
+
+
+def adapter(folder, config, **tensors):
+    """A PEFT directory, written by hand."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors or {"prompt_embeddings": vectors()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("more", "rows"),
+    [
+        ({}, 5),
+        ({}, 10),
+        ({"token_dim": None}, 10),
+        ({"num_transformer_submodules": 2, "x": "y"}, 10),
+        ({"num_transformer_submodules": 1, "peft_type": "P_TUNING", "task_type": None}, 5),
+    ],
+)
+def test_an_adapter_written_by_hand(tmp_path, more, rows):
+    array = vectors(rows)
+    folder = adapter(tmp_path / "a", ADAPTER | {"base_model_name_or_path": "org/t5"} | more, prompt_embeddings=array)
+    same(load_prompt(folder), Prompt({PROMPT: array[:5]}, "org/t5", None, None, {}))
+    assert list(load_prompts(folder)) == ["a"]
+
+
+BAD_ADAPTERS = {
+    "method": ({"peft_type": "LORA"}, {}, ["'peft_type'", "PREFIX_TUNING", "'LORA'"]),
+    "no method": ({"peft_type": None}, {}, ["'peft_type'", "PREFIX_TUNING", "None"]),
+    "a list": ({"peft_type": []}, {}, ["'peft_type'", "[]"]),
+    "task": ({"task_type": "CAUSAL_LM"}, {}, ["'task_type'", "SEQ_2_SEQ_LM", "CAUSAL_LM"]),
+    "no length": ({"num_virtual_tokens": None}, {}, ["'num_virtual_tokens'", "positive", "None"]),
+    "length": ({"num_virtual_tokens": 4}, {}, ["[5, 4]", "adapter_config.json", "[4, 4]"]),
+    "true": ({"num_virtual_tokens": True}, {}, ["'num_virtual_tokens'", "True"]),
+    "parts": ({"num_transformer_submodules": 2}, {}, ["[5, 4]", "[10, 4]"]),
+    "width": ({"token_dim": 3}, {}, ["[5, 4]", "[5, 3]"]),
+    "key": ({}, {"weight": vectors()}, ["adapter_model.safetensors", "'prompt_embeddings'", "'weight'"]),
+    "ids": ({}, {"prompt_embeddings": np.ones((5, 4), np.int32)}, ["'prompt_embeddings'", "I32"]),
+    "flat": ({}, {"prompt_embeddings": np.ones(5, np.float32)}, ["'prompt_embeddings'", "[5]"]),
+    "nan": ({}, {"prompt_embeddings": np.full((5, 4), np.nan)}, ["'prompt_embeddings'", "NaN"]),
+    "prefix width": (PREFIX, {}, ["[5, 4]", "[5, 8]"]),
+    "prefix layers": (PREFIX | {"num_layers": None}, {}, ["'num_layers'", "positive", "None"]),
+    "prefix parts": (PREFIX | {"num_transformer_submodules": 1}, {}, ["'num_transformer_submodules'", "2", "1"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ADAPTERS)
+def test_an_adapter_that_cannot_be_used(tmp_path, case):
+    more, tensors, words = BAD_ADAPTERS[case]
+    folder = adapter(tmp_path / "a", ADAPTER | more, **tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load_prompt(folder)
+    assert [word for word in (str(folder), *words) if word not in str(caught.value)] == []
+
+
+def test_an_adapter_of_which_a_part_is_missing(tmp_path):
+    folder = adapter(tmp_path / "a", ADAPTER)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: no such file"):
+        load_prompt(folder)
+    (folder / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: not valid JSON"):
+        load_prompt(folder)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"a: no adapter_config\.json"):
+        load_prompt(folder)
+    with pytest.raises(CheckpointError, match="a part of a PEFT adapter; name its directory"):
+        load_prompt(adapter(tmp_path / "b", ADAPTER) / "adapter_model.safetensors")
+
+
+def test_what_is_written_for_peft(tmp_path):
+    prompt = Prompt({PROMPT: vectors()}, "org/t5", "f", ("a",), {"seed": 1}, {"step": np.ones(1)})
+    folder = save_prompt(prompt, tmp_path / "new" / "adapter")
+    model = pair("t5-1.1", d_model=4)[2]
+    peft.get_peft_model(model, peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)).save_pretrained(
+        tmp_path / "theirs"
+    )
+    ours, theirs = ((f / "adapter_config.json").read_text() for f in (folder, tmp_path / "theirs"))
+    assert json.loads(ours).keys() == json.loads(theirs).keys()
+    assert ours == json.dumps(json.loads(ours), indent=2, sort_keys=True)
+    assert json.loads(ours)["base_model_name_or_path"] == "org/t5"
+    assert list(load_file(folder / "adapter_model.safetensors")) == ["prompt_embeddings"]
+    with safe_open(folder / "adapter_model.safetensors", "numpy") as file:
+        assert file.metadata()["format"] == "pt"
+    save_prompt(prompt._replace(state=None), folder)
+    assert load_prompt(folder).state is None
+
+
+@pytest.mark.parametrize("name", ["p.npz", "p.bin", "p.json", "full", "dir.npy", "file"])
+def test_a_name_that_no_prompt_is_written_to(tmp_path, name):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "other").touch()
+    (tmp_path / "dir.npy").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=rf"{name}: .*(\.safetensors|name a file)"):
+        save_prompt(Prompt({PROMPT: vectors()}, **FOREIGN), tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_prefix_has_a_file_of_ours_only(tmp_path):
+    prompt = load_prompt(adapter(tmp_path / "a", PREFIX, prompt_embeddings=vectors(5, 8)))
+    same(load_prompt(save_prompt(prompt, tmp_path / "p.safetensors")), prompt)
+    for name in ("p.npy", "b"):
+        with pytest.raises(CheckpointError, match=rf"{name}: expected a soft prompt, .*found 'decoder.block.0"):
+            save_prompt(prompt, tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_failed_write_leaves_the_old_prompt(tmp_path, monkeypatch):
+    old = Prompt({PROMPT: vectors()}, **FOREIGN, state={"step": np.ones(1)})
+    places = [save_prompt(old, tmp_path / name) for name in ("p.safetensors", "p.npy", "a")]
+    written, original = [], Path.write_bytes
+
+    def full(path, contents):
+        original(path, contents[:9])
+        written.append(path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    before = sorted(tmp_path.rglob("*"))
+    for path in places:
+        with pytest.raises(OSError, match="No space"):
+            save_prompt(old._replace(delta={PROMPT: vectors(6)}), path)
+        assert len(load_prompt(path).delta[PROMPT]) == 5
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(written) == 3
+
+
+def test_a_foreign_prompt_is_checked_by_its_shape(folder):
+    model = checkpoint.load(folder)
+    Prompt({PROMPT: vectors()}, **FOREIGN).check(model)
+    with pytest.raises(CheckpointError, match=r"'small': key 'encoder.prompt.embedding' .*\[5, 3\].*\(P, 4\)"):
+        Prompt({PROMPT: vectors(width=3)}, **FOREIGN).check(model)
+    with pytest.raises(CheckpointError, match=r"key 'shared\.weight' has shape"):
+        Prompt({"shared.weight": vectors()}, **FOREIGN).check(model)
+    at = "decoder.block.{}.layer.0.SelfAttention.prefix.{}"
+    names = ("key", "value")
+    prefix = lambda layers, width: {at.format(i, n): vectors(width=width) for i in range(layers) for n in names}
+    Prompt(prefix(1, 6), **FOREIGN).check(model)
+    with pytest.raises(CheckpointError, match=r"key 'decoder.block.0.*\[5, 4\].*\(P, 6\) at an attention"):
+        Prompt(prefix(1, 4), **FOREIGN).check(model)
+    with pytest.raises(CheckpointError, match="this prefix is for 2 decoder layers"):
+        Prompt(prefix(2, 6), **FOREIGN).check(model)
+    deeper = model._replace(config=t5.Config.from_dict(SMALL | {"num_decoder_layers": 2}))
+    with pytest.raises(CheckpointError, match="this prefix is for 1 decoder layers, 'small' has 2"):
+        Prompt(prefix(1, 6), **FOREIGN).check(deeper)
+
+
+KINDS = {
+    "prompt": lambda: peft.PromptTuningConfig(num_transformer_submodules=1, **TASK),
+    "prompt, two parts": lambda: peft.PromptTuningConfig(**TASK),
+    "MLP": lambda: peft.PromptEncoderConfig(encoder_hidden_size=7, **TASK),
+    "LSTM": lambda: peft.PromptEncoderConfig(encoder_reparameterization_type="LSTM", encoder_hidden_size=7, **TASK),
+    "prefix": lambda: peft.PrefixTuningConfig(**TASK),
+    "projected prefix": lambda: peft.PrefixTuningConfig(prefix_projection=True, encoder_hidden_size=7, **TASK),
+}
+TASK = dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
+
+
+def both_logits(config, params, delta, theirs):
+    """Ours with a delta, and those of a PEFT model, for one batch with padding."""
+    ids, mask, labels, _ = batch(1, 61, rows=3, length=11, out=4)
+    start = generate.shift_right(labels)
+    ours = t5.forward(tree.merge(params, delta), config, ids, mask, start)
+    inputs = dict(input_ids=ids, attention_mask=mask, decoder_input_ids=start)
+    with torch.no_grad():
+        return ours, theirs(**{name: torch.from_numpy(x) for name, x in inputs.items()}).logits.numpy()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+@pytest.mark.parametrize(("family", "layers"), [("t5-1.0", 3), ("t5-1.1", 2), ("umt5", 2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_peft_saved_gives_its_logits(kind, family, layers, safe, tmp_path):
+    if not safe:
+        pytest.importorskip("tinyprompt.pickles", reason="nothing reads adapter_model.bin yet")
+    # PEFT's prefixes need d_model == num_heads * d_kv, and as many decoder as encoder layers.
+    shape = dict(num_layers=layers, num_decoder_layers=layers) | (dict(d_model=18) if "prefix" in kind else {})
+    config, params, model = pair(family, **shape)
+    torch.manual_seed(0)
+    trained = peft.get_peft_model(model, KINDS[kind]()).eval()
+    with torch.no_grad():
+        for parameter in trained.prompt_encoder.parameters():
+            parameter.normal_()
+    trained.save_pretrained(tmp_path / "a", safe_serialization=safe)
+    assert (tmp_path / "a" / "adapter_model.bin").exists() == (not safe)
+    prompt = load_prompt(tmp_path / "a")
+    prompt.check(Model(config, params, None, "m"))
+    loaded = peft.PeftModel.from_pretrained(pair(family, **shape)[2], tmp_path / "a").eval()
+    ours, wanted = both_logits(config, params, prompt.delta, loaded)
+    assert np.abs(ours - wanted).max() < 1e-10
+    bare, unsaved = both_logits(config, params, {}, trained)
+    assert np.abs(ours - bare).max() > 0.1
+    # An encoder (MLP, LSTM, projection) runs in float32; for a batch it is rounded otherwise than when it was saved.
+    assert np.abs(ours - unsaved).max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1", "umt5"])
+def test_peft_loads_what_we_write(family, tmp_path):
+    config, params, model = pair(family)
+    delta = {PROMPT: vectors(5, 20)}
+    folder = save_prompt(Prompt(delta, "m", "f", ("a",), {"seed": 1}, {"step": np.ones(1)}), tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(model, folder).eval()
+    assert (theirs.get_prompt(1)[0].detach().numpy() == delta[PROMPT]).all()
+    ours, wanted = both_logits(config, params, delta, theirs)
+    assert np.abs(ours - wanted).max() < 1e-10
+    theirs.save_pretrained(tmp_path / "b")
+    same(load_prompt(tmp_path / "b"), Prompt(delta, "m", None, None, {}))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pefts_logits_are_bit_for_bit_those_of_the_vectors_in_front(tmp_path):
+    _, _, model = pair("t5-1.1")
+    model, prompt = model.float(), vectors(5, 20)
+    ids, mask, labels, _ = (torch.from_numpy(x) for x in batch(1, 61, rows=3, length=11, out=4))
+    joined = torch.cat([torch.from_numpy(prompt).expand(3, -1, -1), model.get_input_embeddings()(ids)], 1)
+    full = torch.cat([torch.ones(3, 5), mask], 1)
+    with torch.no_grad():
+        wanted = model(inputs_embeds=joined, attention_mask=full, decoder_input_ids=labels).logits
+        theirs = peft.PeftModel.from_pretrained(model, save_prompt(Prompt({PROMPT: prompt}, **FOREIGN), tmp_path / "a"))
+        found = theirs.eval()(input_ids=ids, attention_mask=mask, decoder_input_ids=labels).logits
+    assert (found == wanted).all()
+
+
+@real
+@pytest.mark.parametrize("task", ["sst2", "mrpc", "rte"])
+def test_the_prompts_that_google_released(task, tmp_path):
+    path = REAL / f"google_t5_1_1_lm100k_base.{task}.npy"
+    prompt = load_prompt(path)
+    assert prompt.vectors(path).shape == (100, 768)
+    assert list(load_prompts(path)) == [path.stem]
+    assert save_prompt(prompt, tmp_path / "p.npy").read_bytes() == path.read_bytes()
+    again = load_prompt(save_prompt(prompt, tmp_path / "a"))
+    assert save_prompt(again, tmp_path / "q.npy").read_bytes() == path.read_bytes()
+
+
+@real
+def test_the_prompts_that_thunlp_released():
+    found = load_prompts(REAL / "thunlp_t5_small_100tok.npz")
+    assert len(found) == 17
+    assert {prompt.delta[PROMPT].shape for prompt in found.values()} == {(100, 512)}
+    one = load_prompt(f"{REAL}/thunlp_t5_small_100tok.npz:SST2")
+    assert (one.delta[PROMPT] == found["SST2"].delta[PROMPT]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: {}, "holds no prompt"),
+        (lambda x: {PROMPT: x * np.nan}, "NaN"),
+        (lambda x: {PROMPT: x[0]}, "(P, d_model)"),
+        (lambda x: {PROMPT: x.astype(int)}, "I64"),
+    ],
+)
+def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
+    prompt = prompt_for(checkpoint.load(folder), state={"step": np.ones(1)})
+    path = prompts.save_prompt(prompt._replace(delta=change(prompt.delta[PROMPT])), tmp_path / "p.safetensors")
+    with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
+        prompts.load_prompt(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, bfloat16], ids=str)
+def test_our_own_files_are_computed_in_float32(folder, tmp_path, dtype):
+    prompt = prompt_for(checkpoint.load(folder))
+    narrow = prompt.delta[PROMPT].astype(dtype)
+    path = prompts.save_prompt(prompt._replace(delta={PROMPT: narrow}), tmp_path / "p.safetensors")
+    found = prompts.load_prompt(path).delta[PROMPT]
+    assert found.dtype == np.float32
+    assert (found == narrow.astype(np.float32)).all()
+
+
+AT = "decoder.block.0.layer.0.SelfAttention.prefix"
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {f"{AT}.key": np.ones((3, 6))},
+        {f"{AT}.key": np.ones((3, 6)), f"{AT}.value": np.ones((2, 6))},
+        {f"{AT}.key": np.ones((3, 6)), f"{AT}.value": np.ones((3, 6)), f"{AT}.foo": np.ones((3, 6))},
+    ],
+)
+def test_a_malformed_prefix_is_refused(folder, delta):
+    with pytest.raises(CheckpointError, match=r"as many keys as values|does not fit"):
+        Prompt(delta, None, None, None, {}).check(checkpoint.load(folder))

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import examples
 from reference import FAMILIES, batch, pair, raw_config, torch, transformers
 
-from tinyprompt import generate, t5, train, tree
+from tinyprompt import generate, ops, t5, train, tree
 from tinyprompt.data import Batch
 
 KEY = "encoder.prompt.embedding"
@@ -44,8 +47,83 @@ def test_prompts_of_their_own_for_the_rows_of_a_batch():
         assert np.abs(both[row] - alone[row]).max() < 1e-12
 
 
-def test_padding_changes_nothing():
+@examples(25)
+@given(
+    seed=st.integers(0, 999),
+    length=st.integers(1, 6),
+    more=st.integers(1, 40),
+    queries=st.integers(1, 5),
+    rows=st.integers(1, 4),
+    own=st.booleans(),
+)
+def test_a_prefix_is_what_more_context_would_be(seed, length, more, queries, rows, own):
     config, params, _ = pair("t5-1.1")
+    weights = params["decoder"]["block"]["0"]["layer"]["1"]["EncDecAttention"]
+    rng = np.random.default_rng(seed)
+    x, context = rng.normal(size=(rows, queries, 20)), rng.normal(size=(rows, length, 20))
+    first = rng.normal(size=(rows if own else 1, more, 20))  # of each row, or shared by all
+    bias = t5.additive(np.arange(length) < rng.integers(1, length + 1, (rows, 1)), float)
+    wide = np.concatenate([np.broadcast_to(first, (rows, more, 20)), context], 1)
+    mask = np.concatenate([np.zeros((rows, 1, 1, more)), bias], -1)
+    wanted = t5.attention(x, wide, mask, t5.identity, config, **weights)
+    prefix = {name: ops.linear(first if own else first[0], weights[name[0]]["weight"]) for name in ("key", "value")}
+    found = t5.attention(x, context, t5.in_sight(bias, prefix), t5.identity, config, **weights, prefix=prefix)
+    assert np.abs(found - wanted).max() < 1e-12
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_has_the_positions_before_the_first(family, stack):
+    config, params, _ = pair(family, num_decoder_layers=2)
+    length, more, block = 5, 150, params[stack]["block"]  # so that far buckets are met too
+    prefixed = tree.merge(block, {f"{i}.layer.0.SelfAttention.prefix.key": np.ones((more, 18)) for i in "01"})
+    zeros = lambda n: np.zeros((1, 1, n, n))
+    found = t5.self_attention_biases(prefixed, zeros(length), length, stack == "encoder", config)
+    whole = t5.self_attention_biases(block, zeros(more + length), more + length, stack == "encoder", config)
+    assert [(one == two[:, :, more:]).all() for one, two in zip(found, whole, strict=True)] == [True, True]
+
+
+ATTENTIONS = [
+    "encoder.block.1.layer.0.SelfAttention",
+    "decoder.block.0.layer.0.SelfAttention",
+    "decoder.block.2.layer.1.EncDecAttention",
+]
+
+
+def prefixes(dtype=np.float64, places=ATTENTIONS):
+    """A prefix of another length for each attention."""
+    rng = np.random.default_rng(0)
+    shape = lambda i: (i + 2, 18)
+    return {
+        f"{at}.prefix.{name}": rng.normal(size=shape(i)).astype(dtype)
+        for i, at in enumerate(places)
+        for name in ("key", "value")
+    }
+
+
+@pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
+def test_the_gradient_of_a_prefix_is_the_slope(family):
+    config, params, _ = pair(family)
+    ids, mask, labels, weights = batch(7, 61, rows=2, length=6, out=3)
+    delta = prefixes() | {KEY: np.random.default_rng(1).normal(size=(2, 20))}
+    data = Batch(ids, mask, labels, weights)
+    loss = lambda delta: train.loss(delta, params, config, data)
+    _, gradient = train.loss_and_gradient(delta, params, config, data)
+    assert gradient.keys() == delta.keys()
+    rng, step = np.random.default_rng(2), 1e-5
+    for name, value in delta.items():
+        way = rng.normal(size=value.shape)
+        ahead, behind = (loss(delta | {name: value + sign * step * way}) for sign in (1, -1))
+        slope = (gradient[name] * way).sum()
+        assert abs((ahead - behind) / (2 * step) - slope) < 1e-7 * max(1, abs(slope))
+        assert abs(slope) > 1e-6
+
+
+@pytest.mark.parametrize("scale", [1, 1e4])  # of the scores
+def test_padding_changes_nothing(scale):
+    config, params, _ = pair("t5-1.1")
+    queries = {name: x * scale for name, x in tree.flatten(params).items() if name.endswith(".q.weight")}
+    params = tree.merge(params, queries)
     ids, mask, labels, _ = batch(4, 61, rows=1, length=6, out=2)
     start = generate.shift_right(labels)
     wide = np.pad(ids, ((0, 0), (0, 5)), constant_values=7), np.pad(mask, ((0, 0), (0, 5)))
@@ -69,11 +147,29 @@ def test_float32_stays_float32(family):
     ids, mask, labels, weights = batch(5, 61, rows=2, length=7, out=3)
     prompt = np.ones((3, 20), np.float32)
     data = Batch(ids, mask, labels, weights.astype(np.float32))
+    prefix = prefixes(np.float32, ATTENTIONS[:2])
+    _, gradients = train.loss_and_gradient(prefix, single, config, data)
+    assert {g.dtype for g in gradients.values()} == {np.dtype(np.float32)}
     value, gradient = train.loss_and_gradient({KEY: prompt}, single, config, data)
     assert gradient[KEY].dtype == np.float32
     assert np.asarray(value).dtype == np.float32
     exact = train.loss_and_gradient({KEY: prompt.astype(float)}, params, config, data)[1][KEY]
     assert np.linalg.norm(gradient[KEY] - exact) < 1e-4 * np.linalg.norm(exact)
+
+
+def test_dropout_is_where_it_is_in_transformers():
+    config, params, reference = pair("t5-1.1")
+    ids, mask, labels, _ = batch(8, 61, rows=2, length=6, out=3)
+    ours, theirs = [], []
+    for module in reference.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda module, inputs, output: theirs.append(tuple(output.shape)))
+    start = generate.shift_right(labels)
+    reference(*map(torch.from_numpy, (ids, mask, start)), use_cache=False)
+    t5.forward(params, config, ids, mask, start, lambda x: ours.append(x.shape) or x)
+    scores = [shape for shape in ours if len(shape) == 4 or shape[1] in (3 * 3, 3 * 6) or shape[-1] not in (20, 28)]
+    assert sorted(shape for shape in ours if shape not in scores) == sorted(theirs)
+    assert len(scores) == 2 + 2 * 3  # one for each attention, where transformers calls a function
 
 
 def test_dropout_keeps_the_mean_and_follows_its_seed():
@@ -95,7 +191,19 @@ def test_a_surplus_weight_is_named():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("d_model", 0), ("num_heads", "8"), ("feed_forward_proj", "silu"), ("model_type", "bert")]
+    ("key", "value"),
+    [
+        ("d_model", 0),
+        ("num_heads", "8"),
+        ("feed_forward_proj", "silu"),
+        ("model_type", "bert"),
+        ("num_layers", 10**9),
+        ("relative_attention_num_buckets", 2),
+        ("relative_attention_num_buckets", 7),
+        ("relative_attention_max_distance", 16),
+        ("layer_norm_epsilon", float("nan")),
+        ("layer_norm_epsilon", float("inf")),
+    ],
 )
 def test_a_bad_configuration_names_its_key(key, value):
     with pytest.raises(ValueError, match=key):

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
 from tinyprompt import tokenizer
 from tinyprompt.tokenizer import PieceTokenizer, from_sentencepiece
@@ -83,13 +84,13 @@ def test_ids_of_odd_texts_equal_sentencepiece(pair, text):
     assert got == wanted or (sorted(got) == sorted(wanted) and ours.decode(got) == ours.decode(wanted))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(texts)
 def test_ids_equal_sentencepiece(pair, text):
     test_ids_of_odd_texts_equal_sentencepiece(pair, text)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.text(alphabet=sorted(set(CORPUS) - {"\n"}), max_size=40))
 def test_texts_of_known_characters_come_back(pair, text):
     ours, theirs = pair
@@ -157,7 +158,7 @@ def byte_tokenizer(folder, **changes):
     return tokenizer.load(folder)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.one_of(st.text(), texts).filter(lambda text: not any(s in text for s in SPECIAL)))
 def test_bytes_equal_byt5(byt5, text):
     ours, theirs = byt5
@@ -166,7 +167,7 @@ def test_bytes_equal_byt5(byt5, text):
     assert ours.decode([0, *ids, 0]) == text.strip() == theirs.decode(ids, skip_special_tokens=True).strip()
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.integers(0, 383), max_size=20))
 def test_any_ids_decode_as_byt5_does(byt5, ids):
     ours, theirs = byt5
@@ -222,21 +223,21 @@ def test_a_broken_tokenizer_json_is_named(empty, contents):
 places = st.one_of(st.integers(0, 1500), st.integers(0, 240_000))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(cut=places)
 def test_a_sentencepiece_model_cut_short(tiny, empty, cut):
     words = load_broken(empty, "spiece.model", (tiny / "spiece.model").read_bytes()[:cut])
     assert words is None or 100 < len(words) <= 180
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(at=st.integers(0, 1500), wrong=st.binary(min_size=1, max_size=3))
 def test_a_sentencepiece_model_with_wrong_bytes(tiny, empty, at, wrong):
     data = (tiny / "spiece.model").read_bytes()
     load_broken(empty, "spiece.model", data[:at] + wrong + data[at + len(wrong) :])
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.one_of(st.binary(), st.binary(max_size=40).map(lambda b: b"\x0a" + bytes([len(b)]) + b)))
 def test_random_bytes_raise_nothing_but_value_errors(empty, contents):
     load_broken(empty, "spiece.model", contents)

@@ -124,6 +124,93 @@ def test_the_last_step_is_scored(model):
     assert [row["step"] for row in result.history] == [0, 3, 5]
 
 
+def same_run(one, two):
+    assert one.history == two.history
+    assert (one.best_step, one.best_dev) == (two.best_step, two.best_dev)
+    assert one.prompt._replace(delta=None, state=None) == two.prompt._replace(delta=None, state=None)
+    for a, b in ((one.prompt.delta, two.prompt.delta), (one.prompt.state, two.prompt.state)):
+        assert a.keys() == b.keys()
+        assert [k for k in a if a[k].dtype != b[k].dtype or a[k].tobytes() != b[k].tobytes()] == []
+
+
+@pytest.mark.parametrize("name", ["p.safetensors", "adapter", None])
+@pytest.mark.parametrize(
+    ("steps", "every", "length", "optimizer"),
+    [
+        (6, 3, 5, "adam"),
+        (5, 2, 5, "adam"),  # the last step is scored off the beat
+        (4, 6, 5, "adafactor-t5x"),
+        (6, 3, 130, "adafactor-t5x"),  # factored
+        (6, 3, 5, "adafactor-huggingface"),
+    ],
+)
+def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length, optimizer, name):
+    settings = dict(optimizer=optimizer, eval_every=every, length=length, rate=0.3)
+    rows, dev = rows_of(10), rows_of(30, 1)
+    run = lambda steps, **more: tune(model, rows, dev, changed(**settings, steps=steps), LABELS, device="numpy", **more)
+    kept = []
+    whole = run(2 * steps, save=kept.append)
+    prompt = run(steps).prompt
+    if name:
+        prompt = prompts.load_prompt(prompts.save_prompt(prompt, tmp_path / name))
+    same_run(run(2 * steps, resume=prompt), whole)
+    scores = [row["step"] for row in whole.history]
+    assert [int(p.state["step"].item()) for p in kept] == scores[1:]
+    for at, prompt in zip(scores[1:-1], kept, strict=False):  # as if it had been stopped there
+        assert prompt.settings["steps"] == 2 * steps
+        resumed = run(2 * steps, resume=prompt)
+        same_run(resumed, whole)
+        best = max(row["dev"] for row in whole.history if row["step"] <= at)
+        answers = predict(model, [r.input for r in dev], LABELS, prompt.delta, changed(**settings), "numpy")
+        assert metrics.accuracy(answers, [r.target for r in dev]) == best
+
+
+def test_early_stopping_goes_on_counting(model):
+    settings = dict(steps=100, rate=1e-9, patience=3, eval_every=2)
+    kept = []
+    whole = tune(model, rows_of(8), rows_of(6, 1), changed(**settings), LABELS, save=kept.append)
+    assert whole.history[-1]["step"] == 6
+    same_run(tune(model, rows_of(8), rows_of(6, 1), changed(**settings), LABELS, resume=kept[0]), whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (f, v)
+        for f, v in vars(changed(batch=5, length=6, init="vocab", init_text="a", init_file="b")).items()
+        if v != vars(SHORT)[f]
+    ]
+    + [("optimizer", "adafactor-t5x"), ("rate", 0.2), ("schedule", "linear"), ("warmup", 1), ("z_loss", 0.0)]
+    + [("dropout", 0.1), ("eval_every", 3), ("max_input", 9), ("max_target", 9), ("seed", 1)],
+)
+def test_a_resumed_run_keeps_its_settings(model, name, value):
+    prompt = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS).prompt
+    with pytest.raises(ValueError, match=f"setting {name}: expected .*, found {value!r}"):
+        tune(model, rows_of(8), rows_of(6, 1), changed(**{"steps": 9, name: value}), LABELS, resume=prompt)
+
+
+def test_what_cannot_be_resumed(model):
+    rows, dev, more = rows_of(8), rows_of(6, 1), changed(steps=9)
+    prompt = tune(model, rows, dev, SHORT, LABELS).prompt
+    flat = random_weights(CONFIG, 1)
+    fail = lambda message, *args, kind=ValueError: pytest.raises(kind, match=message)
+    with fail("setting labels"):
+        tune(model, rows, dev, more, ("a", "b", "c"), resume=prompt)
+    with fail("no training state"):
+        tune(model, rows, dev, more, LABELS, resume=prompt._replace(state=None))
+    with fail("more than the 6 that are done"):
+        tune(model, rows, dev, SHORT, LABELS, resume=prompt)
+    for others in ((rows_of(9), dev), (rows, rows_of(6, 2)), (rows[::-1], dev)):
+        with fail("the train or dev rows are others", kind=DataError):
+            tune(model, *others, more, LABELS, resume=prompt)
+    with fail("tuned on 'tiny'", kind=CheckpointError):
+        tune(model_of(flat), rows, dev, more, LABELS, resume=prompt)
+    for name in prompt.state:
+        for state in ({k: v for k, v in prompt.state.items() if k != name}, prompt.state | {name: np.ones(7)}):
+            with fail("training state is damaged", kind=CheckpointError):
+                tune(model, rows, dev, more, LABELS, resume=prompt._replace(state=state))
+
+
 @pytest.mark.parametrize("part", ["train", "dev"])
 def test_a_target_that_is_no_label_is_named(model, part):
     parts = {"train": rows_of(8), "dev": rows_of(4)}

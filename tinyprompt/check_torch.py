@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from tinyprompt.checkpoint import read_config
+
 
 def exact_norm(self, x):
     """The layer norm of transformers without its cast to float32, which would cost a float64 model 1e-7."""
@@ -38,6 +40,8 @@ def main(where: str, folder: str, name: str) -> None:
     """Logits, loss and prompt gradient of every case in the folder."""
     dtype = getattr(torch, name)
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(where, dtype=dtype, local_files_only=True).eval()
+    # transformers 5 takes every UMT5 for tied, and then scales its logits.
+    model.config.tie_word_embeddings = read_config(Path(where) / "config.json").tied_head
     for module in model.modules():
         if dtype == torch.float64 and type(module).__name__.endswith("LayerNorm"):
             module.forward = exact_norm.__get__(module)

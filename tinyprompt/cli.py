@@ -1,4 +1,4 @@
-"""The command line: `tinyprompt demo`, `tune`, `eval`, `predict`, `pull`, `inspect`, `check`, `export`, `bench`."""
+"""The command line: one function for each command, and the parser of their arguments."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import DataError, Row
 from tinyprompt.export import export
+from tinyprompt.lower import LoweringError
 from tinyprompt.methods import INITS
 from tinyprompt.prompts import Prompt
 from tinyprompt.train import Progress, Result, Settings, predict, tune
@@ -65,14 +66,14 @@ class Bar:
         if p.dev is not None:
             self.dev = f" dev {p.dev:.3f} best {p.best:.3f}"
         self.bar.set_postfix_str(f"loss {p.loss:.3f}{self.dev}", refresh=False)
-        self.bar.update()
+        self.bar.update(p.step - self.bar.n)  # more than one where a run is resumed
 
 
-def run_tune(model: Model, train, dev, settings: Settings, labels, *where: str) -> Result:
-    """`tune` with a progress bar; where: device and precision."""
+def run_tune(model: Model, train, dev, settings: Settings, labels, device: str, precision: str, **more) -> Result:
+    """`tune` with a progress bar."""
     bar = Bar(settings.steps)
     try:
-        return tune(model, train, dev, settings, labels, bar, *where)
+        return tune(model, train, dev, settings, labels, bar, device, precision, **more)
     finally:
         bar.bar.close()
 
@@ -149,10 +150,15 @@ def demo(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tune_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Tune a prompt on rows of a file."""
-    settings = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
-    if Path(args.out).is_dir():
-        raise DataError(f"{args.out}: is a directory; --out names the file for the prompt")
+    """Tune a prompt on rows of a file.
+
+    It is saved at every dev score, with all that --resume needs to go on as if the run had never stopped.
+    """
+    resume = prompts.load_prompt(args.resume) if args.resume else None
+    given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+    settings = settings_of(args.resume, (resume.settings if resume else {}) | given)
+    out_path = Path(args.out or (args.resume if resume and resume.state else "prompt.safetensors"))
+    prompts.check_target(out_path)
     model = checkpoint.load(args.model)
     train = read(args, args.train)
     if args.dev:
@@ -163,11 +169,30 @@ def tune_command(args: argparse.Namespace) -> dict[str, Any]:
     labels = data.label_words(train) if args.task == "auto" else None
     if args.task == "classify":
         labels = tuple(sorted({row.target for row in train}))
+    elif resume and args.task == "auto":
+        labels = resume.labels
     where = args.device, args.precision
     say(backend.describe(*where))
     say(f"{len(train)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(labels)}" if labels else "free text"))
-    result = run_tune(model, train, dev, settings, labels, *where)
-    path = prompts.save_prompt(result.prompt, args.out)
+    saved: list[Path] = []
+    try:
+        result = run_tune(
+            model,
+            train,
+            dev,
+            settings,
+            labels,
+            *where,
+            resume=resume,
+            save=lambda prompt: saved.append(prompts.save_prompt(prompt, out_path)),
+        )
+    except KeyboardInterrupt:
+        if not saved:
+            raise
+        go_on = "" if out_path.suffix == ".npy" else f"; to go on, repeat the command with --resume {out_path}"
+        raise KeyboardInterrupt(f"the best prompt so far is in {out_path}{go_on}") from None
+    path = prompts.save_prompt(result.prompt, out_path)
+    say_what_is_lost(result.prompt, path)
     out = {
         "prompt": str(path),
         "labels": labels,
@@ -231,7 +256,10 @@ def check_command(args: argparse.Namespace) -> dict[str, Any]:
     cases = [check.load_case(args.batch, model)] if args.batch else [check.draw(model, seed=i) for i in range(3)]
     if args.save:
         check.save_case(cases[0], args.save)
-        say(f"{args.save}: {', '.join(('prompt', *data.Batch._fields))}")
+        told = f"{args.save}: {', '.join(('prompt', *data.Batch._fields))}"
+        if not args.json:
+            print(told)
+        return {"saved": args.save}
     if args.gradient:
         if not args.batch:
             raise ValueError("--gradient: of which batch? Name it with --batch; --save writes one")
@@ -329,12 +357,50 @@ def fits(prompt: Prompt, name: str, model: Model) -> bool:
     return prompt.fingerprint is None or prompt.fingerprint == model.fingerprint()
 
 
+def convert_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Write a prompt, or a frozen model, in another format; the name of the target tells which.
+
+    A prompt: .safetensors, .npy, or without suffix a directory for PEFT. A model: a Hugging Face directory.
+    """
+    source, target = hub.find(args.source), Path(args.target)
+    if source.is_dir() and not (source / "adapter_config.json").exists():
+        if args.model or args.labels:
+            raise ValueError(f"{source}: is no prompt; --model and --labels go with prompts only")
+        path = checkpoint.convert(source, target, args.tokenizer)
+        about: dict[str, Any] = {"kind": "model"}
+    else:
+        if args.tokenizer:
+            raise ValueError(f"{source}: is a prompt; --tokenizer goes with models only")
+        prompt = prompts.load_prompt(args.source)
+        if args.model:
+            model = checkpoint.load(args.model)
+            prompt.check(model)
+            say_if_unknown(prompt, args.source)
+            prompt = prompt._replace(model=model.name, fingerprint=model.fingerprint())
+        if args.labels:
+            words = [label.strip() for label in args.labels]
+            if not all(words) or len(set(words)) < len(words):
+                raise ValueError(f"--labels: expected different words, found {args.labels}")
+            prompt = prompt._replace(labels=tuple(words))
+        if target.suffix != ".safetensors":
+            prompt.vectors(f"{args.source}, which can only be written to .safetensors")
+        path = prompts.save_prompt(prompt, target)
+        say_what_is_lost(prompt, path)
+        shapes = {name: list(value.shape) for name, value in prompt.delta.items()}
+        about = {"kind": "prompt", "model": prompt.model, "labels": prompt.labels, "shapes": shapes}
+    if not args.json:
+        print(f"{args.source} written to {path}")
+    return {"source": args.source, "target": str(path), **about}
+
+
 def export_command(args: argparse.Namespace) -> dict[str, Any]:
     """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
 
     Every shape is fixed: fill up with id 0, and with 0 in attention_mask and weights.
     """
     out = export(args.model, args.out, args.batch, args.input_tokens, args.target_tokens, args.length, args.prompt)
+    if args.prompt:
+        say_if_unknown(prompts.load_prompt(args.prompt), args.prompt)
     if not args.json:
         for path, size in out["files"].items():
             print(f"{path}: {size:,} bytes")
@@ -361,10 +427,33 @@ def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
     prompt = prompts.load_prompt(args.prompt)
     model = checkpoint.load(args.model)
     prompt.check(model)
+    say_if_unknown(prompt, args.prompt)
+    return model, prompt, settings_of(args.prompt, prompt.settings)
+
+
+def settings_of(path: str | None, values: dict[str, Any]) -> Settings:
+    """Settings from those of a saved prompt; what they leave out is as by default."""
     try:
-        return model, prompt, Settings(**prompt.settings)
+        for field in fields(Settings):
+            if type(values.get(field.name, field.default)) not in (type(field.default), str, float, type(None)):
+                raise TypeError(f"setting {field.name}: {values[field.name]!r}")
+            if isinstance(field.default, int) and not isinstance(values.get(field.name, 0), int):
+                raise TypeError(f"setting {field.name}: expected a whole number, found {values[field.name]!r}")
+        return Settings(**values)
     except TypeError as error:
-        raise CheckpointError(f"{args.prompt}: its settings are of another version of tinyprompt ({error})") from None
+        raise CheckpointError(f"{path}: its settings are of another version of tinyprompt ({error})") from None
+
+
+def say_if_unknown(prompt: Prompt, path: str) -> None:
+    """Warn where nothing tells whether a prompt belongs to the model that it is used with."""
+    if prompt.fingerprint is None:
+        say(f"warning: {path} does not say which weights it was tuned on; only its shape was checked")
+
+
+def say_what_is_lost(prompt: Prompt, path: Path) -> None:
+    """Warn where a file cannot hold all of a prompt."""
+    if path.suffix == ".npy" and (prompt.model or prompt.labels or prompt.state):
+        say(f"warning: {path} holds the vectors only, without the name of the model, label words and training state")
 
 
 def read(args: argparse.Namespace, path: str) -> list[Row]:
@@ -421,7 +510,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("train", type=str, help="training rows: .tsv, .csv or .jsonl")
     sub.add_argument("--dev", type=str, help="dev rows (a fifth of the training rows)")
     sub.add_argument("--model", **model)
-    sub.add_argument("--out", type=str, default="prompt.safetensors", help="where the prompt goes")
+    sub.add_argument("--out", type=str, help="where the prompt goes (prompt.safetensors, or what --resume names)")
+    sub.add_argument(
+        "--resume", type=str, help="saved prompt whose training goes on, with its settings (--steps may grow)"
+    )
     sub.add_argument(
         "--task",
         choices=("auto", "classify", "generate"),
@@ -434,17 +526,17 @@ def parser() -> argparse.ArgumentParser:
         kind = str if field.default is None or field.default is MISSING else type(field.default)
         shown = "" if field.default is None else f" ({field.default})"
         sub.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=HELP[field.name] + shown
+            f"--{field.name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=HELP[field.name] + shown
         )
 
     sub = command("eval", eval_command)
-    sub.add_argument("prompt", type=str, help="prompt that tune or demo saved")
+    sub.add_argument("prompt", type=str, help="saved prompt of any format (see convert)")
     sub.add_argument("data", type=str, help="rows: .tsv, .csv or .jsonl")
     sub.add_argument("--model", **model)
     columns(sub)
 
     sub = command("predict", predict_command)
-    sub.add_argument("prompt", type=str, help="prompt that tune or demo saved")
+    sub.add_argument("prompt", type=str, help="saved prompt of any format (see convert)")
     sub.add_argument("text", type=str, nargs="*", help="texts to answer (lines on standard input)")
     sub.add_argument("--data", type=str, help="take the texts from a .tsv, .csv or .jsonl file")
     sub.add_argument("--input", type=str, default="input", help="column of the input text (input)")
@@ -454,7 +546,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("model", nargs="?", **model)
     sub.add_argument("--batch", type=str, help="a .npz file: prompt, input_ids, attention_mask, labels, weights")
     sub.add_argument("--gradient", type=str, help="a .npy file: your gradient of that batch by its prompt")
-    sub.add_argument("--save", type=str, help="where to write the first batch, to compute its gradient elsewhere")
+    sub.add_argument("--save", type=str, help="write a batch there, to compute its gradient elsewhere, and stop")
 
     sub = command("pull", pull_command, computes=False)
     sub.add_argument("name", type=str, help="org/name, as in google/t5-v1_1-small")
@@ -465,9 +557,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", type=str, help="model that the prompts were tuned on (the built-in one, if it fits)")
     sub.add_argument("--top", type=int, default=5, help="nearest pieces of each vector (5)")
 
+    sub = command("convert", convert_command, computes=False)
+    sub.add_argument("source", type=str, help="prompt (also all.npz:NAME, or a PEFT directory), or model directory")
+    sub.add_argument("target", type=str, help="name.safetensors, name.npy, or a directory")
+    sub.add_argument("--model", type=str, help="model that the prompt belongs to, if it does not say so")
+    sub.add_argument("--labels", type=str, nargs="+", help="label words, if the prompt does not know them")
+    sub.add_argument("--tokenizer", type=str, help="tokenizer file or folder, for a model without one")
+
     sub = command("export", export_command, computes=False)
     sub.add_argument("--model", **model)
-    sub.add_argument("--prompt", type=str, help="prompt that tune or demo saved (a first one, of vocabulary rows)")
+    sub.add_argument("--prompt", type=str, help="saved prompt of any format (a first one, of vocabulary rows)")
     sub.add_argument("--out", type=str, default="tinyprompt-export", help="folder for graphs, prompt and weights")
     sub.add_argument("--batch", type=int, default=8, help="rows of all inputs, always (8)")
     sub.add_argument("--input-tokens", type=int, default=64, help="length of input_ids, always (64)")
@@ -503,13 +602,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (CheckpointError, DataError, DeviceError, ValueError, FloatingPointError, OSError) as error:
+    except (CheckpointError, DataError, DeviceError, LoweringError, ValueError, FloatingPointError, OSError) as error:
         say(f"tinyprompt: {error}")
         return 2
     except (MemoryError, OverflowError) as error:
         say(f"tinyprompt: too large for this machine: {error}")
         return 2
-    except KeyboardInterrupt:
-        say("tinyprompt: stopped; nothing was saved")
+    except KeyboardInterrupt as stop:
+        say(f"tinyprompt: stopped; {str(stop) or 'nothing was saved'}")
         return 130
     return 0 if out.get("ok", True) else 1

@@ -2,15 +2,12 @@
 
     export("t5-v1_1-small", "out", batch=8, input_tokens=64, target_tokens=4, length=100)
 
-The weights are no part of a graph: it reads them as external data, each at its place in the model's own safetensors
-file, 16-bit ones as they lie there. The soft prompt is an input. ONNX Runtime opens no external data outside
-the folder of a graph, not even through a link, so that file is copied beside the graphs.
+The weights are no part of a graph: it reads them as external data, each at its place in the model's own file
+(safetensors, or what torch.save wrote), 16-bit ones as they lie there. The soft prompt is an input. ONNX Runtime opens
+no external data outside the folder of a graph, not even through a link, so that file is copied beside the graphs.
 """
 
-import filecmp
 import io
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,21 +65,24 @@ def export(
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out}: is no folder; name one for the graphs and the weights")
     model = checkpoint.load(folder, stored=True)
+    for name, value in flatten(model.params).items():
+        if not isinstance(value, np.memmap):
+            raise CheckpointError(
+                f"{folder}: key {name!r} does not lie in its file as a graph reads it; write a folder where it does: "
+                f"tinyprompt convert {folder} TARGET"
+            )
     first = read_prompt(prompt, model) if prompt is not None else methods.prompt_tuning(model, length, "vocab")[PROMPT]
     ids, labels = np.zeros((batch, input_tokens), np.int64), np.zeros((batch, target_tokens), np.int64)
     inputs = {"prompt": first, **Batch(ids, ids, labels, labels.astype(np.float32))._asdict()}
     sources = {path.resolve(): path.name for path in checkpoint.weight_files(folder)}
     files: dict[Path, bytes | Path] = {out / name: source for source, name in sources.items()}
-    if len(files) < len(sources):
-        raise CheckpointError(f"{folder}: two files of weights have the same name; give each shard its own")
     files[out / "prompt.npy"] = npy(first)
     for function in (step, score):
         files[out / f"{function.__name__}.onnx"] = onnx_file(function, inputs, model, sources)
     for path in files:
         if path.is_dir():
             raise CheckpointError(f"{path}: is a folder; a file of this name is to be written, so remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    write(files)
+    checkpoint.write(files)
     return {
         "files": {str(path): path.stat().st_size for path in files},
         "inputs": {name: list(x.shape) for name, x in inputs.items()},
@@ -93,11 +93,7 @@ def read_prompt(path: str | Path, model: Model) -> np.ndarray:
     """The vectors of a saved prompt, float32 (P, D). Raises CheckpointError where they do not fit the model."""
     prompt = prompts.load_prompt(path)
     prompt.check(model)
-    found, width = prompt.delta.get(PROMPT), model.config.d_model
-    if found is None or found.ndim != 2 or found.shape[1] != width:
-        shape = "is missing" if found is None else f"has shape {list(found.shape)}"
-        raise CheckpointError(f"{path}: key {PROMPT!r} {shape}; expected vectors of {width} numbers; tune it again")
-    return found.astype(np.float32)
+    return prompt.vectors(path)
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -127,30 +123,3 @@ def onnx_file(function: Callable, inputs: Flat, model: Model, sources: Mapping[P
         for key, at in (("location", location), ("offset", value.offset), ("length", value.nbytes)):
             tensor.external_data.add(key=key, value=str(at))
     return proto.SerializeToString()
-
-
-def is_there(path: Path, source: Path) -> bool:
-    """Whether a path is the source itself or a copy; a link to it is not, for it might lead out of the folder."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
-
-
-def write(files: Mapping[Path, bytes | Path]) -> None:
-    """Write bytes, and copy files that are not there already: each whole under another name, then all in place."""
-    parts: dict[Path, Path] = {}
-    try:
-        for path, content in files.items():
-            if isinstance(content, Path) and is_there(path, content):
-                continue
-            part = path.with_name(path.name + ".part")
-            parts[part] = path
-            if isinstance(content, Path):
-                shutil.copyfile(content, part)
-            else:
-                part.write_bytes(content)
-        for part, path in parts.items():
-            os.replace(part, path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tinyprompt import t5
+from tinyprompt.tree import CheckpointError
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 FILES = {".safetensors", ".bin", ".pt", ".npy", ".npz", ".onnx", ".json"}  # a path, not a name, if it ends in these
@@ -17,10 +18,6 @@ KINDS = {
     "adapter_config.json": ("adapter_model.safetensors", "adapter_model.bin"),
 }
 TEXT = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be used; the message names the file, the key, and what was expected."""
 
 
 def find(name: str | Path) -> Path:
@@ -40,7 +37,10 @@ def find(name: str | Path) -> Path:
     repository, revision = match["repository"], match["revision"]
     fetch = f"tinyprompt pull {repository}" + (f" --revision {revision}" if revision else "")
     for config in KINDS:
-        file = try_to_load_from_cache(repository, config, revision=revision)
+        try:
+            file = try_to_load_from_cache(repository, config, revision=revision)
+        except ValueError:  # a path, not a name
+            raise CheckpointError(f"{name}: no such file or directory") from None
         if isinstance(file, str):
             if not complete(Path(file).parent):
                 raise CheckpointError(f"{name}: only a part of this model was fetched; go on with: {fetch}")
@@ -91,7 +91,7 @@ def complete(folder: Path) -> bool:
         files = wanted(names)
         indices = [json.loads((folder / name).read_text()) for name in files if name.endswith(".index.json")]
         return all(shard in names for index in indices for shard in index["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False
 
 

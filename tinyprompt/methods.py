@@ -31,7 +31,7 @@ def prompt_tuning(
     - "vocab": rows of the embedding table drawn from its 5,000 most frequent pieces
     - "uniform": uniform in [-0.5, 0.5) as in the paper; "uniform-t5x": in [0, 0.5) as in its released code
     - "text": the pieces of `text`, repeated or cut to `length`
-    - "file": a prompt saved before, of any frozen model with the same d_model
+    - "file": a soft prompt of any format that `load_prompt` reads, of any frozen model with the same d_model
 
     Raises ValueError for an unknown init or one whose argument is missing.
     """
@@ -68,11 +68,11 @@ def prompt_tuning(
     elif init == "file":
         if file is None:
             raise ValueError("prompt init 'file': no file given")
-        prompt = load_prompt(file).delta[PROMPT]
+        prompt = load_prompt(file).vectors(file)
         if prompt.shape != (length, width):
+            advice = "it is of another model" if prompt.shape[1] != width else f"use a prompt length of {len(prompt)}"
             raise CheckpointError(
-                f"{file}: key {PROMPT!r} has shape {list(prompt.shape)}, expected {[length, width]}; "
-                f"use a prompt length of {len(prompt)}"
+                f"{file}: the prompt has shape {list(prompt.shape)}, expected {[length, width]}; {advice}"
             )
     else:
         raise ValueError(f"prompt init {init!r}: expected one of {', '.join(INITS)}")

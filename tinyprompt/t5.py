@@ -56,9 +56,21 @@ class Config:
 
         def number(key, default=None, kind=int):
             value = raw.get(key, default)
-            if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
-                raise ValueError(f"key {key!r}: expected a positive number, found {value!r}")
+            most = {"num_layers": 1000, "num_decoder_layers": 1000, "layer_norm_epsilon": 1}.get(key, 2**31 - 1)
+            if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= most:
+                raise ValueError(f"key {key!r}: expected a positive number, at most {most}, found {value!r}")
             return value
+
+        buckets = number("relative_attention_num_buckets", 32)
+        furthest = number("relative_attention_max_distance", 128)
+        if buckets < 4 or buckets % 2:
+            raise ValueError(
+                f"key 'relative_attention_num_buckets': expected an even number from 4 on, found {buckets}"
+            )
+        if furthest <= buckets // 2:  # in the decoder, half of the buckets are for single distances
+            raise ValueError(
+                f"key 'relative_attention_max_distance': expected more than {buckets // 2}, found {furthest}"
+            )
 
         kinds = {"relu": False, "gated-gelu": True, "gated-gelu_new": True}
         kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
@@ -70,8 +82,8 @@ class Config:
         return cls(
             **{k: number(k) for k in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")},
             num_decoder_layers=number("num_decoder_layers", raw.get("num_layers")),
-            relative_attention_num_buckets=number("relative_attention_num_buckets", 32),
-            relative_attention_max_distance=number("relative_attention_max_distance", 128),
+            relative_attention_num_buckets=buckets,
+            relative_attention_max_distance=furthest,
             layer_norm_epsilon=number("layer_norm_epsilon", 1e-6, float),
             gated=kinds[kind],
             tied_head=tied,
@@ -129,39 +141,53 @@ def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, ma
     return bucket + onp.where(distance < exact, distance, onp.minimum(far, num_buckets - 1))
 
 
+def in_sight(mask, prefix: Tree | None):
+    """An additive mask with the keys of a prefix in front, which every query sees: (..., L) to (..., P + L)."""
+    if prefix is None:
+        return mask
+    return onp.concatenate([onp.zeros((*mask.shape[:-1], prefix["key"].shape[-2]), mask.dtype), mask], axis=-1)
+
+
 def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, config: Config) -> list:
     """Relative position bias plus mask for each layer; a layer without a table shares the one before it.
 
-    Shapes: mask additive (B or 1, 1, length or 1, length), each result (B or 1, H, length, length).
+    Shapes: mask additive (B or 1, 1, length or 1, length), each result (B or 1, H, length, length), or
+    (..., P + length) in a layer with a prefix, which has the positions before the first.
     """
-    at = onp.arange(length)
-    buckets = relative_position_bucket(
-        at[None, :] - at[:, None],
-        bidirectional,
-        config.relative_attention_num_buckets,
-        config.relative_attention_max_distance,
-    )
     biases: list = []
+    table, before = None, 0
     for i in range(len(block)):
-        table = block[str(i)]["layer"]["0"]["SelfAttention"].get("relative_attention_bias")
-        if table:
-            biases.append(np.transpose(ops.embedding(table["weight"], buckets), (2, 0, 1))[None] + mask)
+        weights = block[str(i)]["layer"]["0"]["SelfAttention"]
+        keys = in_sight(mask, weights.get("prefix"))
+        first = length - keys.shape[-1]
+        if "relative_attention_bias" in weights or first != before:
+            table, before = weights.get("relative_attention_bias", table), first
+            buckets = relative_position_bucket(
+                onp.arange(first, length)[None, :] - onp.arange(length)[:, None],
+                bidirectional,
+                config.relative_attention_num_buckets,
+                config.relative_attention_max_distance,
+            )
+            biases.append(np.transpose(ops.embedding(table["weight"], buckets), (2, 0, 1))[None] + keys)
         else:
             biases.append(biases[-1])
     return biases
 
 
-def attention(x, context, bias, drop, config: Config, *, q, k, v, o, relative_attention_bias=None):
+def attention(x, context, bias, drop, config: Config, *, q, k, v, o, relative_attention_bias=None, prefix=None):
     """Multi-head attention. T5 leaves out the division by sqrt(d_kv): it is folded into q's initial scale.
 
-    A product is associative, so few queries meet the context C itself, not its keys and values: Q (C Wk)' is
+    A prefix, learned keys and values (P, H * K), stands before those of the context (Li and Liang 2021,
+    arXiv:2101.00190). Without one, few queries meet the context C itself, as a product is associative: Q (C Wk)' is
     (Q Wk') C', and p (C Wv) is (p C) Wv. That costs T (K + L) instead of K L a head: next to nothing in a decoder
     that reads a long input and writes a label.
     """
     (B, T), L, H, K = x.shape[:2], context.shape[1], config.num_heads, config.d_kv
 
-    def heads(y, weight):  # (B, T, D) to (B, H, T, K)
+    def heads(y, weight, before=None):  # (B, T, D), and (P, H * K) before it, to (B, H, P + T, K)
         y = ops.linear(y, weight)
+        if before is not None:
+            y = np.concatenate([ops.broadcast_to(before, (B, *before.shape[-2:])), y], axis=1)
         return np.transpose(y.reshape(B, y.shape[1], H, K), (0, 2, 1, 3))
 
     def headwise(y, weight_HIO):  # (B, H, T, I) to (B, H, T, O)
@@ -169,15 +195,16 @@ def attention(x, context, bias, drop, config: Config, *, q, k, v, o, relative_at
         return np.transpose(y.reshape(H, B, T, -1), (1, 0, 2, 3))
 
     queries_BHTK = heads(x, q["weight"])
-    if T * (K + L) < K * L:
+    if prefix is None and T * (K + L) < K * L:
         wk_HKD, wv_HKD = (w["weight"].reshape(H, K, -1) for w in (k, v))
         queries_BND = headwise(queries_BHTK, wk_HKD).reshape(B, H * T, -1)
         scores_BHTL = (queries_BND @ np.transpose(context, (0, 2, 1))).reshape(B, H, T, L) + bias
         mixed_BND = drop(ops.softmax(scores_BHTL)).reshape(B, H * T, L) @ context
         mixed_BHTK = headwise(mixed_BND.reshape(B, H, T, -1), np.transpose(wv_HKD, (0, 2, 1)))
     else:
-        scores_BHTL = queries_BHTK @ np.transpose(heads(context, k["weight"]), (0, 1, 3, 2)) + bias
-        mixed_BHTK = drop(ops.softmax(scores_BHTL)) @ heads(context, v["weight"])
+        keys_BHLK = heads(context, k["weight"], prefix and prefix["key"])
+        scores_BHTL = queries_BHTK @ np.transpose(keys_BHLK, (0, 1, 3, 2)) + bias
+        mixed_BHTK = drop(ops.softmax(scores_BHTL)) @ heads(context, v["weight"], prefix and prefix["value"])
     return ops.linear(np.transpose(mixed_BHTK, (0, 2, 1, 3)).reshape(B, T, -1), o["weight"])
 
 
@@ -205,7 +232,8 @@ def stack(
             if "SelfAttention" in layer:
                 y = attention(y, y, bias, drop, config, **layer["SelfAttention"])
             elif "EncDecAttention" in layer:
-                y = attention(y, context, context_bias, drop, config, **layer["EncDecAttention"])
+                weights = layer["EncDecAttention"]
+                y = attention(y, context, in_sight(context_bias, weights.get("prefix")), drop, config, **weights)
             else:
                 y = feed_forward(y, drop, config, **layer["DenseReluDense"])
             x = x + drop(y)

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 PAD, EOS, UNK = 0, 1, 2
+MAX_EXTRA_IDS = 10_000
 
 
 class Tokenizer(Protocol):
@@ -76,21 +77,24 @@ class ByteTokenizer:
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory. Raises ValueError or FileNotFoundError that names the file."""
+    """The tokenizer of a Hugging Face directory, or of one file (`.json`, else sentencepiece).
+
+    Raises ValueError or FileNotFoundError that names the file.
+    """
     folder = Path(folder)
+    if folder.is_file():
+        return _from_json(folder) if folder.suffix == ".json" else PieceTokenizer(from_sentencepiece(folder))
     settings: dict[str, Any] = {}
     if (path := folder / "tokenizer_config.json").exists():
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(settings, dict) or not isinstance(settings.get("extra_ids", 0), int):
-            raise ValueError(f"{path}: expected a JSON object, with a number as extra_ids or without that key")
+        extra = settings.get("extra_ids", 0) if isinstance(settings, dict) else None
+        if not isinstance(extra, int) or not 0 <= extra <= MAX_EXTRA_IDS:
+            raise ValueError(f"{path}: expected a JSON object; extra_ids, if there, from 0 to {MAX_EXTRA_IDS}")
     if (path := folder / "tokenizer.json").exists():
-        try:
-            return PieceTokenizer(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path}: not a file of the tokenizers library: {error}") from None
+        return _from_json(path)
     if (path := folder / "spiece.model").exists():
         return PieceTokenizer(from_sentencepiece(path, settings.get("extra_ids", 100)))
     if settings.get("tokenizer_class") == "ByT5Tokenizer":
@@ -99,6 +103,13 @@ def load(folder: str | Path) -> Tokenizer:
         f"{folder}: no tokenizer; expected tokenizer.json, spiece.model, "
         "or tokenizer_config.json with tokenizer_class ByT5Tokenizer"
     )
+
+
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        return PieceTokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path}: not a file of the tokenizers library: {error}") from None
 
 
 def from_sentencepiece(path: str | Path, extra_ids: int = 100) -> tokenizers.Tokenizer:

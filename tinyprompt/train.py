@@ -1,6 +1,7 @@
 """One step, the loop with early stopping, and evaluation."""
 
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -9,10 +10,10 @@ import numpy as np
 from autograd import value_and_grad
 
 from tinyprompt import backend, generate, methods, metrics, ops, optim, t5
-from tinyprompt.checkpoint import Model
+from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import Batch, DataError, Row, by_length, encode_inputs, pad, training_batches
 from tinyprompt.prompts import Prompt
-from tinyprompt.tree import Flat, Tree, merge
+from tinyprompt.tree import Flat, Tree, leaves, merge, refill
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,45 @@ class Result(NamedTuple):
     seconds: float
 
 
+class Run(NamedTuple):
+    """Where training stands: all that it needs to go on. Its leaves, by their names, are `Prompt.state`."""
+
+    step: int
+    delta: Flat  # as it is now
+    optimizer: optim.State
+    loss: float  # sum since the last row of the history
+    best: Flat
+    best_step: int
+    best_dev: float
+    history: np.ndarray  # (rows, 3): step, mean loss since the row before, dev score
+    rows: int  # checksum of the train and dev rows
+
+    def scored(self, dev: float) -> "Run":
+        """With one more row of the history, and the best prompt up to it."""
+        row = [self.step, self.loss / max(1, self.step - self.history[-1, 0]), dev]
+        run = self._replace(loss=0.0, history=np.vstack([self.history, row]))
+        return run._replace(best=run.delta, best_step=run.step, best_dev=dev) if dev > run.best_dev else run
+
+    def pack(self) -> Flat:
+        """The leaves as floating arrays, which is all that a file of tensors holds here."""
+        return {name: np.atleast_1d(value) * 1.0 for name, value in leaves(self)}
+
+    def unpack(self, state: Flat) -> "Run":
+        """The run that `pack` made the state of, of the same structure as this one. Raises CheckpointError."""
+
+        def one(name, like):
+            found = state[name].reshape((-1, 3) if name == "history" else np.shape(like))
+            return found.astype(like.dtype) if isinstance(like, np.ndarray) else type(like)(found)
+
+        try:
+            found = refill(self, iter([one(name, like) for name, like in leaves(self)]))
+            if found.step < 1 or not all(np.isfinite(x).all() for name, x in leaves(found) if name != "history"):
+                raise ValueError("not finite, or a step before the first")
+            return found
+        except (KeyError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"the training state is damaged ({error}); tune again") from None
+
+
 def loss(delta: Flat, params: Tree, config: t5.Config, batch: Batch, drop: t5.Drop = t5.identity, z_loss: float = 0.0):
     """Mean cross entropy of the target tokens, teacher-forced. Differentiable in `delta`; all else is frozen."""
     shifted = generate.shift_right(batch.labels)
@@ -100,13 +140,19 @@ def tune(
     report: Callable[[Progress], None] = lambda progress: None,
     device: str | None = None,
     precision: str = "full",
+    resume: Prompt | None = None,
+    save: Callable[[Prompt], None] = lambda prompt: None,
 ) -> Result:
     """Learn a soft prompt by backpropagation through the frozen model; keep the best one on the dev rows.
 
     labels: the label words for rank classification, None for greedy decoding.
     device: "numpy", "cpu" or "cuda"; None is the best that is installed. precision: "full", or "int8" on "cpu",
     or "bf16" on "cuda" (see backend.py).
-    Raises DataError for a target that is no label word or for no rows, FloatingPointError where the loss is not finite.
+    save: is given the best prompt so far, with the training state, at every dev score but the first.
+    resume: such a prompt; training goes on as if it had never stopped, but that dropout draws its masks anew. Of the
+    settings only `steps` and `patience` may differ; where the schedule depends on it, the rate then does too.
+    Raises DataError for a target that is no label word or for no rows, FloatingPointError where the loss is not finite,
+    ValueError where the saved prompt is of another run.
     """
     if not train or not dev:
         raise DataError(f"{len(train)} train rows and {len(dev)} dev rows: expected at least one of each")
@@ -114,48 +160,84 @@ def tune(
         if labels is not None and row.target not in labels:
             raise DataError(f"target {row.target!r} of the input {row.input[:40]!r} is none of: {', '.join(labels)}")
     started = time.perf_counter()
-    delta = methods.prompt_tuning(
-        model,
-        settings.length,
-        settings.init,
-        labels=labels,
-        text=settings.init_text,
-        file=settings.init_file,
-        seed=settings.seed,
-    )
     optimizer = optim.OPTIMIZERS[settings.optimizer]()
-    state = optimizer.init(delta)
     rate = optim.schedule(settings.schedule, settings.rate, settings.steps, settings.warmup)
     batches = training_batches(train, model.tokenizer, settings.batch, settings.max_input, settings.seed)
     drop = t5.dropout(settings.dropout, np.random.default_rng([settings.seed, 1]))
     device = device or backend.default()
     compute = backend.compile(loss_and_gradient, device, precision)
+    fingerprint, words = model.fingerprint(), tuple(labels) if labels else None
 
-    def dev_score():
+    def dev_score(delta):
         answers = predict(model, [row.input for row in dev], labels, delta, settings, device, precision)
         return metrics.accuracy(answers, [row.target for row in dev])
 
-    best, best_dev, best_step = delta, dev_score(), 0
-    history: list[dict[str, Any]] = [{"step": 0, "loss": None, "dev": best_dev}]
-    losses: list[float] = []
-    for step in range(1, settings.steps + 1):
-        value, gradient = compute(delta, model.params, model.config, next(batches), drop, settings.z_loss)
+    def prompt_of(run, kept):
+        return Prompt(run.best, model.name, fingerprint, words, asdict(settings), kept.pack())
+
+    checksum = zlib.crc32(repr(([*map(tuple, train)], [*map(tuple, dev)])).encode())
+    if resume:
+        delta = resume.delta
+    else:
+        delta = methods.prompt_tuning(
+            model,
+            settings.length,
+            settings.init,
+            labels=labels,
+            text=settings.init_text,
+            file=settings.init_file,
+            seed=settings.seed,
+        )
+    run = Run(0, delta, optimizer.init(delta), 0.0, delta, 0, 0.0, np.array([[0, np.nan, 0.0]]), checksum)
+    if resume:
+        run = resumed(run, resume, model, settings, words)
+        for _ in range(run.step):
+            next(batches)
+    else:
+        run = run._replace(best_dev=dev_score(delta))
+        run.history[0, 2] = run.best_dev
+    prompt = prompt_of(run, run)
+    for step in range(run.step + 1, settings.steps + 1):
+        value, gradient = compute(run.delta, model.params, model.config, next(batches), drop, settings.z_loss)
         if not np.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {step}; lower the learning rate")
-        delta, state = optimizer.update(delta, gradient, state, rate(step - 1))
-        losses.append(float(value))
+        delta, state = optimizer.update(run.delta, gradient, run.optimizer, rate(step - 1))
+        run = kept = run._replace(step=step, delta=delta, optimizer=state, loss=run.loss + float(value))
         score = None
         if step % settings.eval_every == 0 or step == settings.steps:
-            score = dev_score()
-            history.append({"step": step, "loss": float(np.mean(losses)), "dev": score})
-            losses = []
-            if score > best_dev:
-                best, best_dev, best_step = delta, score, step
-        report(Progress(step, float(value), score, best_dev))
-        if settings.patience and step - best_step >= settings.patience * settings.eval_every:
+            score = dev_score(delta)
+            run = run.scored(score)
+            if step % settings.eval_every == 0:  # with more steps, a last one off the beat would not have been scored
+                kept = run
+            prompt = prompt_of(run, kept)
+            save(prompt)
+        report(Progress(step, float(value), score, run.best_dev))
+        if settings.patience and step - run.best_step >= settings.patience * settings.eval_every:
             break
-    prompt = Prompt(best, model.name, model.fingerprint(), tuple(labels) if labels else None, asdict(settings))
-    return Result(prompt, history, best_step, best_dev, time.perf_counter() - started)
+    history = [
+        {"step": int(at), "loss": None if np.isnan(mean) else float(mean), "dev": float(dev)}
+        for at, mean, dev in run.history
+    ]
+    return Result(prompt, history, run.best_step, run.best_dev, time.perf_counter() - started)
+
+
+def resumed(run: Run, saved: Prompt, model: Model, settings: Settings, labels: Sequence[str] | None) -> Run:
+    """The run of a saved prompt, of the same structure as `run`. Raises ValueError where it cannot go on so."""
+    if saved.state is None:
+        raise ValueError("this prompt has no training state to resume; to start from it: --init file --init-file FILE")
+    saved.check(model)
+    for name, value in (asdict(settings) | {"labels": labels}).items():
+        before = saved.labels if name == "labels" else saved.settings.get(name)
+        if name not in ("steps", "patience") and value != before:
+            raise ValueError(f"setting {name}: expected {before!r}, as the run to resume had, found {value!r}")
+    found = run.unpack(saved.state)
+    if found.rows != run.rows:
+        raise DataError("the train or dev rows are others than those of the run to resume; name the same files")
+    if settings.patience and found.step - found.best_step >= settings.patience * settings.eval_every:
+        raise ValueError(f"setting patience: the run stopped early at step {found.step}; give more, or 0, to go on")
+    if found.step >= settings.steps:
+        raise ValueError(f"setting steps: expected more than the {found.step} that are done, found {settings.steps}")
+    return found
 
 
 def predict(

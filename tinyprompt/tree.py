@@ -9,6 +9,10 @@ Flat = dict[str, np.ndarray]
 Tree = dict[str, Any]
 
 
+class CheckpointError(ValueError):
+    """A file that cannot be used; the message names the file, the key, and what was expected."""
+
+
 def nest(flat: Flat) -> Tree:
     """`{"a.b": x}` to `{"a": {"b": x}}`. Raises ValueError where a name is also a prefix of another."""
     tree: Tree = {}

@@ -1,0 +1,319 @@
+"""T5X checkpoints: a msgpack file `checkpoint` of small arrays, and a zarr directory for each large one.
+
+Only the weights (`target`) are read, not the state of the optimiser. A soft prompt among them is left out.
+T5X stores no configuration: sizes are read off the shapes; layer_norm_epsilon 1e-6, maximum distance 128 and the
+activations of the T5 family (relu, or gated gelu_new) are assumed, as in T5X's own configurations.
+
+Formats: msgpack's specification, flax.serialization (an array is an extension of type 1), zarr's specification 2.
+"""
+
+import itertools
+import json
+import math
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+from tinyprompt import t5
+from tinyprompt.tree import CheckpointError, Flat
+
+DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
+DTYPES |= {"<f8": np.float64, "<f4": np.float32, "<f2": np.float16}
+LAYERS = {
+    "encoder": ("attention", "mlp"),
+    "decoder": ("self_attention", "encoder_decoder_attention", "mlp"),
+}
+KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
+# msgpack's codes: constants; the struct format of a number; a kind, and its length or the format of its length.
+CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+NUMBERS = dict(zip(range(0xCA, 0xD4), "fdBHIQbhiq", strict=True))
+SIZED: dict[int, tuple[str, str | int]] = {
+    **{0xC4 + i: ("bytes", size) for i, size in enumerate("BHI")},
+    **{0xC7 + i: ("extension", size) for i, size in enumerate("BHI")},
+    **{0xD4 + i: ("extension", 2**i) for i in range(5)},
+    **{0xD9 + i: ("text", size) for i, size in enumerate("BHI")},
+    **{0xDC + i: ("list", size) for i, size in enumerate("HI")},
+    **{0xDE + i: ("map", size) for i, size in enumerate("HI")},
+}
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """An array that is read from its files when it is asked for, by `np.asarray`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.read() if dtype is None else self.read().astype(dtype)
+
+
+def read_t5x(folder: Path) -> tuple[dict[str, Any], Flat]:
+    """A T5X checkpoint as a config.json dict and weights with the names and the orientation of Hugging Face.
+
+    folder: that of one step, which holds the file `checkpoint`. Weights keep their dtype, and lie in memory.
+    Raises CheckpointError that names the file and T5X's name of the weight.
+    """
+    raw, weights = open_t5x(folder)
+    return raw, {name: np.asarray(value) for name, value in weights.items()}
+
+
+def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
+    """The same as `read_t5x`, but each weight is read when it is asked for."""
+    arrays = _arrays(folder)
+    stacked = [name for name in arrays if name.startswith(("encoder.encoder.", "decoder.decoder."))]
+    if stacked:
+        raise CheckpointError(
+            f"{folder}: {stacked[0]!r} holds all layers in one array (scan_layers); expected one array for each layer: "
+            "write the checkpoint without scanned layers first"
+        )
+    raw = _config(folder, arrays)
+    try:
+        config = t5.Config.from_dict(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: its shapes make no T5: {error}") from None
+    weights: dict[str, Lazy] = {}
+    for name, shape in t5.shapes(config).items():
+        source = t5x_name(name, config)
+        if source not in arrays:
+            raise CheckpointError(f"{folder}: {source!r} is missing; expected shape {list(shape[::-1])}")
+        weights[name] = _oriented(folder, source, arrays.pop(source), name, shape, config)
+    for source in arrays:
+        if not source.startswith("encoder.prompt."):
+            raise CheckpointError(f"{folder}: {source!r} is no weight of a T5 with {config.num_layers} encoder layers")
+    return raw, weights
+
+
+def t5x_name(name: str, config: t5.Config) -> str:
+    """What T5X calls the weight that Hugging Face calls `name`."""
+    top = {"shared.weight": "token_embedder.embedding", "lm_head.weight": "decoder.logits_dense.kernel"}
+    if name in top:
+        return top[name]
+    stack, *path, _ = name.split(".")
+    if path == ["final_layer_norm"]:
+        return f"{stack}.{stack}_norm.scale"
+    _, i, _, j, part, *leaf = path
+    kind = LAYERS[stack][int(j)]
+    if part == "layer_norm":
+        return f"{stack}.layers_{i}.pre_{kind.replace('encoder_decoder', 'cross')}_layer_norm.scale"
+    if leaf == ["relative_attention_bias"]:
+        return f"{stack}.{f'layers_{i}.' if config.bias_in_every_layer else ''}relpos_bias.rel_embedding"
+    return f"{stack}.layers_{i}.{kind}.{KERNELS.get(leaf[0], leaf[0])}.kernel"
+
+
+def _config(folder: Path, arrays: dict[str, Lazy]) -> dict[str, Any]:
+    """A config.json dict, from the shapes."""
+
+    def shape(*names: str, dims: tuple[int, ...] = (2,)) -> tuple[int, ...]:
+        found = next((arrays[name].shape for name in names if name in arrays), None)
+        if found is None or len(found) not in dims:
+            what = "is missing" if found is None else f"has shape {list(found)}"
+            raise CheckpointError(f"{folder}: {names[0]!r} {what}; expected an array of {dims[0]} dimensions")
+        return found
+
+    def depth(stack: str) -> int:
+        return len({name.split(".")[1] for name in arrays if name.startswith(f"{stack}.layers_")})
+
+    vocab_size, d_model = shape("token_embedder.embedding")
+    relpos = "encoder.relpos_bias.rel_embedding"
+    heads, buckets = shape(relpos, relpos.replace("relpos", "layers_0.relpos"))
+    query = "encoder.layers_0.attention.query.kernel"
+    _, *inner = shape(query, dims=(2, 3))
+    if math.prod(inner) % heads:
+        raise CheckpointError(f"{folder}: {query!r} has shape {[d_model, *inner]}; expected {heads} heads of one size")
+    gated = "encoder.layers_0.mlp.wi_0.kernel" in arrays
+    _, d_ff = shape("encoder.layers_0.mlp.wi_0.kernel" if gated else "encoder.layers_0.mlp.wi.kernel")
+    family = "t5" if relpos in arrays else "umt5"
+    return {
+        "model_type": family,
+        "architectures": [f"{family.upper()}ForConditionalGeneration"],
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_kv": math.prod(inner) // heads,
+        "d_ff": d_ff,
+        "num_heads": heads,
+        "num_layers": depth("encoder"),
+        "num_decoder_layers": depth("decoder"),
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu" if gated else "relu",
+        "tie_word_embeddings": "decoder.logits_dense.kernel" not in arrays,
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def _oriented(folder: Path, source: str, array: Lazy, name: str, shape: tuple[int, ...], config: t5.Config) -> Lazy:
+    """An array as Hugging Face has it: kernels transposed, and without the dimension of the heads."""
+    turned = name != "shared.weight"
+    stored = shape[::-1] if turned else shape
+    heads = config.num_heads, config.d_kv
+    allowed = [stored]
+    if ".o." in name:
+        allowed.append((*heads, config.d_model))
+    elif re.search(r"\.[qkv]\.", name):
+        allowed.append((config.d_model, *heads))
+    if array.shape not in allowed:
+        wanted = " or ".join(str(list(x)) for x in allowed)
+        raise CheckpointError(f"{folder}: {source!r} has shape {list(array.shape)}; expected {wanted}")
+
+    def read() -> np.ndarray:
+        value = array.read().reshape(stored)
+        return np.ascontiguousarray(value.T if turned else value)
+
+    return Lazy(shape, array.dtype, read)
+
+
+def _arrays(folder: Path) -> dict[str, Lazy]:
+    """The arrays of `target` by their dotted names."""
+    path = folder / "checkpoint"
+    try:
+        found = _Msgpack(path.read_bytes()).value()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (ValueError, IndexError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a msgpack file, or cut short; download it again ({error})") from None
+    for key in ("optimizer", "target"):
+        if not isinstance(found, dict) or key not in found:
+            raise CheckpointError(f"{path}: key {key!r} is missing; expected a T5X checkpoint: optimizer, target")
+        found = found[key]
+    out: dict[str, Lazy] = {}
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, dict) and "driver" not in node:
+            for key, child in node.items():
+                walk(child, f"{name}.{key}" if name else str(key))
+        elif isinstance(node, tuple):
+            out[name] = _ndarray(path, name, *node)
+        else:
+            out[name] = _zarr(folder / f"target.{name}")
+
+    walk(found, "")
+    return out
+
+
+def _ndarray(path: Path, name: str, code: int, data: bytes) -> Lazy:
+    """An array inside the msgpack file: an extension whose bytes are msgpack again (shape, dtype, values)."""
+    try:
+        if code != 1:
+            raise ValueError(f"extension {code}")
+        shape, kind, values = _Msgpack(data).value()
+        if kind not in DTYPES:
+            raise ValueError(f"dtype {kind}")
+        array = np.frombuffer(values, DTYPES[kind]).reshape(shape)
+        if not array.size:
+            raise ValueError(f"shape {shape}")
+    except (ValueError, IndexError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {name!r} is no array of floating point numbers ({error})") from None
+    return Lazy(array.shape, array.dtype, lambda: array)
+
+
+def _zarr(folder: Path) -> Lazy:
+    """An array in a zarr directory: `.zarray` describes it, `0.0`, `0.1` ... hold its chunks."""
+    path = folder / ".zarray"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        shape, chunks, compressor = tuple(about["shape"]), tuple(about["chunks"]), about["compressor"]
+        plain = about["zarr_format"], about["order"], about.get("filters"), about.get("dimension_separator", ".")
+        kind = about["dtype"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected the zarr directory of this weight") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not the JSON that describes a zarr array ({error!r})") from None
+    if compressor is not None and (not isinstance(compressor, dict) or compressor.get("id") not in ("gzip", "zlib")):
+        raise CheckpointError(f"{path}: compressor {compressor}; expected gzip, zlib or none, as T5X writes them")
+    if plain != (2, "C", None, "."):
+        raise CheckpointError(
+            f"{path}: zarr_format, order, filters, separator {plain}; expected 2, 'C', no filters, '.'"
+        )
+    if not isinstance(kind, str) or kind not in DTYPES:
+        raise CheckpointError(f"{path}: dtype {kind}; expected one of {', '.join(DTYPES)}")
+    if len(shape) != len(chunks) or not all(type(n) is int and n > 0 for n in (*shape, *chunks)):
+        raise CheckpointError(f"{path}: shape {shape}, chunks {chunks}; expected as many positive numbers in both")
+    dtype = np.dtype(DTYPES[kind])
+
+    def read() -> np.ndarray:
+        out = np.empty(shape, dtype)
+        for at in itertools.product(*(range(-(-n // step)) for n, step in zip(shape, chunks, strict=True))):
+            place = tuple(slice(i * step, (i + 1) * step) for i, step in zip(at, chunks, strict=True))
+            part = out[place]
+            chunk = _chunk(folder / (".".join(map(str, at)) or "0"), chunks, dtype, compressor)
+            part[...] = chunk[tuple(slice(n) for n in part.shape)]
+        out.flags.writeable = False
+        return out
+
+    return Lazy(shape, dtype, read)
+
+
+def _chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype, compressor: dict | None) -> np.ndarray:
+    """One chunk of a zarr array; one at the edge is as large as the others."""
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        data = path.read_bytes()
+        if compressor:
+            either = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # the header of gzip or zlib
+            data = either.decompress(data, size + 1)
+            if not either.eof and len(data) == size:
+                raise CheckpointError(f"{path}: cut short, its checksum is missing; download it again")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; the weight lacks a part, download it again") from None
+    except (zlib.error, OverflowError) as error:
+        raise CheckpointError(f"{path}: damaged or cut short; download it again ({error})") from None
+    if len(data) != size:
+        raise CheckpointError(f"{path}: holds {len(data)} bytes, expected {size}; download it again")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+class _Msgpack:
+    """A reader of msgpack; an extension comes out as (its type, its bytes)."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at = memoryview(data), 0
+
+    def take(self, count: int) -> memoryview:
+        self.at += count
+        if self.at > len(self.data):
+            raise ValueError(f"byte {self.at} of {len(self.data)}")
+        return self.data[self.at - count : self.at]
+
+    def number(self, kind: str) -> Any:
+        return struct.unpack(">" + kind, self.take(struct.calcsize(kind)))[0]
+
+    def value(self) -> Any:
+        code = self.number("B")
+        if code < 0x80:
+            return code
+        if code >= 0xE0:
+            return code - 0x100
+        if code < 0xC0:  # a short map, list or text: its length is in the code
+            kind = "map" if code < 0x90 else "list" if code < 0xA0 else "text"
+            return self.sized(kind, code & (0x1F if kind == "text" else 0x0F))
+        if code in CONSTANTS:
+            return CONSTANTS[code]
+        if code in NUMBERS:
+            return self.number(NUMBERS[code])
+        if code in SIZED:
+            kind, size = SIZED[code]
+            return self.sized(kind, size if isinstance(size, int) else self.number(size))
+        raise ValueError(f"code {code:#x} at byte {self.at}")
+
+    def sized(self, kind: str, size: int) -> Any:
+        if kind == "map":
+            return {self.value(): self.value() for _ in range(size)}
+        if kind == "list":
+            return [self.value() for _ in range(size)]
+        if kind == "extension":
+            return self.number("b"), bytes(self.take(size))
+        data = bytes(self.take(size))
+        return data.decode() if kind == "text" else data
