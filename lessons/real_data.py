@@ -2,10 +2,9 @@
 
     python lessons/real_data.py TREC.train TREC.test SST2.train.tsv SST2.test.tsv [--seeds 3] [tune options ...]
 
-TREC files: a line is "COARSE:fine question" (latin-1). SST-2 files: GLUE's, with the columns sentence and label.
-Everything runs through the commands a user types (`tinyprompt tune`, `tinyprompt eval`). The baseline needs
-scikit-learn, which tinyprompt does not; it sees the same training rows. The last 500 training rows of a
-seeded shuffle are the dev rows; of SST-2's other rows 6,000 are used for training.
+The built-in tasks `trec` and `sst2` read the files; the rest runs through the commands a user types (`tinyprompt tune`,
+`tinyprompt eval`). The baseline needs scikit-learn, which tinyprompt does not; it sees the same training rows. The last
+500 training rows of a seeded shuffle are the dev rows; of SST-2's other rows 6,000 are used for training.
 """
 
 import argparse
@@ -19,21 +18,15 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from tinyprompt import Row, read_rows
+from tinyprompt import tasks
 from tinyprompt.metrics import majority
 
-TREC = {"ABBR": "short", "DESC": "meaning", "ENTY": "thing", "HUM": "person", "LOC": "place", "NUM": "number"}
+SENTIMENT = {"negative": "bad", "positive": "good"}
 
 
-def trec(path):
-    """Rows of a TREC file; the six coarse classes as words."""
-    lines = Path(path).read_text(encoding="latin-1").splitlines()
-    return [Row(line.split(" ", 1)[1], TREC[line.split(":")[0]]) for line in lines if line.strip()]
-
-
-def sst2(path):
-    """Rows of a GLUE SST-2 file."""
-    return read_rows(path, "sentence", "label", {"0": "bad", "1": "good"})
+def read(task, path, words=None):
+    """Rows of a file of a task, without the name of the column in front of each input."""
+    return [row._replace(input=row.input.partition(": ")[2]) for row in tasks.read(task, path, words=words)]
 
 
 def command(*words):
@@ -65,11 +58,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     args, options = parser.parse_known_args()
     trec_train, trec_test, sst2_train, sst2_test = args.files
-    tasks = {
-        "TREC-6": (trec(trec_train), trec(trec_test), None),
-        "SST-2": (sst2(sst2_train), sst2(sst2_test), 6000),
+    sets = {
+        "TREC-6": (read("trec", trec_train), read("trec", trec_test), None),
+        "SST-2": (read("sst2", sst2_train, SENTIMENT), read("sst2", sst2_test, SENTIMENT), 6000),
     }
-    for name, (rows, test, limit) in tasks.items():
+    for name, (rows, test, limit) in sets.items():
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
         train, dev = rows[:-500][:limit], rows[-500:]
         scores = []

@@ -1,6 +1,6 @@
 """Faults planted on purpose: each must be caught by the test that is named beside it.
 
-    python tests/mutants.py            # all of them, two at a time: "30 of 30 caught"
+    python tests/mutants.py            # all of them, two at a time: "38 of 38 caught"
     python tests/mutants.py softmax    # those whose description has the word
 
 A fault is a piece of text that occurs once in a module, and what is put in its place, in a copy of the package.
@@ -20,6 +20,8 @@ PARITY = "test_parity.py::test_logits_loss_and_prompt_gradient_are_those_of_tran
 WEIGHTS = "test_parity.py::test_the_gradient_of_every_weight_is_that_of_torch"
 FLOAT32 = "test_t5.py::test_float32_stays_float32"
 OPS = "test_ops.py::test_value_and_vjp_equal_torch"
+METHODS = "test_methods.py::test_its_gradient_is_that_of_torch"
+CACHE = "test_generate.py::test_with_a_cache_logits_are_those_without"
 LOWERED = "test_parity.py::test_the_lowered_graphs_compute_the_same"
 
 
@@ -44,8 +46,8 @@ MUTANTS = [
     Mutant(
         "the decoder sees the tokens after",
         "t5",
-        "onp.triu(onp.full((length, length), MASKED, x.dtype), 1)",
-        "onp.triu(onp.full((length, length), MASKED, x.dtype), 2)",
+        "onp.triu(onp.full((length, length), MASKED, dtype), 1)",
+        "onp.triu(onp.full((length, length), MASKED, dtype), 2)",
         PARITY,
     ),
     Mutant(
@@ -72,8 +74,8 @@ MUTANTS = [
     Mutant(
         "the decoder's bias looks both ways",
         "t5",
-        "causal, length, False, config)",
-        "causal, length, True, config)",
+        "bidirectional,\n                config.relative_attention_num_buckets",
+        "True,\n                config.relative_attention_num_buckets",
         PARITY,
     ),
     Mutant(
@@ -86,8 +88,8 @@ MUTANTS = [
     Mutant(
         "scores divided by sqrt(d_kv), as everywhere but in T5",
         "t5",
-        'queries_BHTK = heads(x, q["weight"])',
-        'queries_BHTK = heads(x, q["weight"]) / K**0.5',
+        "queries_BHTK = heads(x, q, config)",
+        "queries_BHTK = heads(x, q, config) / K**0.5",
         PARITY,
     ),
     Mutant(
@@ -233,6 +235,62 @@ MUTANTS = [
         'ops.softmax: same_shape("Softmax", axis=-1)',
         'ops.softmax: same_shape("Softmax", axis=-2)',
         LOWERED,
+    ),
+    Mutant(
+        "the low-rank product is taken away",
+        "methods",
+        'ops.widen(frozen[weight]) + delta[name[:-1] + "b"] @ value',
+        'ops.widen(frozen[weight]) - delta[name[:-1] + "b"] @ value',
+        f"{METHODS}[lora]",
+    ),
+    Mutant(
+        "an adapter without its residual",
+        "t5",
+        'return y + ops.linear(hidden, up["weight"])',
+        'return ops.linear(hidden, up["weight"])',
+        f"{METHODS}[adapter]",
+    ),
+    Mutant(
+        "p-tuning's network with tanh",
+        "methods",
+        '"prompt_network.": (prompt, ops.relu)',
+        '"prompt_network.": (prompt, np.tanh)',
+        f"{METHODS}[p-tuning]",
+    ),
+    Mutant(
+        "a prefix at the places of the first tokens",
+        "t5",
+        "onp.arange(first, length)[None, :] - onp.arange(length)[:, None]",
+        "onp.arange(length - first)[None, :] - onp.arange(length)[:, None]",
+        f"{METHODS}[prefix]",
+    ),
+    Mutant(
+        "the newest token does not see itself",
+        "t5",
+        'mixed_BHTK + (shares_BHTL * here).sum(-1, keepdims=True) * own["value"]',
+        'mixed_BHTK + 0 * (shares_BHTL * here).sum(-1, keepdims=True) * own["value"]',
+        CACHE,
+    ),
+    Mutant(
+        "beams keep the past of others",
+        "train",
+        "cache[name] if rows is None else cache[name][rows]",
+        "cache[name]",
+        CACHE,
+    ),
+    Mutant(
+        "the end of a text is not counted in its length",
+        "generate",
+        "candidate_scores / length**length_penalty",
+        "candidate_scores / max(1, length - 1) ** length_penalty",
+        "test_generate.py::test_numpy_writes_what_transformers_does",
+    ),
+    Mutant(
+        "the mean over tasks is one over metrics",
+        "tasks",
+        "np.mean([mean_score(part, said, of, None) for part, said, of in _parts(name, predicted, rows)])",
+        "np.mean([*score(name, predicted, rows, labels).values()])",
+        "test_tasks.py::test_a_mixture_is_scored_task_by_task",
     ),
 ]
 

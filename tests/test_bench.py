@@ -11,8 +11,8 @@ from tinyprompt import backend, bench, checkpoint, cli, t5
 from tinyprompt.lower import lower
 from tinyprompt.tree import flatten
 
-SMALL = dict(batch=2, input_tokens=8, target_tokens=3, length=5)
-WHAT = {"loss", "first step", "step", "forward", "forward rate", "peak memory of step", "gradient error"}
+SMALL = dict(batch=2, input_tokens=8, target_tokens=3, length=5, new_tokens=3)
+WHAT = {"loss", "first step", "step", "forward", "forward rate", "generate", "peak memory of step", "gradient error"}
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,13 @@ def test_beside_peft():
     error = {row["engine"]: row["median"] for row in out["rows"] if row["what"] == "gradient error"}
     assert max(error["ort"], error["peft-fp32"], error["numpy"]) < 1e-4  # the same gradient, whoever computes it
     assert error["peft-bf16"] < 0.2
-    needed = ("step_speedup_vs_peft_fp32", "step_speedup_vs_peft_bf16", "memory_vs_peft", "cold_start_vs_peft")
+    needed = (
+        "step_speedup_vs_peft_fp32",
+        "step_speedup_vs_peft_bf16",
+        "memory_vs_peft",
+        "cold_start_vs_peft",
+        "generate_speedup_vs_peft_fp32",
+    )
     assert all(out["ratios"][name] > 0 for name in needed)
 
 

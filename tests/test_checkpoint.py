@@ -12,8 +12,9 @@ from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, torch, transformers
 from safetensors.numpy import save_file
 
-from tinyprompt import checkpoint, generate, methods, t5, tree
+from tinyprompt import checkpoint, generate, initial, t5, tree
 from tinyprompt.checkpoint import CheckpointError
+from tinyprompt.methods import Sizes
 
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q.weight"
 INDEX = "model.safetensors.index.json"
@@ -49,7 +50,7 @@ def test_a_model_that_transformers_read_and_wrote_again(family, tmp_path):
     reference.save_pretrained(tmp_path / "b")
     one, two = (checkpoint.read_config(tmp_path / part / "config.json") for part in "ab")
     assert one == two
-    flat = [checkpoint.read_weights(tmp_path / part, one) for part in "ab"]
+    flat = [checkpoint.map_weights(tmp_path / part, one) for part in "ab"]
     assert all((flat[0][name] == flat[1][name]).all() for name in flat[0])
 
 
@@ -66,8 +67,15 @@ def test_many_16_bit_weights_stay_in_the_file(dtype, tmp_path, monkeypatch):
         assert value.dtype.itemsize == 2
         assert (value.astype(np.float32) == tree.flatten(wide.params)[name]).all()
     assert model.fingerprint() == wide.fingerprint()
-    one, two = (methods.prompt_tuning(m, 3, labels=["good", "bad one"]) for m in (model, wide))
+    one, two = (initial.first(m, "prompt", Sizes(3), labels=["good", "bad one"]) for m in (model, wide))
     assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_64_bit_weights_are_computed_with_in_float32(folder, tmp_path):
+    write(tmp_path, SMALL, {name: value.astype(np.float64) for name, value in weights().items()})
+    found, wanted = (tree.flatten(checkpoint.load(path).params) for path in (tmp_path, folder))
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+    assert all((found[name] == wanted[name]).all() for name in wanted)
 
 
 def test_float32_weights_are_views_of_the_file(folder):

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 import tinyprompt
 from tinyprompt import backend, checkpoint, prompts, t5
-from tinyprompt.cli import Bar, main
+from tinyprompt.cli import main
+from tinyprompt.commands import Bar
 
 QUICK = ["--steps", "4", "--batch", "4", "--length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
@@ -110,6 +111,93 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
     assert len(out.splitlines()) == 2
     assert set(out.split()) <= {"bad", "good"}
     assert err.startswith("device: numpy")
+
+
+def test_free_text_is_written_as_predict_is_told(call, fails, models, prompt, tmp_path):
+    rows, path, model = write_rows(tmp_path / "rows.tsv", FREE), tmp_path / "p.safetensors", ("--model", models[0])
+    call("tune", rows, "--dev", rows, "--out", path, *model, "--max-target", "6", "--task", "generate", *QUICK)
+    said, _ = call("predict", path, "a film", "two films", *model)
+    assert call("predict", path, "a film", "two films", *model, "--stream")[0] == said
+    longer, _ = call("predict", path, "a film", "two films", *model, "--max-target", "20")
+    assert all(new.startswith(old) for old, new in zip(said.split("\n"), longer.split("\n"), strict=True))
+    assert longer != said
+    assert call("predict", path, "a film", *model, "--beams", "3", "--length-penalty", "0.5")[0]
+    call("eval", path, rows, *model, "--beams", "2", "--max-target", "3")
+    for wrong in (("--json",), ("--beams", "2")):
+        assert "--stream: goes with free text" in fails("predict", path, "a film", *model, "--stream", *wrong)
+    assert "--stream: goes with free text" in fails("predict", prompt, "a film", *model, "--stream")
+    assert "setting beams: expected at least 1, found 0" in fails("predict", path, "a film", *model, "--beams", "0")
+
+
+BAD_TEMPLATES = (
+    "{input} {answer}",
+    "{target} {input}",
+    "{target} {input} {target}",
+    "{input}",
+    "{input} {input} {target}",
+)
+
+
+def test_examples_in_the_input_in_place_of_a_prompt(call, fails, models, tmp_path):
+    train, test = (write_rows(tmp_path / f"{name}.tsv", rows) for name, rows in [("a", NAMED), ("b", NAMED[:3])])
+    options = ("--model", models[0], "--device", "numpy")
+    out, _ = call("few-shot", train, test, *options, "--k", "2", "--seed", "1", "--json")
+    assert out.keys() == {"metric", "score", "scores", "rows", "k", "seed", "first"}
+    assert out["metric"] == "accuracy"
+    first, second, last = out["first"].split("\n")
+    assert last == "film 0 answer:"
+    solved = [f"{text} answer: {target}" for text, target in NAMED]
+    assert first != second
+    assert {first, second} <= set(solved)
+    again, _ = call("few-shot", train, test, *options, "--k", "2", "--seed", "1", "--json")
+    assert again == out
+    other, _ = call("few-shot", train, test, *options, "--k", "2", "--seed", "2", "--json")
+    assert other["first"] != out["first"]
+    out, _ = call("few-shot", train, test, *options, "--k", "0", "--template", "Q {input} A {target}!")
+    assert out.splitlines()[-1] == "Q film 0 A"
+    odd = write_rows(tmp_path / "odd.tsv", [("is {target} or {input} here", "good"), ("no", "bad")] * 5)
+    out, _ = call("few-shot", odd, odd, *options, "--k", "10", "--max-input", "999", "--json")
+    assert "is {target} or {input} here answer: good\n" in out["first"]
+    out, _ = call("few-shot", train, test, *options, "--task", "generate", "--max-target", "2", "--json")
+    assert out["metric"] == "exact match"
+    other = write_rows(tmp_path / "c.tsv", FREE)
+    assert "target 'answer 0' is no label word (bad, good)" in fails("few-shot", train, other, *options)
+    for more, message in [
+        (("--k", "2", "--max-input", "40"), "examples, but only 40 are read; take fewer or shorter examples, or read"),
+        (("--k", "21"), "20 rows, expected at least the 21 of --k"),
+        (("--k", "-1"), "--k: expected 0 or more, found -1"),
+        (("--seed", "-1"), "setting seed: expected 0 or more, found -1"),
+        (("--task", "nonsense"), "setting task: 'nonsense': expected one of auto, classify, generate, boolq"),
+        (("--task", "boolq,cb"), "--task boolq,cb: expected one task"),
+        *((("--template", t), "expected {input} once, and {target} once after it") for t in BAD_TEMPLATES),
+    ]:
+        assert message in fails("few-shot", train, test, *options, *more)
+
+
+def test_texts_may_stand_behind_the_options(call, models, prompt, capsys):
+    texts = ("film 1", "film 2")
+    before, _ = call("predict", prompt, *texts, "--model", models[0], "--json")
+    assert call("predict", prompt, "--model", models[0], "--json", *texts)[0] == before
+    for words in [("predict", prompt, "--wrong", "film 1"), ("eval", prompt, "a.tsv", "--model", models[0], "b.tsv")]:
+        with pytest.raises(SystemExit):
+            main(list(words))
+        assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fails, models, tmp_path):
+    rows, out, model = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "lora.safetensors", ("--model", models[0])
+    lora = ("--method", "lora", "--rank", "2")
+    call("tune", rows, "--dev", rows, "--out", out, *model, *lora, *QUICK)
+    assert call("eval", out, rows, *model, "--json")[0]["metric"] == "accuracy"
+    found = "expected a soft prompt, 'encoder.prompt.embedding' and nothing else; found 'decoder."
+    for name in ("x.npy", "x"):
+        message = "what method 'lora' stores goes to a name that ends in .safetensors"
+        assert message in fails("tune", rows, "--out", tmp_path / name, *model, *lora)
+        assert found in fails("convert", out, tmp_path / name)
+    assert found in fails("inspect", out)
+    assert found in fails("export", *model, "--prompt", out, "--out", tmp_path / "exported")
+    first = ("--method", "ia3", "--init", "file", "--init-file", str(out))
+    assert "method 'ia3' has no prompt that could begin so" in fails("tune", rows, *model, *first, told=True)
 
 
 def test_words_and_columns(call, models, tmp_path):
@@ -226,7 +314,9 @@ def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
     assert f"warning: {google} does not say which weights" in err
     out, err = call("convert", google, ours, "--labels", "bad", "good", *model, "--json")
     assert (out["model"], out["labels"]) == ("one", ["bad", "good"])
-    assert "only its shape was checked" in err
+    unknown = "warning: {} does not say which weights it was tuned on; only its shape was checked\n"
+    assert err == unknown.format(google)
+    assert call("inspect", google, *model)[1] == unknown.format(google)
     assert prompts.load_prompt(ours).fingerprint == prompts.load_prompt(prompt).fingerprint
     scored, err = call("eval", ours, rows, *model, "--json")
     assert (scored["metric"], scored["score"]) == ("accuracy", wanted)
@@ -357,7 +447,7 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
     command = ("tune", rows, "--dev", rows, "--out", tmp_path / "q.safetensors")
     cases = {
         "setting steps: expected more than the 4 that are done, found 4": (),
-        "setting rate: expected 0.3, as the run to resume had, found 0.1": ("--rate", "0.1"),
+        "setting rate: expected None, as the run to resume had, found 0.1": ("--rate", "0.1"),
         "the train or dev rows are others": ("--steps", "8"),
     }
     for message, more in cases.items():
@@ -375,7 +465,7 @@ def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch)
     assert "row 2: no column 'input'" in fails("predict", prompt, "--data", rows, *model)
     assert "no.csv: no such file" in fails("eval", prompt, "no.csv", *model)
     other = write_rows(tmp_path / "other.tsv", FREE)
-    assert "target 'answer 0' is no label word of the prompt (bad, good)" in fails("eval", prompt, other, *model)
+    assert "target 'answer 0' is no label word (bad, good)" in fails("eval", prompt, other, *model)
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert "nothing to predict" in fails("predict", prompt, *model)
 

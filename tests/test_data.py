@@ -56,10 +56,10 @@ def test_column_names_and_label_words(write, name):
     separator = "\t" if name == "a.tsv" else ","
     lines = [separator.join(records[0]), *(separator.join(r.values()) for r in records)]
     path = write(name, "\n".join(map(json.dumps, records) if name == "a.jsonl" else lines))
-    assert data.read_rows(path, "text", "label", {"0": "bad", "1": "good"}) == [("dull", "bad"), ("fun", "good")]
-    assert data.read_rows(path, "text", "label") == [("dull", "0"), ("fun", "1")]
-    assert data.read_rows(path, "text", None) == [("dull", ""), ("fun", "")]
-    assert data.read_rows(path, "text", None, {"0": "bad"}) == [("dull", ""), ("fun", "")]
+    assert data.read_rows(path, "text", "label", {"0": "bad", "1": "good"}) == [Row("dull", "bad"), Row("fun", "good")]
+    assert data.read_rows(path, "text", "label") == [Row("dull", "0"), Row("fun", "1")]
+    assert data.read_rows(path, "text", None) == [Row("dull", ""), Row("fun", "")]
+    assert data.read_rows(path, "text", None, {"0": "bad"}) == [Row("dull", ""), Row("fun", "")]
 
 
 GOOD = "input\ttarget\nfilm\tgood\n"
@@ -86,7 +86,7 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.csv", "", "empty"),
         ("a.jsonl", "", "no rows"),
         ("a.tsv", "input\ttarget\n", "no rows"),
-        ("a.txt", GOOD, "expected a file that ends in .tsv, .csv or .jsonl"),
+        ("a.doc", GOOD, "expected a file that ends in .tsv, .csv or .jsonl"),
         ("a.csv", "input,target\nfilm,good\n" + "x" * 200_000 + ",good\n", "row 3: field larger than"),
     ],
 )

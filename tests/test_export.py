@@ -262,7 +262,7 @@ def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
             "--prompt",
             save_prompt(tmp_path / "flat.safetensors", model, 20),
         ],
-        "key 'a' has shape": [
+        "found 'a'": [
             "--prompt",
             save_prompt(tmp_path / "key.safetensors", model, (5, 20), "a"),
         ],

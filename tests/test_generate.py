@@ -1,14 +1,18 @@
-"""Decoding over tables instead of a network, and the scores of answers."""
+"""Decoding over tables instead of a network, and over networks as transformers does it; the scores of answers."""
+
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from profiles import examples
+from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
 
-from tinyprompt import generate, metrics
+from tinyprompt import backend, generate, metrics, t5, train, tree
 
 EOS = 1
+needs_onnx = pytest.mark.skipif(backend.default() == "numpy", reason="needs onnx")
 
 
 def chain(*rows):
@@ -30,45 +34,63 @@ def table_logits(table):
     return lambda ids: np.stack([one[row] for one, row in zip(table, ids, strict=True)])
 
 
+def stepper(logits_of, calls=None):
+    """The `step` of a function of whole sequences."""
+    ids = None
+
+    def step(tokens, rows):
+        nonlocal ids
+        before = np.zeros((len(tokens), 0), int) if ids is None else ids if rows is None else ids[rows]
+        ids = np.concatenate([before, tokens[:, None]], axis=1)
+        if calls is not None:
+            calls.append(tokens)
+        return logits_of(ids)[:, -1]
+
+    return step
+
+
 def test_shift_right_puts_pad_in_front():
     assert generate.shift_right(np.array([[5, 6, 1], [7, 1, 0]])).tolist() == [[0, 5, 6], [0, 7, 1]]
 
 
 def test_greedy_stops_each_row_at_its_eos():
     rows = [[5, 6, 7], [], [8], [9, 9, 9, 9, 9, 9]]
-    assert generate.greedy(chain(*rows), 4, 6) == rows
+    assert generate.greedy(stepper(chain(*rows)), 4, 6) == rows
 
 
 def test_greedy_keeps_a_finished_row_finished():
     # Row 0 would write 4 again after its eos; row 1 goes on meanwhile.
-    assert generate.greedy(chain([4, EOS, 4, 4], [5, 6, 7, 8]), 2, 9) == [[4], [5, 6, 7, 8]]
+    assert generate.greedy(stepper(chain([4, EOS, 4, 4], [5, 6, 7, 8])), 2, 9) == [[4], [5, 6, 7, 8]]
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_greedy_writes_at_most_max_tokens(most):
     calls = []
-    endless = chain([5] * 9)
-
-    def logits_of(ids):
-        calls.append(ids.shape)
-        return endless(ids)
-
-    assert generate.greedy(logits_of, 1, most) == [[5] * most]
-    assert calls == [(1, t // 8 * 8 + 8) for t in range(most)]
+    assert generate.greedy(stepper(chain([5] * 9), calls), 1, most) == [[5] * most]
+    assert len(calls) == most
 
 
 def test_greedy_computes_nothing_after_the_last_eos():
     calls = []
-    logits = chain([5], [6, 7])
-    generate.greedy(lambda ids: calls.append(1) or logits(ids), 2, 50)
+    generate.greedy(stepper(chain([5], [6, 7]), calls), 2, 50)
     assert len(calls) == 3
+
+
+def test_a_pad_that_is_written_is_kept():
+    assert generate.greedy(stepper(chain([5, 0, 6])), 1, 9) == [[5, 0, 6]]
+
+
+def test_the_stream_is_what_greedy_returns():
+    rows = [[5, 6, 7], [8]]
+    tokens = np.stack(list(generate.stream(stepper(chain(*rows)), 2, 9)), axis=1)
+    assert tokens.tolist() == [[5, 6, 7, EOS], [8, EOS, 0, 0]]
 
 
 def test_greedy_follows_what_it_wrote():
     table = np.zeros((1, 6, 6))
     for before, after in [(0, 3), (3, 5), (5, 4), (4, EOS)]:
         table[0, before, after] = 1
-    assert generate.greedy(table_logits(table), 1, 10) == [[3, 5, 4]]
+    assert generate.greedy(stepper(table_logits(table)), 1, 10) == [[3, 5, 4]]
 
 
 @examples(100)
@@ -84,6 +106,183 @@ def test_rank_is_the_sum_of_the_log_probabilities(rows, seed, labels):
     scores = generate.rank(table_logits(table), rows, labels)
     assert scores.shape == (rows, len(labels))
     assert np.allclose(scores, wanted)
+    means = generate.rank(table_logits(table), rows, labels, length_penalty=1.0)
+    assert np.allclose(means, np.array(wanted) / [len(label) for label in labels])
+
+
+class Problem(NamedTuple):
+    """All that a comparison with transformers depends on."""
+
+    family: str
+    seed: int
+    eos: float  # what the head's row of eos is multiplied with: the larger, the more often it is written, or never
+    rows: int
+    words: int
+    left: bool
+    most: int
+    width: int
+    beams: int
+    length_penalty: float
+    early_stopping: bool
+
+    def draw(self):
+        """config.json, and in float64: configuration, flat weights, input ids, mask."""
+        raw = raw_config(self.family)
+        config = t5.Config.from_dict(raw)
+        flat = random_weights(config, self.seed)
+        flat["shared.weight" if config.tied_head else "lm_head.weight"][EOS] *= self.eos
+        return raw, config, flat, *batch(self.seed, config.vocab_size, self.rows, self.words, 1, self.left)[:2]
+
+    def write(self, device):
+        """What we write."""
+        _, config, flat, *inputs = self.draw()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "WIDTH", self.width)
+            step = train.next_token(tree.nest(flat), config, *inputs, self.beams, device)
+            if self.beams == 1:
+                return generate.greedy(step, self.rows, self.most)
+            options = self.beams, self.length_penalty, self.early_stopping
+            return generate.beam_search(step, self.rows, self.most, *options)
+
+    def expected(self):
+        """What transformers writes."""
+        raw, _, flat, *inputs = self.draw()
+        ids, mask = (torch.from_numpy(x.copy()) for x in inputs)
+        options = dict(length_penalty=self.length_penalty, early_stopping=self.early_stopping) if self.beams > 1 else {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transformers.generation.utils, "torch", Double())
+            written = hugging_face(raw, flat).generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=self.most,
+                num_beams=self.beams,
+                use_cache=False,  # theirs wants as many layers in the decoder as in the encoder
+                do_sample=False,
+                decoder_start_token_id=0,
+                pad_token_id=0,
+                eos_token_id=EOS,
+                **options,
+            )
+        return generate.to_eos(written[:, 1:].numpy())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For products as small as these, more threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Double:
+    """torch, where float32 is float64: transformers rounds logits, and two that are near could then change places."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+problems = st.builds(
+    Problem,
+    family=st.sampled_from(sorted(FAMILIES)),
+    seed=st.integers(0, 999),
+    eos=st.sampled_from([1, 2, 3]),
+    rows=st.integers(1, 4),
+    words=st.integers(1, 9),
+    left=st.booleans(),
+    most=st.integers(1, 12),
+    width=st.sampled_from([1, 4, 32]),
+    beams=st.integers(1, 4),
+    length_penalty=st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]),
+    early_stopping=st.booleans(),
+)
+LARGE = Problem("umt5", 1, 2, 4, 9, False, 12, 4, 4, 0.5, True)
+
+
+@examples(40)
+@given(problem=problems)
+@example(problem=LARGE)
+def test_numpy_writes_what_transformers_does(problem):
+    assert problem.write("numpy") == problem.expected()
+
+
+@needs_onnx
+@pytest.mark.parametrize("family", FAMILIES)
+@examples(2)
+@given(problem=problems)
+def test_onnx_runtime_writes_what_transformers_does(family, problem):
+    problem = problem._replace(family=family, width=4)
+    assert problem.write("cpu") == problem.expected()
+
+
+def test_every_setting_of_a_search_matters():
+    base = Problem("t5-1.1", 0, 3, 4, 9, False, 12, 32, 4, 2.0, False)
+    changes = [{}, dict(beams=1), dict(beams=2), dict(length_penalty=0.0), dict(early_stopping=True), dict(most=6)]
+    written = [[base._replace(seed=seed, **change).write("numpy") for seed in range(2)] for change in changes]
+    assert all(one != other for i, one in enumerate(written) for other in written[:i])
+
+
+@pytest.mark.parametrize("device", ["numpy", pytest.param("cpu", marks=needs_onnx)])
+@pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
+def test_with_a_cache_logits_are_those_without(monkeypatch, family, device):
+    """With a soft prompt, a prefix of another length in every attention, far positions, rows that change places."""
+    config, params, _ = pair(family, relative_attention_num_buckets=8, relative_attention_max_distance=20)
+    rng, beams = np.random.default_rng(0), 2
+    delta = {"encoder.prompt.embedding": rng.normal(size=(3, 20))}
+    for more, at in enumerate(["0.layer.0.Self", "1.layer.0.Self", "0.layer.1.EncDec", "2.layer.1.EncDec"]):
+        names = [f"decoder.block.{at}Attention.prefix.{name}" for name in ("key", "value")]
+        delta |= {name: rng.normal(size=(more + 1, 18)) for name in names}
+    params = tree.merge(params, delta)
+    input_ids, attention_mask, *_ = batch(0, 61, rows=2, length=30, out=1)
+    context, mask = (np.repeat(x, beams, 0) for x in t5.encode(params, config, input_ids, attention_mask))
+    monkeypatch.setattr(train, "WIDTH", 8)
+    step = train.next_token(params, config, input_ids, attention_mask, beams, device)
+    ids, rows = np.zeros((4, 0), int), None
+    for at in range(30):
+        ids = np.concatenate([ids if rows is None else ids[rows], rng.integers(0, 61, (4, 1))], axis=1)
+        found = step(ids[:, at], rows)
+        assert np.abs(found - t5.decode(params, config, ids, context, mask)[:, -1]).max() < 1e-10
+        rows = None if at % 3 else np.array([0, 0, 2, 2]) + rng.integers(0, 2, 4)
+
+
+def test_a_cache_opens_a_graph_only_when_it_grows(monkeypatch):
+    config, params, _ = pair("t5-1.1")
+    widths = []
+    original = t5.decode_next
+    monkeypatch.setattr(t5, "decode_next", lambda *args: widths.append(args[5]) or original(*args))
+    step = train.next_token(params, config, *batch(0, 61, rows=1, length=3, out=1)[:2])
+    generate.greedy(lambda tokens, rows: step(tokens, rows) * (np.arange(61) != EOS), 1, 70)
+    assert widths == [32] * 32 + [64] * 32 + [128] * 6
+
+
+@examples(50)
+@given(
+    seed=st.integers(0, 999), rows=st.integers(1, 3), beams=st.integers(1, 3), penalty=st.sampled_from([0.0, 1.0, 2.0])
+)
+def test_many_beams_find_the_best_of_all(seed, rows, beams, penalty):
+    """Over a table: more beams than there are texts find the best one; a few find none better."""
+    table = np.random.default_rng(seed).normal(0, 2, (rows, 4, 4))
+    log_p = table - np.log(np.exp(table).sum(-1, keepdims=True))
+    most = 3
+
+    def texts(*ids):
+        whole = ids and (ids[-1] == EOS or len(ids) == most)
+        return [list(ids)] if whole else [text for token in range(4) for text in texts(*ids, token)]
+
+    def search(beams):
+        wide = np.repeat(table, beams, 0)
+        return generate.beam_search(stepper(table_logits(wide)), rows, most, beams, penalty)
+
+    for row, (found, best) in enumerate(zip(search(beams), search(64), strict=True)):
+        score = {
+            tuple(ids): sum(log_p[row, a, b] for a, b in zip([0, *ids], ids, strict=False)) / len(ids) ** penalty
+            for ids in texts()
+        }
+        of = lambda ids, score=score: score[tuple(ids) if len(ids) == most else (*ids, EOS)]
+        assert np.isclose(of(best), max(score.values()))
+        assert of(found) <= of(best) + 1e-12
 
 
 def test_accuracy_forgives_case_and_white_space_only():

@@ -17,7 +17,8 @@ from files import SMALL, weights, write
 import tinyprompt
 from tinyprompt import checkpoint, export, hub, prompts
 from tinyprompt.checkpoint import CheckpointError
-from tinyprompt.prompts import PROMPT, Prompt
+from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import Prompt
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[hub]'")
 

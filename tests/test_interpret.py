@@ -19,7 +19,8 @@ from tinyprompt.checkpoint import CheckpointError
 from tinyprompt.cli import main
 from tinyprompt.export import export
 from tinyprompt.lower import lower
-from tinyprompt.prompts import PROMPT, Prompt
+from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import Prompt
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts" / "thunlp_t5_base_100tok.npz"
 BUILT_IN = checkpoint.default_model()
@@ -86,6 +87,11 @@ def test_zero_and_enormous_vectors_are_no_nan():
     assert interpret.near_equal([[1, 0], [2, 0], [0, 1]]) == 2
     with pytest.raises(ValueError, match="vectors of 3 numbers, but d_model 2"):
         interpret.nearest_pieces(np.ones((1, 3)), table, 1)
+
+
+def test_norms_of_any_size_keep_to_their_columns(call, tmp_path):
+    path = save(tmp_path / "p.safetensors", np.array([[1.234e-30, 0], [0, 12345.6], [3e38, -3e38]], np.float32))
+    assert " 1.2e-30 1.4e+38 4.2e+38       0" in call(path)
 
 
 def test_similarity_of_different_widths_and_of_nothing():
@@ -156,7 +162,7 @@ def test_a_table_of_many_prompts_is_no_wider_than_the_page(call, tmp_path):
 def test_a_prompt_of_another_model(call, fails, tmp_path):
     path = save(tmp_path / "p.safetensors", np.ones((2, 192), np.float32))
     assert "nearest" not in call(path, "--json")["prompts"][str(path)]
-    assert f"{path}: this prompt was tuned on 'elsewhere'" in fails(path, "--model", BUILT_IN)
+    assert f"{path}: was tuned on 'elsewhere'" in fails(path, "--model", BUILT_IN)
     np.save(tmp_path / "wide.npy", np.ones((2, 193), np.float32))
     assert "wide.npy: " in fails(tmp_path / "wide.npy", "--model", BUILT_IN)
 
@@ -291,5 +297,5 @@ def test_a_graph_from_elsewhere(tmp_path, fails):
 
 def test_a_soft_prompt_is_told_from_other_deltas():
     other = Prompt({"decoder.prefix": np.ones((2, 3))}, None, None, None, {})
-    with pytest.raises(CheckpointError, match=r"p: no soft prompt, expected .* found decoder.prefix \[2, 3\]"):
+    with pytest.raises(CheckpointError, match=r"p: expected a soft prompt, .* found 'decoder.prefix'"):
         interpret.describe_prompt(other, "p")

@@ -15,7 +15,7 @@ from profiles import examples
 
 from tinyprompt import ops, t5
 from tinyprompt.backend import compile, open_session
-from tinyprompt.lower import FUNCTIONS, MICROSOFT, PRIMITIVES, UFUNCS, LoweringError, Traced, is_frozen, lower
+from tinyprompt.lower import FEW, FUNCTIONS, MICROSOFT, PRIMITIVES, UFUNCS, LoweringError, Traced, is_frozen, lower
 from tinyprompt.tree import leaves, refill
 
 pytest.importorskip("onnxruntime", reason="lowering needs onnx and onnxruntime: pip install '.[ort]'")
@@ -103,6 +103,7 @@ CASES = {
     "gelu": (lambda x, y: ops.gelu(x) * y, True),
     "headwise": (lambda x, y: ops.headwise(x, np.swapaxes(y, 1, 2)), True),
     "embedding": (lambda x, y: ops.embedding(x[0], np.zeros((2, 3), int)), False),
+    "embedding's gradient": (lambda x, y: ops.add_rows(x, np.indices(x.shape[:-1]).sum(0) % 3, 4), False),
     "cross_entropy": (
         lambda x, y: ops.cross_entropy(x, np.zeros(x.shape[:2], int), np.ones(x.shape[:2], x.dtype), 0.01),
         True,
@@ -367,11 +368,23 @@ def test_int8_is_as_near_as_8_bits_can_be_in_every_row(dims, seed):
 
 
 def test_int8_touches_only_the_weights_that_are_named_and_frozen():
-    x, w = np.ones((3, 4), np.float32), np.ones((5, 4), np.float32)
+    x, w = np.ones((FEW + 1, 4), np.float32), np.ones((5, 4), np.float32)
     for weights, int8 in (({"a.w": w}, "a."), ({"a.w": frozen(w)}, "b."), ({"a.w": frozen(w)}, None)):
         graph, _ = lower(lambda x, weights: ops.linear(x, weights["a.w"]), x, weights, int8=int8)
         assert [node.op for node in graph.nodes] == ["FusedMatMul"]
         assert not graph.derived
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
+def test_a_weight_is_on_the_left_of_a_few_rows(rows, dtype):
+    rng = np.random.default_rng(rows)
+    x = rng.normal(size=(1, rows, 4)).astype(np.float64 if dtype == np.float64 else np.float32)
+    w = rng.normal(size=(5, 4)).astype(dtype)
+    graph, _ = lower(ops.linear, x, w)
+    product = next(node for node in graph.nodes if node.op in ("MatMul", "FusedMatMul"))
+    assert (product.inputs[0].shape[0] == 5) == (1 < rows <= FEW and x.dtype == np.float32)
+    assert np.allclose(compile(ops.linear, "cpu")(x, w), ops.linear(x, w), rtol=1e-5, atol=1e-6)
 
 
 def test_in_bf16_only_matrices_are_multiplied_in_bfloat16():

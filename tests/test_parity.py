@@ -12,7 +12,7 @@ from reference import FAMILIES, batch, check_torch, hugging_face, random_weights
 from tinyprompt import backend, check, t5, train, tree
 from tinyprompt.check import distance, finite_differences, typical
 from tinyprompt.data import Batch
-from tinyprompt.prompts import PROMPT
+from tinyprompt.methods import PROMPT
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT")
 EXACT = 1e-9  # relative, in float64

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from tinyprompt import checkpoint, generate, prompts, t5, tree
 from tinyprompt.checkpoint import CheckpointError, Model
-from tinyprompt.prompts import PROMPT, Prompt, load_prompt, load_prompts, save_prompt
+from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import Prompt, load_prompt, load_prompts, save_prompt
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT: pip install '.[test]'")
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts"
@@ -149,6 +150,37 @@ def npy(array):
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
+
+
+OURS = {"format": "tinyprompt", "settings": "{}"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16], ids=str)
+def test_our_own_file_of_every_floating_type(tmp_path, dtype):
+    delta = {PROMPT: vectors(dtype=dtype), "encoder.bias": np.ones(3, dtype)}
+    save_file(delta, tmp_path / "p.safetensors", OURS)
+    wanted = {name: array.astype(np.float32) for name, array in delta.items()}
+    same(load_prompt(tmp_path / "p.safetensors"), Prompt(wanted, **FOREIGN))
+
+
+@pytest.mark.parametrize(
+    ("delta", "message"),
+    [
+        ({}, "holds no prompt"),
+        ({"state.step": np.ones(1)}, "holds no prompt"),
+        ({"a.lora": np.array([1, np.inf], np.float32)}, "key 'a.lora': holds NaN"),
+        ({PROMPT: np.full((2, 3), np.nan, np.float32)}, f"key '{PROMPT}': holds NaN"),
+        ({PROMPT: np.full((2, 3), 1e39)}, "beyond float32"),
+        ({PROMPT: np.ones(3, np.float32)}, "found float32 of shape \\[3\\]"),
+        ({"x.prefix.key": np.ones(3, np.float32)}, "key 'x.prefix.key': expected the float32 vectors"),
+        ({PROMPT: np.ones((0, 3), np.float32)}, "is empty"),
+        ({PROMPT: np.ones((2, 3), np.int32)}, "has dtype I32"),
+    ],
+)
+def test_arrays_in_our_own_file_that_are_no_prompt(tmp_path, delta, message):
+    save_file(delta, tmp_path / "p.safetensors", OURS)
+    with pytest.raises(CheckpointError, match=rf"p\.safetensors: .*{message}"):
+        load_prompt(tmp_path / "p.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16, ">f4", ">f8"], ids=str)
@@ -307,6 +339,7 @@ BAD_ADAPTERS = {
     "length": ({"num_virtual_tokens": 4}, {}, ["[5, 4]", "adapter_config.json", "[4, 4]"]),
     "true": ({"num_virtual_tokens": True}, {}, ["'num_virtual_tokens'", "True"]),
     "parts": ({"num_transformer_submodules": 2}, {}, ["[5, 4]", "[10, 4]"]),
+    "three parts": ({}, {"prompt_embeddings": vectors(15)}, ["[15, 4]", "[5, 4]"]),
     "width": ({"token_dim": 3}, {}, ["[5, 4]", "[5, 3]"]),
     "key": ({}, {"weight": vectors()}, ["adapter_model.safetensors", "'prompt_embeddings'", "'weight'"]),
     "ids": ({}, {"prompt_embeddings": np.ones((5, 4), np.int32)}, ["'prompt_embeddings'", "I32"]),
@@ -338,8 +371,10 @@ def test_an_adapter_of_which_a_part_is_missing(tmp_path):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"a: no adapter_config\.json"):
         load_prompt(folder)
-    with pytest.raises(CheckpointError, match="a part of a PEFT adapter; name its directory"):
-        load_prompt(adapter(tmp_path / "b", ADAPTER) / "adapter_model.safetensors")
+    for name in prompts.ADAPTER_WEIGHTS:
+        (path := adapter(tmp_path / "b", ADAPTER) / name).touch()
+        with pytest.raises(CheckpointError, match=rf"{name}: is a part of a PEFT adapter; name the directory"):
+            load_prompt(path)
 
 
 def test_what_is_written_for_peft(tmp_path):
@@ -360,16 +395,27 @@ def test_what_is_written_for_peft(tmp_path):
     assert load_prompt(folder).state is None
 
 
-@pytest.mark.parametrize("name", ["p.npz", "p.bin", "p.json", "full", "dir.npy", "file"])
+@pytest.mark.parametrize("name", ["p.npz", "p.bin", "p.json", "full", "dir.npy", "file", "file/p.npy", "/proc/no/a"])
 def test_a_name_that_no_prompt_is_written_to(tmp_path, name):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "other").touch()
     (tmp_path / "dir.npy").mkdir()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(CheckpointError, match=rf"{name}: .*(\.safetensors|name a file)"):
+    with pytest.raises(CheckpointError, match=rf"{name}: .*(\.safetensors|name a file|name another target)"):
         save_prompt(Prompt({PROMPT: vectors()}, **FOREIGN), tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", prompts.TRAINING_STATE])
+def test_a_directory_in_the_place_of_a_file_of_an_adapter(tmp_path, name):
+    folder = adapter(tmp_path / "a", ADAPTER)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    before = (folder / "adapter_config.json").read_bytes()
+    with pytest.raises(CheckpointError, match=rf"a/{name}: is a directory"):
+        save_prompt(Prompt({PROMPT: vectors(6)}, **FOREIGN), folder)
+    assert (folder / "adapter_config.json").read_bytes() == before
 
 
 def test_a_prefix_has_a_file_of_ours_only(tmp_path):
@@ -412,13 +458,25 @@ def test_a_foreign_prompt_is_checked_by_its_shape(folder):
     names = ("key", "value")
     prefix = lambda layers, width: {at.format(i, n): vectors(width=width) for i in range(layers) for n in names}
     Prompt(prefix(1, 6), **FOREIGN).check(model)
-    with pytest.raises(CheckpointError, match=r"key 'decoder.block.0.*\[5, 4\].*\(P, 6\) at an attention"):
-        Prompt(prefix(1, 4), **FOREIGN).check(model)
-    with pytest.raises(CheckpointError, match="this prefix is for 2 decoder layers"):
-        Prompt(prefix(2, 6), **FOREIGN).check(model)
+    Prompt(prefix(2, 6), **FOREIGN).check(model)  # the surplus is not used
     deeper = model._replace(config=t5.Config.from_dict(SMALL | {"num_decoder_layers": 2}))
-    with pytest.raises(CheckpointError, match="this prefix is for 1 decoder layers, 'small' has 2"):
-        Prompt(prefix(1, 6), **FOREIGN).check(deeper)
+    for width in (4, 6):
+        with pytest.raises(CheckpointError, match="p: this prefix is for 1 decoder layers, 'small' has 2"):
+            Prompt(prefix(1, width), **FOREIGN).check(deeper, "p")
+    one, key, value = prefix(1, 6), *(at.format(0, name) for name in names)
+    bad = [
+        prefix(1, 4),
+        {key: one[key]},
+        one | {value: vectors(4, 6)},
+        one | {at.format(0, "query"): one[key]},
+        one | {f"{key}.more": one[key]},
+        one | {"encoder.block.7.layer.0.SelfAttention.prefix." + name: one[key] for name in names},
+    ]
+    for delta in bad:
+        with pytest.raises(CheckpointError, match=r"p: does not fit.* the prefix at '.*\(P, 6\) at an attention"):
+            Prompt(delta, **FOREIGN).check(model, "p")
+    ours = Prompt({"shared.weight": vectors(), "lora.a": vectors()}, "small", model.fingerprint(), None, {})
+    ours.check(model)  # of a method that this test does not know
 
 
 KINDS = {
@@ -444,13 +502,13 @@ def both_logits(config, params, delta, theirs):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
-@pytest.mark.parametrize(("family", "layers"), [("t5-1.0", 3), ("t5-1.1", 2), ("umt5", 2)])
+@pytest.mark.parametrize(("family", "layers", "decoder"), [("t5-1.0", 3, 3), ("t5-1.1", 2, 2), ("umt5", 4, 2)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_peft_saved_gives_its_logits(kind, family, layers, safe, tmp_path):
+def test_what_peft_saved_gives_its_logits(kind, family, layers, decoder, safe, tmp_path):
     if not safe:
         pytest.importorskip("tinyprompt.pickles", reason="nothing reads adapter_model.bin yet")
-    # PEFT's prefixes need d_model == num_heads * d_kv, and as many decoder as encoder layers.
-    shape = dict(num_layers=layers, num_decoder_layers=layers) | (dict(d_model=18) if "prefix" in kind else {})
+    # PEFT's prefixes need d_model == num_heads * d_kv, and no more decoder than encoder layers.
+    shape = dict(num_layers=layers, num_decoder_layers=decoder) | (dict(d_model=18) if "prefix" in kind else {})
     config, params, model = pair(family, **shape)
     torch.manual_seed(0)
     trained = peft.get_peft_model(model, KINDS[kind]()).eval()

@@ -19,12 +19,18 @@ from safetensors import safe_open
 from tinyprompt import checkpoint, export, generate, t5, tree
 from tinyprompt.checkpoint import CheckpointError, convert
 from tinyprompt.lower import is_frozen
-from tinyprompt.t5x import read_t5x
+from tinyprompt.t5x import open_t5x
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 REAL = SHARED / "t5x_tiny" / "test_t5_1_1_tiny" / "checkpoint_3"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason=f"needs the T5X checkpoint in {REAL}")
 HEADS, SIZE = raw_config("t5-1.0")["num_heads"], raw_config("t5-1.0")["d_kv"]
+
+
+def read_t5x(folder):
+    """All weights in memory."""
+    raw, weights = open_t5x(folder)
+    return raw, {name: np.asarray(value) for name, value in weights.items()}
 
 
 def pack(value):

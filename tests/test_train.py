@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from reference import hugging_face, random_weights, raw_config, torch
 
-from tinyprompt import data, generate, methods, metrics, prompts, t5, train, tree
+from tinyprompt import data, generate, initial, metrics, prompts, t5, train, tree
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import DataError, Row
-from tinyprompt.methods import PROMPT, prompt_tuning
+from tinyprompt.initial import first
+from tinyprompt.methods import PROMPT, Sizes
 from tinyprompt.tokenizer import ByteTokenizer
 from tinyprompt.train import Settings, predict, tune
 
@@ -115,8 +116,8 @@ def test_early_stopping(model, patience):
     settings = changed(steps=100, rate=1e-9, patience=patience, eval_every=2)
     result = tune(model, rows_of(8), rows_of(6, 1), settings, LABELS)
     assert (result.history[-1]["step"], result.best_step) == (2 * patience, 0)
-    first = prompt_tuning(model, SHORT.length, SHORT.init, labels=LABELS, seed=SHORT.seed)
-    assert (result.prompt.delta[PROMPT] == first[PROMPT]).all()
+    begun = first_of(model, SHORT.length, SHORT.init, labels=LABELS, seed=SHORT.seed)
+    assert (result.prompt.delta[PROMPT] == begun[PROMPT]).all()
 
 
 def test_the_last_step_is_scored(model):
@@ -181,7 +182,8 @@ def test_early_stopping_goes_on_counting(model):
         if v != vars(SHORT)[f]
     ]
     + [("optimizer", "adafactor-t5x"), ("rate", 0.2), ("schedule", "linear"), ("warmup", 1), ("z_loss", 0.0)]
-    + [("dropout", 0.1), ("eval_every", 3), ("max_input", 9), ("max_target", 9), ("seed", 1)],
+    + [("dropout", 0.1), ("eval_every", 3), ("max_input", 9), ("max_target", 9), ("seed", 1)]
+    + [("beams", 2), ("length_penalty", 0.5)],
 )
 def test_a_resumed_run_keeps_its_settings(model, name, value):
     prompt = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS).prompt
@@ -233,9 +235,10 @@ def test_a_loss_that_is_not_finite_stops(model):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(name, 0) for name in ("steps", "batch", "length", "eval_every", "max_input", "max_target")]
+    [(name, 0) for name in ("steps", "batch", "length", "eval_every", "max_input", "max_target", "beams")]
     + [(name, -1) for name in ("warmup", "z_loss", "patience", "seed")]
     + [("rate", 0.0), ("rate", -1.0), ("rate", float("nan")), ("dropout", 1.0), ("dropout", -0.1)]
+    + [("length_penalty", float("nan"))]
     + [("optimizer", "sgd"), ("init", "zeros"), ("schedule", "cosine")],
 )
 def test_a_bad_setting_is_named(name, value):
@@ -243,12 +246,16 @@ def test_a_bad_setting_is_named(name, value):
         Settings(**{name: value})
 
 
+def first_of(model, length, init, **more):
+    return first(model, "prompt", Sizes(length), init, **more)
+
+
 def vectors(model, length, init, **more):
-    delta = prompt_tuning(model, length, init, **more)
+    delta = first_of(model, length, init, **more)
     assert list(delta) == [PROMPT]
     assert delta[PROMPT].shape == (length, 20)
     assert delta[PROMPT].dtype == np.float32
-    assert (prompt_tuning(model, length, init, **more)[PROMPT] == delta[PROMPT]).all()
+    assert (first_of(model, length, init, **more)[PROMPT] == delta[PROMPT]).all()
     return delta[PROMPT]
 
 
@@ -277,7 +284,7 @@ def test_prompts_from_the_vocabulary(model, init, length):
 
 
 def test_prompts_come_from_the_frequent_pieces(model, monkeypatch):
-    monkeypatch.setattr(methods, "FREQUENT", 10)
+    monkeypatch.setattr(initial, "FREQUENT", 10)
     assert set(ids_of(model, vectors(model, 10, "vocab"))) == set(range(3, 13))
 
 
@@ -301,16 +308,21 @@ def test_prompts_from_a_file(model, tmp_path):
     path = prompts.save_prompt(result.prompt, tmp_path / "p.safetensors")
     assert (vectors(model, 5, "file", file=path) == result.prompt.delta[PROMPT]).all()
     with pytest.raises(CheckpointError, match=re.escape(f"{path}: ") + r".*\[5, 20\], expected \[6, 20\]"):
-        prompt_tuning(model, 6, "file", file=path)
+        first_of(model, 6, "file", file=path)
 
 
 @pytest.mark.parametrize(
     ("length", "init", "message"),
-    [(5, "zeros", "'zeros'"), (5, "text", "'text'"), (5, "file", "'file'"), (0, "vocab", "length 0")],
+    [
+        (5, "zeros", "'zeros'"),
+        (5, "text", "'text'"),
+        (5, "file", "'file'"),
+        (0, "vocab", "length: expected at least 1, found 0"),
+    ],
 )
 def test_a_bad_init_is_named(model, length, init, message):
     with pytest.raises(ValueError, match=message):
-        prompt_tuning(model, length, init)
+        first_of(model, length, init)
 
 
 def texts_of(count, most=60):
@@ -320,7 +332,7 @@ def texts_of(count, most=60):
 
 def test_padding_and_batches_do_not_change_a_prediction(model):
     texts, labels = texts_of(150), ("bad", "fun", "sad", "odd")
-    delta = prompt_tuning(model, 5, "uniform")
+    delta = first_of(model, 5, "uniform")
     params = tree.merge(model.params, delta)
     wanted = []
     for text in texts:
@@ -350,7 +362,7 @@ def test_free_text_equals_transformers(prompted):
     flat["lm_head.weight"][1] *= 1.2  # and stop now and then
     model, reference = model_of(flat, np.float64), hugging_face(RAW, flat)
     texts, settings = texts_of(70), changed(max_target=12)
-    delta = {k: v.astype(float) for k, v in prompt_tuning(model, 5, "vocab").items()} if prompted else {}
+    delta = {k: v.astype(float) for k, v in first_of(model, 5, "vocab").items()} if prompted else {}
     ids, mask = map(torch.from_numpy, data.pad([model.tokenizer.encode(text) for text in texts]))
     x = reference.get_input_embeddings()(ids)
     for prompt in delta.values():
@@ -365,6 +377,28 @@ def test_free_text_equals_transformers(prompted):
     assert len(set(map(len, answers))) > 3
 
 
+def test_a_stream_says_what_predict_says():
+    flat = random_weights(CONFIG, 3)
+    flat["shared.weight"] = flat["shared.weight"] * 2
+    model, settings = model_of(flat), changed(max_target=12)  # writes bytes that are no letters, too
+    texts = texts_of(12)
+    streams = [list(train.stream(model, text, None, settings)) for text in texts]
+    assert ["".join(pieces) for pieces in streams] == predict(model, texts, None, None, settings)
+    assert max(map(len, streams)) > 3
+
+
+def test_beams_write_what_is_likelier():
+    flat = random_weights(CONFIG, 3)
+    flat["lm_head.weight"][131:] *= 0.1
+    flat["lm_head.weight"][1] *= 2
+    model, texts = model_of(flat), texts_of(70)
+    greedy, beams = (predict(model, texts, None, None, changed(max_target=8, beams=n)) for n in (1, 4))
+    assert greedy != beams
+    assert predict(model, texts[:1], None, None, changed(max_target=8, beams=4)) == beams[:1]
+    shorter = predict(model, texts, None, None, changed(max_target=8, beams=4, length_penalty=0.0))
+    assert sum(map(len, shorter)) < sum(map(len, beams))
+
+
 def test_free_text_is_tuned_too(model):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, None)
     assert result.prompt.labels is None
@@ -373,7 +407,7 @@ def test_free_text_is_tuned_too(model):
 
 def test_loss_is_teacher_forced_cross_entropy(model):
     batch = next(data.training_batches(rows_of(8), model.tokenizer, 4, 256, 0))
-    delta = prompt_tuning(model, 5, "vocab")
+    delta = first_of(model, 5, "vocab")
     scores = []
     for i, row in enumerate(batch.labels):
         ids = batch.input_ids[i : i + 1], batch.attention_mask[i : i + 1]

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from tinyprompt import backend, checkpoint, methods, prompts, t5, train
+from tinyprompt import backend, checkpoint, generate, initial, prompts, t5, train
 from tinyprompt.data import Batch
 from tinyprompt.lower import lower
-from tinyprompt.prompts import PROMPT
-from tinyprompt.tree import flatten, nest
+from tinyprompt.methods import PROMPT, Sizes
+from tinyprompt.tree import flatten, merge, nest
 
 # d_model, d_ff, heads, layers, gated: T5 1.1, the family of the paper's frozen models, and the first T5 (Raffel et al.
 # 2020, sections 3.1.2 and 3.5).
@@ -49,7 +49,7 @@ ENGINES = {
 STORAGE = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", bfloat16)}
 GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
 TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
-D_KV = 64
+D_KV, VOCAB = 64, 32128
 COLD_STARTS = 3
 REST = 0.05  # seconds between two calls, in which the threads of the engine before stop spinning
 SAME = 0.02  # relative difference of losses that 8 or 16 bits may cause
@@ -66,6 +66,7 @@ class Problem:
     input_tokens: int = 64
     target_tokens: int = 4
     length: int = 100  # prompt vectors
+    new_tokens: int = 64  # that are written greedily
     storage: str = "float32"  # of the weights in their file
     device: str = "cpu"
 
@@ -73,7 +74,7 @@ class Problem:
         for name, known in (("size", SIZES), ("storage", STORAGE), ("device", ENGINES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        for name in ("batch", "input_tokens", "target_tokens", "length"):
+        for name in ("batch", "input_tokens", "target_tokens", "length", "new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
@@ -87,6 +88,13 @@ class Problem:
         return Batch(ids * mask, mask, labels, np.ones(labels.shape, np.float32))
 
 
+def config_of(size: str) -> t5.Config:
+    """The configuration of a named size."""
+    d_model, d_ff, heads, layers, gated = SIZES[size]
+    shape = (VOCAB, d_model, D_KV, d_ff, heads, layers, layers)
+    return t5.Config(*shape, gated=gated, tied_head=not gated, scaled_logits=not gated)
+
+
 def write_model(folder: Path, size: str, storage: str = "float32") -> None:
     """A Hugging Face directory of a T5 with random weights, and the built-in model's tokenizer."""
     kind, dtype = STORAGE[storage]
@@ -94,7 +102,7 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
     raw = dict(
         model_type="t5",
         architectures=["T5ForConditionalGeneration"],
-        vocab_size=32128,
+        vocab_size=VOCAB,
         d_model=d_model,
         d_kv=D_KV,
         d_ff=d_ff,
@@ -134,7 +142,7 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
 
 def write_prompt(folder: Path, length: int) -> None:
     """The prompt that every engine starts from: embeddings of random pieces."""
-    delta = methods.prompt_tuning(checkpoint.load(folder), length, "vocab")
+    delta = initial.first(checkpoint.load(folder), "prompt", Sizes(length), "vocab")
     prompts.save_prompt(prompts.Prompt(delta, folder.name, "", LABELS, {}), folder / PROMPT_FILE)
 
 
@@ -186,9 +194,17 @@ def run_own(engine: str, folder: Path, problem: Problem) -> None:
     prompt = prompts.load_prompt(folder / PROMPT_FILE)
     arguments = prompt.delta, model.params, model.config, problem.draw(model.config.vocab_size)
     step, score = (backend.compile(function, device, precision) for function in (train.loss_and_gradient, train.loss))
+
+    def write():
+        delta, params, config, batch = arguments
+        inputs = batch.input_ids, batch.attention_mask
+        next_token = train.next_token(merge(params, delta), config, *inputs, 1, device, precision)
+        generate.greedy(next_token, problem.batch, problem.new_tokens)
+
     calls = {
         "step": lambda: step(*arguments),
         "score": lambda: str(score(*arguments)),
+        "generate": write,
         "loss": lambda: float(score(*arguments)),
         "gradient": lambda: np.save(folder / f"{engine}.npy", step(*arguments)[1][PROMPT]),
         "forget peak": forget_peak,
@@ -363,6 +379,7 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
         "step_speedup_vs_numpy": notes.ratio("step", "numpy", "ort"),
         "int8_step_speedup_vs_peft_bf16": notes.ratio("step", "peft-bf16", "ort-int8"),
         "bf16_step_speedup_vs_peft_bf16": notes.ratio("step", "peft-bf16", "ort-bf16"),
+        "generate_speedup_vs_peft_fp32": notes.ratio("generate", "ort", "peft-fp32"),
         "gradient_error_vs_peft_fp32": notes.ratio("gradient error", "ort", "peft-fp32"),
         "memory_vs_peft": notes.ratio("peak memory of step", "ort", "peft-fp32"),
         "cold_start_vs_peft": notes.ratio("cold start", "ort", "peft-fp32"),
@@ -371,10 +388,11 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
 
 
 def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes: Notes, report) -> None:
-    """Steps and forward passes of all engines, one after the other, round after round."""
+    """Steps, forward passes and greedy decoding of all engines, one after the other, round after round."""
     tokens = problem.batch * (problem.length + problem.input_tokens + problem.target_tokens)
     for engine in running.values():
         engine.ask("score")
+        engine.ask("generate")
         engine.ask("forget peak")
     for i in range(rounds):
         report(f"round {i + 1} of {rounds}")
@@ -387,6 +405,8 @@ def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes
             seconds = engine.ask("score")
             notes.add(name, "forward", "ms", 1e3 * seconds)
             notes.add(name, "forward rate", "token/s", tokens / seconds)
+        for name, engine in running.items():
+            notes.add(name, "generate", "token/s", problem.batch * problem.new_tokens / engine.ask("generate"))
         if "ort" in running:
             notes.add("machine", "GEMM rate", "GFLOP/s", 2 * GEMM**3 / running["ort"].ask("gemm") / 1e9)
     if "ort" in running:

@@ -14,7 +14,8 @@ from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from tinyprompt.bench import LABELS, PROMPT_FILE, TEXT, Problem, forget_peak, peak_memory, serve
-from tinyprompt.prompts import PROMPT, load_prompt
+from tinyprompt.methods import PROMPT
+from tinyprompt.prompts import load_prompt
 
 
 def run(engine: str, folder: Path, problem: Problem) -> None:
@@ -50,11 +51,17 @@ def run(engine: str, folder: Path, problem: Problem) -> None:
         with torch.no_grad():
             return float(loss())
 
+    def write():
+        tokens = {"min_new_tokens": problem.new_tokens, "max_new_tokens": problem.new_tokens}
+        rows = {name: x for name, x in inputs.items() if name != "labels"}
+        with torch.autocast(problem.device, torch.bfloat16, enabled=bf16):
+            model.generate(**rows, **tokens, do_sample=False)
+
     def gradient():
         step()
         np.save(folder / f"{engine}.npy", model.prompt_encoder["default"].embedding.weight.grad.float().cpu().numpy())
 
-    calls = {"step": step, "score": lambda: str(score()), "loss": score, "gradient": gradient}
+    calls = {"step": step, "score": lambda: str(score()), "generate": write, "loss": score, "gradient": gradient}
     serve(calls | {"forget peak": forget_peak, "memory": peak_memory})
 
 

@@ -23,12 +23,12 @@ import autograd.numpy as anp
 import numpy as np
 from autograd import grad
 
-from tinyprompt import backend, generate, methods, t5, train
+from tinyprompt import backend, generate, initial, methods, t5, train
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import Batch
-from tinyprompt.prompts import PROMPT
-from tinyprompt.tree import Flat, Tree, flatten, merge, nest
+from tinyprompt.methods import PROMPT, Sizes
+from tinyprompt.tree import Flat, Tree, flatten, nest
 
 # Limits of errors relative to the norm
 EXACT = 1e-9  # in float64
@@ -112,7 +112,7 @@ def draw(model: Model, length: int = 20, rows: int = 3, tokens: int = 24, target
     mask[1:][-1:] = mask[1:][-1:, ::-1]
     ids = rng.integers(3, model.config.vocab_size, mask.shape) * mask
     labels = rng.integers(3, model.config.vocab_size, weights.shape) * weights
-    prompt = methods.prompt_tuning(model, length, "vocab", seed=seed)[PROMPT]
+    prompt = initial.first(model, "prompt", Sizes(length), "vocab", seed=seed)[PROMPT]
     return Case(prompt, Batch(ids, mask, labels, weights.astype(np.float32)))
 
 
@@ -179,7 +179,8 @@ def in_dtype(params: Tree, dtype) -> Tree:
 def logits(delta: Flat, params: Tree, config: t5.Config, batch: Batch):
     """Logits (B, T, V) of the labels, teacher-forced: what `train.loss` takes the loss of."""
     shifted = generate.shift_right(batch.labels)
-    return t5.forward(merge(params, delta), config, batch.input_ids, batch.attention_mask, shifted)
+    params = methods.apply(params, methods.stored(delta, config))
+    return t5.forward(params, config, batch.input_ids, batch.attention_mask, shifted)
 
 
 def run(model: Model, params: Tree, cases: Sequence[Case], device: str) -> list[Flat]:

@@ -225,14 +225,10 @@ def read_config(path: Path) -> t5.Config:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def read_weights(folder: Path, config: t5.Config) -> Flat:
-    """All weights of a directory, flat, checked; in float32, or as stored where they are many (see `load`)."""
-    return _in_memory(map_weights(folder, config))
-
-
 def _in_memory(weights: Mapping[str, Any]) -> Flat:
-    """Weights to compute with: those of 16 bits widened, unless they are many; none can be written."""
+    """Weights to compute with: 64 bits narrowed, 16 widened unless they are many; none can be written."""
     arrays: Flat = {name: np.asanyarray(value) for name, value in weights.items()}
+    arrays = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in arrays.items()}
     if sum(value.nbytes for value in arrays.values() if value.dtype.itemsize == 2) <= WIDEN:
         arrays = {name: ops.widen(value) for name, value in arrays.items()}
     for value in arrays.values():

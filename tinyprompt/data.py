@@ -1,10 +1,15 @@
 """Rows from files, and batches from rows."""
 
 import csv
+import gzip
 import io
 import json
+import lzma
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +28,9 @@ class Row(NamedTuple):
 
     input: str
     target: str
+    answers: tuple[str, ...] = ()  # of a question: all that are right
+    group: str = ""  # rows of one group are scored, and split, together
+    task: str = ""  # in a mixture: whose row it is
 
 
 class Batch(NamedTuple):
@@ -40,23 +48,24 @@ def read_rows(
     target_column: str | None = "target",
     words: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """Rows of a .tsv, .csv or .jsonl file, UTF-8, with named columns.
+    """Rows of a .tsv, .csv or .jsonl file (also .gz or .xz), UTF-8, with named columns.
 
     TSV is read without quoting, CSV with it. `words` replaces targets, e.g. {"0": "bad", "1": "good"}.
     With target_column None the targets are empty. Raises DataError that names the file and the row.
     """
     path = Path(path)
     rows = []
-    for number, record in _records(path):
+    for number, record in records(path):
         here = f"{path}: row {number}"
-        values = []
+        values: list[str] = []
         for column in (input_column, target_column):
             if column is None:
                 values.append("")
                 continue
             if column not in record:
                 found = ", ".join(repr(str(k)) for k in record)
-                raise DataError(f"{here}: no column {column!r}; found {found}; name yours with --input or --target")
+                advice = "name yours with --input or --target, or a built-in task with --task"
+                raise DataError(f"{here}: no column {column!r}; found {found}; {advice}")
             value = record[column]
             if isinstance(value, bool | list | dict) or value is None or not str(value).strip():
                 raise DataError(f"{here}: column {column!r}: expected a text, found {value!r}")
@@ -65,53 +74,66 @@ def read_rows(
             if values[1] not in words:
                 raise DataError(f"{here}: target {values[1]!r} has no label word; given for {', '.join(sorted(words))}")
             values[1] = words[values[1]]
-        rows.append(Row(*values))
+        rows.append(Row(values[0], values[1]))
     if not rows:
         raise DataError(f"{path}: no rows")
     return rows
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict]]:
-    """Each record with its line number in the file."""
-    kind = path.suffix.lower()
-    if kind not in (".tsv", ".csv", ".jsonl"):
-        raise DataError(f"{path}: expected a file that ends in .tsv, .csv or .jsonl")
+def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
+    """The text of a file, which may be compressed (.gz, .xz). Raises DataError."""
+    path = Path(path)
+    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix.lower(), bytes)
     try:
-        with io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="") as file:
-            if kind == ".jsonl":
-                for number, line in enumerate(file, 1):
-                    if not line.strip():
-                        continue
-                    try:
-                        record = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise DataError(f"{path}: row {number}: not valid JSON ({error})") from None
-                    if not isinstance(record, dict):
-                        raise DataError(f"{path}: row {number}: expected a JSON object, found {line.strip()[:40]!r}")
-                    yield number, record
-                return
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(file)
-            header = next(reader, None)
+        return unpack(path.read_bytes()).decode(encoding)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a directory; expected a file of rows") from None
+    except UnicodeDecodeError as error:
+        row = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}: row {row}: not UTF-8; convert it first") from None
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: cannot be decompressed ({error}); fetch it again") from None
+
+
+def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict]]:
+    """Each record of a .tsv (or .txt), .csv or .jsonl file with its line number.
+
+    columns: the names of the fields of a file without a header line. Raises DataError.
+    """
+    path = Path(path)
+    packed = path.suffix.lower() in (".gz", ".xz")
+    kind = Path(path.stem if packed else path.name).suffix.lower()
+    if kind not in (".tsv", ".txt", ".csv", ".jsonl"):
+        raise DataError(f"{path}: expected a file that ends in .tsv, .csv or .jsonl")
+    with io.StringIO(read_text(path), newline="") as file:
+        if kind == ".jsonl":
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}: row {number}: not valid JSON ({error})") from None
+                if not isinstance(record, dict):
+                    raise DataError(f"{path}: row {number}: expected a JSON object, found {line.strip()[:40]!r}")
+                yield number, record
+            return
+        reader = csv.reader(file) if kind == ".csv" else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        try:
+            header = columns or next(reader, None)
             if not header:
                 raise DataError(f"{path}: empty; expected a header line with column names")
             for fields in reader:
                 if not any(fields):
                     continue
                 if len(fields) != len(header):
-                    raise DataError(
-                        f"{path}: row {reader.line_num}: {len(fields)} fields, "
-                        f"but the header names {len(header)}: {', '.join(header)}"
-                    )
+                    wanted = f"{'expected' if columns else 'but the header names'} {len(header)}: {', '.join(header)}"
+                    raise DataError(f"{path}: row {reader.line_num}: {len(fields)} fields, {wanted}")
                 yield reader.line_num, dict(zip(header, fields, strict=True))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a directory; expected a .tsv, .csv or .jsonl file") from None
-    except UnicodeDecodeError as error:
-        row = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: row {row}: not UTF-8; convert it first") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: row {reader.line_num}: {error}") from None
+        except csv.Error as error:
+            raise DataError(f"{path}: row {reader.line_num}: {error}") from None
 
 
 def label_words(rows: Sequence[Row]) -> tuple[str, ...] | None:
@@ -148,20 +170,57 @@ def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -
     ]
 
 
+def in_context(
+    texts: Sequence[str], shots: Sequence[Row], template: str, tokenizer: Tokenizer, max_tokens: int
+) -> list[str]:
+    """Each text behind some solved examples, as GPT-3 is prompted (Brown et al. 2020, arXiv:2005.14165, section 2).
+
+    template: how an example reads, with {input} and then {target}; the last one ends where its target would begin.
+    Raises DataError for another template, or where a text with its examples exceeds max_tokens.
+    """
+    field = re.compile(r"\{(input|target)\}")
+    if field.findall(template) != ["input", "target"]:
+        raise DataError(f"template {template!r}: expected {{input}} once, and {{target}} once after it")
+
+    def filled(template: str, row: Row) -> str:
+        return field.sub(lambda found: getattr(row, found[1]), template)
+
+    solved = [filled(template, row) for row in shots]
+    question = template.partition("{target}")[0].rstrip()
+    out = ["\n".join([*solved, filled(question, Row(text, ""))]) for text in texts]
+    longest = max(out, key=lambda text: len(tokenizer.encode(text)), default="")
+    tokens = len(tokenizer.encode(longest))
+    if tokens > max_tokens:
+        raise DataError(
+            f"the input that ends in {longest[-40:]!r} has {tokens} tokens with its {len(shots)} examples, but only "
+            f"{max_tokens} are read; take fewer or shorter examples, or read more tokens"
+        )
+    return out
+
+
 def by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
     """Indices in batches of `size`, in order of length, so that hardly any padding is computed."""
     order = np.argsort(np.asarray(lengths), kind="stable")
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def training_batches(rows: Sequence[Row], tokenizer: Tokenizer, size: int, max_tokens: int, seed: int):
+def training_batches(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    size: int,
+    max_tokens: int,
+    seed: int,
+    target_ids: Mapping[str, Sequence[int]] = MappingProxyType({}),
+):
     """Batches without end. Every epoch reshuffles; neighbours in length share a batch; each batch is full.
+
+    target_ids: ids of targets that the tokenizer is not asked for.
 
     A pool of eight batches is cut from the shuffled rows and sorted by length, so that batches stay
     random but are nearly free of padding. The last rows of an epoch open the next one.
     """
     inputs = encode_inputs([row.input for row in rows], tokenizer, max_tokens)
-    targets = [tokenizer.encode(row.target) for row in rows]
+    targets = [target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows]
     rng = np.random.default_rng(seed)
     waiting: list[int] = []
     while True:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyprompt import backend, checkpoint, generate, hub, methods, prompts, t5, train
+from tinyprompt import backend, checkpoint, generate, hub, initial, prompts, t5, train
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import Batch
 from tinyprompt.lower import lower
-from tinyprompt.prompts import PROMPT
+from tinyprompt.methods import PROMPT, Sizes
 from tinyprompt.tree import Flat, Tree, flatten, leaves, merge
 
 
@@ -71,7 +71,12 @@ def export(
                 f"{folder}: key {name!r} does not lie in its file as a graph reads it; write a folder where it does: "
                 f"tinyprompt convert {folder} TARGET"
             )
-    first = read_prompt(prompt, model) if prompt is not None else methods.prompt_tuning(model, length, "vocab")[PROMPT]
+    if prompt is None:
+        first = initial.first(model, "prompt", Sizes(length), "vocab")[PROMPT]
+    else:
+        given = prompts.load_prompt(prompt)
+        given.check(model, prompt)
+        first = given.vectors(prompt)
     ids, labels = np.zeros((batch, input_tokens), np.int64), np.zeros((batch, target_tokens), np.int64)
     inputs = {"prompt": first, **Batch(ids, ids, labels, labels.astype(np.float32))._asdict()}
     sources = {path.resolve(): path.name for path in checkpoint.weight_files(folder)}
@@ -87,13 +92,6 @@ def export(
         "files": {str(path): path.stat().st_size for path in files},
         "inputs": {name: list(x.shape) for name, x in inputs.items()},
     }
-
-
-def read_prompt(path: str | Path, model: Model) -> np.ndarray:
-    """The vectors of a saved prompt, float32 (P, D). Raises CheckpointError where they do not fit the model."""
-    prompt = prompts.load_prompt(path)
-    prompt.check(model)
-    return prompt.vectors(path)
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -1,15 +1,18 @@
-"""Decoding over a function `logits_of(decoder_ids)`, (B, T) to (B, T, V). Knows no network.
+"""Decoding over functions that give the logits of the next token. Knows no network.
 
-`decoder_ids` starts with the pad token; `logits_of` may compute whatever it likes for a fixed input.
+What writes freely asks a `step(tokens, rows)`: given the newest token of every row, (B,), first the pad token, it
+returns the logits of the next one, (B, V), and remembers the token. `rows`, where it is not None, are the rows whose
+past each of the tokens goes on from. What scores given labels asks a `logits_of(decoder_ids)`, (B, T) to (B, T, V).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from tinyprompt import ops
 from tinyprompt.tokenizer import EOS, PAD
 
+Step = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 LogitsOf = Callable[[np.ndarray], np.ndarray]
 
 
@@ -18,26 +21,87 @@ def shift_right(labels: np.ndarray) -> np.ndarray:
     return np.concatenate([np.full_like(labels[:, :1], PAD), labels[:, :-1]], axis=1)
 
 
-def greedy(logits_of: LogitsOf, rows: int, max_tokens: int) -> list[list[int]]:
-    """The likeliest token, again and again, until eos or `max_tokens`. Returns ids without eos, a list a row."""
-    ids = np.full((rows, max_tokens + 8), PAD)
-    done = np.zeros(rows, bool)
-    for t in range(max_tokens):
-        width = t // 8 * 8 + 8  # few widths, as each is another graph; no token sees those after it
-        token = logits_of(ids[:, :width])[:, t].argmax(-1)
-        ids[:, t + 1] = np.where(done, PAD, token)
-        done |= token == EOS
+def stream(step: Step, rows: int, max_tokens: int) -> Iterator[np.ndarray]:
+    """The likeliest token of each row (B,), again and again, until every row had its eos, or `max_tokens`."""
+    tokens, done = np.full(rows, PAD), np.zeros(rows, bool)
+    for _ in range(max_tokens):
+        tokens = np.where(done, PAD, step(tokens, None).argmax(-1))
+        yield tokens
+        done |= tokens == EOS
         if done.all():
             break
-    return [[int(t) for t in row if t not in (PAD, EOS)] for row in ids]
 
 
-def rank(logits_of: LogitsOf, rows: int, labels: Sequence[Sequence[int]]) -> np.ndarray:
-    """Rank classification: log probability of every label (ids with eos). Shape (rows, labels)."""
+def greedy(step: Step, rows: int, max_tokens: int) -> list[list[int]]:
+    """What `stream` yields, row by row, each up to its eos."""
+    return to_eos(np.stack(list(stream(step, rows, max_tokens)), axis=1))
+
+
+def beam_search(
+    step: Step,
+    rows: int,
+    max_tokens: int,
+    beams: int,
+    length_penalty: float = 1.0,
+    early_stopping: bool = False,
+) -> list[list[int]]:
+    """The likeliest text that `beams` running hypotheses a row come upon, up to its eos.
+
+    A finished one's score is its log probability divided by `length ** length_penalty`, eos counted. A row is done
+    when its best running one, were it to end now, would not be among its `beams` best finished ones; with
+    early_stopping all rows are, as soon as each has that many. As transformers 5 does it. `step` gets rows * beams
+    tokens, those of a row together. One beam is greedy.
+    """
+    K, row = beams, np.arange(rows)[:, None]
+    running, finished = np.full((2, rows, K, max_tokens + 1), PAD)
+    scores, best = np.full((2, rows, K), -np.inf)
+    scores[:, 0] = 0  # all beams are the same before the first token
+    hopeful, origin = np.ones(rows, bool), None
+    for length in range(1, max_tokens + 1):
+        log_p = ops.log_softmax(step(running[..., length - 1].reshape(-1), origin)).reshape(rows, K, -1)
+        vocabulary = log_p.shape[-1]
+        candidate_scores, chosen = largest((scores[..., None] + log_p).reshape(rows, -1), 2 * K)
+        beam, token = np.divmod(chosen, vocabulary)
+        candidates = running[row, beam]
+        candidates[..., length] = token
+        ends = (token == EOS) | (length == max_tokens)
+        # Those that go on: of 2 K candidates at most K end, one for each beam.
+        scores, kept = largest(np.where(ends, -np.inf, candidate_scores), K)
+        running, origin = candidates[row, kept], (row * K + beam[row, kept]).reshape(-1)
+        # Those that have ended, if they were among the K best; a row that is done takes no more.
+        full = early_stopping & (best > -np.inf).all(1)
+        ended = ends & (np.arange(2 * K) < K) & (hopeful & ~full)[:, None]
+        ended_scores = np.where(ended, candidate_scores / length**length_penalty, -np.inf)
+        best, kept = largest(np.concatenate([best, ended_scores], axis=1), K)
+        finished = np.concatenate([finished, candidates], axis=1)[row, kept]
+        hopeful &= scores[:, 0] / length**length_penalty > best[:, -1]
+        if not hopeful.any() or (early_stopping and (best > -np.inf).all()):
+            break
+    return to_eos(finished[:, 0, 1:])
+
+
+def largest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest values of each row, in order, and where they are. Shapes: x (B, N), each (B, count)."""
+    at = np.argpartition(-x, count - 1, axis=1)[:, :count] if count < x.shape[1] else np.argsort(-x, axis=1)
+    values = np.take_along_axis(x, at, 1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(values, order, 1), np.take_along_axis(at, order, 1)
+
+
+def to_eos(ids: np.ndarray) -> list[list[int]]:
+    """Rows of ids (B, T) as lists, each up to its first eos."""
+    return [row[: row.index(EOS)] if EOS in row else row for row in ids.tolist()]
+
+
+def rank(logits_of: LogitsOf, rows: int, labels: Sequence[Sequence[int]], length_penalty: float = 0.0) -> np.ndarray:
+    """Rank classification: log probability of every label (ids with eos), shape (rows, labels).
+
+    It is divided by `length ** length_penalty`, eos counted, as in `beam_search`; 1 makes it the mean a token.
+    """
     scores = []
     for label in labels:
         ids = np.broadcast_to(np.asarray(label), (rows, len(label)))
-        scores.append(log_probability(logits_of, ids).sum(-1))
+        scores.append(log_probability(logits_of, ids).sum(-1) * len(label) ** -length_penalty)
     return np.stack(scores, axis=1)
 
 

@@ -20,7 +20,7 @@ from tinyprompt import backend, ops
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.lower import SHORT
-from tinyprompt.prompts import PROMPT, Prompt
+from tinyprompt.prompts import Prompt
 from tinyprompt.tree import count, flatten
 
 ROWS = 4096  # rows of the vocabulary that are widened and compared at once
@@ -68,20 +68,9 @@ def near_equal(prompt) -> int:
     return int((cosines.max(1) > EQUAL).sum())
 
 
-def vectors(prompt: Prompt, name: str) -> np.ndarray:
-    """The soft prompt itself, (P, D). Raises CheckpointError where there is none, or no numbers in it."""
-    found = prompt.delta.get(PROMPT)
-    if found is None or found.ndim != 2 or not found.size:
-        has = ", ".join(f"{key} {list(value.shape)}" for key, value in prompt.delta.items())
-        raise CheckpointError(f"{name}: no soft prompt, expected {PROMPT!r} of shape (P, d_model); found {has}")
-    if not np.isfinite(found).all():
-        raise CheckpointError(f"{name}: {PROMPT!r} holds values that are not finite; tune it again at a lower rate")
-    return found
-
-
 def describe_prompt(prompt: Prompt, name: str) -> dict[str, Any]:
     """All that can be said of a prompt without a model: shape, dtype, norms (min, mean, max), near-equal vectors."""
-    found = vectors(prompt, name)
+    found = prompt.vectors(name)
     norms = np.linalg.norm(found.astype(np.float64), axis=-1)
     return {
         "shape": list(found.shape),
@@ -100,7 +89,7 @@ def read_prompt(prompt: Prompt, name: str, model: Model, k: int) -> dict[str, An
     cosine, random: mean cosine to the nearest piece, and that of as many random normal vectors;
     shared: vectors whose nearest piece is that of another one too.
     """
-    found, table = vectors(prompt, name), model.params["shared"]["weight"][: len(model.tokenizer)]
+    found, table = prompt.vectors(name), model.params["shared"]["weight"][: len(model.tokenizer)]
     ids, cosines = nearest_pieces(found, table, k)
     random = np.random.default_rng(210408691).normal(size=found.shape)  # a seed that no model comes from
     times = Counter(ids[:, 0].tolist())
@@ -158,7 +147,7 @@ def prompt_text(out: Mapping[str, Any]) -> str:
         f"{start}{'min':>8}{'mean':>8}{'max':>8}   equal{'cosine':>8}{'random':>8}{'shared':>8}",
     ]
     for name, p in prompts.items():
-        norms = "".join(f"{p['norm'][key]:8.4g}" for key in ("min", "mean", "max"))
+        norms = "".join(f"{short(p['norm'][key]):>8}" for key in ("min", "mean", "max"))
         nearest = f"{'-':>8}" * 3
         if "nearest" in p:
             nearest = "".join(f"{x:>8}" for x in (decimals(p["cosine"]), decimals(p["random"]), p["shared"]))
@@ -180,6 +169,12 @@ def prompt_text(out: Mapping[str, Any]) -> str:
         digest = f" (sha256 {prompt['fingerprint'][:12]}...)" if prompt["fingerprint"] else ""
         lines.append(f"tuned on {prompt['model']}{digest}{words}")
     return "\n".join([*lines, *nearest_lines(prompt)])
+
+
+def short(x: float) -> str:
+    """Four digits, or two where the number is too long for a column of eight."""
+    text = f"{x:.4g}"
+    return text if len(text) < 8 else f"{x:.1e}"
 
 
 def decimals(x: float | None) -> str:

@@ -32,6 +32,7 @@ from tinyprompt.tree import leaves, refill
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
 TINY = np.float32(1e-30)  # instead of 0 in a denominator
+FEW = 32  # rows with which a large matrix is better on the left of a product
 SHORT = 6  # elements of a constant that is printed in place
 # Frames that are not the user's.
 HIDDEN = ("tinyprompt/lower.py", "tinyprompt/ops.py", "tinyprompt/backend.py", "/autograd/", "/numpy/")
@@ -738,13 +739,18 @@ def keep(x, rate, rng) -> Traced:
 
 
 def linear(x, weight) -> Traced:
-    """With a weight that is to be in int8: it is quantised once, by columns, and x every time anew, by rows."""
+    """With a weight that is to be in int8: it is quantised once, by columns, and x every time anew, by rows.
+
+    A few rows go to the right, `(weight @ x.T).T`: ONNX Runtime copies the right side of a product into another layout.
+    """
     if not isinstance(x, Traced) or not isinstance(weight, Traced) or x.dtype != np.float32 or not x.size:
         return NotImplemented
     source, transposed = untransposed(weight)
-    if source.name not in x.graph.int8:
-        return NotImplemented
     n_out, n_in = weight.shape
+    if source.name not in x.graph.int8:
+        if transposed or not 1 < x.size // n_in <= FEW:
+            return NotImplemented
+        return reshape(transpose(ops.widen(weight, x.dtype) @ transpose(reshape(x, -1, n_in))), *x.shape[:-1], n_out)
     parts = ((n_in, n_out), np.int8), ((n_out,), np.float32)
     columns = x.graph.derive(source, quantized if transposed else quantized_transpose, *parts)
     rows = reshape(x, -1, n_in)
@@ -752,6 +758,14 @@ def linear(x, weight) -> Traced:
     operands, shape = (rows / largest, *columns), (rows.shape[0], n_out)
     out = x.graph.emit("DynamicQuantizeMatMul", *operands, shape=shape, dtype=x.dtype, domain=MICROSOFT)
     return reshape(out * largest, *x.shape[:-1], n_out)
+
+
+def add_rows(g, ids, count) -> Traced:
+    """One ScatterND, for ids that are known only when the graph runs."""
+    zeros = broadcast_to(as_traced(g.graph, np.zeros((1, 1), g.dtype)), (count, g.shape[-1]))
+    at = reshape(as_traced(g.graph, ids), -1, 1)
+    rows = reshape(g, -1, g.shape[-1])
+    return g.graph.emit("ScatterND", zeros, at, rows, shape=zeros.shape, dtype=g.dtype, reduction="add")
 
 
 def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -776,6 +790,7 @@ def rounded(weight: np.ndarray) -> tuple[np.ndarray]:
 
 PRIMITIVES: dict[Any, Callable] = {
     ops.embedding: lambda table, ids: ops.widen(take(table, ids, 0)),
+    ops.add_rows: add_rows,
     ops.linear: linear,
     ops.softmax: same_shape("Softmax", axis=-1),
     ops.log_softmax: same_shape("LogSoftmax", axis=-1),

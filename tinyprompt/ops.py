@@ -69,16 +69,15 @@ def embedding(table, ids):
     return widen(table[ids])
 
 
-def _embedding_vjp(ans, table, ids):
-    def vjp(g):
-        out = np.zeros_like(table)
-        np.add.at(out, ids, g)
-        return out
+@primitive
+def add_rows(g, ids, count):
+    """Zeros with g added at rows `ids`, which may repeat. Shapes: g (..., D), ids (...), result (count, D)."""
+    out = np.zeros((count, g.shape[-1]), g.dtype)
+    np.add.at(out, ids, g)
+    return out
 
-    return vjp
 
-
-defvjp(embedding, _embedding_vjp, argnums=(0,))
+defvjp(embedding, lambda ans, table, ids: lambda g: add_rows(g, ids, len(table)), argnums=(0,))
 
 
 @primitive

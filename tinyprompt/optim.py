@@ -59,8 +59,9 @@ def adafactor(
     clipping_threshold: float = 1.0,
     epsilon: float = 1e-30,
     first_step: int = 0,
+    scale_parameters: bool = False,
 ) -> Optimizer:
-    """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) without momentum or parameter scaling.
+    """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) without momentum.
 
     Two named modes, because the two implementations that people compare with differ:
 
@@ -70,7 +71,8 @@ def adafactor(
     - "huggingface": every matrix is factored; weight decay is multiplied by the rate.
 
     `first_step` counts steps made before: the paper's runs went on from the checkpoint's step
-    1,100,000, where the second moment hardly decays and so every update is clipped.
+    1,100,000, where the second moment hardly decays and so every update is clipped. With `scale_parameters`, the rate
+    is relative to the root mean square of each array, or to 1e-3 where that is more (section 8 there).
     Raises ValueError for another mode.
     """
     if mode not in ("t5x", "huggingface"):
@@ -97,6 +99,8 @@ def adafactor(
             s = s | {"v": v}
             u = g / np.sqrt(v)
         u = u / max(1.0, float(np.sqrt(np.mean(u * u))) / clipping_threshold)
+        if scale_parameters:
+            rate = rate * max(1e-3, float(np.sqrt(np.mean(p * p))))
         shrink = weight_decay * rate if mode == "huggingface" else weight_decay
         return (1 - shrink) * p - rate * u, s
 
@@ -106,6 +110,7 @@ def adafactor(
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
     "adafactor-t5x": lambda: adafactor("t5x"),
     "adafactor-huggingface": lambda: adafactor("huggingface"),
+    "adafactor-scaled": lambda: adafactor("t5x", weight_decay=0.0, scale_parameters=True),  # how T5X tunes all weights
     "adam": adam,
 }
 

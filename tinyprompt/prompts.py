@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +16,13 @@ from safetensors.numpy import save
 
 from tinyprompt import hub, t5
 from tinyprompt.checkpoint import CheckpointError, Model, map_safetensors, read_json, write
+from tinyprompt.methods import PROMPT, Sizes, stored_shapes
 from tinyprompt.pickles import map_pickle
 from tinyprompt.tree import Flat
 
-PROMPT = "encoder.prompt.embedding"
+SELF_ATTENTION = re.compile(r"decoder\.block\.\d+\.layer\.0\.SelfAttention")
 STATE = "state."  # how the names of the training state begin in our own file;
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINING_STATE = "training_state.safetensors"  # and its own file in a PEFT directory
 # What PEFT 0.21 writes beside the numbers that a prompt has; it fills in num_layers and num_attention_heads itself.
 PEFT_CONFIG = dict(
@@ -40,52 +44,80 @@ PEFT_CONFIG = dict(
 
 
 class Prompt(NamedTuple):
-    """A tuned prompt: what is trained, and all that is needed to use it again."""
+    """A tuned prompt, or what another method stores, and all that is needed to use it again."""
 
-    delta: Flat  # {"encoder.prompt.embedding": (P, d_model)}
+    delta: Flat  # {"encoder.prompt.embedding": (P, d_model)}, or the keys of another method (see methods.py)
     model: str | None  # name of the frozen model; None: the file does not say
     fingerprint: str | None  # sha256 of the frozen weights; None: the file does not say
     labels: tuple[str, ...] | None  # label words, None for free text
     settings: dict[str, Any]  # how it was trained: seed, task, optimiser ...
     state: Flat | None = None  # what training needs to go on (see train.py)
 
-    def check(self, model: Model) -> None:
-        """Raise CheckpointError where the prompt was tuned on another model than this, or cannot have been on it."""
+    def check(self, model: Model, path: str | Path = "this prompt") -> None:
+        """Raise CheckpointError, naming the file, where the prompt was tuned on another model, or cannot fit this one.
+
+        A prefix in more self-attentions than the decoder has fits: the surplus is not used, as by PEFT.
+        """
         if self.fingerprint is not None:
             found = model.fingerprint()
             if found != self.fingerprint:
                 raise CheckpointError(
-                    f"this prompt was tuned on {self.model!r} (sha256 {self.fingerprint[:12]}...), "
+                    f"{path}: was tuned on {self.model!r} (sha256 {self.fingerprint[:12]}...), "
                     f"not on {model.name!r} (sha256 {found[:12]}...): "
                     "a soft prompt works only on its own frozen model; name that model or tune again"
                 )
+        if self.fingerprint is not None and "method" in self.settings:
+            self._check_shapes(model, path)
+            return
         c, shapes = model.config, t5.shapes(model.config)
-        depth = sum(name.startswith("decoder.") and name.endswith(".SelfAttention.prefix.key") for name in self.delta)
-        if depth not in (0, c.num_decoder_layers):
-            raise CheckpointError(
-                f"this prefix is for {depth} decoder layers, {model.name!r} has {c.num_decoder_layers}: PEFT makes one "
-                "for each encoder layer, so it is read for models with as many of both"
-            )
+        prefixes: dict[str, dict[str, np.ndarray]] = {}
         for name, value in self.delta.items():
-            attention, prefix, kind = name.partition(".prefix.")
-            known = f"{attention}.q.weight" in shapes and kind in ("key", "value") if prefix else name == PROMPT
-            width = c.num_heads * c.d_kv if prefix else c.d_model
-            if not known or value.shape[1:] != (width,):
-                expected = f"(P, {width}) at an attention" if prefix else f"{PROMPT!r} of (P, {width})"
+            attention, prefix, part = name.partition(".prefix.")
+            if prefix:
+                prefixes.setdefault(attention, {})[part] = value
+            elif value.shape[1:] != (c.d_model,) if name == PROMPT else self.fingerprint is None:
                 raise CheckpointError(
-                    f"this prompt does not fit {model.name!r}: key {name!r} has shape {list(value.shape)}, "
-                    f"expected {expected}; name the model that it was tuned on"
+                    f"{path}: does not fit {model.name!r}: key {name!r} has shape {list(value.shape)}, "
+                    f"expected {PROMPT!r} of (P, {c.d_model}); name the model that it was tuned on"
                 )
-            both = [self.delta.get(f"{attention}.prefix.{kind}") for kind in ("key", "value")]
-            if prefix and (both[0] is None or both[1] is None or both[0].shape != both[1].shape):
-                raise CheckpointError(f"this prompt is damaged: expected as many keys as values at {attention!r}")
+        layers = {name for name in prefixes if SELF_ATTENTION.fullmatch(name)}
+        used = {f"decoder.block.{i}.layer.0.SelfAttention" for i in range(c.num_decoder_layers)}
+        if layers and not layers >= used:
+            raise CheckpointError(
+                f"{path}: this prefix is for {len(layers)} decoder layers, {model.name!r} has {c.num_decoder_layers} "
+                "and needs one for each; name the model that it was tuned on"
+            )
+        width = c.num_heads * c.d_kv
+        for name, parts in prefixes.items():
+            sizes = {part: value.shape for part, value in parts.items()}
+            known = f"{name}.q.weight" in shapes or name in layers
+            rows = next(iter(sizes.values()))[0]
+            if not known or sizes != {"key": (rows, width), "value": (rows, width)}:
+                raise CheckpointError(
+                    f"{path}: does not fit {model.name!r}: the prefix at {name!r} has the shapes {sizes}, "
+                    f"expected key and value of (P, {width}) at an attention; name the model that it was tuned on"
+                )
+
+    def _check_shapes(self, model: Model, path: str | Path) -> None:
+        """Raise CheckpointError unless there is what the method stores, in its shapes."""
+        try:
+            sizes = {name: self.settings[name] for name in ("length", "rank", "hidden")}
+            of = Sizes(**sizes, labels=len(self.labels or ()) or 1)
+            expected = stored_shapes(self.settings["method"], model.config, of)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its settings are damaged ({error}); tune again") from None
+        found = {name: value.shape for name, value in self.delta.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if found.get(name) != expected.get(name):
+                wanted, there = (shapes.get(name, "nothing") for shapes in (expected, found))
+                raise CheckpointError(f"{path}: is damaged: key {name!r}: expected {wanted}, found {there}; tune again")
 
     def vectors(self, path: str | Path) -> np.ndarray:
         """The soft prompt, float32 (P, d_model). Raises CheckpointError, naming the file, for another method."""
         if self.delta.keys() != {PROMPT}:
             found = next((name for name in self.delta if name != PROMPT), "nothing")
             raise CheckpointError(f"{path}: expected a soft prompt, {PROMPT!r} and nothing else; found {found!r}")
-        return _vectors(self.delta[PROMPT], f"{path}: key {PROMPT!r}")
+        return np.asarray(self.delta[PROMPT], np.float32, order="C")
 
 
 def load_prompt(path: str | Path) -> Prompt:
@@ -117,10 +149,11 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
     try:
         with open(path, "rb") as opened:
             start = opened.read(6)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    if path.name in ("adapter_model.safetensors", "adapter_model.bin"):
-        raise CheckpointError(f"{path}: a part of a PEFT adapter; name its directory, {path.parent}")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise CheckpointError(f"{path}: {reason}") from None
+    if path.name in ADAPTER_WEIGHTS and (path.parent / "adapter_config.json").exists():
+        raise CheckpointError(f"{path}: is a part of a PEFT adapter; name the directory")
     if start == b"\x93NUMPY" or start.startswith(b"PK") or path.suffix in (".npy", ".npz"):
         return _read_numpy(path)
     return {path.stem: _read_safetensors(path)}
@@ -164,19 +197,18 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
     return path
 
 
-def check_target(path: str | Path) -> None:
+def check_target(path: str | Path, method: str = "prompt") -> None:
     """Raise CheckpointError where `save_prompt` could not write, or would write among files that are no adapter's."""
     path = Path(path)
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise CheckpointError(f"{path}: {parent} is no directory that can be written to; name another target")
+    if path.suffix != ".safetensors" and method not in ("prompt", "p-tuning"):
+        raise CheckpointError(f"{path}: what method {method!r} stores goes to a name that ends in .safetensors")
     if path.suffix in (".safetensors", ".npy"):
         if path.is_dir():
             raise CheckpointError(f"{path}: is a directory; name a file for the prompt")
     elif path.is_dir():
-        for name in ("adapter_config.json", "adapter_model.safetensors", TRAINING_STATE):
+        for name in ("adapter_config.json", ADAPTER_WEIGHTS[0], TRAINING_STATE):
             if (path / name).is_dir():
-                raise CheckpointError(f"{path / name}: is a directory where a file is to be written; remove it")
+                raise CheckpointError(f"{path / name}: is a directory, but a file of the adapter; remove it")
         if any(path.iterdir()) and not (path / "adapter_config.json").exists():
             raise CheckpointError(
                 f"{path}: is a directory with other files than a PEFT adapter's; name an empty or new one, "
@@ -189,15 +221,22 @@ def check_target(path: str | Path) -> None:
         )
     elif path.exists():
         raise CheckpointError(f"{path}: is a file, but a name without suffix makes a PEFT directory; add .safetensors")
+    there = path if path.is_dir() else next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({there}: {error.strerror}); name another target") from None
 
 
-def _vectors(array: np.ndarray, where: str, dims: int | None = 2) -> np.ndarray:
-    """Float32 vectors (P, d_model) of any floating type, checked; dims None: an array of any shape."""
+def _checked(array: np.ndarray, where: str, vectors: bool = True) -> np.ndarray:
+    """A float32 copy of finite numbers of any floating type; vectors: they must be (P, d_model)."""
     if array.dtype == "V2":  # what NumPy makes of bfloat16 in a file
         array = array.view(bfloat16)
-    if dims not in (None, array.ndim) or not array.size or not (array.dtype.kind == "f" or array.dtype == bfloat16):
+    if (vectors and array.ndim != 2) or not array.size or not (array.dtype.kind == "f" or array.dtype == bfloat16):
         found = f"{array.dtype} of shape {list(array.shape)}"
-        raise CheckpointError(f"{where}: expected the float32 vectors of a prompt, (P, d_model); found {found}")
+        expected = "the float32 vectors of a prompt, (P, d_model)" if vectors else "floating point numbers"
+        raise CheckpointError(f"{where}: expected {expected}; found {found}")
     with np.errstate(over="ignore"):
         array = np.array(array, np.float32, order="C")
     if not np.isfinite(array).all():
@@ -222,7 +261,7 @@ def _read_numpy(path: Path, name: str | None = None) -> dict[str, Prompt]:
     if not arrays:
         expected = "a prompt" if name is None else f"the prompt {name!r}"
         raise CheckpointError(f"{path}: expected {expected}, found {', '.join(names) or 'nothing'}")
-    vectors = {n: _vectors(x, str(path) if alone else f"{path}:{n}") for n, x in arrays.items()}
+    vectors = {n: _checked(x, str(path) if alone else f"{path}:{n}") for n, x in arrays.items()}
     return {n: _foreign({PROMPT: x}) for n, x in vectors.items()}
 
 
@@ -241,12 +280,12 @@ def _read_safetensors(path: Path) -> Prompt:
         )
     state = {name.removeprefix(STATE): x for name, x in tensors.items() if name.startswith(STATE)}
     delta = {
-        name: _vectors(x, f"{path}: key {name!r}", 2 if name == PROMPT or ".prefix." in name else None)
+        name: _checked(x, f"{path}: key {name!r}", name == PROMPT or ".prefix." in name)
         for name, x in tensors.items()
         if not name.startswith(STATE)
     }
     if not delta:
-        raise CheckpointError(f"{path}: holds no prompt, only a training state; tune again")
+        raise CheckpointError(f"{path}: holds no prompt, expected {PROMPT!r}; tune it again")
     return _described(delta, about, state or None, path)
 
 
@@ -291,24 +330,24 @@ def _read_peft(folder: Path) -> Prompt:
     kind = expect("peft_type", config.get("peft_type") in kinds, "one of " + ", ".join(kinds))
     if config.get("task_type") is not None:
         expect("task_type", config["task_type"] == "SEQ_2_SEQ_LM", "'SEQ_2_SEQ_LM', as for T5")
-    weights = folder / "adapter_model.safetensors"
+    weights, pickled = (folder / name for name in ADAPTER_WEIGHTS)
     about: dict[str, str] = {}
-    if not weights.exists() and (folder / "adapter_model.bin").exists():
-        weights = folder / "adapter_model.bin"
+    if not weights.exists() and pickled.exists():
+        weights = pickled
         tensors = map_pickle(weights)
     else:
         tensors, about = _read_tensors(weights)
     if tensors.keys() != {"prompt_embeddings"}:
         names = ", ".join(map(repr, sorted(tensors))) or "none"
         raise CheckpointError(f"{weights}: expected one tensor, 'prompt_embeddings'; found {names}")
-    found = _vectors(tensors["prompt_embeddings"], f"{weights}: key 'prompt_embeddings'")
+    found = _checked(tensors["prompt_embeddings"], f"{weights}: key 'prompt_embeddings'")
     rows, parts, width = number("num_virtual_tokens"), config.get("num_transformer_submodules"), found.shape[1]
     prefix = kind == "PREFIX_TUNING"
     if prefix:
         expect("num_transformer_submodules", parts in (None, 2), "2, as for T5")
         shape = (rows, 2 * number("num_layers") * number("token_dim"))
     else:
-        parts = number("num_transformer_submodules") if parts is not None else 2 if len(found) == 2 * rows else 1
+        parts = number("num_transformer_submodules") if parts is not None else 1 + (len(found) == 2 * rows)
         shape = (rows * parts, number("token_dim") if config.get("token_dim") is not None else width)
     if found.shape != shape:
         raise CheckpointError(

@@ -21,7 +21,7 @@ import autograd.numpy as np
 import numpy as onp
 
 from tinyprompt import ops
-from tinyprompt.tree import Tree
+from tinyprompt.tree import Flat, Tree, merge
 
 MASKED = -1e9  # added to a score: exp() of it is exactly 0, and a row without any key stays finite
 
@@ -148,15 +148,16 @@ def in_sight(mask, prefix: Tree | None):
     return onp.concatenate([onp.zeros((*mask.shape[:-1], prefix["key"].shape[-2]), mask.dtype), mask], axis=-1)
 
 
-def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, config: Config) -> list:
+def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, config: Config, at=None) -> list:
     """Relative position bias plus mask for each layer; a layer without a table shares the one before it.
 
     Shapes: mask additive (B or 1, 1, length or 1, length), each result (B or 1, H, length, length), or
-    (..., P + length) in a layer with a prefix, which has the positions before the first.
+    (..., P + length) in a layer with a prefix, which has the positions before the first. With `at`, integer (T,),
+    the rows of these queries alone: (..., T, length).
     """
     biases: list = []
     table, before = None, 0
-    for i in range(len(block)):
+    for i in range(config.num_layers if bidirectional else config.num_decoder_layers):
         weights = block[str(i)]["layer"]["0"]["SelfAttention"]
         keys = in_sight(mask, weights.get("prefix"))
         first = length - keys.shape[-1]
@@ -168,33 +169,47 @@ def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, c
                 config.relative_attention_num_buckets,
                 config.relative_attention_max_distance,
             )
+            buckets = buckets if at is None else ops.embedding(buckets, at)
             biases.append(np.transpose(ops.embedding(table["weight"], buckets), (2, 0, 1))[None] + keys)
         else:
             biases.append(biases[-1])
     return biases
 
 
-def attention(x, context, bias, drop, config: Config, *, q, k, v, o, relative_attention_bias=None, prefix=None):
+def heads(y, weight, config: Config, before=None):
+    """`ops.linear`, head by head: (B, T, D), and (P, H * K) before it, to (B, H, P + T, K)."""
+    B, y = len(y), ops.linear(y, weight["weight"])
+    if before is not None:
+        y = np.concatenate([ops.broadcast_to(before, (B, *before.shape[-2:])), y], axis=1)
+    return np.transpose(y.reshape(B, y.shape[1], config.num_heads, config.d_kv), (0, 2, 1, 3))
+
+
+def keys_and_values(context, config: Config, k, v, prefix=None) -> Tree:
+    """What queries meet, {"key", "value"} of shape (B, H, P + L, K): of a prefix, if there is one, and a context."""
+    before = prefix or {"key": None, "value": None}
+    return {name: heads(context, weight, config, before[name]) for name, weight in (("key", k), ("value", v))}
+
+
+def attention(
+    x, context, bias, drop, config: Config, own=None, here=None, *,
+    q, k, v, o, relative_attention_bias=None, prefix=None, cache=None,
+):  # fmt: skip
     """Multi-head attention. T5 leaves out the division by sqrt(d_kv): it is folded into q's initial scale.
 
     A prefix, learned keys and values (P, H * K), stands before those of the context (Li and Liang 2021,
     arXiv:2101.00190). Without one, few queries meet the context C itself, as a product is associative: Q (C Wk)' is
     (Q Wk') C', and p (C Wv) is (p C) Wv. That costs T (K + L) instead of K L a head: next to nothing in a decoder
     that reads a long input and writes a label.
+    A cache holds the keys and values already. In self-attention it has 0 for the one token of x yet: its `own` belong
+    `here`, (1, L) and 0 but for a 1. As a product is linear, they are not put there, which would copy the whole cache.
     """
-    (B, T), L, H, K = x.shape[:2], context.shape[1], config.num_heads, config.d_kv
-
-    def heads(y, weight, before=None):  # (B, T, D), and (P, H * K) before it, to (B, H, P + T, K)
-        y = ops.linear(y, weight)
-        if before is not None:
-            y = np.concatenate([ops.broadcast_to(before, (B, *before.shape[-2:])), y], axis=1)
-        return np.transpose(y.reshape(B, y.shape[1], H, K), (0, 2, 1, 3))
+    (B, T), L, H, K = x.shape[:2], 0 if cache else context.shape[1], config.num_heads, config.d_kv
 
     def headwise(y, weight_HIO):  # (B, H, T, I) to (B, H, T, O)
         y = ops.headwise(np.transpose(y, (1, 0, 2, 3)).reshape(H, B * T, -1), weight_HIO)
         return np.transpose(y.reshape(H, B, T, -1), (1, 0, 2, 3))
 
-    queries_BHTK = heads(x, q["weight"])
+    queries_BHTK = heads(x, q, config)
     if prefix is None and T * (K + L) < K * L:
         wk_HKD, wv_HKD = (w["weight"].reshape(H, K, -1) for w in (k, v))
         queries_BND = headwise(queries_BHTK, wk_HKD).reshape(B, H * T, -1)
@@ -202,9 +217,15 @@ def attention(x, context, bias, drop, config: Config, *, q, k, v, o, relative_at
         mixed_BND = drop(ops.softmax(scores_BHTL)).reshape(B, H * T, L) @ context
         mixed_BHTK = headwise(mixed_BND.reshape(B, H, T, -1), np.transpose(wv_HKD, (0, 2, 1)))
     else:
-        keys_BHLK = heads(context, k["weight"], prefix and prefix["key"])
-        scores_BHTL = queries_BHTK @ np.transpose(keys_BHLK, (0, 1, 3, 2)) + bias
-        mixed_BHTK = drop(ops.softmax(scores_BHTL)) @ heads(context, v["weight"], prefix and prefix["value"])
+        known = cache or keys_and_values(context, config, k, v, prefix)
+        scores_BHTL = queries_BHTK @ np.transpose(known["key"], (0, 1, 3, 2)) + bias
+        if own:
+            here = in_sight(here, prefix)
+            scores_BHTL = scores_BHTL + (queries_BHTK * own["key"]).sum(-1, keepdims=True) * here
+        shares_BHTL = drop(ops.softmax(scores_BHTL))
+        mixed_BHTK = shares_BHTL @ known["value"]
+        if own:
+            mixed_BHTK = mixed_BHTK + (shares_BHTL * here).sum(-1, keepdims=True) * own["value"]
     return ops.linear(np.transpose(mixed_BHTK, (0, 2, 1, 3)).reshape(B, T, -1), o["weight"])
 
 
@@ -217,27 +238,47 @@ def feed_forward(x, drop, config: Config, *, wo, wi=None, wi_0=None, wi_1=None):
     return ops.linear(drop(hidden), wo["weight"])
 
 
+def adapter(y, *, down, up):
+    """A bottleneck behind a layer, `y + up(relu(down(y)))`, with biases (Houlsby et al. 2019, arXiv:1902.00751)."""
+    hidden = ops.relu(ops.linear(y, down["weight"]) + down["bias"])
+    return y + ops.linear(hidden, up["weight"]) + up["bias"]
+
+
 def stack(
-    x, self_biases, drop, config: Config, *, block, final_layer_norm, context=None, context_bias=None, prompt=None
-):
-    """The blocks of the encoder, or (given a context to attend to) of the decoder: pre-norm residual layers."""
+    x, self_biases, drop, config: Config, here=None, *,
+    block, final_layer_norm, context=None, context_bias=None, prompt=None,
+):  # fmt: skip
+    """The blocks of the encoder, or (given a context to attend to) of the decoder: pre-norm residual layers.
+
+    Returns x and, where there is a cache, what is to be put `here` in it.
+    """
+    new: Flat = {}
 
     def norm(y, weight):
         return ops.rms_norm(y, weight, config.layer_norm_epsilon)
 
     x = drop(x)
     for i, bias in enumerate(self_biases):
-        for layer in block[str(i)]["layer"].values():
+        if "prompt" in block[str(i)]:  # in place of what became of the one before
+            own = block[str(i)]["prompt"]["embedding"]
+            x = np.concatenate([ops.broadcast_to(own, (len(x), *own.shape[-2:])), x[:, own.shape[-2] :]], axis=1)
+        for j, layer in block[str(i)]["layer"].items():
             y = norm(x, layer["layer_norm"]["weight"])
             if "SelfAttention" in layer:
-                y = attention(y, y, bias, drop, config, **layer["SelfAttention"])
+                weights, own = layer["SelfAttention"], None
+                if "cache" in weights:
+                    own = keys_and_values(y, config, weights["k"], weights["v"])
+                    new |= {f"block.{i}.layer.{j}.SelfAttention.cache.{name}": value for name, value in own.items()}
+                y = attention(y, y, bias, drop, config, own, here, **weights)
             elif "EncDecAttention" in layer:
                 weights = layer["EncDecAttention"]
                 y = attention(y, context, in_sight(context_bias, weights.get("prefix")), drop, config, **weights)
             else:
                 y = feed_forward(y, drop, config, **layer["DenseReluDense"])
+            if "adapter" in layer:
+                y = adapter(y, **layer["adapter"])
             x = x + drop(y)
-    return drop(norm(x, final_layer_norm["weight"]))
+    return drop(norm(x, final_layer_norm["weight"])), new
 
 
 def identity(x):
@@ -272,7 +313,7 @@ def encode(params: Tree, config: Config, input_ids, attention_mask, drop: Drop =
         x = np.concatenate([ops.broadcast_to(prompt, rows), x], axis=1)
         mask = onp.concatenate([onp.ones(rows[:2], mask.dtype), mask], axis=1)
     biases = self_attention_biases(weights["block"], additive(mask, x.dtype), mask.shape[1], True, config)
-    return stack(x, biases, drop, config, **weights), mask
+    return stack(x, biases, drop, config, **weights)[0], mask
 
 
 def decode(params: Tree, config: Config, decoder_input_ids, context, mask, drop: Drop = identity):
@@ -280,12 +321,52 @@ def decode(params: Tree, config: Config, decoder_input_ids, context, mask, drop:
     weights = params["decoder"]
     x = ops.embedding(params["shared"]["weight"], decoder_input_ids)
     length = decoder_input_ids.shape[1]
-    causal = onp.triu(onp.full((length, length), MASKED, x.dtype), 1)[None, None]
-    biases = self_attention_biases(weights["block"], causal, length, False, config)
-    x = stack(x, biases, drop, config, context=context, context_bias=additive(mask, x.dtype), **weights)
+    biases = self_attention_biases(weights["block"], causal(length, x.dtype)[None, None], length, False, config)
+    x, _ = stack(x, biases, drop, config, context=context, context_bias=additive(mask, x.dtype), **weights)
+    return logits(params, config, x)
+
+
+def first_cache(params: Tree, config: Config, context) -> Flat:
+    """What `decode_next` begins with: keys and values of each cross-attention, and of prefixes in self-attention.
+
+    Shapes: context (B, S, D); each (B, H, P + S, K) or (B, H, P, K).
+    """
+    cache: Flat = {}
+    for i, block in params["decoder"]["block"].items():
+        for j, kind, source in (("0", "SelfAttention", context[:, :0]), ("1", "EncDecAttention", context)):
+            weights = block["layer"][j][kind]
+            found = keys_and_values(source, config, weights["k"], weights["v"], weights.get("prefix"))
+            cache |= {f"block.{i}.layer.{j}.{kind}.cache.{name}": value for name, value in found.items()}
+    return cache
+
+
+def decode_next(params: Tree, config: Config, cache: Flat, tokens, at, width: int, mask):
+    """Run the decoder over one token a row: `decode`, but what it computed for those before is in the cache.
+
+    Shapes: tokens (B,), of position `at`, integer (1,); cache of `first_cache`, in self-attentions with `width` further
+    places, 0 from `at` on; mask of `encode`. Returns logits (B, V), and the keys and values (B, H, 1, K), named as the
+    cache, that belong at `at`.
+    """
+    weights = merge(params["decoder"], cache)
+    x = ops.embedding(params["shared"]["weight"], tokens[:, None])
+    earlier = ops.embedding(causal(width, x.dtype), at)[None, None]
+    here = ops.embedding(onp.eye(width, dtype=x.dtype), at)
+    biases = self_attention_biases(weights["block"], earlier, width, False, config, at)
+    x, new = stack(x, biases, identity, config, here, context_bias=additive(mask, x.dtype), **weights)
+    return logits(params, config, x)[:, 0], new
+
+
+def logits(params: Tree, config: Config, x):
+    """The output head: (B, T, D) to (B, T, V)."""
     if config.scaled_logits:
         x = x * onp.asarray(config.d_model**-0.5, x.dtype)
-    return ops.linear(x, params["shared" if config.tied_head else "lm_head"]["weight"])
+    head = params["lm_head"] if "lm_head" in params else params["shared"]
+    return ops.linear(x, head["weight"])
+
+
+def causal(length: int, dtype):
+    """An additive mask (length, length) that hides from each token those after it."""
+    return onp.triu(onp.full((length, length), MASKED, dtype), 1)
 
 
 def additive(mask, dtype):

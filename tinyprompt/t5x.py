@@ -22,7 +22,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt import t5
-from tinyprompt.tree import CheckpointError, Flat
+from tinyprompt.tree import CheckpointError
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 DTYPES |= {"<f8": np.float64, "<f4": np.float32, "<f2": np.float16}
@@ -56,18 +56,12 @@ class Lazy:
         return self.read() if dtype is None else self.read().astype(dtype)
 
 
-def read_t5x(folder: Path) -> tuple[dict[str, Any], Flat]:
+def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
     """A T5X checkpoint as a config.json dict and weights with the names and the orientation of Hugging Face.
 
-    folder: that of one step, which holds the file `checkpoint`. Weights keep their dtype, and lie in memory.
+    folder: that of one step, which holds the file `checkpoint`. Each weight is read when it is asked for, in its dtype.
     Raises CheckpointError that names the file and T5X's name of the weight.
     """
-    raw, weights = open_t5x(folder)
-    return raw, {name: np.asarray(value) for name, value in weights.items()}
-
-
-def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
-    """The same as `read_t5x`, but each weight is read when it is asked for."""
     arrays = _arrays(folder)
     stacked = [name for name in arrays if name.startswith(("encoder.encoder.", "decoder.decoder."))]
     if stacked:

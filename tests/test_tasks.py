@@ -1,0 +1,536 @@
+"""Built-in tasks: rows of small files written here, damaged files, and every row of the distributed dev files."""
+
+import copy
+import gzip
+import hashlib
+import json
+import lzma
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import examples
+
+from tinyprompt import initial, tasks
+from tinyprompt.cli import main
+from tinyprompt.data import DataError, Row
+from tinyprompt.tasks import TASKS
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+PAIR = dict(premise="It rained all day.", hypothesis="The grass is wet.", idx=0)
+SENTENCES = dict(sentence1="He fed the bat.", sentence2="He swung a bat.", word="bat", idx=0, start1=11)
+PASSAGE = dict(
+    text="Ann<br>met <b>Bob</b>.",
+    questions=[
+        dict(
+            question="Who met Bob?", idx=7, answers=[dict(text="Ann", idx=0, label=1), dict(text="Eve", idx=1, label=0)]
+        )
+    ],
+)
+NEWS = dict(
+    text="Oslo beat Bergen\n@highlight\nRain in Oslo!\n@highlight\nNo goals",
+    entities=[dict(start=10, end=15), dict(start=0, end=3), dict(start=36, end=39)],
+)
+QUERY = dict(query="@placeholder won", idx=3, answers=[dict(text="Oslo"), dict(text="Bergen"), dict(text="Oslo")])
+SPANS = dict(span1_text="The cup", span1_index=2, span2_text="it", span2_index=6)
+WSC = dict(text="He dropped the cup , and it broke.", target=SPANS, label=True, idx=0)
+QUESTION = dict(id="q1", question="Who came (first)?", answers=[dict(text="J. Doe"), dict(text="Doe")])
+SQUAD = dict(data=[dict(title="t", paragraphs=[dict(context="Then  J. Doe\ncame.", qas=[QUESTION])])])
+SPACED = "question: Who came ( first ) ? context: Then J . Doe came ."
+
+
+def lines(*records):
+    return "\n".join(map(json.dumps, records))
+
+
+# Task, name of the file, its content, the rows.
+FILES = [
+    (
+        "boolq",
+        "a.jsonl",
+        lines(dict(question="is it wet", passage="Rain -- It falls.", idx=0, label=True)),
+        [Row("passage: Rain -- It falls. question: is it wet", "True")],
+    ),
+    (
+        "cb",
+        "a.jsonl",
+        lines(PAIR | {"label": "neutral"}),
+        [Row("hypothesis: The grass is wet. premise: It rained all day.", "neutral")],
+    ),
+    (
+        "copa",
+        "a.jsonl",
+        lines(dict(premise="It rained.", choice1="He danced.", choice2="He got wet.", question="effect", label=1)),
+        [Row("choice1: He danced. choice2: He got wet. premise: It rained. question: effect", "choice2")],
+    ),
+    (
+        "multirc",
+        "a.jsonl",
+        lines(dict(idx=4, passage=PASSAGE)),
+        [
+            Row(f"question: Who met Bob? answer: {answer} paragraph: Ann met Bob.", target, (), "4-7")
+            for answer, target in (("Ann", "True"), ("Eve", "False"))
+        ],
+    ),
+    (
+        "record",
+        "a.jsonl",
+        lines(dict(idx=4, passage=NEWS, qas=[QUERY])),
+        [
+            Row(
+                "query: @placeholder won entities: Bergen, Oslo passage: Oslo beat Bergen. Rain in Oslo! No goals",
+                "Bergen",
+                ("Bergen", "Oslo"),
+                "4-3",
+            )
+        ],
+    ),
+    (
+        "rte",
+        "a.jsonl.gz",
+        lines(PAIR | {"label": "entailment"}),
+        [Row("hypothesis: The grass is wet. premise: It rained all day.", "entailment")],
+    ),
+    (
+        "wic",
+        "a.jsonl",
+        lines(SENTENCES | {"label": False}),
+        [Row("sentence1: He fed the bat. sentence2: He swung a bat. word: bat", "False")],
+    ),
+    (
+        "wsc",
+        "a.jsonl",
+        lines(WSC, WSC | {"label": False, "target": SPANS | {"span2_index": 5, "span1_text": "he"}}),
+        [
+            Row("He dropped the cup , and *it* broke.", "the cup", ("the cup",), WSC["text"]),
+            Row("He dropped the cup , and *it* broke.", "he", (), WSC["text"]),
+        ],
+    ),
+    (
+        "axb",
+        "a.jsonl",
+        lines(dict(sentence1="He sat.", sentence2="He stood.", label="not_entailment", idx="0", logic="x")),
+        [Row("hypothesis: He stood. premise: He sat.", "not_entailment")],
+    ),
+    (
+        "axg",
+        "a.jsonl",
+        lines(PAIR | {"label": "not_entailment", "pair_id": 1}),
+        [Row("hypothesis: The grass is wet. premise: It rained all day.", "not_entailment")],
+    ),
+    (
+        "cola",
+        "a.tsv",
+        "ab1\t1\t\tHe sat.\nab1\t0\t*\tSat he the.\n",
+        [Row("sentence: He sat.", "acceptable"), Row("sentence: Sat he the.", "unacceptable")],
+    ),
+    (
+        "glue-rte",
+        "a.tsv",
+        'index\tsentence1\tsentence2\tlabel\n0\tA "cat sat.\tIt stood.\tnot_entailment\n',
+        [Row('sentence1: A "cat sat. sentence2: It stood.', "not_entailment")],
+    ),
+    (
+        "mrpc",
+        "a.txt",
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t3\t4\tHe sat.\tHe sat down.\r\n",
+        [Row("sentence1: He sat. sentence2: He sat down.", "equivalent")],
+    ),
+    (
+        "qqp",
+        "a.tsv.xz",
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tWhy?\tHow?\t0\n",
+        [Row("question1: Why? question2: How?", "not_duplicate")],
+    ),
+    (
+        "qqp",
+        "a.jsonl",
+        lines(dict(text_a="Why?", text_b="How come?", label="1")),
+        [Row("question1: Why? question2: How come?", "duplicate")],
+    ),
+    ("sst2", "a.tsv", "sentence\tlabel\nso dull \t0\n", [Row("sentence: so dull", "negative")]),
+    ("squad", "a.json", json.dumps(SQUAD), [Row(SPACED, "J . Doe", ("J . Doe", "Doe"))]),
+    (
+        "squad",
+        "a.jsonl",
+        lines(
+            {"header": {"dataset": "x"}},
+            dict(
+                context="Then J. Doe came.",
+                qas=[dict(qid="1", question="Who came (first)?", answers=["Doe"], detected_answers=[dict(text="J.")])],
+            ),
+        ),
+        [Row(SPACED, "J .", ("Doe",))],
+    ),
+    ("trec", "a.label", "NUM:date When is caf\xe9 time ?\n\n", [Row("text: When is caf\xe9 time ?", "number")]),
+    ("agnews", "a.csv", '"3","Up","Sales ""rose""."\n', [Row('description: Sales "rose". title: Up', "Business")]),
+    (
+        "agnews",
+        "a.csv",
+        "Class Index,Title,Description\n1,Vote,Many came.\n",
+        [Row("description: Many came. title: Vote", "World")],
+    ),
+    ("agnews", "a.tsv", "Many came.\tSports\n", [Row("description: Many came.", "Sports")]),
+]
+
+
+def write(path, content):
+    packed = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+    path.write_bytes(packed(content.encode("latin-1" if path.suffix == ".label" else "utf-8")))
+    return path
+
+
+@pytest.mark.parametrize(("task", "name", "content", "rows"), FILES)
+def test_rows(tmp_path, task, name, content, rows):
+    path = write(tmp_path / name, content)
+    assert tasks.read(task, path) == rows
+    assert [row.input for row in tasks.read(task, path, labelled=False)] == [row.input for row in rows]
+    assert all(row.target in (TASKS[task].labels or [row.target]) for row in rows)
+    with pytest.raises(DataError, match=f"none{name[1:]}: (no rows|empty|not valid JSON)"):
+        tasks.read(task, write(tmp_path / f"none{name[1:]}", ""))
+
+
+def test_every_task_has_a_row_above():
+    assert {task for task, *_ in FILES} == TASKS.keys()
+
+
+def test_what_is_learned_from(tmp_path):
+    path = {task: write(tmp_path / f"{task}-{name}", content) for task, name, content, _ in FILES}
+    assert [row.target for row in tasks.read("record", path["record"], training=True)] == ["Bergen", "Oslo"]
+    assert [row.target for row in tasks.read("wsc", path["wsc"], training=True)] == ["the cup"]
+    for task in TASKS.keys() - {"record", "wsc"}:
+        assert tasks.read(task, path[task], training=True) == tasks.read(task, path[task])
+    assert tasks.first_words("record") == ("commonsense", "reasoning", "reading", "comprehension")
+    assert tasks.first_words("boolq") is tasks.first_words("auto") is None
+
+
+@pytest.mark.parametrize(
+    ("spans", "text", "marked"),
+    [
+        (dict(span2_text="him", span2_index=4), 'He had it. "For him," he said.', 'He had it. "For *him* ," he said.'),
+        (dict(span2_text="it", span2_index=2), "He did use it again.", "He did use *it* again."),
+        (dict(span2_text="it.", span2_index=3), "He did use it. Again.", "He did use *it.* Again."),
+    ],
+)
+def test_pronouns_off_by_one_or_with_punctuation(tmp_path, spans, text, marked):
+    record = dict(text=text, target=dict(span1_text="He", span1_index=0) | spans, label=1)
+    assert tasks.read("wsc", write(tmp_path / "a.jsonl", lines(record)))[0].input == marked
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"),
+    [
+        ("boolq", "a.jsonl", lines(dict(question="q", label=True)), "row 1: expected 'passage', found 'question', 'la"),
+        ("boolq", "a.jsonl", lines(dict(question=1, passage="p")), "row 1: 'question': expected a text, found 1"),
+        ("boolq", "a.jsonl", lines(dict(question="q", passage="p")), "row 1: has no label or answer; name a file that"),
+        ("boolq", "a.tsv", "question\tpassage\nq\tp\tx", "row 2: 3 fields, but the header names 2"),
+        ("boolq", "a.json", "{}", "expected a file that ends in .tsv, .csv or .jsonl"),
+        (
+            "cb",
+            "a.jsonl",
+            lines(PAIR | {"label": "maybe"}),
+            "label 'maybe': expected one of 0 or 'entailment', 1 or",
+        ),
+        ("cb", "a.jsonl", lines(PAIR | {"label": 3}), "row 1: label 3: expected one of"),
+        (
+            "cola",
+            "a.tsv",
+            "sentence\tlabel\nHe sat.\t1\n",
+            "row 1: 2 fields, expected 4: source, label, mark, sen",
+        ),
+        ("multirc", "a.jsonl", lines(dict(passage="text")), "row 1: 'passage': expected an object, found 'text'"),
+        ("record", "a.jsonl", lines(dict(passage=NEWS, qas=[{}])), "row 1: expected 'query', found"),
+        ("wsc", "a.jsonl", lines(WSC | {"text": "He fell."}), "row 1: expected 'it' as word 6 of 'He fell.'"),
+        ("squad", "a.json", "[", "a.json: not valid JSON"),
+        ("squad", "a.json", json.dumps(SQUAD | {"data": [{}]}), "a.json: article 1: expected 'paragraphs', found"),
+        (
+            "squad",
+            "a.json",
+            json.dumps(SQUAD).replace('"J. Doe"', "3"),
+            "question q1: 'text': expected a text, fou",
+        ),
+        ("squad", "a.json", json.dumps(SQUAD).replace('"answers"', '"a"'), "question q1: has no label or answer"),
+        ("trec", "a.label", "NUM When?\n", "row 1: expected 'COARSE:fine question'"),
+        ("agnews", "a.csv", "5,a,b\n", "row 1: class '5': expected 1, 2, 3 or 4"),
+        ("sst2", "a.tsv.gz", None, "a.tsv.gz: cannot be decompressed"),
+        ("sst2", "a.tsv.xz", None, "a.tsv.xz: cannot be decompressed"),
+    ],
+)
+def test_bad_files_say_where(tmp_path, task, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(b"no archive" if content is None else content.encode())
+    with pytest.raises(DataError) as caught:
+        tasks.read(task, path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_cut_archive_is_named(tmp_path):
+    for name, pack in (("a.tsv.gz", gzip.compress), ("a.tsv.xz", lzma.compress)):
+        path = tmp_path / name
+        path.write_bytes(pack(b"sentence\tlabel\nso dull\t0\n")[:-9])
+        with pytest.raises(DataError, match="cannot be decompressed"):
+            tasks.read("sst2", path)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 60) | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["text", "idx", "a"]), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+JSON_TASKS = [(task, name, content) for task, name, content, _ in FILES if name.endswith((".json", ".jsonl"))]
+
+
+@examples(300)
+@given(st.data())
+def test_damaged_files_give_rows_or_one_error(tmp_path_factory, data):
+    task, name, content = data.draw(st.sampled_from(JSON_TASKS))
+    records = [copy.deepcopy(json.loads(line)) for line in content.splitlines()]
+    node, key = records, len(records) - 1
+    while isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 4)):
+        node = node[key]
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+    if isinstance(node, dict) and data.draw(st.booleans()):
+        del node[key]
+    else:
+        node[key] = data.draw(JUNK)
+    path = tmp_path_factory.getbasetemp() / f"damaged-{name}"
+    path.write_text("\n".join(map(json.dumps, records)))
+    for labelled, training in ((True, False), (True, True), (False, False)):
+        try:
+            rows = tasks.read(task, path, training, labelled=labelled)
+        except DataError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert all(row.input and (row.target or not labelled) for row in rows)
+
+
+@pytest.mark.parametrize("words", [("x", "x"), ("equivalent", "not_equivalent")])
+def test_label_words_that_tell_nothing_apart(words):
+    with pytest.raises(DataError, match=f"mrpc: expected different words, none in another's place, found {words[0]}"):
+        tasks.labels_of("mrpc", dict(zip(("not_equivalent", "equivalent"), words, strict=True)))
+
+
+def test_other_label_words(tmp_path):
+    words = {"not_equivalent": "not_duplicate", "equivalent": "duplicate"}
+    task, name, content, (row,) = next(one for one in FILES if one[0] == "mrpc")
+    path = write(tmp_path / name, content)
+    assert tasks.read(task, path, words=words) == [row._replace(target="duplicate")]
+    labels = tasks.labels_of(task, words)
+    assert labels == ("not_duplicate", "duplicate")
+    rows = [row._replace(target=labels[i]) for i in (1, 1, 1, 0)]
+    predicted = [labels[i] for i in (1, 1, 0, 1)]
+    assert tasks.score(task, predicted, rows, labels) == {"f1": 2 / 3, "accuracy": 0.5}
+    assert tasks.mean_score(task, predicted, rows, labels) == pytest.approx(7 / 12)
+    rows = [row._replace(target=TASKS[task].labels[i]) for i in (1, 1, 1, 0)]
+    predicted = [TASKS[task].labels[i] for i in (1, 1, 0, 1)]  # sorted, as files of columns have them:
+    assert tasks.score(task, predicted, rows, ("equivalent", "not_equivalent")) == {"f1": 2 / 3, "accuracy": 0.5}
+    for wrong in ({"equivalent": "yes"}, {"0": "no", "1": "yes"}):
+        with pytest.raises(DataError, match="task mrpc: expected words for not_equivalent, equivalent; found some for"):
+            tasks.read(task, path, words=wrong)
+    with pytest.raises(DataError, match="answers are free text"):
+        tasks.labels_of("squad", words)
+
+
+@pytest.mark.parametrize(
+    ("said", "candidate", "true", "right"),
+    [
+        ("The Cup", "cup", True, True),
+        ("fuzzy bunny", "the bunny", True, True),
+        ("bunny", "the fuzzy bunny", False, False),
+        ("Bob", "Bob's hat", True, False),
+        ("Bob", "Bob's hat", False, True),
+        ("a man", "the dog", False, True),
+        ("", "the dog", False, False),
+        ("the", "the dog", False, False),
+        ("dog", "his", False, True),
+    ],
+)
+def test_referents(said, candidate, true, right):
+    row = Row("x", candidate, (candidate,) if true else ())
+    assert tasks.score("wsc", [said], [row], None) == {"accuracy": right}
+
+
+# Every row of the dev files: task, number of rows, digest, scores. The digests, of "input<tab>target<newline>", are of
+# the strings that t5 0.9.4 makes of them (t5.data.preprocessors, fed by TFDS 4.9.10 as its tasks are, then what
+# prompt-tuning calls remove_first_text_token), both ends stripped; those of TREC and AG News, which T5 has not, were
+# put together by hand. The scores, of `guesses`, are of t5.evaluation.metrics (scikit-learn's within), divided by 100.
+DEV = {
+    "superglue/BoolQ.val.jsonl": ("boolq", 3270, "a3235aef014b6221", 0.801529051988),
+    "superglue/CB.val.jsonl": ("cb", 56, "fe39ae7e372506a5", 0.735600907029, 0.75),
+    "superglue/COPA.val.jsonl": ("copa", 100, "f3c095ea71eedebb", 0.77),
+    "superglue/MultiRC.val.jsonl": ("multirc", 4848, "91f94e971de96805", 0.777363763391, 0.366211962225),
+    "superglue/ReCoRD.fewglue_dev32.jsonl": ("record", 46, "e5961fbb0692e536", 0.5, 0.589285714286),
+    "superglue/RTE.val.jsonl": ("rte", 277, "2759aa8332eb07ac", 0.790613718412),
+    "superglue/WiC.val.jsonl": ("wic", 638, "d5cee50f70d9c80a", 0.819749216301),
+    "superglue/WSC.val.jsonl": ("wsc", 104, "589527b92aac3b24", 0.442307692308),
+    "superglue/AX-b.jsonl": ("axb", 1104, "fc9434f66b7c1a8e", 0.600573247643),
+    "superglue/AX-g.jsonl": ("axg", 356, "65f9e2d6cfb574da", 0.794943820225),
+    "glue/CoLA.dev.tsv": ("cola", 1043, "c0be9d172a383b66", 0.615562717233),
+    "glue/RTE.dev.tsv": ("glue-rte", 277, "739c221be9cce12c", 0.790613718412),
+    "glue/MRPC.msr_paraphrase_test.txt": ("mrpc", 1725, "05aa54b873888ca9", 0.832275611967, 0.785507246377),
+    "glue/QQP.subset_dev.jsonl": ("qqp", 1000, "79c36e2ef2951a3d", 0.745341614907, 0.795),
+    "glue/SST-2.test.tsv": ("sst2", 872, "26f9b30731ed5c81", 0.80619266055),
+    "squad_v1.1_dev/dev-v1.1.rebuilt.json.xz": ("squad", 10570, "9759834985a14c04", 0.572185430464, 0.627471856537),
+    "squadshifts/new_wiki_v1.0.json.xz": ("squad", 7938, "d792db1b79331326", 0.573192239859, 0.625345074746),
+    "sentcls/TREC.test": ("trec", 500, "918655cdecbc0cb8", 0.692),
+    "agnews/test_title_desc.csv": ("agnews", 7600, "4b98dec3c4c7e7e8", 0.728289473684),
+}
+
+
+def guesses(rows, labels):
+    """Half of them right, some another row's answer, some nothing that could be right, some worded otherwise."""
+    rng, out = random.Random(0), []
+    for row in rows:
+        kind = rng.random()
+        right = rng.choice(row.answers) if row.answers else row.target
+        if kind < 0.5:
+            out.append(right)
+        elif kind < 0.8:
+            out.append(rng.choice(labels) if labels else rng.choice(rows).target)
+        elif kind < 0.85:
+            out.append("no such thing" if labels else "")
+        else:
+            out.append(right if labels else rng.choice([f"The {right.upper()}!", right.split()[0], f"an old {right}"]))
+    return out
+
+
+def digest(rows):
+    return hashlib.sha256("".join(f"{row.input}\t{row.target}\n" for row in rows).encode()).hexdigest()[:16]
+
+
+distributed = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}, where the distributed files are")
+
+
+@distributed
+@pytest.mark.parametrize("file", DEV)
+def test_every_row_of_the_distributed_files(file):
+    task, count, sha256, *scores = DEV[file]
+    rows = tasks.read(task, SHARED / file, training=task == "record")  # T5 has a row for each answer in both
+    assert (len(rows), digest(rows)) == (count, sha256)
+    rows = tasks.read(task, SHARED / file)
+    labels = TASKS[task].labels
+    found = tasks.score(task, guesses(rows, labels), rows, labels)
+    assert [*found.values()] == pytest.approx(scores, abs=1e-12)
+
+
+@distributed
+def test_only_true_referents_are_learned_from():
+    assert len(tasks.read("wsc", SHARED / "superglue/WSC.train.jsonl", training=True)) == 259  # the paper's section 3
+
+
+QUICK = "--steps 2 --batch 4 --length 3 --eval-every 1 --optimizer adam --max-target 3".split()  # noqa: SIM905
+
+
+@pytest.fixture
+def call(capsys, folder):
+    """Runs a command on the small model; returns its JSON or, where it fails, what it says."""
+
+    def call(*args):
+        status = main([*map(str, args), "--model", str(folder), "--device", "numpy", "--json"])
+        out, err = capsys.readouterr()
+        return json.loads(out) if status == 0 else err.splitlines()[-1]
+
+    return call
+
+
+def pairs(path, first, second, label, labels):
+    rows = [{first: f"Text {i}.", second: f"Text {i // 2}.", label: labels[i % 2]} for i in range(12)]
+    path.write_text(lines(*rows))
+    return path
+
+
+def test_a_prompt_remembers_its_task(call, tmp_path):
+    train, prompt = pairs(tmp_path / "a.jsonl", "text_a", "text_b", "label", "01"), tmp_path / "p.safetensors"
+    tuned = call("tune", train, "--dev", train, "--task", "qqp", "--out", prompt, *QUICK)
+    assert tuned["labels"] == ["not_duplicate", "duplicate"]
+    scored = call("eval", prompt, train)
+    assert (scored["task"], scored["metric"], scored["score"]) == ("qqp", "mean of f1 and accuracy", tuned["dev"])
+    assert scored["scores"].keys() == {"f1", "accuracy"}
+    answered = call("predict", prompt, "--data", train)["predictions"]
+    assert answered[0]["input"] == "question1: Text 0. question2: Text 0."
+    assert {one["prediction"] for one in answered} <= set(tuned["labels"])
+    # The paper's transfer (table 2): the same prompt on the other set of paraphrases.
+    other = pairs(tmp_path / "b.jsonl", "sentence1", "sentence2", "label", ["not_equivalent", "equivalent"])
+    words = ("--words", "not_equivalent=not_duplicate", "equivalent=duplicate")
+    scored = call("eval", prompt, other, "--task", "mrpc", *words)
+    assert scored["rows"] == 12
+    assert 0 <= scored["scores"]["f1"] <= 1
+    assert "'question1', found" in call("eval", prompt, other)
+    assert "is no label word (not_duplicate, duplicate)" in call("eval", prompt, other, "--task", "mrpc")
+    assert "expected words for not_equivalent, equivalent" in call(
+        "eval", prompt, other, "--task", "mrpc", "--words", "a=b"
+    )
+    assert "setting task: 'mnli': expected one of auto, classify" in call("eval", prompt, other, "--task", "mnli")
+    assert "--input and --target go with files of columns" in call("eval", prompt, train, "--input", "text_a")
+    assert "setting task: expected 'qqp', as the run to resume had" in call(
+        "tune", other, "--dev", other, "--task", "mrpc", "--resume", prompt, "--steps", 3
+    )
+
+
+def test_free_text_tasks_by_the_command_line(call, tmp_path, monkeypatch):
+    first, words = initial.first, []
+    spy = lambda *args, labels, **more: words.append(labels) or first(*args, labels=labels, **more)
+    monkeypatch.setattr(initial, "first", spy)
+    wsc, prompt = write(tmp_path / "a.jsonl", lines(WSC, WSC | {"label": False})), tmp_path / "p.safetensors"
+    assert "rows that belong together must not be split" in call("tune", wsc, "--task", "wsc", "--out", prompt, *QUICK)
+    tuned = call("tune", wsc, "--dev", wsc, "--task", "wsc", "--out", prompt, *QUICK)
+    assert tuned["labels"] is None
+    assert words == [("commonsense", "pronoun", "resolution")]
+    scored = call("eval", prompt, wsc)
+    assert (scored["metric"], scored["score"], scored["rows"]) == ("accuracy", tuned["dev"], 2)
+    squad = write(tmp_path / "a.json", json.dumps(SQUAD))
+    assert call("eval", prompt, squad, "--task", "squad")["scores"].keys() == {"exact match", "f1"}
+
+
+def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
+    qqp = pairs(tmp_path / "a.jsonl", "question1", "question2", "is_duplicate", [0, 1])
+    wsc = write(tmp_path / "b.jsonl", lines(WSC, WSC | {"label": False}))
+    out = tmp_path / "p.safetensors"
+    both = ("--task", "qqp,wsc")
+    tuned = call(
+        "tune", qqp, wsc, "--dev", qqp, "--dev", wsc, *both, "--method", "full", "--rate", "1e-3", "--out", out, *QUICK
+    )
+    assert tuned["labels"] is None
+    scored = call("eval", out, qqp, wsc)
+    assert scored["scores"].keys() == {"qqp f1", "qqp accuracy", "wsc accuracy"}
+    assert scored["rows"] == 14
+    assert scored["metric"] == "mean of the tasks qqp and wsc"
+    alone = call("eval", out, wsc, "--task", "wsc")
+    assert alone["score"] == scored["scores"]["wsc accuracy"]
+    said = call("predict", out, "--data", wsc, "--task", "wsc")["predictions"]
+    assert said[0]["input"].startswith("wsc ")
+    assert "--task qqp,wsc: 2 tasks, found 1 file: " in call("eval", out, qqp)
+    assert "setting task: 'auto': expected one of boolq" in call("tune", qqp, wsc, "--task", "qqp,auto")
+    assert "a mixture is of built-in tasks with their own words" in call(
+        "eval", out, qqp, "--task", "qqp", "--words", "not_duplicate=no", "duplicate=yes"
+    )
+    assert "must not be split; name a file with --dev" in call("tune", qqp, wsc, *both, *QUICK)
+    single = tmp_path / "q.safetensors"
+    call("tune", qqp, "--dev", qqp, "--task", "qqp", "--out", single, *QUICK)
+    assert "was tuned without the names of tasks; name one" in call("eval", single, qqp, wsc, *both)
+
+
+def test_only_true_referents_are_shown_as_examples(call, tmp_path):
+    wsc = write(tmp_path / "a.jsonl", lines(WSC, *[WSC | {"label": False}] * 9))
+    assert call("few-shot", wsc, wsc, "--task", "wsc", "--k", "1", "--max-target", "2", "--max-input", 999)["k"] == 1
+    assert "1 rows, expected at least the 2 of --k" in call("few-shot", wsc, wsc, "--task", "wsc", "--k", "2")
+
+
+def test_a_mixture_is_scored_task_by_task():
+    trec, qqp = (
+        [Row("a", "HUM"), Row("b", "LOC")],
+        [Row("c", "duplicate"), Row("d", "duplicate"), Row("e", "duplicate")],
+    )
+    rows = tasks.mixed(("trec", "qqp"), (trec, qqp))
+    assert [row.input for row in rows] == ["trec a", "trec b", "qqp c", "qqp d", "qqp e"]
+    answers = ["HUM", "NUM", "duplicate", "duplicate", "not_duplicate"]
+    found = tasks.score("trec,qqp", answers, rows, None)
+    assert found == {"trec accuracy": 1 / 2, "qqp f1": pytest.approx(4 / 5), "qqp accuracy": pytest.approx(2 / 3)}
+    # A task with two metrics does not count twice.
+    assert tasks.mean_score("trec,qqp", answers, rows, None) == pytest.approx((1 / 2 + (4 / 5 + 2 / 3) / 2) / 2)
