@@ -230,12 +230,14 @@ def test_an_exported_graph_is_printed_without_its_weights(call, folder, tmp_path
         assert sum(out["operators"].values()) == sum("(" in line for line in lines)
 
 
-def test_a_lowered_graph_is_printed_as_it_prints_itself(tmp_path):
+def test_a_lowered_graph_is_printed_as_it_prints_itself(tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
     x, w = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     graph, _ = lower(lambda x, w: np.tanh(x @ w.T).astype(np.float64).mean(-1), x, w)
     onnx.save(graph.to_onnx(), tmp_path / "g.onnx")
     lines = interpret.describe_graph(tmp_path / "g.onnx")["lines"]
+    monkeypatch.setattr(checkpoint, "load", None)  # a graph needs no model
+    assert main(["inspect", str(tmp_path / "g.onnx")]) == 0
     *expected, last = str(graph).splitlines()
     assert lines[:-2] == expected
     assert lines[-2:] == [f"output_0: float64[2] = Identity({last.split()[1]})", "return output_0"]

@@ -49,7 +49,7 @@ ENGINES = {
 STORAGE = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", bfloat16)}
 GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
 TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
-D_KV, VOCAB = 64, 32128
+D_KV = 64
 COLD_STARTS = 3
 REST = 0.05  # seconds between two calls, in which the threads of the engine before stop spinning
 SAME = 0.02  # relative difference of losses that 8 or 16 bits may cause
@@ -88,21 +88,13 @@ class Problem:
         return Batch(ids * mask, mask, labels, np.ones(labels.shape, np.float32))
 
 
-def config_of(size: str) -> t5.Config:
-    """The configuration of a named size."""
+def config_json(size: str) -> dict[str, Any]:
+    """The config.json of a T5 of a named size."""
     d_model, d_ff, heads, layers, gated = SIZES[size]
-    shape = (VOCAB, d_model, D_KV, d_ff, heads, layers, layers)
-    return t5.Config(*shape, gated=gated, tied_head=not gated, scaled_logits=not gated)
-
-
-def write_model(folder: Path, size: str, storage: str = "float32") -> None:
-    """A Hugging Face directory of a T5 with random weights, and the built-in model's tokenizer."""
-    kind, dtype = STORAGE[storage]
-    d_model, d_ff, heads, layers, gated = SIZES[size]
-    raw = dict(
+    return dict(
         model_type="t5",
         architectures=["T5ForConditionalGeneration"],
-        vocab_size=VOCAB,
+        vocab_size=32128,
         d_model=d_model,
         d_kv=D_KV,
         d_ff=d_ff,
@@ -116,10 +108,20 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
         pad_token_id=0,
         eos_token_id=1,
     )
-    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def config_of(size: str) -> t5.Config:
+    """The configuration of a named size."""
+    return t5.Config.from_dict(config_json(size))
+
+
+def write_model(folder: Path, size: str, storage: str = "float32") -> None:
+    """A Hugging Face directory of a T5 with random weights, and the built-in model's tokenizer."""
+    kind, dtype = STORAGE[storage]
+    (folder / "config.json").write_text(json.dumps(config_json(size)))
     shutil.copy(checkpoint.default_model() / "tokenizer.json", folder)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
-    shapes = t5.shapes(t5.Config.from_dict(raw))
+    shapes = t5.shapes(config_of(size))
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + np.dtype(dtype).itemsize * math.prod(shape)

@@ -173,7 +173,7 @@ def eval_command(args: argparse.Namespace) -> dict[str, Any]:
     """Score a saved prompt on rows of a file."""
     started = time.perf_counter()
     model, prompt, settings = open_prompt(args)
-    rows = read(args, args.data, settings.task, named="," in str(prompt.settings.get("task")))
+    rows = read(args, args.data, settings.task, named=of_mixture(prompt))
     check_targets(", ".join(args.data), rows, prompt.labels)
     where = args.device, args.precision
     say(backend.describe(*where))
@@ -189,12 +189,8 @@ def predict_command(args: argparse.Namespace) -> dict[str, Any]:
     model, prompt, settings = open_prompt(args)
     texts = args.text
     if args.data:
-        texts = [
-            row.input
-            for row in read(
-                args, [args.data], settings.task, labelled=False, named="," in str(prompt.settings.get("task"))
-            )
-        ]
+        rows = read(args, [args.data], settings.task, labelled=False, named=of_mixture(prompt))
+        texts = [row.input for row in rows]
     texts = texts or [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
         raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
@@ -352,19 +348,21 @@ def inspect_command(args: argparse.Namespace) -> dict[str, Any]:
             out["models"][thing] = interpret.describe_model(checkpoint.load(path, stored=True))
         else:
             found |= open_prompts(thing, found)
-    model = checkpoint.load(args.model, stored=True)
-    for name, prompt in found.items():
-        out["prompts"][name] = interpret.describe_prompt(prompt, name)
-        try:
-            prompt.check(model, name)
-        except CheckpointError:
-            if args.model:
-                raise
-            continue  # of another model than the built-in one
-        say_if_unknown(prompt, name)
-        out["prompts"][name] |= interpret.read_prompt(prompt, name, model, args.top)
-    known = any("nearest" in prompt for prompt in out["prompts"].values())
-    out["vocabulary"] = interpret.describe_vocabulary(model) if known else None
+    out["vocabulary"] = None
+    if found:
+        model = checkpoint.load(args.model, stored=True)
+        for name, prompt in found.items():
+            out["prompts"][name] = interpret.describe_prompt(prompt, name)
+            try:
+                prompt.check(model, name)
+            except CheckpointError:
+                if args.model:
+                    raise
+                continue  # of another model than the built-in one
+            say_if_unknown(prompt, name)
+            out["prompts"][name] |= interpret.read_prompt(prompt, name, model, args.top)
+        if any("nearest" in prompt for prompt in out["prompts"].values()):
+            out["vocabulary"] = interpret.describe_vocabulary(model)
     names, cosines = interpret.similarity({name: prompt.vectors(name) for name, prompt in found.items()})
     rows = [[None if c != c else round(c, 4) for c in row] for row in cosines.tolist()]  # JSON has no nan
     out["similarity"] = {"names": names, "cosine": rows}
@@ -464,10 +462,15 @@ def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
     prompt.check(model, args.prompt)
     say_if_unknown(prompt, args.prompt)
     given = writing_of(args) | ({} if args.task is None else {"task": args.task})
-    settings, before = settings_of(args.prompt, prompt.settings | given), str(prompt.settings.get("task"))
-    if "," in settings.task and "," not in before:
+    settings = settings_of(args.prompt, prompt.settings | given)
+    if "," in settings.task and not of_mixture(prompt):
         raise ValueError(f"--task {settings.task}: {args.prompt} was tuned without the names of tasks; name one")
     return model, prompt, settings
+
+
+def of_mixture(prompt: Prompt) -> bool:
+    """Whether it was tuned on a mixture, whose inputs begin with the name of their task."""
+    return "," in str(prompt.settings.get("task"))
 
 
 def writing_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -43,14 +43,12 @@ def beam_search(
     max_tokens: int,
     beams: int,
     length_penalty: float = 1.0,
-    early_stopping: bool = False,
 ) -> list[list[int]]:
     """The likeliest text that `beams` running hypotheses a row come upon, up to its eos.
 
     A finished one's score is its log probability divided by `length ** length_penalty`, eos counted. A row is done
-    when its best running one, were it to end now, would not be among its `beams` best finished ones; with
-    early_stopping all rows are, as soon as each has that many. As transformers 5 does it. `step` gets rows * beams
-    tokens, those of a row together. One beam is greedy.
+    when its best running one, were it to end now, would not be among its `beams` best finished ones. As transformers 5
+    does it. `step` gets rows * beams tokens, those of a row together. One beam is greedy.
     """
     K, row = beams, np.arange(rows)[:, None]
     running, finished = np.full((2, rows, K, max_tokens + 1), PAD)
@@ -69,13 +67,12 @@ def beam_search(
         scores, kept = largest(np.where(ends, -np.inf, candidate_scores), K)
         running, origin = candidates[row, kept], (row * K + beam[row, kept]).reshape(-1)
         # Those that have ended, if they were among the K best; a row that is done takes no more.
-        full = early_stopping & (best > -np.inf).all(1)
-        ended = ends & (np.arange(2 * K) < K) & (hopeful & ~full)[:, None]
+        ended = ends & (np.arange(2 * K) < K) & hopeful[:, None]
         ended_scores = np.where(ended, candidate_scores / length**length_penalty, -np.inf)
         best, kept = largest(np.concatenate([best, ended_scores], axis=1), K)
         finished = np.concatenate([finished, candidates], axis=1)[row, kept]
         hopeful &= scores[:, 0] / length**length_penalty > best[:, -1]
-        if not hopeful.any() or (early_stopping and (best > -np.inf).all()):
+        if not hopeful.any():
             break
     return to_eos(finished[:, 0, 1:])
 

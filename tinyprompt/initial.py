@@ -35,14 +35,15 @@ def first(
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
     shapes = METHODS[method].shapes(model.config, sizes)
-    if init != "labels" and not any(name == PROMPT or name.endswith("_network.embedding") for name in shapes):
+    begun = {name for name in shapes if name == PROMPT or name.endswith("_network.embedding")}  # as `init` says
+    if init != "labels" and not begun:
         raise ValueError(f"prompt init {init!r}: method {method!r} has no prompt that could begin so")
     rng = np.random.default_rng(seed)
     weights = flatten(model.params)
     config = model.config
     out: Flat = {}
     for name, shape in shapes.items():
-        if name == PROMPT or name.endswith("_network.embedding"):
+        if name in begun:
             value = first_prompt(model, sizes.length, init, rng, labels, text, file)
         elif name.endswith(".prompt.embedding"):
             value = first_prompt(model, sizes.length, "vocab", rng)
