@@ -2,7 +2,9 @@
 
 import os
 import re
+import sys
 from pathlib import Path
+from unittest import mock
 
 import autograd.numpy as anp
 import numpy as np
@@ -22,6 +24,7 @@ pytest.importorskip("onnxruntime", reason="lowering needs onnx and onnxruntime: 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx.reference")
 
+lowering = sys.modules["tinyprompt.lower"]
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 DIMS = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
 SEEDS = st.integers(0, 99)
@@ -335,9 +338,30 @@ def test_weights_in_16_bits_are_widened_where_they_are_used(dims, seed, dtype):
     assert len(wide) > len({node.inputs[0].name for node in wide if node.inputs[0].op is None})  # each use by itself
 
 
+def test_the_largest_int8_is_one_that_this_machine_sums_up_right(monkeypatch):
+    assert lowering.int8_is_exact(64)
+    assert lowering.int8_is_exact(lowering.largest_int8())
+    monkeypatch.setattr(lowering, "int8_is_exact", lambda largest: largest <= 64)  # as without VNNI
+    assert lowering.largest_int8.__wrapped__() == 64
+    monkeypatch.setattr(lowering, "largest_int8", lambda: 64)
+    quantised, scale = lowering.quantized(np.array([[1, -3], [-2, 1]], np.float32))
+    assert np.abs(quantised).max() == 64
+    assert np.abs(quantised * scale - [[1, -3], [-2, 1]]).max() < 3 / 64 / 2
+
+
 @EVERY
-@given(dims=st.tuples(st.integers(1, 4), st.integers(2, 20), st.integers(2, 40)), seed=SEEDS)
-def test_int8_is_as_near_as_8_bits_can_be_in_every_row(dims, seed):
+@given(
+    dims=st.tuples(st.integers(1, 4), st.integers(2, 20), st.integers(2, 40)),
+    seed=SEEDS,
+    levels=st.sampled_from([127, 64]),
+)
+def test_int8_is_as_near_as_8_bits_can_be_in_every_row(dims, seed, levels):
+    levels = min(levels, lowering.largest_int8())
+    with mock.patch.object(lowering, "largest_int8", return_value=levels):
+        check_int8(dims, seed, levels)
+
+
+def check_int8(dims, seed, levels):
     x, y = drawn(dims, np.float32, seed)
     x = x * np.float32(10.0 ** (np.arange(dims[1])[:, None] % 8))  # rows of very different size
     x[0, 0] = 0
@@ -355,9 +379,9 @@ def test_int8_is_as_near_as_8_bits_can_be_in_every_row(dims, seed):
     value, by_x = refill(result, iter(open_session(graph, "cpu").run(None, {"x": x, "g": g} | made)))
 
     def limit(rows, matrix):
-        """Half a step of 255 in a row, and half of 127 in a column, for each of the products in a sum."""
+        """Half a step of 255 in a row, and half of 127 or 64 in a column, for each of the products in a sum."""
         step = np.abs(rows).max(-1, keepdims=True) * np.abs(matrix).max(0)
-        return len(matrix) * step * (1 / 255 + 0.6 / 127) + 1e-20
+        return len(matrix) * step * (1 / 255 + 0.6 / levels) + 1e-20
 
     assert (np.abs(by_x - g.astype(float) @ w) <= limit(g, w)).all()
     assert abs(value - (x.astype(float) @ w.T * g).sum()) <= (limit(x, w.T) * np.abs(g)).sum()

@@ -14,6 +14,7 @@ emitted once, nodes that no output needs are dropped. Knows nothing of T5.
 Unlike NumPy's, the max, min and argmax of ONNX Runtime may pass over a NaN.
 """
 
+import functools
 import inspect
 import re
 import sys
@@ -769,13 +770,40 @@ def add_rows(g, ids, count) -> Traced:
 
 
 def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix (I, O) as int8 (I, O) and the scale of each column (O,): `weight` is about `int8 * scale`.
-
-    All 8 bits are used: on x86 that needs VNNI (2019 and later), without which sums of products may saturate.
-    """
+    """A matrix (I, O) as int8 (I, O) and the scale of each column (O,): `weight` is about `int8 * scale`."""
     weight = ops.widen(weight).astype(np.float32, copy=False)
-    scale = np.maximum(np.abs(weight).max(0), TINY) / np.float32(127)
+    scale = np.maximum(np.abs(weight).max(0), TINY) / np.float32(largest_int8())
     return np.rint(weight / scale).astype(np.int8), scale
+
+
+@functools.cache
+def largest_int8() -> int:
+    """What the largest weight of a column becomes: 127, or 64 where the machine cannot sum products of 8 bits exactly.
+
+    x86 without VNNI (before 2019, and AMD before 2022) adds two products of 255 in 16 bits, which hold 2 x 255 x 64 but
+    not 2 x 255 x 127, and saturates silently. A product of the worst case tells.
+    """
+    return 127 if int8_is_exact(127) else 64
+
+
+def int8_is_exact(largest: int) -> bool:
+    """Whether the largest activations times weights of `largest` and `-largest` sum up right, in few rows and many."""
+    import onnxruntime
+
+    width, columns = 256, 32
+    weight = np.full((width, columns), largest, np.int8) * np.array([1, -1] * (columns // 2), np.int8)
+    for rows in (1, 16):
+        x = np.ones((rows, width), np.float32)
+        values: dict[str, np.ndarray] = {"x": x, "weight": weight, "scale": np.ones(columns, np.float32)}
+        graph = Graph()
+        operands = [graph.input(name, value.shape, value.dtype) for name, value in values.items()]
+        shape = (rows, columns)
+        out = graph.emit("DynamicQuantizeMatMul", *operands, shape=shape, dtype=np.float32, domain=MICROSOFT)
+        model = graph.finish([out]).to_onnx().SerializeToString()
+        (found,) = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, values)
+        if not np.allclose(found, x @ weight, rtol=1e-4):
+            return False
+    return True
 
 
 def quantized_transpose(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
