@@ -1,6 +1,7 @@
-"""The model that the package carries: what it is, and that transformers reads it as we do."""
+"""The models that the package carries: what they are, and that transformers reads them as we do."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,16 @@ import pytest
 from reference import batch, torch, transformers
 from safetensors import safe_open
 
+import tinyprompt
 from tinyprompt import checkpoint, generate, t5, tokenizer, tree
+from tinyprompt.checkpoint import CheckpointError
 
 FOLDER = checkpoint.default_model()
-FOLDERS = [FOLDER, FOLDER.with_name("tinyprompt-t5-span")]
-README = Path(__file__).parents[1] / "weights" / "README.md"
+WEIGHTS = Path(__file__).parents[1] / "weights"
+FOLDERS = sorted(path.parent for path in WEIGHTS.glob("*/model.safetensors"))
+MILLIONS = {"tinyprompt-t5": 9.25, "tinyprompt-t5-span": 9.25, "tinyprompt-t5-small": 2.18, "tinyprompt-t5-tiny": 0.62}
+README = WEIGHTS / "README.md"
+PIECES = 16_128
 MEGABYTE = 10**6
 SENTENCES = [
     "the cat sat on the mat.",
@@ -32,18 +38,46 @@ def model():
 
 def test_vocabulary(model):
     words = model.tokenizer
-    assert len(words) == model.config.vocab_size == 8192
+    assert len(words) == model.config.vocab_size == PIECES
     ids = [words.pipeline.token_to_id(piece) for piece in ("<pad>", "</s>", "<unk>")]
     assert ids == [tokenizer.PAD, tokenizer.EOS, tokenizer.UNK] == [0, 1, 2]
-    assert [words.pipeline.token_to_id(f"<extra_id_{i}>") for i in range(100)] == list(range(8191, 8091, -1))
+    assert [words.pipeline.token_to_id(f"<extra_id_{i}>") for i in range(100)] == list(
+        range(PIECES - 1, PIECES - 101, -1)
+    )
 
 
-def test_size(model):
-    assert 5e6 < tree.count(tree.flatten(model.params)) < 10e6
-    assert (FOLDER / "model.safetensors").stat().st_size <= 20 * MEGABYTE
-    assert sum(path.stat().st_size for path in FOLDER.parent.rglob("*") if path.is_file()) < 40 * MEGABYTE
-    with safe_open(FOLDER / "model.safetensors", "numpy") as file:
+def test_all_sizes_are_here():
+    assert {folder.name for folder in FOLDERS} == set(MILLIONS)
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 45 * MEGABYTE
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_size(folder):
+    count = tree.count(tree.flatten(checkpoint.load(folder).params))
+    assert round(count / 1e6, 2) == MILLIONS[folder.name]
+    assert (folder / "model.safetensors").stat().st_size <= 20 * MEGABYTE
+    with safe_open(folder / "model.safetensors", "numpy") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118 - not a dict
+
+
+@pytest.mark.parametrize(("name", "folder"), [("tiny", "-tiny"), ("small", "-small"), ("base", ""), (None, "")])
+def test_a_built_in_size_opens_by_its_name(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tinyprompt.load(name)
+    assert model.name == f"tinyprompt-t5{folder}"
+    assert model.fingerprint() == checkpoint.load(WEIGHTS / f"tinyprompt-t5{folder}").fingerprint()
+
+
+def test_a_folder_comes_before_a_built_in_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(WEIGHTS / "tinyprompt-t5-tiny", "small")
+    assert checkpoint.load("small").config.d_model == checkpoint.load("tiny").config.d_model
+    assert checkpoint.load().config.d_model == checkpoint.load("base").config.d_model
+
+
+def test_a_size_that_is_not_carried_says_how_it_is_made():
+    with pytest.raises(CheckpointError, match=r"'large' is not carried; weights/README.md has the command"):
+        checkpoint.load("large")
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -55,13 +89,17 @@ def test_logits_equal_transformers(folder):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
-    ids, mask, labels, _ = batch(0, 8192, rows=3, length=50, out=6)
+    ids, mask, labels, _ = batch(0, PIECES, rows=3, length=50, out=6)
     start = generate.shift_right(labels)
     ours = t5.forward(model.params, model.config, ids, mask, start)
     with torch.no_grad():
         theirs = reference.eval()(*map(torch.from_numpy, (ids, mask, start)), use_cache=False).logits.numpy()
     assert ours.dtype == np.float32
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_all_sizes_share_a_tokenizer():
+    assert len({(folder / "tokenizer.json").read_bytes() for folder in FOLDERS}) == 1
 
 
 def test_ids_equal_transformers(model):
@@ -71,7 +109,7 @@ def test_ids_equal_transformers(model):
         assert model.tokenizer.encode(text) == words(text).input_ids
 
 
-@pytest.mark.parametrize("text", ["the cat sat on the mat.", "a small model, frozen; a prompt that learns!", "x", "42"])
+@pytest.mark.parametrize("text", ["the cat sat on the mat.", "a small model, frozen, that learns!", "x", "42"])
 def test_plain_text_comes_back(model, text):
     assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
     assert model.tokenizer.encode(text.upper()) == model.tokenizer.encode(text)

@@ -119,8 +119,8 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
     """A Hugging Face directory of a T5 with random weights, and the built-in model's tokenizer."""
     kind, dtype = STORAGE[storage]
     (folder / "config.json").write_text(json.dumps(config_json(size)))
-    shutil.copy(checkpoint.default_model() / "tokenizer.json", folder)
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(checkpoint.default_model() / name, folder)
     shapes = t5.shapes(config_of(size))
     header, end = {}, 0
     for name, shape in shapes.items():

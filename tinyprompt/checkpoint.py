@@ -50,21 +50,17 @@ class Model(NamedTuple):
 
 
 def default_model() -> Path:
-    """Directory of the T5 that the package carries: beside the source in a checkout, inside an installed wheel."""
-    here = Path(__file__).parent
-    for folder in (here.parent / "weights" / "tinyprompt-t5", here / "weights" / "tinyprompt-t5"):
-        if folder.is_dir():
-            return folder
-    raise CheckpointError(f"{here}: the built-in model is missing; reinstall tinyprompt or name a model directory")
+    """Directory of the T5 that the package carries: the built-in size "base"."""
+    return hub.built_in("base")
 
 
 def load(folder: str | Path | None = None, stored: bool = False) -> Model:
-    """Open a T5: a Hugging Face directory, a T5X checkpoint, or a pulled model by its name.
+    """Open a T5: a Hugging Face directory, a T5X checkpoint, or a built-in or pulled model by its name.
 
     Weights stay in the file (memory-mapped). Everything is computed in float32; of 16-bit weights, up to 1 GiB
     are widened at once, which is faster; of more, each is widened where it is used, which takes memory for one only.
     stored: all weights are as stored, whatever their size. Those of T5X are read into memory in any event.
-    Without an argument: the model that the package carries.
+    folder: a path, a built-in size ("tiny", "small" or "base"), or a pulled model; "base" without one.
     Raises CheckpointError that names the file and the key.
     """
     folder = hub.find(folder) if folder is not None else default_model()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import get_args
 
-from tinyprompt import __version__, backend, bench, commands, optim, tasks
+from tinyprompt import __version__, backend, bench, commands, hub, optim, tasks
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError
 from tinyprompt.data import DataError
@@ -85,12 +85,14 @@ def parser() -> argparse.ArgumentParser:
         for name, kind in commands.WRITING.items():
             sub.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{HELP[name]} (as the prompt was tuned)")
 
-    model = dict(type=str, help="Hugging Face T5 directory, or the name of a pulled one (the built-in model)")
+    sizes = ", ".join(hub.BUILT_IN)
+    model = dict(type=str, help=f"Hugging Face T5 directory, a built-in size ({sizes}), or a pulled model (base)")
 
     sub = command("demo", commands.demo)
     sub.add_argument(
         "--task", choices=commands.DEMO_TASKS, type=str, default="topic", help="which built-in data (topic)"
     )
+    sub.add_argument("--model", **model)
     sub.add_argument("--seed", type=int, default=0, help=HELP["seed"])
     sub.add_argument("--out", type=str, default="tinyprompt-demo", help="folder for the prompt and the curve")
 

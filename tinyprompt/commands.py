@@ -71,9 +71,9 @@ def evaluate(model: Model, rows: Sequence[Row], labels, delta, settings: Setting
 
 
 def demo(args: argparse.Namespace) -> dict[str, Any]:
-    """Tune a prompt on the built-in model and data; compare it with no prompt and with the majority class."""
+    """Tune a prompt on built-in data, and a built-in model; compare it with no prompt and the majority class."""
     started = time.perf_counter()
-    model = checkpoint.load()
+    model = checkpoint.load(args.model)
     train, dev, test = (data.read_rows(DEMO / f"{args.task}.{part}.tsv") for part in ("train", "dev", "test"))
     labels = data.label_words(train)
     settings = Settings(**{**DEMO_SETTINGS, "seed": args.seed})

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: fetched once into the hub's own cache, then named `org/name` wherever a path is."""
+"""Models by name: built-in ones by their size, and those of the Hugging Face hub, fetched once into its own cache."""
 
 import errno
 import json
@@ -18,15 +18,40 @@ KINDS = {
     "adapter_config.json": ("adapter_model.safetensors", "adapter_model.bin"),
 }
 TEXT = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+# Sizes of the family in weights/, and their folders. A size that is not carried is made by weights/pretrain.py.
+BUILT_IN = {
+    "tiny": "tinyprompt-t5-tiny",
+    "small": "tinyprompt-t5-small",
+    "base": "tinyprompt-t5",
+    "large": "tinyprompt-t5-large",
+}
+
+
+def built_in(size: str) -> Path:
+    """The folder of a built-in size: beside the source in a checkout, inside an installed wheel.
+
+    Raises CheckpointError where it is not carried.
+    """
+    here = Path(__file__).parent
+    for folder in (here.parent / "weights" / BUILT_IN[size], here / "weights" / BUILT_IN[size]):
+        if folder.is_dir():
+            return folder
+    if size == "large":
+        raise CheckpointError(
+            f"the built-in size {size!r} is not carried; weights/README.md has the command that makes it"
+        )
+    raise CheckpointError(f"{here}: the built-in model is missing; reinstall tinyprompt or name a model directory")
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a pulled model, `org/name` or `org/name@revision`; any other path as it is.
+    """The folder of a built-in size, or of a pulled model, `org/name` or `org/name@revision`; any other path as it is.
 
     A path that exists is never taken for a name. Nothing is fetched.
-    Raises CheckpointError for a model that was not pulled, or only in part.
+    Raises CheckpointError for a model that is not carried, was not pulled, or only in part.
     """
     path, match = Path(name), NAME.fullmatch(str(name))
+    if str(name) in BUILT_IN and not path.exists():
+        return built_in(str(name))
     if match is None or path.suffix in FILES or path.exists():
         return path
     try:

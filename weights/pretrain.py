@@ -1,20 +1,22 @@
-"""Pre-train the small T5 that tinyprompt carries: span corruption, then LM adaptation.
+"""Pre-train a T5 of the family that tinyprompt carries: distillation and span corruption, then LM adaptation.
 
-    python weights/pretrain.py TEXT_DIR WORK_DIR [--span-tokens N] [--lm-tokens N]
+    python weights/pretrain.py TEXT_DIR TEACHER_DIR WORK_DIR --size base
 
-TEXT_DIR holds *.txt.xz files of UTF-8 text, one paragraph a line, an empty line between
-documents; files named *.valid.txt.xz are held out. WORK_DIR receives the tokenizer, the token
-streams, a checkpoint every few minutes (from which a second call goes on by itself), log.jsonl,
-and at the end one Hugging Face directory a stage: `span/` and `lm/`.
+TEXT_DIR holds *.txt.xz files of UTF-8 text, one paragraph a line; files named *.valid.txt.xz are held out.
+TEACHER_DIR is all-MiniLM-L6-v2, a sentence encoder, as a Hugging Face directory. WORK_DIR receives the tokenizer, the
+segments, the teacher's vectors (all sizes share them), a checkpoint every few minutes, from which a second call goes on
+by itself, log-SIZE.jsonl, and at the end one Hugging Face directory a stage: `SIZE-span/` and `SIZE/`.
 
-Needs torch and transformers, which tinyprompt itself does not.
-Method: Raffel et al. 2020 (arXiv:1910.10683) section 3.1.4; Lester et al. 2021
-(arXiv:2104.08691) section 3.2 for the LM adaptation that makes a frozen T5 promptable.
+Stage 1: the encoder learns to give each token the teacher's vector, and the decoder to fill spans in.
+Stage 2: the decoder learns to continue text, and to choose, from words in front of a text, the one that fits best.
+The teacher decides which fits. No labelled data are read.
+
+Needs torch, transformers and tokenizers. Method: Raffel et al. 2020 (arXiv:1910.10683) section 3.1.4; Lester et al.
+2021 (arXiv:2104.08691) section 3.2 for the LM adaptation; Jiao et al. 2020 (arXiv:1909.10351) for a target a token.
 """
 
 import argparse
 import json
-import lzma
 import math
 import os
 import time
@@ -22,223 +24,185 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from prepare import CLS, EOS, PAD, PIECES, SENTINELS, SEP, prepare
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import T5Config, T5ForConditionalGeneration
+from tokenizers import Tokenizer
+from transformers import AutoModel, T5Config, T5ForConditionalGeneration
 
-PIECES, SENTINELS = 8092, 100
-PAD, EOS, UNK = 0, 1, 2
-ROW = 128  # tokens of running text that are shuffled as one
-SPAN_WINDOWS, LM_WINDOW, PREFIXES = (32, 64), 64, (32, 48)  # short, as task inputs are; few, as each shape is compiled
-NOISE, SPAN = 0.25, 3  # share of masked tokens (the decoder sees more than at T5's 15 %) and mean length of a span
-BATCH = 16  # rows a step: 2,048 tokens. Four times as many took longer to learn to attend, not shorter
-PEAK, FLOOR = 0.01, 0.0003  # learning rate, in units of each tensor's own RMS
-WARMUP, COOLDOWN = 200, 0.5  # steps; share of the LM stage in which the rate falls
+NOISE, SPAN = 0.15, 3  # share of masked tokens and mean length of a span, as T5
+BLOCK = 20  # most tokens in front of a text to choose from: 2 to 6 words, and pieces that mean nothing
+SHARPNESS = 0.02  # of the teacher's choice: a softmax of cosines at this temperature
+WARMUP, COOLDOWN = 100, 0.4  # steps; share of each stage in which the rates fall to 0
+ADAM, MUON = 0.02, 0.005  # learning rates: of vectors and the table; of the matrices
+GENTLE = 0.3  # share of these rates that all but the decoder's matrices have in stage 2, to keep what they know
 
-CONFIG = dict(
-    vocab_size=PIECES + SENTINELS,
-    d_model=192,
-    d_kv=64,
-    num_heads=3,
-    d_ff=512,
-    num_layers=4,
-    num_decoder_layers=2,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=False,
-    relative_attention_num_buckets=32,
-    relative_attention_max_distance=128,
-    dropout_rate=0.0,
-    pad_token_id=PAD,
-    eos_token_id=EOS,
-    decoder_start_token_id=PAD,
-)
+# d_model, d_kv, num_heads, d_ff, num_layers, num_decoder_layers
+SIZES = {
+    "tiny": (32, 32, 2, 64, 4, 2),
+    "small": (96, 32, 3, 192, 4, 2),
+    "base": (256, 32, 8, 512, 5, 2),
+    "large": (384, 32, 12, 768, 6, 2),
+}
+INGREDIENTS = ("table", "matching", "tokens", "sentences", "mixed", "choose", "muon")  # what --without can leave out
+
+# Words that say nothing about what a text is about.
+EMPTY = """
+the and for with that this was were from his her are but not you all had has have one two they she him its who what when
+which there their been would could should will than then them some into out only more other such very our your any may
+most also after before over under about said upon shall
+"""
 
 
-def paragraphs(path):
-    """Yield the lines of one .txt.xz file, '' between documents."""
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield line.strip()
+def padded(rows, width, fill):
+    """Rows of ids side by side, (B, width)."""
+    out = np.full((len(rows), width), fill, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
 
 
-def train_tokenizer(files, path):
-    """A lower-cased Unigram vocabulary: pad 0, eos 1, unk 2, pieces by frequency, sentinels last."""
-    tok = Tokenizer(models.Unigram())
-    tok.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    )
-    tok.pre_tokenizer = pre_tokenizers.Metaspace()
-    tok.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=PIECES,
-        special_tokens=["<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
-        max_piece_length=16,
-        show_progress=False,
-    )
-    # Every 8th paragraph: about 30 MB are enough for a vocabulary.
-    sample = (p for f in files for i, p in enumerate(paragraphs(f)) if p and i % 8 == 0)
-    tok.train_from_iterator(sample, trainer)
-    state = json.loads(tok.to_str())
-    assert len(state["model"]["vocab"]) == PIECES
-    sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)]
-    # As in T5, <extra_id_0> has the highest id. A score of 0 is harmless: added tokens never reach the model.
-    state["model"]["vocab"] += [[s, 0.0] for s in reversed(sentinels)]
-    tok = Tokenizer.from_str(json.dumps(state))
-    tok.add_special_tokens(["<pad>", "</s>", "<unk>", *sentinels])
-    tok.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
-    )
-    assert tok.get_vocab_size() == PIECES + SENTINELS
-    assert tok.token_to_id("<extra_id_0>") == PIECES + SENTINELS - 1
-    tok.save(str(path))
+class Objectives:
+    """What a batch asks: inputs (B, S), targets (B, T) with -100 at padding, and each input token's place, or -1.
 
-
-def tokenize(files, tokenizer, path):
-    """Write all documents, each closed by eos, as one uint16 stream."""
-    ends = np.array([EOS], np.uint16)
-    temporary = path.with_suffix(".part")
-    with open(temporary, "wb") as out:
-        for file in files:
-            block = []
-
-            def flush(block=block):
-                for enc in tokenizer.encode_batch(block, add_special_tokens=False):
-                    ids = np.array(enc.ids, np.uint16)
-                    (ids if len(ids) else ends).tofile(out)
-                block.clear()
-
-            for line in paragraphs(file):
-                block.append(line)
-                if len(block) == 4096:
-                    flush()
-            flush()
-            ends.tofile(out)
-    temporary.rename(path)
-
-
-class Windows:
-    """ROW-token pieces of a stream, reshuffled every epoch; batch i depends on (seed, i) only."""
-
-    def __init__(self, path, seed):
-        stream = np.memmap(path, np.uint16, "r")
-        self.rows = stream[: len(stream) // ROW * ROW].reshape(-1, ROW)
-        self.seed = seed
-
-    def __call__(self, i, size):
-        per_epoch = len(self.rows) // size
-        epoch, at = divmod(i, per_epoch)
-        if getattr(self, "epoch", None) != epoch:
-            self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        return self.rows[np.sort(self.order[at * size : (at + 1) * size])].astype(np.int64)
-
-
-def span_corruption(rows, rng):
-    """T5's objective with a fixed number of spans, so that every example of a batch has one shape."""
-    width = int(rng.choice(SPAN_WINDOWS))
-    noise = int(width * NOISE)
-    spans = round(noise / SPAN)
-    inputs, targets = [], []
-    top = PIECES + SENTINELS - 1
-
-    def parts(total):
-        return np.diff([0, *np.sort(rng.choice(total - 1, spans - 1, replace=False) + 1), total])
-
-    for row in rows.reshape(-1, width):
-        x, y, at = [], [], 0
-        for k, (keep, drop) in enumerate(zip(parts(width - noise), parts(noise), strict=True)):
-            x += [*row[at : at + keep], top - k]
-            y += [top - k, *row[at + keep : at + keep + drop]]
-            at += keep + drop
-        inputs.append([*x, EOS])
-        targets.append([*y, EOS])
-    return np.array(inputs), np.array(targets)
-
-
-def prefix_lm(rows, rng):
-    """LM adaptation: a prefix, one length a batch, then its continuation with an eos somewhere in it.
-
-    The place of the eos is random, so that an answer may end after any number of tokens; what follows it
-    is the rest of the text, so that no token goes unused.
+    Every objective takes the segments, the rows, their width and a random generator.
     """
-    rows, p = rows.reshape(-1, LM_WINDOW), int(rng.choice(PREFIXES))
-    ends = np.full((len(rows), 1), EOS)
-    targets = np.concatenate([rows[:, p:], ends], 1)
-    cut = rng.integers(1, targets.shape[1], (len(rows), 1))
-    order = np.arange(targets.shape[1]) - (np.arange(targets.shape[1]) >= cut)
-    np.put_along_axis(order, cut, targets.shape[1] - 1, 1)
-    return np.concatenate([rows[:, :p], ends], 1), np.take_along_axis(targets, order, 1)
+
+    def __init__(self, tok, words, vectors, sentences):
+        """words: ids to choose from; vectors: the teacher's of them; sentences: the teacher's of some segments."""
+        self.top = tok.get_vocab_size() - 1
+        self.words, self.vectors = words, unit(vectors)
+        # Each word's mean cosine. Unless it is taken off, a few words are near to everything.
+        self.hubs = (unit(sentences.astype(np.float32)) @ self.vectors.T).mean(0)
+
+    def span(self, segments, rows, width, rng):
+        """T5's span corruption: each masked span is one sentinel, the target spells them out."""
+        inputs, targets, places = [], [], []
+        for r in rows:
+            a = segments.row(r)
+            noise = max(1, round(len(a) * NOISE))
+            spans = max(1, round(noise / SPAN))
+            x, y, place, at = [], [], [], 0
+            kept, dropped = parts(len(a) - noise, spans, rng), parts(noise, spans, rng)
+            for k, (keep, drop) in enumerate(zip(kept, dropped, strict=True)):
+                x += [*a[at : at + keep], self.top - k]
+                place += [*range(at, at + keep), -1]
+                y += [self.top - k, *a[at + keep : at + keep + drop]]
+                at += keep + drop
+            inputs.append([*x, EOS])
+            targets.append([*y, EOS])
+            places.append(place)
+        longest = round(width * NOISE * 1.4) + 3
+        return padded(inputs, width + 1, PAD), padded(targets, longest, -100), padded(places, width + 1, -1)
+
+    def read(self, segments, rows, width, rng):
+        """The whole segment, for the encoder alone."""
+        inputs = [[*segments.row(r), EOS] for r in rows]
+        return padded(inputs, width + 1, PAD), None, padded([range(len(x) - 1) for x in inputs], width + 1, -1)
+
+    def lm(self, segments, rows, width, rng):
+        """A prefix, and its continuation to the end of the segment. The encoder must not see the rest: no targets."""
+        inputs, targets = [], []
+        for r in rows:
+            a = segments.row(r)
+            cut = int(rng.integers(3, len(a) - 1))
+            inputs.append([*a[:cut], EOS])
+            targets.append([*a[cut:], EOS])
+        return padded(inputs, width - 1, PAD), padded(targets, width - 2, -100), None
+
+    def choose(self, segments, rows, width, rng):
+        """Words, then pieces that mean nothing, then a text: the target is the word that the teacher finds nearest.
+
+        A prompt begins like that: the label words, then rows of the vocabulary (Lester et al. 2021, section 3.2). Seven
+        times in ten the words are near to the segments of this batch, one of them to this one; else they are any. In a
+        quarter of the rows nothing stands before the text: the target is a word that is near to it.
+        """
+        near = unit(segments.sentences[rows].astype(np.float32)) @ self.vectors.T - self.hubs
+        best = np.argpartition(-near, 12, 1)[:, :12]
+        own = best[np.arange(len(rows)), rng.integers(0, 12, len(rows))]
+        inputs, targets, places = [], [], []
+        for i, r in enumerate(rows):
+            a, k, block = segments.row(r), int(rng.integers(2, 7)), []
+            words, kind = best[i], rng.random()
+            if kind < 0.75:
+                many = rng.random() < 0.7
+                words = [own[i], *own[rng.integers(0, len(rows), k - 1)]] if many else rng.choice(len(self.words), k)
+                words = rng.permutation(np.unique(words))
+                block = [*self.words[words], *(3 + rng.choice(5000, int(rng.integers(0, BLOCK - len(words) + 1))))]
+            answer = words[np.argmax(near[i, words] / SHARPNESS + rng.gumbel(size=len(words)))]
+            inputs.append([*block, *a, EOS])
+            targets.append([self.words[answer], EOS])
+            places.append([-1] * len(block) + [*range(len(a))])
+        width += BLOCK + 1
+        return padded(inputs, width, PAD), padded(targets, 2, -100), padded(places, width, -1)
 
 
-STAGES = {"span": span_corruption, "lm": prefix_lm}
+def unit(vectors):
+    """Vectors of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-class ScaledAdam(torch.optim.Optimizer):
-    """Adam whose step is a share of each tensor's own RMS, as Adafactor's parameter scaling; gradients clipped to 1."""
-
-    def __init__(self, params, betas=(0.9, 0.98), eps=1e-3):
-        super().__init__(params, dict(lr=0.0, betas=betas, eps=eps))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            clip = (1 / torch.nn.utils.get_total_norm([p.grad for p in group["params"]])).clamp(max=1.0)
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state.update(t=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
-                state["t"] += 1
-                fixes = torch.tensor([1 - b ** state["t"] for b in group["betas"]], device=p.device)
-                rate = torch.tensor(group["lr"], device=p.device)
-                adam_update(p, p.grad, state["m"], state["v"], clip, rate, fixes, group["betas"], group["eps"])
+def parts(total, count, rng):
+    """`count` random positive whole numbers with this sum."""
+    return np.diff([0, *np.sort(rng.choice(total - 1, count - 1, replace=False) + 1), total])
 
 
-@torch.compile(dynamic=False)
-def adam_update(p, grad, m, v, clip, rate, fixes, betas, eps):
-    """One tensor's step, in one pass over its memory."""
-    grad = grad * clip
-    m.lerp_(grad, 1 - betas[0])
-    v.lerp_(grad * grad, 1 - betas[1])
-    scale = p.square().mean().sqrt().clamp(min=eps)
-    p.sub_(rate * scale * (m / fixes[0]) / ((v / fixes[1]).sqrt() + 1e-12))
+def word_vectors(teacher, tok, teacher_ids):
+    """Ids of whole words of three letters or more that mean something, and the teacher's vector of each alone."""
+    names, empty = [tok.id_to_token(i) for i in range(PIECES - SENTINELS)], EMPTY.split()
+    words = np.array([i for i, name in enumerate(names) if name.isalpha() and len(name) > 2 and name not in empty])
+    x = F.pad(torch.from_numpy(teacher_ids[words])[:, None], (1, 0), value=CLS)
+    with torch.inference_mode():
+        vectors = [teacher(input_ids=F.pad(b, (0, 1), value=SEP)).last_hidden_state.mean(1) for b in x.split(512)]
+    return words, torch.cat(vectors).numpy()
 
 
-def loss_of(model, x, y):
-    """Mean cross entropy of the targets; bf16 products, float32 loss."""
-    start = torch.full_like(y[:, :1], PAD)
-    with torch.autocast(x.device.type, torch.bfloat16):
-        logits = model(input_ids=x, decoder_input_ids=torch.cat([start, y[:, :-1]], 1), use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+def config_of(size):
+    """What config.json says: the blocks of T5 1.1 (gated gelu), and the table as output head, as T5 1.0.
 
-
-def build_model():
-    """A fresh T5 1.1 whose attention starts where trained attention ends up (Trockman and Kolter 2023).
-
-    With random attention the decoder ignores the encoder for thousands of steps, more than this budget has. So:
-    queries and keys match equal vectors, values and outputs pass a vector on (arXiv:2305.09828), and the position
-    biases look at the nearest neighbours.
+    A table of 16,128 pieces is most of a small model. As its own head it is paid for once.
     """
-    model = T5ForConditionalGeneration(T5Config(**CONFIG))
-    # transformers 5 ties the head to the embedding; T5 1.1 does not.
-    head = torch.randn(CONFIG["vocab_size"], CONFIG["d_model"]) * CONFIG["d_model"] ** -0.5
-    model.lm_head.weight = torch.nn.Parameter(head)
+    d_model, d_kv, num_heads, d_ff, num_layers, num_decoder_layers = SIZES[size]
+    return dict(
+        vocab_size=PIECES, d_model=d_model, d_kv=d_kv, num_heads=num_heads, d_ff=d_ff, num_layers=num_layers,
+        num_decoder_layers=num_decoder_layers, feed_forward_proj="gated-gelu", tie_word_embeddings=True,
+        relative_attention_num_buckets=32, relative_attention_max_distance=128, dropout_rate=0.0, pad_token_id=PAD,
+        eos_token_id=EOS, decoder_start_token_id=PAD,
+    )  # fmt: skip
 
-    def orthogonal():
-        return torch.linalg.qr(torch.randn(CONFIG["num_heads"] * CONFIG["d_kv"], CONFIG["d_model"]))[0]
 
+def build_model(size, table, without):
+    """A T5 that begins with the teacher's table, and with attention where trained attention ends up.
+
+    Table: the teacher's vectors of the pieces, cut to their d_model main directions, at a mean square of 1.
+    Attention (Trockman and Kolter 2023, arXiv:2305.09828): queries and keys match equal vectors, values and outputs
+    pass a vector on, and the position biases look at the nearest neighbours. With random attention the decoder ignores
+    the encoder for thousands of steps, more than this budget has.
+    """
+    c = config_of(size)
+    model = T5ForConditionalGeneration(T5Config(**c))
+    d_model, inner = c["d_model"], c["num_heads"] * c["d_kv"]
     with torch.no_grad():
+        if "table" not in without:
+            real = table[3:-SENTINELS] - table[3:-SENTINELS].mean(0)
+            real = real @ torch.linalg.svd(real, full_matrices=False)[2][:d_model].T
+            model.shared.weight[3:-SENTINELS] = real / real.square().mean().sqrt()
         for name, module in model.named_modules():
-            if not hasattr(module, "q"):
+            if not hasattr(module, "q") or "matching" in without:
                 continue
+
+            def orthogonal():
+                return torch.linalg.qr(torch.randn(max(inner, d_model), min(inner, d_model)))[0].reshape(inner, d_model)
+
             match, copy = orthogonal(), orthogonal()
-            sharpness = 0.08 if "EncDecAttention" in name else 0.02
+            sharpness = (0.08 if "EncDecAttention" in name else 0.02) * 192 / d_model
             for weight in (module.q.weight, module.k.weight):
                 weight.copy_(sharpness**0.5 * match + 0.002 * torch.randn_like(weight))
             module.v.weight.copy_(0.7 * copy)
             module.o.weight.copy_(0.7 * copy.T)
             if module.has_relative_attention_bias:
                 bias = module.relative_attention_bias.weight.zero_()
-                after = CONFIG["relative_attention_num_buckets"] // 2
+                after = c["relative_attention_num_buckets"] // 2
                 if name.startswith("encoder"):  # one head looks ahead, one back
                     bias[after + 1, 0], bias[after + 2, 0], bias[1, 1], bias[2, 1] = 3.0, 1.5, 3.0, 1.5
                 else:  # one head for the last token, one for the token before it
@@ -246,25 +210,72 @@ def build_model():
     return model
 
 
-@torch.no_grad()
-def held_out(model, objective, windows, device):
-    """Mean loss a target token over 16 fixed batches."""
-    model.eval()
-    total = 0.0
-    for i in range(16):
-        x, y = objective(windows(i, 4 * BATCH), np.random.default_rng([7, i]))
-        total += loss_of(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)).item()
-    model.train()
-    return total / 16
+class Student(torch.nn.Module):
+    """The T5, and two linear maps to the teacher's space, which are dropped in the end."""
+
+    def __init__(self, model, scale, dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.to_token = torch.nn.Linear(model.config.d_model, 384)
+        self.to_sentence = torch.nn.Linear(model.config.d_model, 384)
+        for name, value in scale.items():  # mean and deviation of the teacher's vectors, number by number
+            self.register_buffer(name, torch.from_numpy(value))
+
+    def forward(self, x, y, places, tokens, sentences):
+        """The losses: share of the teacher's variance left unexplained, a token and a segment; cross entropy."""
+        mask, losses = x != PAD, {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            h = self.model.encoder(input_ids=x, attention_mask=mask.long()).last_hidden_state
+            if places is not None:
+                known = (places >= 0).float()
+                mean = (h.float() * known[..., None]).sum(1) / known.sum(1, keepdim=True)
+                wanted = (tokens - self.token_mean) / self.token_deviation
+                error = (self.to_token(h).float() - wanted).square().mean(-1)
+                losses["tokens"] = (error * known).sum() / known.sum()
+                wanted = (sentences - self.sentence_mean) / self.sentence_deviation
+                losses["sentences"] = (self.to_sentence(mean).float() - wanted).square().mean()
+            if y is not None:
+                start = F.pad(y[:, :-1].clamp(min=0), (1, 0), value=PAD)
+                states = self.model.decoder(
+                    input_ids=start, encoder_hidden_states=h, encoder_attention_mask=mask.long(), use_cache=False
+                ).last_hidden_state[y >= 0]
+                logits = F.linear(states * states.shape[-1] ** -0.5, self.model.shared.weight)
+                losses["targets"] = F.cross_entropy(logits.float(), y[y >= 0])
+        return losses
 
 
-def export(model, tokenizer_path, folder):
+def optimizers(student, without):
+    """Muon for the matrices of the encoder, and of the decoder; Adam for the table and all vectors."""
+    named = list(student.named_parameters())
+    matrices = {n: p for n, p in named if ".block." in n and p.ndim == 2 and "relative" not in n}
+    rest = [p for n, p in named if n not in matrices]
+    parts = [[p for n, p in matrices.items() if f".{part}." in n] for part in ("encoder", "decoder")]
+    adam = torch.optim.Adam(rest, betas=(0.9, 0.98), fused=True)
+    if "muon" in without:
+        return [adam, *(torch.optim.Adam(p, betas=(0.9, 0.98), fused=True) for p in parts)]
+    return [adam, *(torch.optim.Muon(p, weight_decay=0.01, adjust_lr_fn="match_rms_adamw") for p in parts)]
+
+
+def fastest_dtype():
+    """bfloat16 where this machine multiplies it faster than float32; elsewhere it can be 40 times slower."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(1024, 1024, dtype=dtype)
+        a @ a
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        seconds[dtype] = time.perf_counter() - start
+    return min(seconds, key=seconds.get)
+
+
+def export(model, size, tokenizer_path, folder):
     """A Hugging Face directory: fp16 safetensors, config.json, tokenizer.json."""
-    folder.mkdir(exist_ok=True)
-    state = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in model.state_dict().items()}
-    state = {k: v for k, v in state.items() if k not in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")}
+    folder.mkdir(exist_ok=True, parents=True)
+    copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    state = {k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items() if k not in copies}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    config = dict(architectures=["T5ForConditionalGeneration"], model_type="t5", **CONFIG)
+    config = dict(architectures=["T5ForConditionalGeneration"], model_type="t5", **config_of(size))
     config.update(layer_norm_epsilon=1e-6, is_encoder_decoder=True, torch_dtype="float16")
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "tokenizer.json").write_bytes(tokenizer_path.read_bytes())
@@ -275,86 +286,123 @@ def export(model, tokenizer_path, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="folder of *.txt.xz")
+    parser.add_argument("teacher", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("work", type=Path, help="folder for everything this makes")
-    parser.add_argument("--span-tokens", type=float, default=28e6, help="tokens read in span corruption")
-    parser.add_argument("--lm-tokens", type=float, default=72.2e6, help="tokens read in LM adaptation")
-    parser.add_argument("--save-minutes", type=float, default=5)
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--segments", type=int, default=272_000, help="segments of running text that the teacher reads")
+    parser.add_argument("--mixed", type=int, default=320_000, help="segments with other words in them, likewise")
+    parser.add_argument("--span-steps", type=int, default=4000, help="steps of distillation and span corruption")
+    parser.add_argument("--lm-steps", type=int, default=1800, help="steps of LM adaptation")
+    parser.add_argument("--without", nargs="+", choices=INGREDIENTS, default=[], help="for ablations")
+    parser.add_argument("--name", help="of log and folders (the size)")
+    parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_flush_denormal(True)  # moments of rare pieces decay into denormals, which are ten times slower
+    dtype, name, without = fastest_dtype(), args.name or args.size, set(args.without)
 
-    files = sorted(args.text.glob("*.txt.xz"))
-    train_files = [f for f in files if ".valid." not in f.name]
-    valid_files = [f for f in files if ".valid." in f.name]
+    teacher_tok = Tokenizer.from_file(str(args.teacher / "tokenizer.json"))
+    teacher_tok.no_truncation()
+    teacher_tok.no_padding()
+    teacher = AutoModel.from_pretrained(args.teacher, attn_implementation="sdpa").eval()
+    most = dict(valid=10**9, train=args.segments, mixed=args.mixed)
+    sources = prepare(args.text, args.work, teacher, teacher_tok, most, dtype)
+    valid = sources.pop("valid")
     tokenizer_path = args.work / "tokenizer.json"
-    if not tokenizer_path.exists():
-        train_tokenizer(train_files, tokenizer_path)
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    for name, part in (("train", train_files), ("valid", valid_files)):
-        if not (args.work / f"{name}.u16").exists():
-            tokenize(part, tokenizer, args.work / f"{name}.u16")
-    train, valid = Windows(args.work / "train.u16", args.seed), Windows(args.work / "valid.u16", 1)
+    tok, teacher_ids = Tokenizer.from_file(str(tokenizer_path)), np.load(args.work / "teacher_ids.npy")
+    table = teacher.embeddings.word_embeddings.weight.detach()[torch.from_numpy(teacher_ids)].float()
+    objectives = Objectives(tok, *word_vectors(teacher.float(), tok, teacher_ids), sources["train"].sentences[:20_000])
+    del teacher
 
     torch.manual_seed(args.seed)
-    model = build_model().to(device).train()
-    optimizer = ScaledAdam(model.parameters())
+    scale = {}
+    for kind, vectors in (("token", valid.tokens), ("sentence", valid.sentences)):
+        vectors = vectors[:50_000].astype(np.float32)
+        scale[f"{kind}_mean"], deviation = vectors.mean(0), vectors.std(0)
+        scale[f"{kind}_deviation"] = np.where(deviation < 1e-3, 1, deviation)  # one number of the teacher's is constant
+    student = Student(build_model(args.size, table, without), scale, dtype)
+    optims = optimizers(student, without)
     done = dict(step=0, read=0, target=0, seconds=0.0)
-    saved = args.work / "checkpoint.pt"
+    saved = args.work / f"checkpoint-{name}.pt"
     if saved.exists():
-        state = torch.load(saved, map_location=device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        state = torch.load(saved)
+        student.load_state_dict(state["student"])
         done = state["done"]
-    torch._dynamo.config.recompile_limit = 64
-    compiled = torch.compile(loss_of, dynamic=False)
-    log = open(args.work / "log.jsonl", "a", buffering=1)  # noqa: SIM115 - open to the end of the run
-    started = last_saved = time.time()
-    before = done["seconds"]
-    window = []
+        if done["step"] != args.span_steps:  # a stage begins with fresh moments
+            for optim, values in zip(optims, state["optims"], strict=True):
+                optim.load_state_dict(values)
 
     def save():
-        torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), done=done), str(saved) + ".part")
-        os.replace(str(saved) + ".part", saved)
+        state = dict(student=student.state_dict(), optims=[optim.state_dict() for optim in optims], done=done)
+        torch.save(state, f"{saved}.part")
+        os.replace(f"{saved}.part", saved)
 
-    total = args.span_tokens + args.lm_tokens
-    while done["read"] < total:
-        stage = "span" if done["read"] < args.span_tokens else "lm"
-        left = (total - done["read"]) / (COOLDOWN * args.lm_tokens)
-        rate = PEAK * min(1.0, (done["step"] + 1) / WARMUP)
-        rate = max(min(rate, PEAK * left), FLOOR)
-        x, y = STAGES[stage](train(done["step"], BATCH), np.random.default_rng([args.seed, done["step"]]))
-        loss = compiled(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
-        loss.backward()
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        window.append(loss.item())
-        done["step"] += 1
-        done["read"] += x.size + y.size
-        done["target"] += y.size
-        done["seconds"] = before + time.time() - started
-        if not math.isfinite(window[-1]):
-            raise SystemExit(f"loss is {window[-1]} at step {done['step']}")
+    def losses_of(objective, segments, i, seed):
+        """Losses of batch i of a source, and how many tokens were read and asked for."""
+        width, rows = segments.batch(i, seed)
+        x, y, places = getattr(objectives, objective)(segments, rows, width, np.random.default_rng([seed, i]))
+        targets = (None, None)
+        if places is not None:
+            targets = segments.targets(rows, places), segments.sentences[rows].astype(np.float32)
+        tensors = (None if a is None else torch.from_numpy(a) for a in (x, y, places, *targets))
+        return student(*tensors), int((x != PAD).sum()), 0 if y is None else int((y >= 0).sum())
+
+    @torch.no_grad()
+    def held_out(stage):
+        """Mean losses over 16 fixed batches of text that was never trained on."""
+        asked = {"span": ["span", "read"], "lm": ["lm", "read"] + ["choose"] * ("choose" not in without)}[stage]
+        found = {o: [losses_of(o, valid, i, 7)[0] for i in range(16)] for o in asked}
+        return {
+            o: {k: round(float(np.mean([f[k].item() for f in each])), 4) for k in each[0]} for o, each in found.items()
+        }
+
+    # What is asked in turns: objective and source. The mixed segments are no text to be continued.
+    mixed, choose = "mixed" not in without, "choose" not in without
+    turns = {
+        "span": [("span", "train")] + [("read", "mixed")] * mixed,
+        "lm": [("lm", "train")] + ([("choose", "train")] + [("choose", "mixed")] * mixed) * choose,
+    }
+    matrix_rate = MUON * (0.2 if "muon" in without else 1.0)  # Muon's steps are a fifth of its rate in size
+    log = open(args.work / f"log-{name}.jsonl", "a", buffering=1)  # noqa: SIM115 - open to the end of the run
+    started, last_saved, before, window = time.time(), time.time(), done["seconds"], {}
+    while done["step"] < args.span_steps + args.lm_steps:
+        stage = "span" if done["step"] < args.span_steps else "lm"
+        steps = args.span_steps if stage == "span" else args.lm_steps
+        step = done["step"] if stage == "span" else done["step"] - args.span_steps
+        share = min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
+        objective, source = turns[stage][step % len(turns[stage])]
+        losses, read, target = losses_of(objective, sources[source], step // len(turns[stage]), len(objective))
+        sum(value for kind, value in losses.items() if kind not in without).backward()
+        for optim, peak, gentle in zip(optims, (ADAM, matrix_rate, matrix_rate), (GENTLE, GENTLE, 1.0), strict=True):
+            optim.param_groups[0]["lr"] = peak * share * (1.0 if stage == "span" else gentle)
+        torch.nn.utils.clip_grad_norm_(optims[0].param_groups[0]["params"], 1.0)
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        for kind, loss in losses.items():
+            value = loss.item()
+            window.setdefault(f"{objective}.{kind}", []).append(value)
+            if not math.isfinite(value):
+                raise SystemExit(f"loss is {value} at step {done['step']}")
+        done = dict(
+            step=done["step"] + 1,
+            read=done["read"] + read,
+            target=done["target"] + target,
+            seconds=round(before + time.time() - started, 1),
+        )
         if done["step"] % 50 == 0:
-            row = dict(stage=stage, loss=round(float(np.mean(window)), 4), rate=round(rate, 5), **done)
-            window = []
-            if done["step"] % 5000 == 0:
-                row["held_out"] = {k: round(held_out(model, f, valid, device), 4) for k, f in STAGES.items()}
-            print(json.dumps(row), file=log)
-        span_ends = stage == "span" and done["read"] >= args.span_tokens
-        if span_ends:
-            export(model, tokenizer_path, args.work / "span")
-        if span_ends or time.time() - last_saved > args.save_minutes * 60:
+            row = dict(stage=stage, rate=round(share, 3), **done)
+            print(json.dumps(row | {k: round(float(np.mean(v)), 4) for k, v in window.items()}), file=log)
+            window = {}
+        if step + 1 == steps:
+            optims = optimizers(student, without)
+            folder = args.work / (f"{name}-span" if stage == "span" else name)
+            export(student.model, args.size, tokenizer_path, folder)
+            print(json.dumps(dict(stage=stage, held_out=held_out(stage), **done)), file=log)
+        if step + 1 == steps or time.time() - last_saved > args.save_minutes * 60:
             save()
             last_saved = time.time()
-    save()
-    export(model, tokenizer_path, args.work / "lm")
-    final = {k: held_out(model, f, valid, device) for k, f in STAGES.items()}
-    print(
-        json.dumps(dict(stage="end", held_out=final, perplexity={k: math.exp(v) for k, v in final.items()}, **done)),
-        file=log,
-    )
 
 
 if __name__ == "__main__":

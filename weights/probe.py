@@ -1,0 +1,67 @@
+"""Linear probe: what the frozen encoder knows of a task, and so about what a prompt can reach, in seconds.
+
+    python weights/probe.py MODEL [MODEL ...] [--seeds N]
+
+Logistic regression on the mean of the encoder's output over the tokens of a text; standardised, the best of four
+strengths by five-fold cross-validation on the training rows; accuracy on the test rows of the demo's tasks. Needs
+scikit-learn, which tinyprompt does not. MODEL is a directory or a built-in size. With --seeds, also the mean test
+accuracy of prompts that are tuned as `tinyprompt demo` tunes them, in half a minute each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import tinyprompt as tp
+from tinyprompt import checkpoint, commands, data, metrics, t5
+
+DEMO = Path(data.__file__).parent / "demo"
+
+
+def means(model, rows, size=64):
+    """Mean encoder output of each row's input, (N, d_model)."""
+    out = []
+    for i in range(0, len(rows), size):
+        batch = data.pad([model.tokenizer.encode(row.input)[:128] for row in rows[i : i + size]])
+        states, mask = t5.encode(model.params, model.config, *batch)
+        out.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True))
+    return np.concatenate(out)
+
+
+def tuned(model, train, dev, test, seed):
+    """Test accuracy of a prompt tuned with the demo's settings."""
+    settings, labels = tp.Settings(**commands.DEMO_SETTINGS, seed=seed), data.label_words(train)
+    delta = tp.tune(model, train, dev, settings, labels).prompt.delta
+    answers = tp.predict(model, [row.input for row in test], labels, delta, settings)
+    return metrics.accuracy(answers, [row.target for row in test])
+
+
+def main():
+    """Print one JSON line a model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--seeds", type=int, default=0, help="prompts to tune for each task")
+    args = parser.parse_args()
+    for path in args.models:
+        model = checkpoint.load(path)
+        found = {"model": model.name}
+        for task in ("topic", "sentiment"):
+            train, dev, test = (data.read_rows(DEMO / f"{task}.{part}.tsv") for part in ("train", "dev", "test"))
+            fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            fit = GridSearchCV(fit, {"logisticregression__C": [0.001, 0.01, 0.1, 1]}, cv=5)
+            fit.fit(means(model, train), [row.target for row in train])
+            found[task] = round(fit.score(means(model, test), [row.target for row in test]), 3)
+            scores = [tuned(model, train, dev, test, seed) for seed in range(args.seeds)]
+            if scores:
+                found[f"{task}, prompt"] = round(float(np.mean(scores)), 3)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
