@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 import tinyprompt as tp
-from tinyprompt import backend, data, initial, methods, metrics, tasks, train
+from tinyprompt import device as devices, data, initial, methods, tasks, train
+from tinyprompt.tasks import metrics
 
 SETTINGS = tp.Settings(
     steps=600, batch=16, length=20, hidden=128, optimizer="adam", schedule="linear", eval_every=100, max_input=512
@@ -84,8 +85,8 @@ def score(row, model, sets, name, settings):
 
 def step_times(model, rows, labels, rounds=15):
     """Median seconds of one step of training, with Adam's, by method; the methods take turns."""
-    device = backend.default()
-    compute = backend.compile(train.loss_and_gradient, device)
+    device = devices.default()
+    compute = devices.compile(train.loss_and_gradient, device)
     optimizer = tp.optim.OPTIMIZERS[SETTINGS.optimizer]()
     sizes = methods.Sizes(SETTINGS.length, SETTINGS.rank, SETTINGS.hidden, len(labels))
     deltas = {name: initial.first(model, name, sizes, labels=labels) for name in methods.METHODS}

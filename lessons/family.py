@@ -21,7 +21,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import tinyprompt as tp
-from tinyprompt import backend, commands, data, metrics, tasks
+from tinyprompt import device as devices, data, tasks
+from tinyprompt.cli import commands
+from tinyprompt.tasks import metrics
 
 SETTINGS = tp.Settings(steps=600, batch=32, length=20, optimizer="adam", schedule="linear", eval_every=100)
 DEMO = replace(SETTINGS, **commands.DEMO_SETTINGS)
@@ -116,7 +118,7 @@ def main():
                         continue
                     found[key] = score(problems[task], model, method, seed)
                     row = dict(zip(("task", "model", "method", "seed"), key, strict=True), accuracy=found[key])
-                    row |= dict(fingerprint=model.fingerprint()[:12] if key[1] else "", device=backend.default())
+                    row |= dict(fingerprint=model.fingerprint()[:12] if key[1] else "", device=devices.default())
                     with args.results.open("a") as file:
                         print(json.dumps(row), file=file)
                     print(row, flush=True)

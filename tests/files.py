@@ -23,7 +23,7 @@ def write(folder, raw, flat):
 
 
 def weights(raw=SMALL, seed=0):
-    return {k: v.astype(np.float32) for k, v in random_weights(t5.Config.from_dict(raw), seed).items()}
+    return {k: v.astype(np.float32) for k, v in random_weights(Config.from_dict(raw), seed).items()}
 
 
 def by_hand(path, header, data=bytes(32)):

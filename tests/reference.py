@@ -38,7 +38,7 @@ def random_weights(config, seed):
         scale = 1.0 if name == "shared.weight" or "bias" in name else shape[-1] ** -0.5
         return rng.normal(0, scale, shape)
 
-    return {name: one(name, shape) for name, shape in t5.shapes(config).items()}
+    return {name: one(name, shape) for name, shape in shapes(config).items()}
 
 
 def hugging_face(raw, flat):
@@ -81,6 +81,6 @@ def batch(seed, vocab, rows, length, out, left=False):
 def pair(family, seed=0, **changes):
     """(config, nested params, transformers model) with the same weights."""
     raw = raw_config(family, **changes)
-    config = t5.Config.from_dict(raw)
+    config = Config.from_dict(raw)
     flat = random_weights(config, seed)
     return config, tree.nest(flat), hugging_face(raw, flat)

@@ -13,8 +13,8 @@ from ml_dtypes import bfloat16
 from profiles import examples
 from reference import FAMILIES, batch, random_weights, raw_config
 
-from tinyprompt import backend, ops, t5, train
-from tinyprompt.backend import DeviceError
+from tinyprompt import device as devices, ops, t5, train
+from tinyprompt.errors import DeviceError
 from tinyprompt.data import Batch
 from tinyprompt.lower import lower
 from tinyprompt.tree import flatten, nest
@@ -26,7 +26,7 @@ PROMPT = "encoder.prompt.embedding"
 
 def problem(family, seed, length, dtype):
     """Arguments of `train.loss` for a random model of a family."""
-    config = t5.Config.from_dict(raw_config(family))
+    config = Config.from_dict(raw_config(family))
     params = nest({name: value.astype(dtype) for name, value in random_weights(config, seed).items()})
     ids, mask, labels, weights = batch(seed, config.vocab_size, 3, 7, 4)
     prompt = np.random.default_rng(seed).normal(size=(length, config.d_model)).astype(dtype)
@@ -39,7 +39,7 @@ def problem(family, seed, length, dtype):
 def test_loss_and_gradient_are_those_of_numpy(family, seed, length):
     arguments = problem(family, seed, length, np.float64)
     value, gradient = train.loss_and_gradient(*arguments)
-    found, found_gradient = backend.compile(train.loss_and_gradient, "cpu")(*arguments)
+    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(*arguments)
     assert np.isclose(found, value, rtol=1e-12)
     assert found_gradient.keys() == gradient.keys()
     assert np.allclose(found_gradient[PROMPT], gradient[PROMPT], rtol=1e-9, atol=1e-12)
@@ -53,7 +53,7 @@ def test_a_prefix_lowers_in_every_attention(family):
     for at in attentions:
         delta |= {f"{at}Attention.prefix.{name}": rng.normal(size=(4, 18)) for name in ("key", "value")}
     value, gradient = train.loss_and_gradient(delta, params, config, rows)
-    found, found_gradient = backend.compile(train.loss_and_gradient, "cpu")(delta, params, config, rows)
+    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(delta, params, config, rows)
     assert np.isclose(found, value, rtol=1e-12)
     assert found_gradient.keys() == gradient.keys() == delta.keys()
     for name in delta:
@@ -67,14 +67,14 @@ def test_in_float32_it_is_as_exact_as_numpy(family, seed):
     exact = train.loss_and_gradient(*problem(family, seed, 5, np.float64))[1][PROMPT]
     single = problem(family, seed, 5, np.float32)
     errors = [
-        np.abs(backend.compile(train.loss_and_gradient, device)(*single)[1][PROMPT] - exact).max()
+        np.abs(devices.compile(train.loss_and_gradient, device)(*single)[1][PROMPT] - exact).max()
         for device in ("cpu", "numpy")
     ]
     assert errors[0] <= 3 * errors[1] + 1e-6 * np.abs(exact).max()
 
 
 def test_on_numpy_a_function_is_left_as_it_is():
-    assert backend.compile(train.loss, "numpy") is train.loss
+    assert devices.compile(train.loss, "numpy") is train.loss
 
 
 @examples(3)
@@ -82,36 +82,36 @@ def test_on_numpy_a_function_is_left_as_it_is():
 def test_dropout_zeroes_a_share_and_its_gradient_follows(seed, rate):
     x = np.ones((300, 20), np.float32)
     drop = t5.dropout(rate, np.random.default_rng(seed))
-    run = backend.compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
+    run = devices.compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
     (first, gradient), (second, _) = run(x, drop), run(x, drop)
     assert first != second
     assert abs(np.mean([first, second]) / x.size - 1) < 0.1
     assert set(np.unique(gradient)) <= {np.float32(0), np.float32(2 / (1 - rate))}
-    again = backend.compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
+    again = devices.compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
     assert again(x, t5.dropout(rate, np.random.default_rng(seed)))[0] == first
 
 
 def test_the_containers_and_types_of_arguments_count():
     x = np.ones(2)
-    run = backend.compile(lambda p, q: 10 * sum(p.values()) + sum(q.values()), "cpu")
+    run = devices.compile(lambda p, q: 10 * sum(p.values()) + sum(q.values()), "cpu")
     assert (run({"a": x}, {"b": x}) == 11).all()
     assert (run({"a": x, "b": x}, {}) == 20).all()
-    times = backend.compile(lambda x, n: x * n, "cpu")
+    times = devices.compile(lambda x, n: x * n, "cpu")
     assert [times(np.ones(2, int), n).dtype for n in (2, 2.0)] == [np.int64, np.float64]
 
 
 def test_what_onnx_runtime_refuses_is_one_error():
-    run = backend.compile(lambda x, i: np.take(x, i, axis=0), "cpu")
+    run = devices.compile(lambda x, i: np.take(x, i, axis=0), "cpu")
     with pytest.raises(DeviceError, match="ONNX Runtime"):
         run(np.ones(3, np.float32), np.array([7]))
 
 
 def test_sessions_are_kept_by_shape_and_the_oldest_dropped(monkeypatch):
     opened = []
-    original = backend.open_session
-    monkeypatch.setattr(backend, "open_session", lambda *a: opened.append(a) or original(*a))
-    monkeypatch.setattr(backend, "SESSIONS", 2)
-    run = backend.compile(lambda x, n: x * n, "cpu")
+    original = devices.open_session
+    monkeypatch.setattr(devices, "open_session", lambda *a: opened.append(a) or original(*a))
+    monkeypatch.setattr(devices, "SESSIONS", 2)
+    run = devices.compile(lambda x, n: x * n, "cpu")
     for width, n, sessions in (
         (2, 3.0, 1),
         (2, 3.0, 1),
@@ -126,7 +126,7 @@ def test_sessions_are_kept_by_shape_and_the_oldest_dropped(monkeypatch):
 
 
 def test_a_changed_array_is_seen():
-    run = backend.compile(lambda x: x + 1, "cpu")
+    run = devices.compile(lambda x: x + 1, "cpu")
     x = np.ones(3, np.float32)
     assert (run(x) == 2).all()
     x += 1
@@ -135,42 +135,42 @@ def test_a_changed_array_is_seen():
 
 def test_the_cpu_reads_weights_where_they_lie():
     w = np.ones(3, np.float32)
-    assert backend.on_device(w, "cpu").data_ptr() == w.ctypes.data
+    assert devices.on_device(w, "cpu").data_ptr() == w.ctypes.data
 
 
 def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array(monkeypatch, tmp_path):
     np.ones(3, np.float32).tofile(tmp_path / "w")
     gc.collect()
-    before = len(backend._made)
+    before = len(devices._made)
     copied, original = [], ort.OrtValue.ortvalue_from_numpy
     monkeypatch.setattr(
         ort.OrtValue, "ortvalue_from_numpy", lambda a, *_: copied.append(a) or original(a.copy(), "cpu", 0)
     )
-    monkeypatch.setattr(backend, "check", lambda *_: None)
-    open_session = backend.open_session
-    monkeypatch.setattr(backend, "open_session", lambda graph, device: open_session(graph, "cpu"))
-    run = backend.compile(lambda w, prompt: w + prompt, "cuda")
+    monkeypatch.setattr(devices, "check", lambda *_: None)
+    open_session = devices.open_session
+    monkeypatch.setattr(devices, "open_session", lambda graph, device: open_session(graph, "cpu"))
+    run = devices.compile(lambda w, prompt: w + prompt, "cuda")
     frozen, prompt = np.memmap(tmp_path / "w", np.float32, "r"), np.ones(3, np.float32)
     for _ in range(3):
         assert (run(frozen, prompt) == 2).all()
     assert len(copied) == 4
-    assert len(backend._made) == before + 1
+    assert len(devices._made) == before + 1
     copied.clear()
     del frozen
     gc.collect()
-    assert len(backend._made) == before
+    assert len(devices._made) == before
 
 
 def test_no_argument_is_changed():
     arguments = problem("t5-1.1", 0, 5, np.float32)
     before = {name: value.copy() for name, value in flatten(arguments[1]).items()}
-    backend.compile(train.loss_and_gradient, "cpu")(*arguments)
+    devices.compile(train.loss_and_gradient, "cpu")(*arguments)
     assert all((value == before[name]).all() for name, value in flatten(arguments[1]).items())
 
 
 def pretend(monkeypatch, *packages):
     """Let these packages be the ones that are installed."""
-    monkeypatch.setattr(backend, "version", lambda package: "1.0" if package in packages else None)
+    monkeypatch.setattr(devices, "version", lambda package: "1.0" if package in packages else None)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def pretend(monkeypatch, *packages):
 def test_a_device_that_cannot_be_used_says_what_to_do(monkeypatch, device, packages, message):
     pretend(monkeypatch, *packages)
     with pytest.raises(DeviceError, match=message):
-        backend.compile(lambda x: x, device)
+        devices.compile(lambda x: x, device)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
@@ -196,22 +196,22 @@ def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime knows CUDA")
     pretend(monkeypatch, "onnx", "onnxruntime-gpu")
-    backend._probe_cuda.cache_clear()
+    devices._probe_cuda.cache_clear()
     with pytest.raises(DeviceError, match="cuda"):
-        backend.compile(lambda x: x, "cuda")
+        devices.compile(lambda x: x, "cuda")
 
 
 def test_the_device_is_named_in_one_line(monkeypatch):
-    assert backend.describe("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
-    assert backend.describe("numpy") == f"device: numpy {np.__version__}"
+    assert devices.describe("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
+    assert devices.describe("numpy") == f"device: numpy {np.__version__}"
     pretend(monkeypatch)
-    assert backend.default() == "numpy"
-    assert "pip install" in backend.describe("numpy")
+    assert devices.default() == "numpy"
+    assert "pip install" in devices.describe("numpy")
 
 
 def test_others_in_the_process_can_still_open_sessions():
     graph, _ = lower(lambda x: x * 2, np.ones(3, np.float32))
-    backend.open_session(graph, "cpu")
+    devices.open_session(graph, "cpu")
     session = ort.InferenceSession(graph.to_onnx().SerializeToString())
     assert (session.run(None, {"x": np.ones(3, np.float32)})[0] == 2).all()
 
@@ -222,7 +222,7 @@ def test_16_bit_weights_give_what_they_give_widened(device, dtype):
     delta, params, *rest = problem("t5-1.1", 0, 5, np.float32)
     narrow = {name: value.astype(dtype) for name, value in flatten(params).items()}
     wide = {name: value.astype(np.float64) for name, value in narrow.items()}
-    run = backend.compile(train.loss_and_gradient, device)
+    run = devices.compile(train.loss_and_gradient, device)
     _, exact = train.loss_and_gradient({PROMPT: delta[PROMPT].astype(float)}, nest(wide), *rest)
     value, gradient = run(delta, nest(narrow), *rest)
     assert value.dtype == gradient[PROMPT].dtype == np.float32
@@ -234,16 +234,16 @@ def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
     for value in flatten(params).values():
         value.flags.writeable = False
     value, gradient = train.loss_and_gradient(delta, params, config, batch)
-    run, made = backend.compile(train.loss_and_gradient, "cpu", "int8"), len(backend._made)
+    run, made = devices.compile(train.loss_and_gradient, "cpu", "int8"), len(devices._made)
     found, near = run(delta, params, config, batch)
     assert 0 < abs(found - value) < 0.05 * value
     cosine = np.vdot(near[PROMPT], gradient[PROMPT]) / np.linalg.norm(near[PROMPT]) / np.linalg.norm(gradient[PROMPT])
     assert 0.98 < cosine < 1 - 1e-7
-    held = len(backend._made)
+    held = len(devices._made)
     assert held > made
     labels, weights = (np.pad(x, ((0, 0), (0, 2))) for x in (batch.labels, batch.weights))
     run(delta, params, config, batch._replace(labels=labels, weights=weights))  # another session
-    assert len(backend._made) == held
+    assert len(devices._made) == held
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
 )
 def test_a_precision_is_refused_where_it_cannot_run(device, precision):
     with pytest.raises(DeviceError, match=precision):
-        backend.compile(train.loss, device, precision)
+        devices.compile(train.loss, device, precision)
 
 
 def test_what_a_gpu_session_is_asked_for(monkeypatch):
@@ -264,7 +264,7 @@ def test_what_a_gpu_session_is_asked_for(monkeypatch):
 
     monkeypatch.setattr(ort, "InferenceSession", Session)
     graph, _ = lower(lambda x: x + 1, np.ones(2, np.float32))
-    options, [(provider, settings)], fallback = backend.open_session(graph, "cuda").asked
+    options, [(provider, settings)], fallback = devices.open_session(graph, "cuda").asked
     assert provider == "CUDAExecutionProvider"
     assert settings["use_tf32"] == "0"  # float32 is float32
     assert not fallback
@@ -284,26 +284,26 @@ def test_bfloat16_goes_to_the_gpu_as_its_bits(monkeypatch):
 
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", allocate)
     w = np.array([[1.0, -2.5]], bfloat16)
-    backend.on_device(w, "cuda")
-    assert sent["asked"] == ((1, 2), backend.BFLOAT16, "cuda")
+    devices.on_device(w, "cuda")
+    assert sent["asked"] == ((1, 2), devices.BFLOAT16, "cuda")
     assert (sent["bits"].view(bfloat16) == w).all()
-    assert backend.BFLOAT16 == onnx.TensorProto.BFLOAT16
+    assert devices.BFLOAT16 == onnx.TensorProto.BFLOAT16
 
 
 def test_in_bf16_frozen_weights_reach_the_gpu_in_16_bits_only(monkeypatch):
     seen = []
-    monkeypatch.setattr(backend, "check", lambda *_: None)
-    monkeypatch.setattr(backend, "_value", lambda x, device: seen.append(x) or x)
+    monkeypatch.setattr(devices, "check", lambda *_: None)
+    monkeypatch.setattr(devices, "_value", lambda x, device: seen.append(x) or x)
 
     class Session:
         def run_with_ort_values(self, _, inputs):
             assert [v.dtype for v in inputs.values()] == [np.float32, bfloat16]
             return [ort.OrtValue.ortvalue_from_numpy(np.zeros((2, 3), np.float32))]
 
-    monkeypatch.setattr(backend, "open_session", lambda graph, device: Session())
+    monkeypatch.setattr(devices, "open_session", lambda graph, device: Session())
     w = np.ones((3, 4), np.float32)
     w.flags.writeable = False
-    run = backend.compile(lambda x, tree: ops.linear(x, tree["w"]), "cuda", "bf16")
+    run = devices.compile(lambda x, tree: ops.linear(x, tree["w"]), "cuda", "bf16")
     for _ in range(3):
         run(np.ones((2, 4), np.float32), {"w": w})
     assert [x.dtype for x in seen] == [np.float32, bfloat16, np.float32, np.float32]  # the weight once

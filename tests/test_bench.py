@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyprompt import backend, bench, checkpoint, cli, t5
+from tinyprompt import device as devices, cli, t5
+from tinyprompt.tools import bench
+from tinyprompt.files import models
 from tinyprompt.lower import lower
 from tinyprompt.tree import flatten
 
@@ -25,9 +27,9 @@ def one_cold_start(monkeypatch):
 def test_the_model_it_writes_can_be_opened(tmp_path, monkeypatch, storage, gated):
     monkeypatch.setitem(bench.SIZES, "tiny", (*bench.SIZES["tiny"][:-1], gated))
     bench.write_model(tmp_path, "tiny", storage)
-    model = checkpoint.load(tmp_path)
+    model = models.load(tmp_path)
     assert model.config.gated == gated
-    assert {name: value.shape for name, value in flatten(model.params).items()} == t5.shapes(model.config)
+    assert {name: value.shape for name, value in flatten(model.params).items()} == shapes(model.config)
     assert 0.5 < np.std(model.params["shared"]["weight"]) < 1.5
 
 
@@ -116,7 +118,7 @@ def test_engines_that_disagree_are_no_comparison(monkeypatch, other):
 
 
 def test_on_a_gpu_that_is_not_there(capsys):
-    if backend.version("onnxruntime-gpu"):
+    if devices.version("onnxruntime-gpu"):
         pytest.skip("onnxruntime-gpu is installed")
     assert cli.main(["bench", "--size", "tiny", "--device", "cuda"]) == 2
     assert "onnxruntime-gpu is not installed" in capsys.readouterr().err
@@ -143,4 +145,4 @@ def test_the_peak_is_forgotten():
 
 def test_weights_in_the_file_lie_aligned(tmp_path):
     bench.write_model(tmp_path, "tiny")
-    assert {value.offset % 4 for value in flatten(checkpoint.load(tmp_path).params).values()} == {0}
+    assert {value.offset % 4 for value in flatten(models.load(tmp_path).params).values()} == {0}

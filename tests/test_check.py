@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, raw_config
 
-from tinyprompt import backend, check, checkpoint, ops, tree
-from tinyprompt.backend import DeviceError
-from tinyprompt.check import check_gradient, check_model, check_vjp
-from tinyprompt.checkpoint import CheckpointError
-from tinyprompt.cli import main
+from tinyprompt import device as devices, ops, tree
+from tinyprompt.tools import check
+from tinyprompt.files import models
+from tinyprompt.errors import DeviceError
+from tinyprompt.tools.check import check_gradient, check_model, check_vjp
+from tinyprompt.errors import CheckpointError
+from tinyprompt.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-needs_ort = pytest.mark.skipif(backend.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+needs_ort = pytest.mark.skipif(devices.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 
 
 @pytest.fixture
 def model(folder):
-    return checkpoint.load(folder)
+    return models.load(folder)
 
 
 def gradient_of(model, case, dtype=np.float64):
@@ -40,7 +42,7 @@ def test_every_engine_is_right(family, tmp_path):
     raw = raw_config(family, vocab_size=VOCAB)
     folder = write(tmp_path / family, raw, weights(raw))
     seen = []
-    report = check_model(checkpoint.load(folder), folder, report=seen.append)
+    report = check_model(models.load(folder), folder, report=seen.append)
     assert report.ok, str(report)
     engines = dict.fromkeys(f.engine for f in report.findings)
     assert list(engines) == [name for name in seen if name != "numpy float64" and "cuda" not in name]
@@ -52,7 +54,7 @@ def test_every_engine_is_right(family, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_torch_numpy_is_checked_alone(family, tmp_path):
     raw = raw_config(family, vocab_size=VOCAB)
-    report = check_model(checkpoint.load(write(tmp_path / family, raw, weights(raw))))
+    report = check_model(models.load(write(tmp_path / family, raw, weights(raw))))
     assert report.ok
     assert "torch float64: not run: no model directory given" in report.notes
     assert not any(f.engine.startswith("torch") for f in report.findings)
@@ -95,7 +97,7 @@ def test_a_wrong_engine_is_named_and_ends_with_1(quantity, dtype, fault, folder,
 def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, seed):
     folder, whole = shared
     (folder / "model.safetensors").write_bytes(whole)
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     case = check.draw(model, **sizes, seed=seed)
     assert case.prompt.shape == (sizes["length"], 4)
     assert case.batch.input_ids.shape == case.batch.attention_mask.shape == (sizes["rows"], sizes["tokens"])
@@ -189,7 +191,7 @@ def test_a_gradient_of_another_shape_is_refused(model):
 def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
     """As the README tells it: --save, compute, --gradient."""
     batch, mine = str(tmp_path / "batch.npz"), tmp_path / "mine.npy"
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     check.save_case(check.draw(model), batch)
     right = gradient_of(model, check.load_case(batch, model), np.float32)
     command = ["check", str(folder), "--batch", batch, "--gradient", str(mine), "--json"]

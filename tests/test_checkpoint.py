@@ -12,8 +12,9 @@ from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, torch, transformers
 from safetensors.numpy import save_file
 
-from tinyprompt import checkpoint, generate, initial, t5, tree
-from tinyprompt.checkpoint import CheckpointError
+from tinyprompt.files import models
+from tinyprompt import generate, initial, t5, tree
+from tinyprompt.errors import CheckpointError
 from tinyprompt.methods import Sizes
 
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q.weight"
@@ -33,7 +34,7 @@ def test_what_transformers_saved_gives_its_logits(family, dtype, tmp_path):
     reference.save_pretrained(tmp_path, max_shard_size="1GB" if dtype == torch.float32 else "20KB")
     assert (tmp_path / INDEX).exists() == (dtype != torch.float32)
     (tmp_path / "tokenizer_config.json").write_text(WORDS)
-    model = checkpoint.load(tmp_path)
+    model = models.load(tmp_path)
     assert {v.dtype for v in tree.flatten(model.params).values()} == {np.dtype(np.float32)}
     ids, mask, labels, _ = batch(1, VOCAB, rows=3, length=17, out=4)
     start = generate.shift_right(labels)
@@ -48,9 +49,9 @@ def test_a_model_that_transformers_read_and_wrote_again(family, tmp_path):
     pair(family, vocab_size=VOCAB)[2].float().save_pretrained(tmp_path / "a")
     reference = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "a")
     reference.save_pretrained(tmp_path / "b")
-    one, two = (checkpoint.read_config(tmp_path / part / "config.json") for part in "ab")
+    one, two = (models.read_config(tmp_path / part / "config.json") for part in "ab")
     assert one == two
-    flat = [checkpoint.map_weights(tmp_path / part, one) for part in "ab"]
+    flat = [models.map_weights(tmp_path / part, one) for part in "ab"]
     assert all((flat[0][name] == flat[1][name]).all() for name in flat[0])
 
 
@@ -58,9 +59,9 @@ def test_a_model_that_transformers_read_and_wrote_again(family, tmp_path):
 def test_many_16_bit_weights_stay_in_the_file(dtype, tmp_path, monkeypatch):
     hugging_face(SMALL, weights()).to(dtype).save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(WORDS)
-    wide = checkpoint.load(tmp_path)
-    monkeypatch.setattr(checkpoint, "WIDEN", 0)
-    model = checkpoint.load(tmp_path)
+    wide = models.load(tmp_path)
+    monkeypatch.setattr(models, "WIDEN", 0)
+    model = models.load(tmp_path)
     for name, value in tree.flatten(model.params).items():
         assert isinstance(value, np.memmap)
         assert not value.flags.writeable
@@ -73,13 +74,13 @@ def test_many_16_bit_weights_stay_in_the_file(dtype, tmp_path, monkeypatch):
 
 def test_64_bit_weights_are_computed_with_in_float32(folder, tmp_path):
     write(tmp_path, SMALL, {name: value.astype(np.float64) for name, value in weights().items()})
-    found, wanted = (tree.flatten(checkpoint.load(path).params) for path in (tmp_path, folder))
+    found, wanted = (tree.flatten(models.load(path).params) for path in (tmp_path, folder))
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
     assert all((found[name] == wanted[name]).all() for name in wanted)
 
 
 def test_float32_weights_are_views_of_the_file(folder):
-    for value in tree.flatten(checkpoint.load(folder).params).values():
+    for value in tree.flatten(models.load(folder).params).values():
         assert not value.flags.owndata
         assert not value.flags.writeable
         while isinstance(value, np.ndarray):
@@ -89,11 +90,11 @@ def test_float32_weights_are_views_of_the_file(folder):
 
 def test_redundant_copies_are_accepted(folder):
     flat = weights()
-    before = checkpoint.load(folder).fingerprint()
+    before = models.load(folder).fingerprint()
     flat |= {f"{part}.embed_tokens.weight": flat["shared.weight"] for part in ("encoder", "decoder")}
-    assert checkpoint.load(write(folder, SMALL, flat)).fingerprint() == before
+    assert models.load(write(folder, SMALL, flat)).fingerprint() == before
     del flat["shared.weight"]
-    assert checkpoint.load(write(folder, SMALL, flat)).fingerprint() == before
+    assert models.load(write(folder, SMALL, flat)).fingerprint() == before
 
 
 def config(**changes):
@@ -170,17 +171,17 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_errors_name_the_file_and_the_key(case, folder):
     change, words = BROKEN[case]
-    checkpoint.load(folder)
+    models.load(folder)
     change(folder)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.load(folder)
+        models.load(folder)
     assert str(folder) in str(caught.value)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_no_directory_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere: no such directory"):
-        checkpoint.load(tmp_path / "nowhere")
+        models.load(tmp_path / "nowhere")
 
 
 @examples(150)
@@ -191,7 +192,7 @@ def test_a_file_cut_short(shared, data):
     path = folder / "model.safetensors"
     path.write_bytes(whole[:cut])
     with pytest.raises(CheckpointError, match=rf"model.safetensors: .*\b{cut}\b") as caught:
-        checkpoint.load(folder)
+        models.load(folder)
     header_ends = 8 + int.from_bytes(whole[:8], "little")
     assert ("cut short: key " in str(caught.value)) == (cut >= header_ends)
 
@@ -217,7 +218,7 @@ def test_a_file_cut_short(shared, data):
 )
 def test_a_malformed_header_is_refused(tmp_path, header):
     with pytest.raises(CheckpointError, match=r"a\.safetensors: not a safetensors file"):
-        checkpoint.map_safetensors(by_hand(tmp_path / "a.safetensors", header))
+        models.map_safetensors(by_hand(tmp_path / "a.safetensors", header))
 
 
 numbers = st.one_of(st.integers(-3, 40), st.integers(), st.floats(), st.none(), st.text(max_size=3))
@@ -232,7 +233,7 @@ def test_no_header_raises_another_exception(shared, entry, name):
     header = {"a": A, "b": B}
     path = by_hand(shared[0] / "fuzz.safetensors", header | {name: header.get(name, {}) | entry})
     try:
-        found = checkpoint.map_safetensors(path)
+        found = models.map_safetensors(path)
     except CheckpointError as error:
         assert str(path) in str(error)  # noqa: PT017 - a header may also be right
     else:
@@ -244,14 +245,14 @@ def test_no_header_raises_another_exception(shared, entry, name):
 def test_the_fingerprint_sees_one_bit(shared, data):
     folder, whole = shared
     (folder / "model.safetensors").write_bytes(whole)
-    before = checkpoint.load(folder).fingerprint()
-    assert before == checkpoint.load(folder).fingerprint()
+    before = models.load(folder).fingerprint()
+    assert before == models.load(folder).fingerprint()
     start = 8 + int.from_bytes(whole[:8], "little")
     at, bit = data.draw(st.integers(start, len(whole) - 1)), data.draw(st.integers(0, 7))
     changed = bytearray(whole)
     changed[at] ^= 1 << bit
     (folder / "model.safetensors").write_bytes(changed)
-    assert checkpoint.load(folder).fingerprint() != before
+    assert models.load(folder).fingerprint() != before
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -261,5 +262,5 @@ def test_the_fingerprint_is_that_of_the_values_not_of_their_storage(dtype, tmp_p
     for storage in (dtype, torch.float32):
         model.to(storage).save_pretrained(tmp_path / str(storage))
         (tmp_path / str(storage) / "tokenizer_config.json").write_text(WORDS)
-        found.append(checkpoint.load(tmp_path / str(storage)).fingerprint())
+        found.append(models.load(tmp_path / str(storage)).fingerprint())
     assert found[0] == found[1]

@@ -13,9 +13,10 @@ from reference import random_weights, raw_config
 from safetensors.numpy import save_file
 
 import tinyprompt
-from tinyprompt import backend, checkpoint, prompts, t5
-from tinyprompt.cli import main
-from tinyprompt.commands import Bar
+from tinyprompt import device as devices, t5
+from tinyprompt.files import models, prompts
+from tinyprompt.cli.main import main
+from tinyprompt.cli.commands import Bar
 
 QUICK = ["--steps", "4", "--batch", "4", "--length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
@@ -25,7 +26,7 @@ def write_model(folder, seed):
     """A model directory as Hugging Face writes it."""
     folder.mkdir()
     raw = raw_config("t5-1.1", vocab_size=384)
-    flat = random_weights(t5.Config.from_dict(raw), seed)
+    flat = random_weights(Config.from_dict(raw), seed)
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}')
     save_file({name: value.astype("float32") for name, value in flat.items()}, folder / "model.safetensors")
@@ -85,7 +86,7 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     tuned, err = call("tune", rows, "--dev", dev, "--out", path, *model, "--json", *QUICK)
     assert tuned.keys() == {"prompt", "labels", "dev", "best_step", "steps", "seconds", "device", "precision"}
     assert tuned["prompt"] == str(path)
-    assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, backend.default())
+    assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, devices.default())
     assert "20 train rows, 20 dev rows; labels: bad, good" in err
     assert "loss" in err
     scored, _ = call("eval", path, dev, *model, "--json")
@@ -106,7 +107,7 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
     out, err = call("eval", path, rows, *model)
     assert out.startswith("accuracy 0.")
     assert out.endswith(" on 20 rows\n")
-    assert err == f"{backend.describe(backend.default())}\n"
+    assert err == f"{devices.describe(devices.default())}\n"
     out, err = call("predict", path, "a film", "two\nlines", "--device", "numpy", *model)
     assert len(out.splitlines()) == 2
     assert set(out.split()) <= {"bad", "good"}
@@ -356,7 +357,7 @@ def test_a_prefix_from_peft_answers(call, fails, models, tmp_path):
 
 def test_a_model_is_converted(call, models, tmp_path, monkeypatch):
     called = []
-    monkeypatch.setattr(checkpoint, "convert", lambda *args: called.append(args) or args[1], raising=False)
+    monkeypatch.setattr(models, "convert", lambda *args: called.append(args) or args[1], raising=False)
     out, _ = call("convert", models[0], tmp_path / "m", "--tokenizer", "t", "--json")
     assert called == [(Path(models[0]), tmp_path / "m", "t")]
     assert out == {"source": models[0], "target": str(tmp_path / "m"), "kind": "model"}
@@ -497,7 +498,7 @@ def test_the_package_imports_nothing_heavy(tmp_path):
     assert not imported & HEAVY
 
 
-@pytest.mark.parametrize("device", backend.DEVICES[:2])
+@pytest.mark.parametrize("device", devices.DEVICES[:2])
 def test_nothing_at_run_time_imports_torch(models, tmp_path, device):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     command = ["-m", "tinyprompt", "tune", rows, "--dev", rows, "--model", models[0], "--device", device, *QUICK]
@@ -514,7 +515,7 @@ def test_the_demo_learns(tmp_path):
     assert all(0 <= out[name] <= 1 for name in ("majority", "unprompted", "tuned"))
     assert (tmp_path / out["prompt"]).is_file()
     assert out["seconds"] > 0
-    assert out["device"] == backend.default()
+    assert out["device"] == devices.default()
     assert out["majority"] == 0.2
     assert out["tuned"] >= out["majority"] + 0.25
     assert out["tuned"] > out["unprompted"]

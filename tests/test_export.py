@@ -15,10 +15,12 @@ from profiles import examples
 from reference import FAMILIES, batch, random_weights, raw_config
 from safetensors.numpy import save_file
 
-from tinyprompt import backend, checkpoint, export, prompts, t5, train
-from tinyprompt.cli import main
+from tinyprompt import device as devices, t5, train
+from tinyprompt.files import models, prompts
+from tinyprompt.tools import export
+from tinyprompt.cli.main import main
 from tinyprompt.methods import PROMPT
-from tinyprompt.prompts import Prompt
+from tinyprompt.model import Prompt
 from tinyprompt.tree import flatten, nest
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install '.[ort]'")
@@ -43,7 +45,7 @@ exec(sys.stdin.read())
 def write_model(folder, family="t5-1.1", dtype=np.float32, layout="whole", seed=0):
     """A model directory: one file, two shards, one with shared.weight by its other name, or a hub's cache of links."""
     raw = raw_config(family, vocab_size=384)
-    weights = {k: v.astype(dtype) for k, v in random_weights(t5.Config.from_dict(raw), seed).items()}
+    weights = {k: v.astype(dtype) for k, v in random_weights(Config.from_dict(raw), seed).items()}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}')
@@ -73,7 +75,7 @@ def run(path, **inputs):
 
 def by_numpy(folder, dtype, prompt, arrays):
     """What NumPy computes from the same weights in a dtype."""
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     params = nest({name: value.astype(dtype) for name, value in flatten(model.params).items()})
     given = prompt.astype(dtype), *arrays[:3], arrays[3].astype(dtype), params, model.config
     return export.step(*given) | export.score(*given)
@@ -116,7 +118,7 @@ def test_the_score_is_that_of_rank_classification(tmp_path):
         tmp_path / "out" / "score.onnx",
         prompt=prompt, input_ids=ids, attention_mask=mask, labels=labels, weights=weights,
     )  # fmt: skip
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     params = nest(flatten(model.params) | {PROMPT: prompt})
     wanted = train.label_scores(params, model.config, ids, mask, (tuple(word),))[:, 0]
     assert np.allclose(found["log_probability"], wanted, rtol=1e-5)
@@ -139,10 +141,10 @@ def test_the_weights_are_in_the_models_file_and_nowhere_else(family, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {Path(path).name for path in told["files"]}
     copy = tmp_path / "out" / "model.safetensors"
     assert copy.read_bytes() == (folder / copy.name).read_bytes()
-    config = checkpoint.read_config(folder / "config.json")
+    config = models.read_config(folder / "config.json")
     for name in ("step.onnx", "score.onnx"):
         found = externals(tmp_path / "out" / name)
-        assert found.keys() == t5.shapes(config).keys()  # one for the table, also where it is the head
+        assert found.keys() == shapes(config).keys()  # one for the table, also where it is the head
         assert len({x["offset"] for x in found.values()}) == len(found)
         assert sum(int(x["length"]) for x in found.values()) == sum(v.size for v in weights_of(folder).values()) * 2
         assert (tmp_path / "out" / name).stat().st_size < 200_000
@@ -151,7 +153,7 @@ def test_the_weights_are_in_the_models_file_and_nowhere_else(family, tmp_path):
 
 
 def weights_of(folder):
-    return flatten(checkpoint.load(folder).params)
+    return flatten(models.load(folder).params)
 
 
 def version(path):
@@ -174,7 +176,7 @@ def test_a_copy_that_is_there_is_kept_and_another_file_replaced(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_into_the_folder_of_the_model_itself(layout, tmp_path):
     folder = write_model(tmp_path / "snapshots" / "0", layout=layout)
-    files = checkpoint.weight_files(folder)
+    files = models.weight_files(folder)
     before = [version(file) for file in files]
     export.export(folder, folder, **SHAPES)
     ort.InferenceSession(folder / "score.onnx")
@@ -190,7 +192,7 @@ def save_prompt(path, model, shape, key=PROMPT):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_tuned_prompt_is_written_for_numpy(dtype, tmp_path):
     folder = write_model(tmp_path / "model", dtype=DTYPES[dtype])
-    path = save_prompt(tmp_path / "p.safetensors", checkpoint.load(folder), (9, 20))
+    path = save_prompt(tmp_path / "p.safetensors", models.load(folder), (9, 20))
     told = export.export(folder, tmp_path / "out", **SHAPES, prompt=path)
     written = np.load(tmp_path / "out" / "prompt.npy", allow_pickle=False)
     assert told["inputs"]["prompt"] == [9, 20]
@@ -212,7 +214,7 @@ def test_the_readmes_loop_needs_no_tinyprompt(tmp_path, capsys):
     command = re.search(r"^    tinyprompt (export .*)$", section, re.M)[1].split()
     loop, options = re.findall(r"```python\n(.*?)```", section, re.S)
     folder = write_model(tmp_path / "model", dtype=bfloat16)
-    prompt = save_prompt(tmp_path / "mine.safetensors", checkpoint.load(folder), (5, 20))
+    prompt = save_prompt(tmp_path / "mine.safetensors", models.load(folder), (5, 20))
     words = [str(prompt) if word == "mine.safetensors" else word for word in command]
     assert main([*words, "--model", str(folder), "--out", str(tmp_path / "tinyprompt-export")]) == 0
     assert "labels [8, 4]" in capsys.readouterr().out
@@ -248,8 +250,8 @@ def test_a_shape_below_one(name, size, tmp_path_factory):
 
 def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
     folder = write_model(tmp_path / "model")
-    model = checkpoint.load(folder)
-    other = checkpoint.load(write_model(tmp_path / "other", seed=1))
+    model = models.load(folder)
+    other = models.load(write_model(tmp_path / "other", seed=1))
     cases = {
         "nowhere: no such directory": ["--model", tmp_path / "nowhere"],
         "model.safetensors: not a prompt": ["--prompt", folder / "model.safetensors"],
@@ -298,7 +300,7 @@ def test_what_fails_in_the_middle_changes_no_file(tmp_path, monkeypatch):
 
 
 def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(backend, "version", lambda package: None)
+    monkeypatch.setattr(devices, "version", lambda package: None)
     assert main(["export", "--out", str(tmp_path / "out")]) == 2
     assert "onnx is not installed; pip install 'tinyprompt[ort]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
 
-from tinyprompt import backend, generate, metrics, t5, train, tree
+from tinyprompt import device as devices, generate, t5, train, tree
+from tinyprompt.tasks import metrics
 
 EOS = 1
-needs_onnx = pytest.mark.skipif(backend.default() == "numpy", reason="needs onnx")
+needs_onnx = pytest.mark.skipif(devices.default() == "numpy", reason="needs onnx")
 
 
 def chain(*rows):
@@ -127,7 +128,7 @@ class Problem(NamedTuple):
     def draw(self):
         """config.json, and in float64: configuration, flat weights, input ids, mask."""
         raw = raw_config(self.family)
-        config = t5.Config.from_dict(raw)
+        config = Config.from_dict(raw)
         flat = random_weights(config, self.seed)
         flat["shared.weight" if config.tied_head else "lm_head.weight"][EOS] *= self.eos
         return raw, config, flat, *batch(self.seed, config.vocab_size, self.rows, self.words, 1, self.left)[:2]

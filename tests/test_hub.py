@@ -15,10 +15,11 @@ import pytest
 from files import SMALL, weights, write
 
 import tinyprompt
-from tinyprompt import checkpoint, export, hub, prompts
-from tinyprompt.checkpoint import CheckpointError
+from tinyprompt.files import models, hub, prompts
+from tinyprompt.tools import export
+from tinyprompt.errors import CheckpointError
 from tinyprompt.methods import PROMPT
-from tinyprompt.prompts import Prompt
+from tinyprompt.model import Prompt
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[hub]'")
 
@@ -150,10 +151,10 @@ def test_only_what_is_read_is_fetched(hubs, name, files):
 def test_a_pulled_model_is_named_wherever_a_path_is(hubs, tmp_path):
     folder = hub.pull("org/whole")
     assert (folder / "model.safetensors").is_symlink()
-    model = checkpoint.load("org/whole", stored=True)
-    assert model.name == checkpoint.load(folder).name == "org/whole"
+    model = models.load("org/whole", stored=True)
+    assert model.name == models.load(folder).name == "org/whole"
     assert isinstance(model.params["shared"]["weight"], np.memmap)
-    assert model.fingerprint() == checkpoint.load(write(tmp_path / "same", SMALL, weights())).fingerprint()
+    assert model.fingerprint() == models.load(write(tmp_path / "same", SMALL, weights())).fingerprint()
     pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     out = export.export("org/whole", tmp_path / "out", 1, 3, 2, 2)
@@ -242,7 +243,7 @@ def test_paths_stay_what_they_are(hubs, tmp_path, monkeypatch):
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for function in (hub.find, hub.pull, checkpoint.load, prompts.load_prompt):
+    for function in (hub.find, hub.pull, models.load, prompts.load_prompt):
         with pytest.raises(CheckpointError, match=r"^org/name: .*pip install 'tinyprompt\[hub\]'"):
             function("org/name")
 
@@ -275,7 +276,7 @@ def test_the_commands_in_processes_of_their_own(server, tmp_path):
     assert text.startswith(str(folder))
     assert "model.safetensors" in text
 
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     prompt = Prompt({PROMPT: np.ones((2, 4), np.float32)}, model.name, model.fingerprint(), ("good", "bad"), {})
     prompts.save_prompt(prompt, tmp_path / "p.safetensors")
     done = run("predict", "p.safetensors", "a text", "--model", "org/whole", HF_HUB_OFFLINE="1", HF_ENDPOINT="")

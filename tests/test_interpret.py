@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 from profiles import examples
 
-from tinyprompt import checkpoint, interpret, prompts
-from tinyprompt.checkpoint import CheckpointError
-from tinyprompt.cli import main
-from tinyprompt.export import export
+from tinyprompt.files import models, prompts
+from tinyprompt.tools import inspect
+from tinyprompt.errors import CheckpointError
+from tinyprompt.cli.main import main
+from tinyprompt.tools.export import export
 from tinyprompt.lower import lower
 from tinyprompt.methods import PROMPT
-from tinyprompt.prompts import Prompt
+from tinyprompt.model import Prompt
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts" / "thunlp_t5_base_100tok.npz"
-BUILT_IN = checkpoint.default_model()
+BUILT_IN = models.default_model()
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def call(capsys):
         capsys.readouterr()
         assert main(["inspect", *map(str, args)]) == 0, capsys.readouterr().err
         out = capsys.readouterr().out
-        assert "--json" in args or all(len(line) <= interpret.WIDTH for line in out.splitlines())
+        assert "--json" in args or all(len(line) <= inspect.WIDTH for line in out.splitlines())
         return json.loads(out) if "--json" in args else out
 
     return call
@@ -67,8 +68,8 @@ def test_nearest_pieces_are_those_of_plain_numpy(seed, rows, k, chunk):
     dtype = [np.float64, np.float32, np.float16, bfloat16][seed % 4]
     prompt, table = rng.normal(0, 9, (5, 7)), rng.normal(0, 9, (rows, 7)).astype(dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpret, "ROWS", chunk)
-        ids, cosines = interpret.nearest_pieces(prompt, table, k)
+        patch.setattr(inspect, "ROWS", chunk)
+        ids, cosines = inspect.nearest_pieces(prompt, table, k)
     exact = table.astype(np.float64)
     exact = prompt @ exact.T / np.outer(np.linalg.norm(prompt, axis=1), np.linalg.norm(exact, axis=1))
     assert ids.shape == cosines.shape == (5, min(k, rows))
@@ -79,14 +80,14 @@ def test_nearest_pieces_are_those_of_plain_numpy(seed, rows, k, chunk):
 
 def test_zero_and_enormous_vectors_are_no_nan():
     table = np.array([[0, 0], [3e38, 3e38], [1e-38, 0]], np.float32)
-    ids, cosines = interpret.nearest_pieces(table, table, 3)
+    ids, cosines = inspect.nearest_pieces(table, table, 3)
     assert np.allclose(cosines, [[0, 0, 0], [1, 0.7071, 0], [1, 0.7071, 0]], atol=1e-4)
     assert ids.tolist() == [[0, 1, 2], [1, 2, 0], [2, 1, 0]]
-    assert interpret.near_equal(np.zeros((3, 2))) == 0
-    assert interpret.near_equal(np.ones((1, 2))) == 0
-    assert interpret.near_equal([[1, 0], [2, 0], [0, 1]]) == 2
+    assert inspect.near_equal(np.zeros((3, 2))) == 0
+    assert inspect.near_equal(np.ones((1, 2))) == 0
+    assert inspect.near_equal([[1, 0], [2, 0], [0, 1]]) == 2
     with pytest.raises(ValueError, match="vectors of 3 numbers, but d_model 2"):
-        interpret.nearest_pieces(np.ones((1, 3)), table, 1)
+        inspect.nearest_pieces(np.ones((1, 3)), table, 1)
 
 
 def test_norms_of_any_size_keep_to_their_columns(call, tmp_path):
@@ -95,7 +96,7 @@ def test_norms_of_any_size_keep_to_their_columns(call, tmp_path):
 
 
 def test_similarity_of_different_widths_and_of_nothing():
-    names, cosines = interpret.similarity(
+    names, cosines = inspect.similarity(
         {"a": np.ones((2, 3)), "b": np.array([[1, -1, 0], [1, 1, 0]]), "c": np.zeros((1, 3)), "d": np.ones((1, 4))}
     )
     assert names == ["a", "b", "c", "d"]
@@ -122,7 +123,7 @@ def test_real_prompts_of_tasks_alike_are_alike(call):
 
 
 def test_a_prompt_of_vocabulary_rows_is_read_again(call, tmp_path):
-    model = checkpoint.load()
+    model = models.load()
     ids = [model.tokenizer.encode(word)[0] for word in ("food", "music", "food")]
     path = save(tmp_path / "p.safetensors", 3 * model.params["shared"]["weight"][ids], model)
     out = call(path, "--json", "--top", "2")
@@ -141,7 +142,7 @@ def test_a_prompt_of_vocabulary_rows_is_read_again(call, tmp_path):
 
 
 def test_several_prompts_share_a_table(call, tmp_path):
-    model = checkpoint.load()
+    model = models.load()
     width = model.config.d_model
     one = save(tmp_path / "one.safetensors", np.eye(3, width, dtype=np.float32), model)
     np.savez(tmp_path / "more.npz", a=np.ones((2, width), np.float32), b=-np.ones((3, 5), np.float32))
@@ -210,7 +211,7 @@ def test_the_reader_may_stop_early(tmp_path):
 
 def test_without_onnx(fails, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.setattr(interpret.backend, "version", lambda _: None)
+    monkeypatch.setattr(inspect.backend, "version", lambda _: None)
     assert "g.onnx: onnx is not installed; pip install 'tinyprompt[ort]'" in fails(tmp_path / "g.onnx")
 
 
@@ -237,8 +238,8 @@ def test_a_lowered_graph_is_printed_as_it_prints_itself(tmp_path, monkeypatch):
     x, w = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     graph, _ = lower(lambda x, w: np.tanh(x @ w.T).astype(np.float64).mean(-1), x, w)
     onnx.save(graph.to_onnx(), tmp_path / "g.onnx")
-    lines = interpret.describe_graph(tmp_path / "g.onnx")["lines"]
-    monkeypatch.setattr(checkpoint, "load", None)  # a graph needs no model
+    lines = inspect.describe_graph(tmp_path / "g.onnx")["lines"]
+    monkeypatch.setattr(models, "load", None)  # a graph needs no model
     assert main(["inspect", str(tmp_path / "g.onnx")]) == 0
     *expected, last = str(graph).splitlines()
     assert lines[:-2] == expected
@@ -277,7 +278,7 @@ def test_a_graph_from_elsewhere(tmp_path, fails):
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("org.else", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "g.onnx")
-    assert interpret.describe_graph(tmp_path / "g.onnx")["lines"] == [
+    assert inspect.describe_graph(tmp_path / "g.onnx")["lines"] == [
         "x: float32[batch,4] = input",
         "flag: bool[] = input",
         "s: string[?] = input",
@@ -302,4 +303,4 @@ def test_a_graph_from_elsewhere(tmp_path, fails):
 def test_a_soft_prompt_is_told_from_other_deltas():
     other = Prompt({"decoder.prefix": np.ones((2, 3))}, None, None, None, {})
     with pytest.raises(CheckpointError, match=r"p: expected a soft prompt, .* found 'decoder.prefix'"):
-        interpret.describe_prompt(other, "p")
+        inspect.describe_prompt(other, "p")

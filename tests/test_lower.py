@@ -16,7 +16,7 @@ from ml_dtypes import bfloat16
 from profiles import examples
 
 from tinyprompt import ops, t5
-from tinyprompt.backend import compile, open_session
+from tinyprompt.device import compile, open_session
 from tinyprompt.lower import FEW, FUNCTIONS, MICROSOFT, PRIMITIVES, UFUNCS, LoweringError, Traced, is_frozen, lower
 from tinyprompt.tree import leaves, refill
 

@@ -15,10 +15,12 @@ from profiles import examples
 from reference import check_torch, hugging_face, raw_config, torch
 from test_parity import problems
 
-from tinyprompt import backend, bench, check, checkpoint, generate, initial, methods, prompts, train, tree
-from tinyprompt.check import EXACT, distance
-from tinyprompt.checkpoint import CheckpointError
-from tinyprompt.cli import main
+from tinyprompt import device as devices, generate, initial, methods, train, tree
+from tinyprompt.tools import bench, check
+from tinyprompt.files import models, prompts
+from tinyprompt.tools.check import EXACT, distance
+from tinyprompt.errors import CheckpointError
+from tinyprompt.cli.main import main
 from tinyprompt.data import Row
 from tinyprompt.methods import HEAD, METHODS, PROMPT, Sizes
 from tinyprompt.train import Settings, predict, tune
@@ -171,7 +173,7 @@ def test_its_gradient_is_that_of_torch(method, problem):
         assert (name, np.linalg.norm(found - theirs[name]) <= allowed) == (name, True)
 
 
-@pytest.mark.skipif(backend.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+@pytest.mark.skipif(devices.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 @pytest.mark.parametrize("method", METHODS)
 @examples(4)
 @given(problem=problems)
@@ -179,7 +181,7 @@ def test_it_lowers(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     arguments = trained, tree.nest(flat), config, data
     loss, gradient = train.loss_and_gradient(*arguments)
-    found, found_gradient = backend.compile(train.loss_and_gradient, "cpu")(*arguments)
+    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(*arguments)
     assert distance(found, loss) < EXACT
     assert {name: distance(found_gradient[name], gradient[name]) < EXACT for name in gradient} == dict.fromkeys(
         gradient, True
@@ -229,7 +231,7 @@ UNCHANGED = ("adapter", "lora", "ia3", "bitfit", "full")
 @pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
 def test_it_begins_near_the_frozen_model(method, family, tmp_path):
     raw = raw_config(family, vocab_size=files.VOCAB)
-    model = checkpoint.load(files.write(tmp_path / family, raw, files.weights(raw)))
+    model = models.load(files.write(tmp_path / family, raw, files.weights(raw)))
     sizes = Sizes(length=4, rank=2, hidden=6, labels=2)
     trained = initial.first(model, method, sizes, labels=("good", "bad"), seed=1)
     assert {name: value.shape for name, value in trained.items()} == METHODS[method].shapes(model.config, sizes)
@@ -248,7 +250,7 @@ def test_it_begins_near_the_frozen_model(method, family, tmp_path):
 
 
 def test_unknown_methods_and_sizes(folder):
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     with pytest.raises(ValueError, match="method 'soft': expected one of prompt, "):
         initial.first(model, "soft", SIZES)
     with pytest.raises(ValueError, match="prompt init 'file': method 'lora' has no prompt that could begin so"):
@@ -314,7 +316,7 @@ def test_the_parameters_for_a_model_are_counted_from_its_config(folder, tmp_path
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     assert main(["count", "--model", str(tmp_path), "--length", "7", "--labels", "3", "--json"]) == 0
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     weights = tree.count(tree.flatten(model.params))
     assert rows["full"]["stored"] == rows["prompt"]["model"] - rows["prompt"]["stored"] == weights
     assert rows["warp"]["stored"] == 10 * model.config.d_model
@@ -327,7 +329,7 @@ ROWS = [Row("a bad day", "bad"), Row("fine weather", "good"), Row("so sad", "bad
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_tunes_is_saved_and_resumes(method, folder, tmp_path):
-    model, labels = checkpoint.load(folder), ("bad", "good")
+    model, labels = models.load(folder), ("bad", "good")
     settings = Settings(method=method, steps=4, eval_every=2, batch=2, length=3, rank=2, hidden=5, rate=1e-3)
     whole = tune(model, ROWS, ROWS, settings, labels, device="numpy")
     half = tune(model, ROWS, ROWS, replace(settings, steps=2), labels, device="numpy")
@@ -344,14 +346,14 @@ def test_it_tunes_is_saved_and_resumes(method, folder, tmp_path):
 
 def test_label_vectors_need_labels(folder):
     with pytest.raises(ValueError, match=r"method 'warp'.*label"):
-        tune(checkpoint.load(folder), ROWS, ROWS, Settings(method="warp", steps=1), None)
+        tune(models.load(folder), ROWS, ROWS, Settings(method="warp", steps=1), None)
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     """A model, and what some methods store, by method."""
     folder = files.write(tmp_path_factory.mktemp("tuned"), files.SMALL, files.weights())
-    model, made = checkpoint.load(folder), {}
+    model, made = models.load(folder), {}
     for method in ("prompt", "lora", "warp", "full", "prefix-mlp"):
         settings = Settings(method=method, steps=1, batch=2, length=3, rank=2, hidden=5)
         made[method] = tune(model, ROWS, ROWS, settings, ("bad", "good"), device="numpy").prompt
@@ -398,4 +400,4 @@ def test_label_vectors_go_with_as_many_labels(tuned, tmp_path, capsys):
 
 def test_no_weight_is_frozen_that_8_bits_could_hold(folder):
     with pytest.raises(ValueError, match="precision int8 is for frozen weights, and method 'full' leaves none"):
-        tune(checkpoint.load(folder), ROWS, ROWS, Settings(method="full"), ("bad", "good"), precision="int8")
+        tune(models.load(folder), ROWS, ROWS, Settings(method="full"), ("bad", "good"), precision="int8")

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from profiles import examples
 
-from tinyprompt import metrics
+from tinyprompt.tasks import metrics
 
 LABELS = ("no", "yes", "maybe")
 BINARY = st.lists(st.tuples(st.sampled_from([*LABELS[:2], "junk"]), st.sampled_from(LABELS[:2])), min_size=1)

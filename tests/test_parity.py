@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, batch, check_torch, hugging_face, random_weights, raw_config, torch
 
-from tinyprompt import backend, check, t5, train, tree
-from tinyprompt.check import distance, finite_differences, typical
+from tinyprompt import device as devices, t5, train, tree
+from tinyprompt.tools import check
+from tinyprompt.tools.check import distance, finite_differences, typical
 from tinyprompt.data import Batch
 from tinyprompt.methods import PROMPT
 
@@ -18,7 +19,7 @@ peft = pytest.importorskip("peft", reason="the reference needs PEFT")
 EXACT = 1e-9  # relative, in float64
 TIMES = 1.5  # as far from float64 as torch's float32, and no further than one unit more
 UNIT = 2.0**-23
-DEVICES = ["numpy", pytest.param("cpu", marks=pytest.mark.skipif(backend.default() == "numpy", reason="needs onnx"))]
+DEVICES = ["numpy", pytest.param("cpu", marks=pytest.mark.skipif(devices.default() == "numpy", reason="needs onnx"))]
 
 
 class Problem(NamedTuple):
@@ -57,7 +58,7 @@ class Problem(NamedTuple):
             relative_attention_max_distance=self.buckets[1],
             layer_norm_epsilon=self.epsilon,
         )
-        config = t5.Config.from_dict(raw)
+        config = Config.from_dict(raw)
         rng = np.random.default_rng(self.seed)
         shape = (self.length, self.d_model)
         prompt = rng.normal(size=(self.rows, *shape) if self.own_prompts else shape)
@@ -177,7 +178,7 @@ def test_gradients_are_the_slopes_of_the_loss(problem):
         assert (name, error <= 1e-6 * max(1, floor)) == (name, True)
 
 
-@pytest.mark.skipif(backend.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+@pytest.mark.skipif(devices.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 @examples(50)
 @given(problem=problems)
 def test_the_lowered_graphs_compute_the_same(problem):
@@ -185,10 +186,10 @@ def test_the_lowered_graphs_compute_the_same(problem):
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
     arguments = *arguments, t5.identity, problem.z_loss
     loss, gradient = train.loss_and_gradient(*arguments)
-    found, found_gradient = backend.compile(train.loss_and_gradient, "cpu")(*arguments)
+    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(*arguments)
     assert distance(found, loss) < EXACT
     assert distance(found_gradient[PROMPT], gradient[PROMPT]) < EXACT
-    assert distance(backend.compile(check.logits, "cpu")(*arguments[:4]), check.logits(*arguments[:4])) < EXACT
+    assert distance(devices.compile(check.logits, "cpu")(*arguments[:4]), check.logits(*arguments[:4])) < EXACT
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -196,7 +197,7 @@ def test_the_lowered_graphs_compute_the_same(problem):
 @given(problem=problems)
 def test_float32_is_as_near_to_float64_as_torchs(problem, device):
     """Rounding errors scatter by factors from batch to batch, in torch as here: the mean over twelve is compared."""
-    compute = backend.compile(train.loss_and_gradient, device)
+    compute = devices.compile(train.loss_and_gradient, device)
     raw, config, flat, *_ = problem.draw()
     model, params, narrow = hugging_face(raw, flat), tree.nest(flat), single(tree.nest(flat))
     ours, theirs = [], []

@@ -18,9 +18,11 @@ from ml_dtypes import bfloat16
 from profiles import examples
 from reference import hugging_face, torch
 
-from tinyprompt import checkpoint, export, pickles, t5, tree
-from tinyprompt.checkpoint import CheckpointError
-from tinyprompt.pickles import map_pickle
+from tinyprompt.files import models, torch_bin
+from tinyprompt.tools import export
+from tinyprompt import t5, tree
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files.torch_bin import map_pickle
 
 LAYOUTS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -92,7 +94,7 @@ def legacy(data_pkl, keys=("0",), machine=None, length=6):
     """The layout before torch 1.6 with another pickle."""
     parts = [1001, machine or {"little_endian": True}]
     return (
-        pickles.MAGIC
+        torch_bin.MAGIC
         + b"".join(pickle.dumps(x, 2) for x in parts)
         + data_pkl
         + pickle.dumps([*keys], 2)
@@ -333,8 +335,8 @@ def save(folder, layout="zip", shards=0, **changes):
 @pytest.mark.parametrize("shards", [0, 3])
 @layouts
 def test_a_directory_with_bin_files_is_the_same_model(layout, shards, tmp_path, folder):
-    model = checkpoint.load(save(tmp_path / "bin", layout, shards))
-    assert model.fingerprint() == checkpoint.load(folder).fingerprint()
+    model = models.load(save(tmp_path / "bin", layout, shards))
+    assert model.fingerprint() == models.load(folder).fingerprint()
 
 
 def test_transformers_own_bin_and_its_copies_of_the_table(tmp_path, folder):
@@ -342,20 +344,20 @@ def test_transformers_own_bin_and_its_copies_of_the_table(tmp_path, folder):
     save(tmp_path / "bin")
     torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
     assert {"encoder.embed_tokens.weight", "shared.weight"} <= map_pickle(tmp_path / "bin" / "pytorch_model.bin").keys()
-    assert checkpoint.load(tmp_path / "bin").fingerprint() == checkpoint.load(folder).fingerprint()
+    assert models.load(tmp_path / "bin").fingerprint() == models.load(folder).fingerprint()
 
 
 def test_safetensors_come_first_and_shards_before_a_whole(tmp_path, folder):
     save(tmp_path / "bin", shards=2)
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"never read")
-    assert len(checkpoint.weight_files(tmp_path / "bin")) == 2
-    assert checkpoint.load(tmp_path / "bin").fingerprint() == checkpoint.load(folder).fingerprint()
+    assert len(models.weight_files(tmp_path / "bin")) == 2
+    assert models.load(tmp_path / "bin").fingerprint() == models.load(folder).fingerprint()
     (folder / "pytorch_model.bin").write_bytes(b"never read")
-    assert [path.name for path in checkpoint.weight_files(folder)] == ["model.safetensors"]
+    assert [path.name for path in models.weight_files(folder)] == ["model.safetensors"]
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.load(folder)
+        models.load(folder)
     for file in ("model.safetensors", "pytorch_model.bin"):
         assert f"{file}.index.json, {file}" in str(caught.value)
 
@@ -371,7 +373,7 @@ def test_errors_name_the_file_and_the_key(tmp_path):
         ]
     ):
         with pytest.raises(CheckpointError) as caught:
-            checkpoint.load(save(tmp_path / str(i), **changes))
+            models.load(save(tmp_path / str(i), **changes))
         assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -395,9 +397,9 @@ def test_exported_graphs_read_the_bin_file(layout, dtype, tmp_path):
     session = ort.InferenceSession(tmp_path / "out" / "step.onnx")
     loss, gradient = session.run(["loss", "gradient"], dict(zip(names, arrays, strict=True)))
     (tmp_path / "gone.bin").rename(one)
-    model = checkpoint.load(tmp_path / "bin")
+    model = models.load(tmp_path / "bin")
     exact = export.step(*arrays, tree.nest({k: v.astype(np.float64) for k, v in tree.flatten(model.params).items()}),
-                        t5.Config.from_dict(SMALL))  # fmt: skip
+                        Config.from_dict(SMALL))  # fmt: skip
     assert np.allclose(loss, exact["loss"], rtol=1e-5)
     assert np.abs(gradient - exact["gradient"]).max() < 1e-5 * np.abs(exact["gradient"]).max()
 
@@ -408,5 +410,5 @@ def test_a_transposed_weight_cannot_be_exported_and_it_says_what_to_do(tmp_path)
     folder = save(tmp_path / "bin", **{key: turned})
     with pytest.raises(CheckpointError, match=r"q\.weight.*tinyprompt convert"):
         export.export(folder, tmp_path / "out", **SHAPES)
-    checkpoint.convert(folder, tmp_path / "new")
+    models.convert(folder, tmp_path / "new")
     export.export(tmp_path / "new", tmp_path / "out", **SHAPES)

@@ -19,10 +19,13 @@ from reference import batch, pair, torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tinyprompt import checkpoint, generate, prompts, t5, tree
-from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt.files import models, prompts
+from tinyprompt import generate, t5, tree
+from tinyprompt.errors import CheckpointError
+from tinyprompt.model import Model
 from tinyprompt.methods import PROMPT
-from tinyprompt.prompts import Prompt, load_prompt, load_prompts, save_prompt
+from tinyprompt.model import Prompt
+from tinyprompt.files.prompts import load_prompt, load_prompts, save_prompt
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT: pip install '.[test]'")
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts"
@@ -37,7 +40,7 @@ def prompt_for(model, **changes):
 
 @pytest.mark.parametrize("labels", [("good", "schlecht ü"), (), None])
 def test_a_prompt_comes_back(folder, tmp_path, labels):
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     prompt = prompt_for(model, labels=labels)
     path = prompts.save_prompt(prompt, tmp_path / "new" / "p.safetensors")
     prompts.save_prompt(prompt, path)  # over the first
@@ -53,8 +56,8 @@ def test_a_prompt_comes_back(folder, tmp_path, labels):
 
 
 def test_a_prompt_is_refused_on_another_model(folder, tmp_path):
-    prompt = prompt_for(checkpoint.load(folder))
-    other = checkpoint.load(write(tmp_path / "other", SMALL, weights(seed=1)))
+    prompt = prompt_for(models.load(folder))
+    other = models.load(write(tmp_path / "other", SMALL, weights(seed=1)))
     with pytest.raises(CheckpointError, match=r"'small'.*'other'"):
         prompt.check(other)
 
@@ -71,7 +74,7 @@ def test_a_model_is_no_prompt(folder):
 def test_a_prompt_cut_short(shared, data):
     folder, whole = shared
     (folder / "model.safetensors").write_bytes(whole)
-    path = prompts.save_prompt(prompt_for(checkpoint.load(folder)), folder / "p.safetensors")
+    path = prompts.save_prompt(prompt_for(models.load(folder)), folder / "p.safetensors")
     contents = path.read_bytes()
     path.write_bytes(contents[: data.draw(st.integers(0, len(contents) - 1))])
     with pytest.raises(CheckpointError, match=r"p\.safetensors: .*(cut short|damaged)"):
@@ -448,7 +451,7 @@ def test_a_failed_write_leaves_the_old_prompt(tmp_path, monkeypatch):
 
 
 def test_a_foreign_prompt_is_checked_by_its_shape(folder):
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     Prompt({PROMPT: vectors()}, **FOREIGN).check(model)
     with pytest.raises(CheckpointError, match=r"'small': key 'encoder.prompt.embedding' .*\[5, 3\].*\(P, 4\)"):
         Prompt({PROMPT: vectors(width=3)}, **FOREIGN).check(model)
@@ -459,7 +462,7 @@ def test_a_foreign_prompt_is_checked_by_its_shape(folder):
     prefix = lambda layers, width: {at.format(i, n): vectors(width=width) for i in range(layers) for n in names}
     Prompt(prefix(1, 6), **FOREIGN).check(model)
     Prompt(prefix(2, 6), **FOREIGN).check(model)  # the surplus is not used
-    deeper = model._replace(config=t5.Config.from_dict(SMALL | {"num_decoder_layers": 2}))
+    deeper = model._replace(config=Config.from_dict(SMALL | {"num_decoder_layers": 2}))
     for width in (4, 6):
         with pytest.raises(CheckpointError, match="p: this prefix is for 1 decoder layers, 'small' has 2"):
             Prompt(prefix(1, width), **FOREIGN).check(deeper, "p")
@@ -587,7 +590,7 @@ def test_the_prompts_that_thunlp_released():
     ],
 )
 def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
-    prompt = prompt_for(checkpoint.load(folder), state={"step": np.ones(1)})
+    prompt = prompt_for(models.load(folder), state={"step": np.ones(1)})
     path = prompts.save_prompt(prompt._replace(delta=change(prompt.delta[PROMPT])), tmp_path / "p.safetensors")
     with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
         prompts.load_prompt(path)
@@ -596,7 +599,7 @@ def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, bfloat16], ids=str)
 def test_our_own_files_are_computed_in_float32(folder, tmp_path, dtype):
-    prompt = prompt_for(checkpoint.load(folder))
+    prompt = prompt_for(models.load(folder))
     narrow = prompt.delta[PROMPT].astype(dtype)
     path = prompts.save_prompt(prompt._replace(delta={PROMPT: narrow}), tmp_path / "p.safetensors")
     found = prompts.load_prompt(path).delta[PROMPT]
@@ -617,4 +620,4 @@ AT = "decoder.block.0.layer.0.SelfAttention.prefix"
 )
 def test_a_malformed_prefix_is_refused(folder, delta):
     with pytest.raises(CheckpointError, match=r"as many keys as values|does not fit"):
-        Prompt(delta, None, None, None, {}).check(checkpoint.load(folder))
+        Prompt(delta, None, None, None, {}).check(models.load(folder))

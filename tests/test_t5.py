@@ -207,4 +207,4 @@ def test_a_surplus_weight_is_named():
 )
 def test_a_bad_configuration_names_its_key(key, value):
     with pytest.raises(ValueError, match=key):
-        t5.Config.from_dict(raw_config("t5-1.1", **{key: value}))
+        Config.from_dict(raw_config("t5-1.1", **{key: value}))

@@ -16,10 +16,13 @@ from profiles import examples
 from reference import FAMILIES, batch, check_torch, random_weights, raw_config, torch, transformers
 from safetensors import safe_open
 
-from tinyprompt import checkpoint, export, generate, t5, tree
-from tinyprompt.checkpoint import CheckpointError, convert
+from tinyprompt.files import models
+from tinyprompt.tools import export
+from tinyprompt import generate, t5, tree
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files.models import convert
 from tinyprompt.lower import is_frozen
-from tinyprompt.t5x import open_t5x
+from tinyprompt.files.t5x import open_t5x
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 REAL = SHARED / "t5x_tiny" / "test_t5_1_1_tiny" / "checkpoint_3"
@@ -138,7 +141,7 @@ def small_t5x(folder, **changes):
 
 
 def random_model(family, dtype=np.float32, seed=0, **changes):
-    config = t5.Config.from_dict(raw_config(family, **changes))
+    config = Config.from_dict(raw_config(family, **changes))
     return config, {k: v.astype(dtype) for k, v in random_weights(config, seed).items()}
 
 
@@ -158,8 +161,8 @@ def test_a_checkpoint_is_read_bit_for_bit(family, data, tmp_path_factory):
     compressor = data.draw(st.sampled_from([None, {"id": "gzip", "level": 1}]))
     write_t5x(folder, tree_, data.draw(st.integers(2, 30)), compressor, data.draw(st.sampled_from([0, 40, 10**6])))
     raw, found = read_t5x(folder)
-    assert t5.Config.from_dict(raw) == config
-    assert list(found) == list(t5.shapes(config))
+    assert Config.from_dict(raw) == config
+    assert list(found) == list(shapes(config))
     for name, value in flat.items():
         assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
         assert found[name].tobytes() == value.tobytes()
@@ -207,7 +210,7 @@ def test_transformers_loads_what_was_converted_with_equal_logits(family, origin,
         (source / "model.safetensors").unlink()
         torch.save({name: torch.from_numpy(value) for name, value in flat.items()}, source / "pytorch_model.bin")
     (source / "tokenizer_config.json").write_text(WORDS)
-    before = checkpoint.load(source)
+    before = models.load(source)
     assert before.config == config
     out = convert(source, tmp_path / "new" / "model")
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer_config.json"]
@@ -217,7 +220,7 @@ def test_transformers_loads_what_was_converted_with_equal_logits(family, origin,
     assert all(stored[name].tobytes() == value.tobytes() for name, value in flat.items())
     if origin != "t5x":
         assert json.loads((out / "config.json").read_text()) == raw
-    after = checkpoint.load(out)
+    after = models.load(out)
     assert after.config == config
     assert after.fingerprint() == before.fingerprint()
     ids = inputs(VOCAB)
@@ -230,7 +233,7 @@ def test_weights_keep_their_dtype_and_lose_their_copies(dtype, tmp_path):
     flat["shared.weight"] = flat["shared.weight"].astype(np.float32)  # of two dtypes: each must lie aligned
     more = {f"{part}.embed_tokens.weight": flat["shared.weight"] for part in ("encoder", "decoder")}
     out = convert(write(tmp_path / "a", SMALL, flat | more), tmp_path / "b")
-    found = checkpoint.map_weights(out, checkpoint.read_config(out / "config.json"))
+    found = models.map_weights(out, models.read_config(out / "config.json"))
     assert sum(value.nbytes for value in flat.values()) < (out / "model.safetensors").stat().st_size
     for name, value in flat.items():
         assert (found[name].dtype, found[name].tobytes()) == (value.dtype, value.tobytes())
@@ -244,21 +247,21 @@ def test_a_wrong_tie_is_mended_and_all_else_kept(tmp_path):
     out = convert(write(tmp_path / "a", raw, weights()), tmp_path / "b")
     assert json.loads((out / "config.json").read_text()) == raw | {"tie_word_embeddings": False}
     ids = inputs(VOCAB)
-    assert np.abs(theirs(out, *ids) - ours(checkpoint.load(out), *ids)).max() < 1e-10
+    assert np.abs(theirs(out, *ids) - ours(models.load(out), *ids)).max() < 1e-10
 
 
 @needs_real
 def test_the_real_checkpoint(tmp_path):
     words = SHARED / "t5_tokenizer" / "t5.spiece.model"
     with pytest.raises(CheckpointError, match=r"no tokenizer; .*T5X checkpoints carry none; .*spiece.model"):
-        checkpoint.load(REAL)
+        models.load(REAL)
     out = convert(REAL, tmp_path / "hf", words)
-    model = checkpoint.load(out)
+    model = models.load(out)
     assert (model.config.d_model, model.config.num_layers, model.config.vocab_size) == (4, 2, 32128)
     assert not model.config.tied_head
     assert len(model.tokenizer) == 32100
     raw, flat = read_t5x(REAL)
-    assert {name: value.shape for name, value in flat.items()} == t5.shapes(t5.Config.from_dict(raw))
+    assert {name: value.shape for name, value in flat.items()} == shapes(Config.from_dict(raw))
     assert all((tree.flatten(model.params)[name] == value).all() for name, value in flat.items())
     query = gzip.decompress((REAL / "target.encoder.layers_1.attention.query.kernel" / "0.0").read_bytes())
     found = flat["encoder.block.1.layer.0.SelfAttention.q.weight"]
@@ -270,7 +273,7 @@ def test_the_real_checkpoint(tmp_path):
     copy = shutil.copytree(REAL, tmp_path / "copy")
     copy.chmod(0o755)
     shutil.copyfile(words, copy / "spiece.model")
-    assert checkpoint.load(copy).fingerprint() == model.fingerprint()
+    assert models.load(copy).fingerprint() == model.fingerprint()
 
 
 def test_a_tokenizer_from_a_folder_or_a_file(tmp_path):
@@ -278,16 +281,16 @@ def test_a_tokenizer_from_a_folder_or_a_file(tmp_path):
     with pytest.raises(CheckpointError, match="T5X checkpoints carry none"):
         convert(source, tmp_path / "out")
     folder = write(tmp_path / "hf", SMALL, weights())
-    assert len(checkpoint.load(convert(source, tmp_path / "out", folder)).tokenizer) == 384
-    built_in = checkpoint.default_model() / "tokenizer.json"
+    assert len(models.load(convert(source, tmp_path / "out", folder)).tokenizer) == 384
+    built_in = models.default_model() / "tokenizer.json"
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizer has \d+ pieces, .*vocab_size 384"):
         convert(source, tmp_path / "large", built_in)
     other = tmp_path / "mine.json"
     shutil.copyfile(built_in, other)
-    whole = convert(checkpoint.default_model(), tmp_path / "whole", other)
+    whole = convert(models.default_model(), tmp_path / "whole", other)
     assert (whole / "tokenizer.json").read_bytes() == built_in.read_bytes()
     assert not (whole / "tokenizer_config.json").exists()
-    assert checkpoint.load(whole).fingerprint() == checkpoint.load().fingerprint()
+    assert models.load(whole).fingerprint() == models.load().fingerprint()
     other.write_text("{")
     for path, words in ((other, "mine.json: not a file"), (tmp_path / "no", "no: no tokenizer; expected")):
         with pytest.raises(CheckpointError, match=words):
@@ -302,7 +305,7 @@ def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="nowhere: no such directory"):
         convert(tmp_path / "nowhere", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_safetensors", lambda weights, path: path.write_text("half") and full())
+        patch.setattr(models, "save_safetensors", lambda weights, path: path.write_text("half") and full())
         with pytest.raises(OSError, match="No space"):
             convert(folder, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
@@ -331,9 +334,9 @@ def test_16_bit_weights_are_widened_unless_they_are_many(tmp_path, monkeypatch):
     flat = {name: value.astype(bfloat16) for name, value in weights().items()}
     write_t5x(tmp_path / "t5x", target(flat))
     (tmp_path / "t5x" / "tokenizer_config.json").write_text(WORDS)
-    wide = checkpoint.load(tmp_path / "t5x")
-    monkeypatch.setattr(checkpoint, "WIDEN", 0)
-    model = checkpoint.load(tmp_path / "t5x")
+    wide = models.load(tmp_path / "t5x")
+    monkeypatch.setattr(models, "WIDEN", 0)
+    model = models.load(tmp_path / "t5x")
     for one, dtype in ((wide, np.float32), (model, bfloat16)):
         assert {value.dtype for value in tree.flatten(one.params).values()} == {np.dtype(dtype)}
         assert all(is_frozen(value) for value in tree.flatten(one.params).values())
@@ -348,7 +351,7 @@ def test_a_missing_chunk_is_an_error_whatever_the_fill_value(tmp_path):
     for fill in (None, 0.5):  # of weights, a missing part is a lost one
         (array / ".zarray").write_text(json.dumps(about | {"fill_value": fill}))
         with pytest.raises(CheckpointError, match=r"embedding.1\.0: no such file"):
-            checkpoint.load(source)
+            models.load(source)
 
 
 def changed(**changes):
@@ -457,10 +460,10 @@ BROKEN = {
 def test_errors_name_the_file_and_the_weight(case, tmp_path):
     change, words = BROKEN[case]
     folder = small_t5x(tmp_path / "checkpoint_3")
-    checkpoint.load(folder)
+    models.load(folder)
     change(folder)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.load(folder)
+        models.load(folder)
     assert str(folder) in str(caught.value)
     assert [word for word in words if word not in str(caught.value)] == []
 
@@ -469,7 +472,7 @@ def test_the_folder_above_the_steps_names_them(tmp_path):
     for step in (3, 20):
         small_t5x(tmp_path / "model" / f"checkpoint_{step}")
     with pytest.raises(CheckpointError, match=r"model: holds T5X checkpoints; name one .*checkpoint_20$"):
-        checkpoint.load(tmp_path / "model")
+        models.load(tmp_path / "model")
 
 
 @examples(100)
@@ -489,7 +492,7 @@ def test_no_bytes_raise_another_exception(data, tmp_path_factory):
     except CheckpointError as error:
         assert str(folder) in str(error)  # noqa: PT017 - what is changed may also be a number
     else:
-        assert {name: x.shape for name, x in found.items()} == t5.shapes(t5.Config.from_dict(raw))
+        assert {name: x.shape for name, x in found.items()} == shapes(Config.from_dict(raw))
 
 
 @examples(60)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from profiles import examples
 
 from tinyprompt import initial, tasks
-from tinyprompt.cli import main
-from tinyprompt.data import DataError, Row
+from tinyprompt.cli.main import main
+from tinyprompt.errors import DataError
+from tinyprompt.data import Row
 from tinyprompt.tasks import TASKS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

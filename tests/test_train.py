@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 from reference import hugging_face, random_weights, raw_config, torch
 
-from tinyprompt import data, generate, initial, metrics, prompts, t5, train, tree
-from tinyprompt.checkpoint import CheckpointError, Model
-from tinyprompt.data import DataError, Row
+from tinyprompt import data, generate, initial, t5, train, tree
+from tinyprompt.tasks import metrics
+from tinyprompt.files import prompts
+from tinyprompt.errors import CheckpointError
+from tinyprompt.model import Model
+from tinyprompt.errors import DataError
+from tinyprompt.data import Row
 from tinyprompt.initial import first
 from tinyprompt.methods import PROMPT, Sizes
 from tinyprompt.tokenizer import ByteTokenizer
 from tinyprompt.train import Settings, predict, tune
 
 RAW = raw_config("t5-1.1", vocab_size=384)
-CONFIG = t5.Config.from_dict(RAW)
+CONFIG = Config.from_dict(RAW)
 LABELS = ("a", "b")
 SHORT = Settings(steps=6, batch=4, length=5, optimizer="adam", rate=0.1, eval_every=2)
 

@@ -10,10 +10,11 @@ from reference import batch, torch, transformers
 from safetensors import safe_open
 
 import tinyprompt
-from tinyprompt import checkpoint, generate, t5, tokenizer, tree
-from tinyprompt.checkpoint import CheckpointError
+from tinyprompt.files import models
+from tinyprompt import generate, t5, tokenizer, tree
+from tinyprompt.errors import CheckpointError
 
-FOLDER = checkpoint.default_model()
+FOLDER = models.default_model()
 WEIGHTS = Path(__file__).parents[1] / "weights"
 FOLDERS = sorted(path.parent for path in WEIGHTS.glob("*/model.safetensors"))
 MILLIONS = {"tinyprompt-t5": 9.25, "tinyprompt-t5-span": 9.25, "tinyprompt-t5-small": 2.18, "tinyprompt-t5-tiny": 0.62}
@@ -33,7 +34,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoint.load()
+    return models.load()
 
 
 def test_vocabulary(model):
@@ -53,7 +54,7 @@ def test_all_sizes_are_here():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_size(folder):
-    count = tree.count(tree.flatten(checkpoint.load(folder).params))
+    count = tree.count(tree.flatten(models.load(folder).params))
     assert round(count / 1e6, 2) == MILLIONS[folder.name]
     assert (folder / "model.safetensors").stat().st_size <= 20 * MEGABYTE
     with safe_open(folder / "model.safetensors", "numpy") as file:
@@ -65,24 +66,24 @@ def test_a_built_in_size_opens_by_its_name(name, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tinyprompt.load(name)
     assert model.name == f"tinyprompt-t5{folder}"
-    assert model.fingerprint() == checkpoint.load(WEIGHTS / f"tinyprompt-t5{folder}").fingerprint()
+    assert model.fingerprint() == models.load(WEIGHTS / f"tinyprompt-t5{folder}").fingerprint()
 
 
 def test_a_folder_comes_before_a_built_in_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(WEIGHTS / "tinyprompt-t5-tiny", "small")
-    assert checkpoint.load("small").config.d_model == checkpoint.load("tiny").config.d_model
-    assert checkpoint.load().config.d_model == checkpoint.load("base").config.d_model
+    assert models.load("small").config.d_model == models.load("tiny").config.d_model
+    assert models.load().config.d_model == models.load("base").config.d_model
 
 
 def test_a_size_that_is_not_carried_says_how_it_is_made():
     with pytest.raises(CheckpointError, match=r"'large' is not carried; weights/README.md has the command"):
-        checkpoint.load("large")
+        models.load("large")
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_logits_equal_transformers(folder):
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     reference, info = transformers.T5ForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )

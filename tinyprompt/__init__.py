@@ -2,15 +2,21 @@
 
 __version__ = "0.1.0"
 
-from tinyprompt.check import check_gradient, check_model, check_vjp
-from tinyprompt.checkpoint import CheckpointError, Model, load
-from tinyprompt.data import DataError, Row, label_words, read_rows
-from tinyprompt.prompts import Prompt, load_prompt, save_prompt
-from tinyprompt.train import Settings, predict, tune
+from tinyprompt.data import Row, label_words, read_rows
+from tinyprompt.errors import CheckpointError, DataError, DeviceError
+from tinyprompt.files.models import load
+from tinyprompt.files.prompts import load_prompt, save_prompt
+from tinyprompt.model import Model, Prompt
+from tinyprompt.predict import intermediates, predict
+from tinyprompt.settings import Settings
+from tinyprompt.tasks.registry import evaluate
+from tinyprompt.tools.check import check_gradient, check_model, check_vjp
+from tinyprompt.train import gradient, tune
 
 __all__ = [
     "CheckpointError",
     "DataError",
+    "DeviceError",
     "Model",
     "Prompt",
     "Row",
@@ -18,6 +24,9 @@ __all__ = [
     "check_gradient",
     "check_model",
     "check_vjp",
+    "evaluate",
+    "gradient",
+    "intermediates",
     "label_words",
     "load",
     "load_prompt",

@@ -2,6 +2,6 @@
 
 import sys
 
-from tinyprompt.cli import main
+from tinyprompt.cli.main import main
 
 sys.exit(main())

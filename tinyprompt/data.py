@@ -10,17 +10,18 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tinyprompt.errors import DataError
 from tinyprompt.tokenizer import PAD, Tokenizer
 
+if TYPE_CHECKING:
+    from tinyprompt.settings import Settings
+
 MAX_LABELS = 50
-
-
-class DataError(ValueError):
-    """Rows that cannot be used; the message names the file and the row."""
+NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 class Row(NamedTuple):
@@ -136,13 +137,20 @@ def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[
             raise DataError(f"{path}: row {reader.line_num}: {error}") from None
 
 
-def label_words(rows: Sequence[Row]) -> tuple[str, ...] | None:
-    """The distinct targets, sorted, if the rows look like classification; None for free text.
+def read(source: str | Path | Sequence[Row]) -> list[Row]:
+    """Rows as they are, or those of a file with the columns `input` and `target`."""
+    return read_rows(source) if isinstance(source, str | Path) else list(source)
 
-    Classification is: at most 50 different targets, each seen four times on average.
+
+def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | None:
+    """The distinct targets, sorted, if they are labels to choose from; None for free text.
+
+    task: "classify" takes them for labels, "generate" for text. "auto" takes at most 50 different targets, each seen
+    four times on average, for labels.
     """
     found = sorted({row.target for row in rows})
-    return tuple(found) if 2 <= len(found) <= min(MAX_LABELS, len(rows) / 4) else None
+    few = 2 <= len(found) <= min(MAX_LABELS, len(rows) / 4)
+    return tuple(found) if task == "classify" or (task == "auto" and few) else None
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -204,32 +212,59 @@ def by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def training_batches(
-    rows: Sequence[Row],
-    tokenizer: Tokenizer,
-    size: int,
-    max_tokens: int,
-    seed: int,
-    target_ids: Mapping[str, Sequence[int]] = MappingProxyType({}),
-):
-    """Batches without end. Every epoch reshuffles; neighbours in length share a batch; each batch is full.
+def batch_of(
+    rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int, target_ids: Mapping[str, Sequence[int]] = NO_IDS
+) -> Batch:
+    """Rows as one batch. target_ids: ids of targets that the tokenizer is not asked for."""
+    input_ids, mask = pad(encode_inputs([row.input for row in rows], tokenizer, max_tokens))
+    labels, weights = pad([target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows], 4)
+    return Batch(input_ids, mask, labels, weights.astype(np.float32))
 
-    target_ids: ids of targets that the tokenizer is not asked for.
+
+def batches_in_order_of_length(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int) -> Iterator[Batch]:
+    """All rows once, in batches of 64 that are nearly free of padding."""
+    lengths = [len(tokenizer.encode(row.input)) for row in rows]
+    return (batch_of([rows[i] for i in chosen], tokenizer, max_tokens) for chosen in by_length(lengths, 64))
+
+
+def training_batches(
+    rows: Sequence[Row], tokenizer: Tokenizer, settings: "Settings", target_ids: Mapping[str, Sequence[int]] = NO_IDS
+) -> Iterator[Batch]:
+    """Batches without end. Every epoch reshuffles; rows of similar length share a batch; each batch is full.
 
     A pool of eight batches is cut from the shuffled rows and sorted by length, so that batches stay
     random but are nearly free of padding. The last rows of an epoch open the next one.
     """
-    inputs = encode_inputs([row.input for row in rows], tokenizer, max_tokens)
+    size = settings.batch_size
+    inputs = encode_inputs([row.input for row in rows], tokenizer, settings.max_input_tokens)
     targets = [target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(settings.seed)
     waiting: list[int] = []
     while True:
         while len(waiting) < 8 * size:
             waiting += rng.permutation(len(rows)).tolist()
         pool, waiting = np.array(waiting[: 8 * size]), waiting[8 * size :]
         batches = by_length([len(inputs[i]) for i in pool], size)
-        for at in rng.permutation(len(batches)):
-            chosen = pool[batches[at]]
+        for i in rng.permutation(len(batches)):
+            chosen = pool[batches[i]]
             input_ids, mask = pad([inputs[i] for i in chosen])
             labels, weights = pad([targets[i] for i in chosen], 4)
             yield Batch(input_ids, mask, labels, weights.astype(np.float32))
+
+
+def random_batch(vocab_size: int, rows: int, tokens: int, targets: int, seed: int = 0) -> Batch:
+    """A random batch: full in its first row, padded on the right in the others, but on the left in the last one.
+
+    Shapes: input_ids (rows, tokens), labels (rows, targets).
+    """
+    rng = np.random.default_rng(seed)
+
+    def mask_of(width):
+        lengths = np.r_[width, rng.integers(1, width + 1, rows - 1)]
+        return (np.arange(width) < lengths[:, None]).astype(np.int64)
+
+    mask, weights = mask_of(tokens), mask_of(targets)
+    mask[1:][-1:] = mask[1:][-1:, ::-1]
+    ids = rng.integers(3, vocab_size, mask.shape) * mask
+    labels = rng.integers(3, vocab_size, weights.shape) * weights
+    return Batch(ids, mask, labels, weights.astype(np.float32))

@@ -4,122 +4,57 @@ Covers T5 1.0, T5 1.1 (LM-adapted, Flan), mT5, UMT5 and ByT5. They differ in thr
 the activation (relu or gated gelu), whether the output head is the embedding table (then the
 logits are scaled), and whether every layer has its own relative position bias or shares the first.
 
-Each function takes its part of the tree by `**`, so its signature is the list of weights it needs.
+Each function takes its part of the tree by `**`, so its signature is the list of weights it needs. That is why some
+have more than six parameters.
 Dimensions, where a name ends in them:
-    B batch   P prompt   S encoder positions (P + tokens)   T decoder positions   L context length
+    B batch   P prompt   S encoder positions (P + tokens)   T decoder positions   L keys
     D d_model   H heads   K d_kv   F d_ff   V vocabulary
 
 Raffel et al. 2020 (arXiv:1910.10683); the prompt: Lester et al. 2021 (arXiv:2104.08691), section 2.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import autograd.numpy as np
 import numpy as onp
 
 from tinyprompt import ops
+from tinyprompt.config import Config
 from tinyprompt.tree import Flat, Tree, merge
 
 MASKED = -1e9  # added to a score: exp() of it is exactly 0, and a row without any key stays finite
 
-Drop = Callable[[Any], Any]
+# Every intermediate value passes through a `visit(name, value)` and goes on as the result: the value, or the value with
+# dropout. So the functions that compute also show what they compute.
+Visit = Callable[[str, Any], Any]
 
 
-@dataclass(frozen=True)
-class Config:
-    """The numbers of a Hugging Face config.json that the model depends on."""
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_heads: int
-    num_layers: int
-    num_decoder_layers: int
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    gated: bool = True  # gated gelu, else relu (T5 1.0)
-    tied_head: bool = False  # the output head is the embedding table (T5 1.0)
-    scaled_logits: bool = False  # times d_model ** -0.5; goes with the tied head
-    bias_in_every_layer: bool = False  # UMT5
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "Config":
-        """Read a config.json dict. Raises ValueError that names the key."""
-        family = raw.get("model_type", "t5")
-        if family not in ("t5", "mt5", "umt5"):
-            raise ValueError(f"key 'model_type': {family!r} is not of the T5 family; expected 't5', 'mt5' or 'umt5'")
-
-        def number(key, default=None, kind=int):
-            value = raw.get(key, default)
-            most = {"num_layers": 1000, "num_decoder_layers": 1000, "layer_norm_epsilon": 1}.get(key, 2**31 - 1)
-            if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= most:
-                raise ValueError(f"key {key!r}: expected a positive number, at most {most}, found {value!r}")
-            return value
-
-        buckets = number("relative_attention_num_buckets", 32)
-        furthest = number("relative_attention_max_distance", 128)
-        if buckets < 4 or buckets % 2:
-            raise ValueError(
-                f"key 'relative_attention_num_buckets': expected an even number from 4 on, found {buckets}"
-            )
-        if furthest <= buckets // 2:  # in the decoder, half of the buckets are for single distances
-            raise ValueError(
-                f"key 'relative_attention_max_distance': expected more than {buckets // 2}, found {furthest}"
-            )
-
-        kinds = {"relu": False, "gated-gelu": True, "gated-gelu_new": True}
-        kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
-        if not isinstance(kind, str) or kind not in kinds:
-            raise ValueError(f"key 'feed_forward_proj': expected one of {sorted(kinds)}, found {kind!r}")
-        # mT5 never ties its head. T5 1.0 leaves the key out, which means tied.
-        # Whatever it was, transformers 5 saves a T5 as tied, and keeps the answer under another key.
-        tied = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)) is not False and family != "mt5"
-        return cls(
-            **{k: number(k) for k in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")},
-            num_decoder_layers=number("num_decoder_layers", raw.get("num_layers")),
-            relative_attention_num_buckets=buckets,
-            relative_attention_max_distance=furthest,
-            layer_norm_epsilon=number("layer_norm_epsilon", 1e-6, float),
-            gated=kinds[kind],
-            tied_head=tied,
-            scaled_logits=tied,
-            bias_in_every_layer=family == "umt5",
-        )
+def unchanged(name: str, x):
+    """Visit every value and change nothing."""
+    return x
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of a checkpoint: the schema, flat."""
-    c, inner = config, config.num_heads * config.d_kv
-    out: dict[str, tuple[int, ...]] = {"shared.weight": (c.vocab_size, c.d_model)}
-    if not c.tied_head:
-        out["lm_head.weight"] = (c.vocab_size, c.d_model)
-    attention = {"q": (inner, c.d_model), "k": (inner, c.d_model), "v": (inner, c.d_model), "o": (c.d_model, inner)}
-    dense = {name: (c.d_ff, c.d_model) for name in (("wi_0", "wi_1") if c.gated else ("wi",))}
-    dense["wo"] = (c.d_model, c.d_ff)
-    table = (c.relative_attention_num_buckets, c.num_heads)
-    stacks: tuple[tuple[str, int, dict[str, dict[str, tuple[int, int]]]], ...] = (
-        ("encoder", c.num_layers, {"SelfAttention": attention, "DenseReluDense": dense}),
-        (
-            "decoder",
-            c.num_decoder_layers,
-            {"SelfAttention": attention, "EncDecAttention": attention, "DenseReluDense": dense},
-        ),
-    )
-    for stack, depth, layers in stacks:
-        out[f"{stack}.final_layer_norm.weight"] = (c.d_model,)
-        for i in range(depth):
-            for j, (kind, weights) in enumerate(layers.items()):
-                at = f"{stack}.block.{i}.layer.{j}"
-                out[f"{at}.layer_norm.weight"] = (c.d_model,)
-                out |= {f"{at}.{kind}.{name}.weight": shape for name, shape in weights.items()}
-            if i == 0 or c.bias_in_every_layer:
-                out[f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"] = table
-    return out
+def dropout(rate: float, rng: onp.random.Generator) -> Visit:
+    """Inverted dropout: set a share `rate` of the entries to zero, scale the rest by 1 / (1 - rate)."""
+
+    def visit(name, x):
+        if name.endswith("hidden_states"):  # T5 drops parts of what a layer adds, not the sum
+            return x
+        return x * (ops.keep(x, rate, rng) / (1 - rate))
+
+    return visit if rate else unchanged
+
+
+def recorder(values: Flat) -> Visit:
+    """Keep every value under its name, such as `encoder.block.0.layer.0.attention_weights`."""
+
+    def visit(name, x):
+        values[name] = x
+        return x
+
+    return visit
 
 
 def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, max_distance: int):
@@ -141,25 +76,25 @@ def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, ma
     return bucket + onp.where(distance < exact, distance, onp.minimum(far, num_buckets - 1))
 
 
-def in_sight(mask, prefix: Tree | None):
-    """An additive mask with the keys of a prefix in front, which every query sees: (..., L) to (..., P + L)."""
+def behind_prefix(mask, prefix: Tree | None):
+    """Put the keys of a prefix in front of an additive mask; every query sees them: (..., L) -> (..., P + L)."""
     if prefix is None:
         return mask
     return onp.concatenate([onp.zeros((*mask.shape[:-1], prefix["key"].shape[-2]), mask.dtype), mask], axis=-1)
 
 
-def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, config: Config, at=None) -> list:
+def position_biases(block: Tree, mask, length: int, bidirectional: bool, config: Config, position=None) -> list:
     """Relative position bias plus mask for each layer; a layer without a table shares the one before it.
 
     Shapes: mask additive (B or 1, 1, length or 1, length), each result (B or 1, H, length, length), or
-    (..., P + length) in a layer with a prefix, which has the positions before the first. With `at`, integer (T,),
-    the rows of these queries alone: (..., T, length).
+    (..., P + length) in a layer with a prefix, which has the positions before the first. With `position`, integer (T,),
+    only the rows of these queries: (..., T, length).
     """
     biases: list = []
     table, before = None, 0
     for i in range(config.num_layers if bidirectional else config.num_decoder_layers):
         weights = block[str(i)]["layer"]["0"]["SelfAttention"]
-        keys = in_sight(mask, weights.get("prefix"))
+        keys = behind_prefix(mask, weights.get("prefix"))
         first = length - keys.shape[-1]
         if "relative_attention_bias" in weights or first != before:
             table, before = weights.get("relative_attention_bias", table), first
@@ -169,73 +104,100 @@ def self_attention_biases(block: Tree, mask, length: int, bidirectional: bool, c
                 config.relative_attention_num_buckets,
                 config.relative_attention_max_distance,
             )
-            buckets = buckets if at is None else ops.embedding(buckets, at)
+            buckets = buckets if position is None else ops.embedding(buckets, position)
             biases.append(np.transpose(ops.embedding(table["weight"], buckets), (2, 0, 1))[None] + keys)
         else:
             biases.append(biases[-1])
     return biases
 
 
-def heads(y, weight, config: Config, before=None):
-    """`ops.linear`, head by head: (B, T, D), and (P, H * K) before it, to (B, H, P + T, K)."""
-    B, y = len(y), ops.linear(y, weight["weight"])
-    if before is not None:
-        y = np.concatenate([ops.broadcast_to(before, (B, *before.shape[-2:])), y], axis=1)
-    return np.transpose(y.reshape(B, y.shape[1], config.num_heads, config.d_kv), (0, 2, 1, 3))
-
-
-def keys_and_values(context, config: Config, k, v, prefix=None) -> Tree:
-    """What queries meet, {"key", "value"} of shape (B, H, P + L, K): of a prefix, if there is one, and a context."""
-    before = prefix or {"key": None, "value": None}
-    return {name: heads(context, weight, config, before[name]) for name, weight in (("key", k), ("value", v))}
-
-
 def attention(
-    x, context, bias, drop, config: Config, own=None, here=None, *,
-    q, k, v, o, relative_attention_bias=None, prefix=None, cache=None,
+    x, states, bias, visit: Visit, config: Config, *,
+    q, k, v, o, relative_attention_bias=None, prefix=None, kv_cache=None,
 ):  # fmt: skip
-    """Multi-head attention. T5 leaves out the division by sqrt(d_kv): it is folded into q's initial scale.
+    """Multi-head attention of x to states: queries of x, keys and values of states, each head's `attend`.
 
-    A prefix, learned keys and values (P, H * K), stands before those of the context (Li and Liang 2021,
-    arXiv:2101.00190). Without one, few queries meet the context C itself, as a product is associative: Q (C Wk)' is
-    (Q Wk') C', and p (C Wv) is (p C) Wv. That costs T (K + L) instead of K L a head: next to nothing in a decoder
-    that reads a long input and writes a label.
-    A cache holds the keys and values already. In self-attention it has 0 for the one token of x yet: its `own` belong
-    `here`, (1, L) and 0 but for a 1. As a product is linear, they are not put there, which would copy the whole cache.
+    Shapes: x and result (B, T, D), states (B, L, D), bias (B or 1, H or 1, T or 1, P + L). T5 leaves out the division
+    by sqrt(d_kv): it is part of q's initial scale. A prefix, learned keys and values (P, H * K), stands before those of
+    the states (Li and Liang 2021, arXiv:2101.00190). A kv_cache replaces them.
     """
-    (B, T), L, H, K = x.shape[:2], 0 if cache else context.shape[1], config.num_heads, config.d_kv
+    queries_BHTK = heads(ops.linear(x, q["weight"]), config)
+    if kv_cache and "slot" in kv_cache:
+        mixed_BHTK = attend_next(queries_BHTK, kv_cache, keys_and_values(x, config, k, v), bias, visit)
+    elif not kv_cache and not prefix and is_short(queries_BHTK, states):
+        mixed_BHTK = attend_short(queries_BHTK, states, k["weight"], v["weight"], bias, visit)
+    else:
+        kv = kv_cache or keys_and_values(states, config, k, v, prefix)
+        mixed_BHTK = attend(queries_BHTK, kv["key"], kv["value"], bias, visit)
+    return ops.linear(np.transpose(mixed_BHTK, (0, 2, 1, 3)).reshape(*x.shape[:2], -1), o["weight"])
 
-    def headwise(y, weight_HIO):  # (B, H, T, I) to (B, H, T, O)
+
+def attend(queries, keys, values, bias, visit: Visit = unchanged):
+    """Softmax of the scores, times the values: (B,H,T,K) (B,H,L,K) (B,H,L,K) (B,H,T,L) -> (B,H,T,K)."""
+    scores = queries @ np.transpose(keys, (0, 1, 3, 2)) + bias
+    return visit("attention_weights", ops.softmax(scores)) @ values
+
+
+def attend_short(queries, states, wk, wv, bias, visit: Visit = unchanged):
+    """Compute `attend` without keys and values, for few queries: Q (S Wk)' is (Q Wk') S', and p (S Wv) is (p S) Wv.
+
+    That costs T (K + L) instead of K L a head: next to nothing in a decoder that reads a long input and writes a label.
+    Shapes: queries (B, H, T, K), states (B, L, D), wk and wv (H * K, D).
+    """
+    (B, H, T, K), L = queries.shape, states.shape[1]
+
+    def headwise(y, weight_HIO):  # (B, H, T, I) -> (B, H, T, O)
         y = ops.headwise(np.transpose(y, (1, 0, 2, 3)).reshape(H, B * T, -1), weight_HIO)
         return np.transpose(y.reshape(H, B, T, -1), (1, 0, 2, 3))
 
-    queries_BHTK = heads(x, q, config)
-    if prefix is None and T * (K + L) < K * L:
-        wk_HKD, wv_HKD = (w["weight"].reshape(H, K, -1) for w in (k, v))
-        queries_BND = headwise(queries_BHTK, wk_HKD).reshape(B, H * T, -1)
-        scores_BHTL = (queries_BND @ np.transpose(context, (0, 2, 1))).reshape(B, H, T, L) + bias
-        mixed_BND = drop(ops.softmax(scores_BHTL)).reshape(B, H * T, L) @ context
-        mixed_BHTK = headwise(mixed_BND.reshape(B, H, T, -1), np.transpose(wv_HKD, (0, 2, 1)))
-    else:
-        known = cache or keys_and_values(context, config, k, v, prefix)
-        scores_BHTL = queries_BHTK @ np.transpose(known["key"], (0, 1, 3, 2)) + bias
-        if own:
-            here = in_sight(here, prefix)
-            scores_BHTL = scores_BHTL + (queries_BHTK * own["key"]).sum(-1, keepdims=True) * here
-        shares_BHTL = drop(ops.softmax(scores_BHTL))
-        mixed_BHTK = shares_BHTL @ known["value"]
-        if own:
-            mixed_BHTK = mixed_BHTK + (shares_BHTL * here).sum(-1, keepdims=True) * own["value"]
-    return ops.linear(np.transpose(mixed_BHTK, (0, 2, 1, 3)).reshape(B, T, -1), o["weight"])
+    wk_HKD, wv_HKD = wk.reshape(H, K, -1), wv.reshape(H, K, -1)
+    queries_BND = headwise(queries, wk_HKD).reshape(B, H * T, -1)
+    scores_BHTL = (queries_BND @ np.transpose(states, (0, 2, 1))).reshape(B, H, T, L) + bias
+    weights_BNL = visit("attention_weights", ops.softmax(scores_BHTL)).reshape(B, H * T, L)
+    return headwise((weights_BNL @ states).reshape(B, H, T, -1), np.transpose(wv_HKD, (0, 2, 1)))
 
 
-def feed_forward(x, drop, config: Config, *, wo, wi=None, wi_0=None, wi_1=None):
+def is_short(queries, states) -> bool:
+    """Whether `attend_short` needs fewer operations than keys and values: T (K + L) < K L."""
+    T, K, L = queries.shape[2], queries.shape[3], states.shape[1]
+    return T * (K + L) < K * L
+
+
+def attend_next(queries, kv_cache: Tree, new: Tree, bias, visit: Visit = unchanged):
+    """Compute `attend` for one token whose own key and value are not in the cache yet: its slot there is still zero.
+
+    `slot` is a one-hot row (1, P + L) that marks the position. As a product is linear, the new key and value are added
+    to the result and not to the cache, which would copy it. Shapes: queries, new key and value (B, H, 1, K).
+    """
+    key, value = visit("new_key", new["key"]), visit("new_value", new["value"])
+    scores = queries @ np.transpose(kv_cache["key"], (0, 1, 3, 2)) + bias
+    scores = scores + (queries * key).sum(-1, keepdims=True) * kv_cache["slot"]
+    weights = visit("attention_weights", ops.softmax(scores))
+    return weights @ kv_cache["value"] + (weights * kv_cache["slot"]).sum(-1, keepdims=True) * value
+
+
+def heads(y, config: Config):
+    """Split the last axis into heads: (B, T, H * K) -> (B, H, T, K)."""
+    return np.transpose(y.reshape(*y.shape[:2], config.num_heads, config.d_kv), (0, 2, 1, 3))
+
+
+def keys_and_values(states, config: Config, k, v, prefix=None) -> Tree:
+    """Keys and values of a prefix, if there is one, and of states (B, L, D): {"key", "value"} of (B, H, P + L, K)."""
+    kv = {"key": ops.linear(states, k["weight"]), "value": ops.linear(states, v["weight"])}
+    if prefix is not None:
+        for name, learned in prefix.items():  # (P, H * K) or, one for each row, (B, P, H * K)
+            learned = ops.broadcast_to(learned, (len(states), *learned.shape[-2:]))
+            kv[name] = np.concatenate([learned, kv[name]], axis=1)
+    return {name: heads(y, config) for name, y in kv.items()}
+
+
+def feed_forward(x, visit: Visit, config: Config, *, wo, wi=None, wi_0=None, wi_1=None):
     """`wo(relu(wi(x)))`, or gated: `wo(gelu(wi_0(x)) * wi_1(x))` (Shazeer 2020, arXiv:2002.05202)."""
     if config.gated:
         hidden = ops.geglu(ops.linear(x, wi_0["weight"]), ops.linear(x, wi_1["weight"]))
     else:
         hidden = ops.relu(ops.linear(x, wi["weight"]))
-    return ops.linear(drop(hidden), wo["weight"])
+    return ops.linear(visit("hidden", hidden), wo["weight"])
 
 
 def adapter(y, *, down, up):
@@ -245,61 +207,45 @@ def adapter(y, *, down, up):
 
 
 def stack(
-    x, self_biases, drop, config: Config, here=None, *,
-    block, final_layer_norm, context=None, context_bias=None, prompt=None,
-):  # fmt: skip
-    """The blocks of the encoder, or (given a context to attend to) of the decoder: pre-norm residual layers.
-
-    Returns x and, where there is a cache, what is to be put `here` in it.
-    """
-    new: Flat = {}
+    x, biases, visit: Visit, config: Config, *, block, final_layer_norm, prompt=None, states=None, states_bias=None
+):
+    """The blocks of the encoder, or (given encoder states to attend to) of the decoder: pre-norm residual layers."""
 
     def norm(y, weight):
         return ops.rms_norm(y, weight, config.layer_norm_epsilon)
 
-    x = drop(x)
-    for i, bias in enumerate(self_biases):
-        if "prompt" in block[str(i)]:  # in place of what became of the one before
-            own = block[str(i)]["prompt"]["embedding"]
-            x = np.concatenate([ops.broadcast_to(own, (len(x), *own.shape[-2:])), x[:, own.shape[-2] :]], axis=1)
+    x = visit("embedding", x)
+    for i, bias in enumerate(biases):
+        if "prompt" in block[str(i)]:  # replaces what became of the prompt before
+            learned = block[str(i)]["prompt"]["embedding"]
+            learned = ops.broadcast_to(learned, (len(x), *learned.shape[-2:]))
+            x = np.concatenate([learned, x[:, learned.shape[1] :]], axis=1)
         for j, layer in block[str(i)]["layer"].items():
+            see = scoped(visit, f"block.{i}.layer.{j}")
             y = norm(x, layer["layer_norm"]["weight"])
             if "SelfAttention" in layer:
-                weights, own = layer["SelfAttention"], None
-                if "cache" in weights:
-                    own = keys_and_values(y, config, weights["k"], weights["v"])
-                    new |= {f"block.{i}.layer.{j}.SelfAttention.cache.{name}": value for name, value in own.items()}
-                y = attention(y, y, bias, drop, config, own, here, **weights)
+                y = attention(y, y, bias, see, config, **layer["SelfAttention"])
             elif "EncDecAttention" in layer:
                 weights = layer["EncDecAttention"]
-                y = attention(y, context, in_sight(context_bias, weights.get("prefix")), drop, config, **weights)
+                y = attention(y, states, behind_prefix(states_bias, weights.get("prefix")), see, config, **weights)
             else:
-                y = feed_forward(y, drop, config, **layer["DenseReluDense"])
+                y = feed_forward(y, see, config, **layer["DenseReluDense"])
             if "adapter" in layer:
                 y = adapter(y, **layer["adapter"])
-            x = x + drop(y)
-    return drop(norm(x, final_layer_norm["weight"])), new
+            x = see("hidden_states", x + see("output", y))
+    return visit("final", norm(x, final_layer_norm["weight"]))
 
 
-def identity(x):
-    """No dropout."""
-    return x
+def scoped(visit: Visit, scope: str) -> Visit:
+    """A visit whose names begin with a scope."""
+    return lambda name, x: visit(f"{scope}.{name}", x)
 
 
-def dropout(rate: float, rng: onp.random.Generator) -> Drop:
-    """Inverted dropout: zero a share `rate` of the entries, scale the rest by 1 / (1 - rate)."""
-
-    def drop(x):
-        return x * (ops.keep(x, rate, rng) / (1 - rate))
-
-    return drop if rate else identity
-
-
-def encode(params: Tree, config: Config, input_ids, attention_mask, drop: Drop = identity):
-    """Run the encoder, with the soft prompt in front where `params` has `encoder.prompt.embedding`.
+def encode(params: Tree, config: Config, input_ids, attention_mask, visit: Visit = unchanged):
+    """Run the encoder, with the soft prompt in front if `params` has `encoder.prompt.embedding`.
 
     Shapes: input_ids integer (B, L), attention_mask (B, L) with 0 at padding, prompt (P, D) or one
-    for each row (B, P, D). Returns the context (B, S, D) and its mask (B, S), S = P + L.
+    for each row (B, P, D). Returns the encoder states (B, S, D) and their mask (B, S), S = P + L.
     Raises ValueError for a row without a token (which a lowered graph cannot).
     """
     if isinstance(attention_mask, onp.ndarray) and not attention_mask.any(1).all():
@@ -312,47 +258,56 @@ def encode(params: Tree, config: Config, input_ids, attention_mask, drop: Drop =
         rows = (len(input_ids), *prompt.shape[-2:])
         x = np.concatenate([ops.broadcast_to(prompt, rows), x], axis=1)
         mask = onp.concatenate([onp.ones(rows[:2], mask.dtype), mask], axis=1)
-    biases = self_attention_biases(weights["block"], additive(mask, x.dtype), mask.shape[1], True, config)
-    return stack(x, biases, drop, config, **weights)[0], mask
+    biases = position_biases(weights["block"], additive(mask, x.dtype), mask.shape[1], True, config)
+    return stack(x, biases, scoped(visit, "encoder"), config, **weights), mask
 
 
-def decode(params: Tree, config: Config, decoder_input_ids, context, mask, drop: Drop = identity):
-    """Run the decoder over given tokens. Shapes: ids (B, T), context and mask of `encode`; logits (B, T, V)."""
+def decode(params: Tree, config: Config, decoder_input_ids, states, mask, visit: Visit = unchanged):
+    """Run the decoder over given tokens. Shapes: ids (B, T), states and mask of `encode`; logits (B, T, V)."""
     weights = params["decoder"]
     x = ops.embedding(params["shared"]["weight"], decoder_input_ids)
     length = decoder_input_ids.shape[1]
-    biases = self_attention_biases(weights["block"], causal(length, x.dtype)[None, None], length, False, config)
-    x, _ = stack(x, biases, drop, config, context=context, context_bias=additive(mask, x.dtype), **weights)
+    biases = position_biases(weights["block"], causal(length, x.dtype)[None, None], length, False, config)
+    x = stack(
+        x, biases, scoped(visit, "decoder"), config, states=states, states_bias=additive(mask, x.dtype), **weights
+    )
     return logits(params, config, x)
 
 
-def first_cache(params: Tree, config: Config, context) -> Flat:
-    """What `decode_next` begins with: keys and values of each cross-attention, and of prefixes in self-attention.
+def first_cache(params: Tree, config: Config, states) -> Flat:
+    """The kv_cache that `decode_next` begins with: of each cross-attention, and of prefixes in self-attention.
 
-    Shapes: context (B, S, D); each (B, H, P + S, K) or (B, H, P, K).
+    Shapes: states (B, S, D); each array (B, H, P + S, K) or (B, H, P, K).
     """
     cache: Flat = {}
     for i, block in params["decoder"]["block"].items():
-        for j, kind, source in (("0", "SelfAttention", context[:, :0]), ("1", "EncDecAttention", context)):
+        for j, kind, source in (("0", "SelfAttention", states[:, :0]), ("1", "EncDecAttention", states)):
             weights = block["layer"][j][kind]
-            found = keys_and_values(source, config, weights["k"], weights["v"], weights.get("prefix"))
-            cache |= {f"block.{i}.layer.{j}.{kind}.cache.{name}": value for name, value in found.items()}
+            kv = keys_and_values(source, config, weights["k"], weights["v"], weights.get("prefix"))
+            cache |= {f"block.{i}.layer.{j}.{kind}.kv_cache.{name}": value for name, value in kv.items()}
     return cache
 
 
-def decode_next(params: Tree, config: Config, cache: Flat, tokens, at, width: int, mask):
-    """Run the decoder over one token a row: `decode`, but what it computed for those before is in the cache.
+def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, width: int, mask):
+    """Run the decoder over one token a row: `decode`, but what it computed for the tokens before is in the cache.
 
-    Shapes: tokens (B,), of position `at`, integer (1,); cache of `first_cache`, in self-attentions with `width` further
-    places, 0 from `at` on; mask of `encode`. Returns logits (B, V), and the keys and values (B, H, 1, K), named as the
-    cache, that belong at `at`.
+    Shapes: tokens (B,), at `position`, integer (1,); cache of `first_cache`, in self-attentions with `width` further
+    slots, zero from `position` on; mask of `encode`. Returns logits (B, V), and the new keys and values (B, H, 1, K),
+    named as the cache, that belong at `position`. Seven parameters: a graph has no state, so it is given all of it.
     """
-    weights = merge(params["decoder"], cache)
     x = ops.embedding(params["shared"]["weight"], tokens[:, None])
-    earlier = ops.embedding(causal(width, x.dtype), at)[None, None]
-    here = ops.embedding(onp.eye(width, dtype=x.dtype), at)
-    biases = self_attention_biases(weights["block"], earlier, width, False, config, at)
-    x, new = stack(x, biases, identity, config, here, context_bias=additive(mask, x.dtype), **weights)
+    slots: Flat = {}
+    for name, keys in cache.items():
+        if name.endswith("SelfAttention.kv_cache.key"):
+            prefix = onp.zeros((width, keys.shape[-2] - width), x.dtype)
+            one_hot = onp.concatenate([prefix, onp.eye(width, dtype=x.dtype)], axis=1)
+            slots[name.replace(".key", ".slot")] = ops.embedding(one_hot, position)
+    weights = merge(params["decoder"], cache | slots)
+    earlier = ops.embedding(causal(width, x.dtype), position)[None, None]
+    biases = position_biases(weights["block"], earlier, width, False, config, position)
+    seen: Flat = {}
+    x = stack(x, biases, recorder(seen), config, states_bias=additive(mask, x.dtype), **weights)
+    new = {name.replace("new_", "SelfAttention.kv_cache."): y for name, y in seen.items() if ".new_" in name}
     return logits(params, config, x)[:, 0], new
 
 
@@ -374,7 +329,7 @@ def additive(mask, dtype):
     return ((1 - mask.astype(dtype)) * onp.asarray(MASKED, dtype))[:, None, None, :]
 
 
-def forward(params: Tree, config: Config, input_ids, attention_mask, decoder_input_ids, drop: Drop = identity):
+def forward(params: Tree, config: Config, input_ids, attention_mask, decoder_input_ids, visit: Visit = unchanged):
     """Logits (B, T, V) of the decoder tokens given the input tokens: the whole model."""
-    context, mask = encode(params, config, input_ids, attention_mask, drop)
-    return decode(params, config, decoder_input_ids, context, mask, drop)
+    states, mask = encode(params, config, input_ids, attention_mask, visit)
+    return decode(params, config, decoder_input_ids, states, mask, visit)

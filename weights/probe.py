@@ -19,7 +19,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import tinyprompt as tp
-from tinyprompt import checkpoint, commands, data, metrics, t5
+from tinyprompt.files import models
+from tinyprompt.cli import commands
+from tinyprompt import data, t5
+from tinyprompt.tasks import metrics
 
 DEMO = Path(data.__file__).parent / "demo"
 
@@ -49,7 +52,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=0, help="prompts to tune for each task")
     args = parser.parse_args()
     for path in args.models:
-        model = checkpoint.load(path)
+        model = models.load(path)
         found = {"model": model.name}
         for task in ("topic", "sentiment"):
             train, dev, test = (data.read_rows(DEMO / f"{task}.{part}.tsv") for part in ("train", "dev", "test"))

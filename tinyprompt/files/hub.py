@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from tinyprompt import t5
-from tinyprompt.tree import CheckpointError
+from tinyprompt.config import Config
+from tinyprompt.errors import CheckpointError
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 FILES = {".safetensors", ".bin", ".pt", ".npy", ".npz", ".onnx", ".json"}  # a path, not a name, if it ends in these
@@ -32,7 +32,7 @@ def built_in(size: str) -> Path:
 
     Raises CheckpointError where it is not carried.
     """
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     for folder in (here.parent / "weights" / BUILT_IN[size], here / "weights" / BUILT_IN[size]):
         if folder.is_dir():
             return folder
@@ -147,7 +147,7 @@ def pull(name: str, revision: str | None = None) -> Path:
 def check(path: Path) -> None:
     """Raise CheckpointError where a config.json is of no T5."""
     try:
-        t5.Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path.name}: {error}") from None
 

@@ -7,27 +7,33 @@ machine does falls on all of them; reported are medians. `bench_peft.py` is the 
 
 import importlib.util
 import json
-import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_dtypes import bfloat16
 
-from tinyprompt import backend, checkpoint, generate, initial, prompts, t5, train
-from tinyprompt.data import Batch
+from tinyprompt import generate, train
+from tinyprompt.config import Config, weight_shapes
+from tinyprompt.data import Batch, random_batch
+from tinyprompt.device import check_device, compile, default_device, open_session
+from tinyprompt.files import io, models, prompts, safetensors
 from tinyprompt.lower import lower
-from tinyprompt.methods import PROMPT, Sizes
+from tinyprompt.methods import init_params
+from tinyprompt.model import PROMPT, Prompt
+from tinyprompt.predict import next_token, predict
+from tinyprompt.settings import Settings
+from tinyprompt.tools.process import Engine, run_once, serve
 from tinyprompt.tree import flatten, merge, nest
 
 # d_model, d_ff, heads, layers, gated: T5 1.1, the family of the paper's frozen models, and the first T5 (Raffel et al.
@@ -46,46 +52,45 @@ ENGINES = {
     "cpu": ("numpy", "ort", "ort-int8", "peft-fp32", "peft-bf16", "peft-compile"),
     "cuda": ("numpy", "ort", "ort-bf16", "peft-fp32", "peft-bf16"),
 }
-STORAGE = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", bfloat16)}
+STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
 TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
 D_KV = 64
 COLD_STARTS = 3
-REST = 0.05  # seconds between two calls, in which the threads of the engine before stop spinning
 SAME = 0.02  # relative difference of losses that 8 or 16 bits may cause
 EXACT, ROUGH = 0.05, 0.5  # of gradients: in 32 bits (where a relu may fall on the other side of 0), and in 8 or 16
 PROMPT_FILE = "prompt.safetensors"
+
+
+def argument(default: Any, help: str) -> Any:
+    """A field with its help."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class Problem:
     """What every engine computes: the shapes of one training batch."""
 
-    size: str = "small"
-    batch: int = 8
-    input_tokens: int = 64
-    target_tokens: int = 4
-    length: int = 100  # prompt vectors
-    new_tokens: int = 64  # that are written greedily
-    storage: str = "float32"  # of the weights in their file
-    device: str = "cpu"
+    size: str = argument("small", "shape of the T5: 1.1, or 1.0 where it says so")
+    batch_size: int = argument(8, "rows of a batch")
+    input_tokens: int = argument(64, "tokens of every input, padding included")
+    target_tokens: int = argument(4, "tokens of every target")
+    prompt_length: int = argument(100, "vectors of the prompt")
+    new_tokens: int = argument(64, "tokens that are written greedily")
+    storage: str = argument("float32", "dtype of the weights in their file")
+    device: str = argument("cpu", "where to compute")
 
     def __post_init__(self):
         for name, known in (("size", SIZES), ("storage", STORAGE), ("device", ENGINES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        for name in ("batch", "input_tokens", "target_tokens", "length", "new_tokens"):
+        for name in ("batch_size", "input_tokens", "target_tokens", "prompt_length", "new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
-    def draw(self, vocab: int) -> Batch:
-        """A random batch; the first row is full, the last is half padding."""
-        rng = np.random.default_rng(0)
-        ids = rng.integers(3, vocab, (self.batch, self.input_tokens))
-        lengths = np.linspace(self.input_tokens, math.ceil(self.input_tokens / 2), self.batch).astype(int)
-        mask = (np.arange(self.input_tokens) < lengths[:, None]).astype(np.int64)
-        labels = rng.integers(3, vocab, (self.batch, self.target_tokens))
-        return Batch(ids * mask, mask, labels, np.ones(labels.shape, np.float32))
+    def draw(self, vocab_size: int) -> Batch:
+        """The batch that every engine computes."""
+        return random_batch(vocab_size, self.batch_size, self.input_tokens, self.target_tokens)
 
 
 def config_json(size: str) -> dict[str, Any]:
@@ -110,57 +115,51 @@ def config_json(size: str) -> dict[str, Any]:
     )
 
 
-def config_of(size: str) -> t5.Config:
+def config_of(size: str) -> Config:
     """The configuration of a named size."""
-    return t5.Config.from_dict(config_json(size))
+    return Config.from_dict(config_json(size))
 
 
 def write_model(folder: Path, size: str, storage: str = "float32") -> None:
     """A Hugging Face directory of a T5 with random weights, and the built-in model's tokenizer."""
-    kind, dtype = STORAGE[storage]
     (folder / "config.json").write_text(json.dumps(config_json(size)))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(checkpoint.default_model() / name, folder)
-    shapes = t5.shapes(config_of(size))
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + np.dtype(dtype).itemsize * math.prod(shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)  # so that the weights lie aligned
+        shutil.copy(models.default_model() / name, folder)
+    io.write({folder / "model.safetensors": safetensors.dump(random_weights(size, STORAGE[storage]), {"format": "pt"})})
+
+
+class Made(NamedTuple):
+    """A weight that is made when its turn to be written has come."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.make()
+
+
+def random_weights(size: str, dtype: Any) -> dict[str, Made]:
+    """Random enough, and quick for billions."""
     normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for i, (name, shape) in enumerate(shapes.items()):
-            values = np.resize(np.roll(normal, -i), math.prod(shape))  # random enough, and quick for billions
-            if len(shape) == 1:
-                values = np.ones_like(values)
-            elif name != "shared.weight":
-                values = values * np.float32(shape[-1] ** -0.5 * (D_KV**-0.5 if ".q." in name else 1))
-            file.write(values.astype(dtype).tobytes())
-        file.flush()
-        os.fsync(file.fileno())  # or the disk is still busy with it when the clock runs
+
+    def weight(i: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 1:
+            return np.ones(shape, dtype)
+        scale = 1.0 if name == "shared.weight" else shape[-1] ** -0.5 * (D_KV**-0.5 if ".q." in name else 1)
+        return (np.resize(np.roll(normal, -i), shape) * np.float32(scale)).astype(dtype)
+
+    shapes = enumerate(weight_shapes(config_of(size)).items())
+    return {name: Made(shape, np.dtype(dtype), partial(weight, i, name, shape)) for i, (name, shape) in shapes}
 
 
 def write_prompt(folder: Path, length: int) -> None:
     """The prompt that every engine starts from: embeddings of random pieces."""
-    delta = initial.first(checkpoint.load(folder), "prompt", Sizes(length), "vocab")
-    prompts.save_prompt(prompts.Prompt(delta, folder.name, "", LABELS, {}), folder / PROMPT_FILE)
+    params = init_params(models.load(folder), Settings(prompt_length=length, init="vocab"), None)
+    prompts.save_prompt(Prompt(params, folder.name, None, LABELS), folder / PROMPT_FILE)
 
 
 # ---- in an engine's own process ----
-
-
-def serve(calls: dict[str, Callable[[], Any]]) -> None:
-    """Answer each line of standard input, the name of a call, with the float it returns, else with its seconds."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        started = time.perf_counter()
-        out = calls[line.strip()]()
-        seconds = time.perf_counter() - started
-        print(json.dumps(out if isinstance(out, float) else seconds), file=answers, flush=True)
 
 
 def peak_memory() -> float:
@@ -190,18 +189,18 @@ def gemm_flops(graph) -> int:
 
 def run_own(engine: str, folder: Path, problem: Problem) -> None:
     """Serve the calls of "numpy", or of "ort" with a precision."""
-    device = "numpy" if engine == "numpy" else problem.device
-    precision = engine.partition("-")[2] or "full"
-    model = checkpoint.load(folder)
+    device = "numpy" if engine == "numpy" else engine.replace("ort", problem.device)
+    model = models.load(folder)
     prompt = prompts.load_prompt(folder / PROMPT_FILE)
-    arguments = prompt.delta, model.params, model.config, problem.draw(model.config.vocab_size)
-    step, score = (backend.compile(function, device, precision) for function in (train.loss_and_gradient, train.loss))
+    arguments = prompt.params, model.params, model.config, problem.draw(model.config.vocab_size)
+    step, score = (compile(function, device) for function in (train.loss_and_grads, train.loss))
 
     def write():
-        delta, params, config, batch = arguments
+        params, frozen, config, batch = arguments
         inputs = batch.input_ids, batch.attention_mask
-        next_token = train.next_token(merge(params, delta), config, *inputs, 1, device, precision)
-        generate.greedy(next_token, problem.batch, problem.new_tokens)
+        generate.greedy(
+            next_token(merge(frozen, params), config, *inputs, 1, device), problem.batch_size, problem.new_tokens
+        )
 
     calls = {
         "step": lambda: step(*arguments),
@@ -209,104 +208,48 @@ def run_own(engine: str, folder: Path, problem: Problem) -> None:
         "generate": write,
         "loss": lambda: float(score(*arguments)),
         "gradient": lambda: np.save(folder / f"{engine}.npy", step(*arguments)[1][PROMPT]),
+        "exact": lambda: save_exact(folder, problem),
         "forget peak": forget_peak,
         "memory": peak_memory,
     }
     if engine == "ort":
         square = np.ones((GEMM, GEMM), np.float32)
-        matmul = backend.compile(np.matmul, device)
+        matmul = compile(np.matmul, device)
         calls["gemm"] = lambda: matmul(square, square)
-        calls["flops"] = lambda: float(gemm_flops(lower(train.loss_and_gradient, *arguments)[0]))
-        calls["build"] = lambda: backend.open_session(lower(train.loss_and_gradient, *arguments)[0], device)
+        calls["flops"] = lambda: float(gemm_flops(lower(train.loss_and_grads, *arguments)[0]))
+        calls["build"] = lambda: open_session(lower(train.loss_and_grads, *arguments)[0], device)
     serve(calls)
 
 
 def save_exact(folder: Path, problem: Problem) -> None:
     """The gradient in float64 by NumPy, which the others are judged by."""
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     exact = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
-    delta = {PROMPT: prompts.load_prompt(folder / PROMPT_FILE).delta[PROMPT].astype(np.float64)}
+    params = {PROMPT: prompts.load_prompt(folder / PROMPT_FILE).array.astype(np.float64)}
     batch = problem.draw(model.config.vocab_size)
     batch = batch._replace(weights=batch.weights.astype(np.float64))
-    np.save(folder / "exact.npy", train.loss_and_gradient(delta, exact, model.config, batch)[1][PROMPT])
+    np.save(folder / "exact.npy", train.loss_and_grads(params, exact, model.config, batch)[1][PROMPT])
 
 
 def cold_start(folder: Path) -> None:
     """The first prediction of a fresh process."""
-    model = checkpoint.load(folder)
+    model = models.load(folder)
     prompt = prompts.load_prompt(folder / PROMPT_FILE)
-    print(train.predict(model, [TEXT], LABELS, prompt.delta)[0])
+    print(predict(model, prompt, TEXT))
 
 
 # ---- in the parent ----
 
 
-class Engine:
-    """A running engine: ask it for a call, get the seconds."""
-
-    def __init__(self, name: str, folder: Path, problem: Problem):
-        self.name = name
-        self.errors = folder / f"{name}.err"
-        with open(self.errors, "w") as errors:
-            self.process = subprocess.Popen(
-                [*command(name), name, folder, json.dumps(asdict(problem))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment(folder),
-            )
-        try:
-            self._answer()
-        except BaseException:  # also Ctrl-C
-            self.close()
-            raise
-
-    def ask(self, call: str) -> float:
-        time.sleep(REST)
-        assert self.process.stdin
-        with suppress(BrokenPipeError):  # `_answer` says why
-            self.process.stdin.write(call + "\n")
-            self.process.stdin.flush()
-        return float(json.loads(self._answer()))
-
-    def _answer(self) -> str:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            last = self.errors.read_text().strip().rpartition("\n")[2]
-            raise ValueError(f"engine {self.name}: stopped with exit status {self.process.wait()}: {last}")
-        return line
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 def command(engine: str) -> list[str]:
     """How an engine's process is started."""
-    return [sys.executable, "-m", "tinyprompt.bench_peft" if engine.startswith("peft") else "tinyprompt.bench"]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """The variables of an engine's process: all cores for all of them, no network, nothing left behind."""
-    kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    return kept | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-
-
-def run_once(words: Sequence[Any], folder: Path) -> str:
-    """What a command prints. Raises ValueError where it fails."""
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment(folder))
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise ValueError(f"{' '.join(map(str, words[1:4]))}: stopped with exit status {done.returncode}: {last}")
-    return done.stdout
+    return [sys.executable, "-m", f"tinyprompt.tools.{'bench_peft' if engine.startswith('peft') else 'bench'}"]
 
 
 def available(device: str) -> list[str]:
     """The engines that can run here, found without importing any."""
     peft = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
-    found = {"numpy": True, "ort": backend.default() != "numpy", "peft": peft}
+    found = {"numpy": True, "ort": default_device() != "numpy", "peft": peft}
     return [name for name in ENGINES[device] if found[name.partition("-")[0]]]
 
 
@@ -346,7 +289,7 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
     Raises ValueError for an engine that cannot run here, or where the engines do not compute the same; DeviceError.
     """
     if problem.device == "cuda":
-        backend.check("cuda")
+        check_device("cuda")
     for name in engines:
         if name not in available(problem.device):
             raise ValueError(f"engine {name!r}: expected one of {', '.join(available(problem.device))}")
@@ -355,13 +298,14 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
         folder = Path(made)
         report(f"random weights of T5 {problem.size} in {problem.storage} go to {folder}")
         write_model(folder, problem.size, problem.storage)
-        write_prompt(folder, problem.length)
+        write_prompt(folder, problem.prompt_length)
         with ExitStack() as stack:
             running = {}
             for name in engines:
                 report(f"opening {name}")
                 before = gpu_memory() if problem.device == "cuda" else 0.0
-                running[name] = Engine(name, folder, problem)
+                words = [*command(name), name, folder, json.dumps(asdict(problem))]
+                running[name] = Engine(name, words, folder)
                 stack.callback(running[name].close)
                 notes.add(name, "loss", "", running[name].ask("loss"))
                 notes.add(name, "first step", "s", running[name].ask("step"))
@@ -391,7 +335,7 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
 
 def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes: Notes, report) -> None:
     """Steps, forward passes and greedy decoding of all engines, one after the other, round after round."""
-    tokens = problem.batch * (problem.length + problem.input_tokens + problem.target_tokens)
+    tokens = problem.batch_size * (problem.prompt_length + problem.input_tokens + problem.target_tokens)
     for engine in running.values():
         engine.ask("score")
         engine.ask("generate")
@@ -408,7 +352,7 @@ def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes
             notes.add(name, "forward", "ms", 1e3 * seconds)
             notes.add(name, "forward rate", "token/s", tokens / seconds)
         for name, engine in running.items():
-            notes.add(name, "generate", "token/s", problem.batch * problem.new_tokens / engine.ask("generate"))
+            notes.add(name, "generate", "token/s", problem.batch_size * problem.new_tokens / engine.ask("generate"))
         if "ort" in running:
             notes.add("machine", "GEMM rate", "GFLOP/s", 2 * GEMM**3 / running["ort"].ask("gemm") / 1e9)
     if "ort" in running:
@@ -421,7 +365,7 @@ def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes
 def _judge(running: dict[str, Engine], folder: Path, problem: Problem, notes: Notes, report) -> None:
     """How far each gradient is from float64: the norm of the difference over the norm."""
     report("gradient in float64")
-    run_once([*command("numpy"), "exact", folder, json.dumps(asdict(problem))], folder)
+    running["numpy"].ask("exact")
     exact = np.load(folder / "exact.npy")
     for name, engine in running.items():
         engine.ask("gradient")
@@ -458,7 +402,5 @@ if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
     if what == "cold":
         cold_start(Path(where))
-    elif what == "exact":
-        save_exact(Path(where), Problem(**json.loads(rest[0])))
     else:
         run_own(what, Path(where), Problem(**json.loads(rest[0])))

@@ -1,7 +1,7 @@
 """Run a function on a device: by NumPy as it stands, or lowered and run by ONNX Runtime on a CPU or CUDA GPU.
 
-    step = compile(train.loss_and_gradient, "cpu")
-    value, gradient = step(delta, params, config, batch)    # as loss_and_gradient itself
+    step = compile(train.loss_and_grads, "cpu")
+    loss, grads = step(trainable, params, config, batch)    # as loss_and_grads itself
 
 The first call with new shapes lowers the function and opens a session; later calls with the same shapes
 only run it. Arrays that nobody can write are frozen weights: on "cpu" they are read where they lie (also in a mapped
@@ -18,23 +18,22 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
+from tinyprompt.errors import DeviceError
 from tinyprompt.lower import Traced, is_frozen, lower, named
 from tinyprompt.tree import leaves, refill
 
-DEVICES = ("numpy", "cpu", "cuda")
-# Where each can run, and how it is lowered. In int8: the encoder, which does nearly all of the work; the gradient that
-# comes from an output head has spikes beside which 8 bits leave nothing.
-PRECISIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "full": (DEVICES, {}),
-    "int8": (("cpu",), {"int8": "encoder."}),
-    "bf16": (("cuda",), {"bf16": True}),
+# One word says where a function runs and how exactly: the place, and how the function is lowered. In int8: the encoder,
+# which does nearly all of the work; the gradient that comes from an output head has spikes beside which 8 bits leave
+# nothing.
+DEVICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "numpy": ("numpy", {}),
+    "cpu": ("cpu", {}),
+    "cpu-int8": ("cpu", {"int8": "encoder."}),
+    "cuda": ("cuda", {}),
+    "cuda-bf16": ("cuda", {"bf16": True}),
 }
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 SESSIONS = 32  # open at once for one function; the least recently used is closed first
-
-
-class DeviceError(RuntimeError):
-    """A device that cannot be used here; the message says what is missing and how to mend it."""
 
 
 def version(package: str) -> str | None:
@@ -45,23 +44,19 @@ def version(package: str) -> str | None:
         return None
 
 
-def default() -> str:
-    """The device to use unless one is named: "cpu" where ONNX Runtime is installed, else "numpy"."""
+def default_device() -> str:
+    """The device to use unless one is named: "cpu" if ONNX Runtime is installed, else "numpy"."""
     return "cpu" if version("onnx") and (version("onnxruntime") or version("onnxruntime-gpu")) else "numpy"
 
 
-def check(device: str, precision: str = "full") -> None:
-    """Raise DeviceError unless functions can run on the device in the precision."""
+def check_device(device: str) -> str:
+    """The place of a device: "numpy", "cpu" or "cuda". Raises DeviceError if functions cannot run there."""
     if device not in DEVICES:
         raise DeviceError(f"device {device!r}: expected one of {', '.join(DEVICES)}")
-    if precision not in PRECISIONS:
-        raise DeviceError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    devices, _ = PRECISIONS[precision]
-    if device not in devices:
-        raise DeviceError(f"precision {precision!r}: not on device {device!r}, only on {' or '.join(devices)}")
-    if device == "numpy":
-        return
-    wanted, extra = ("onnxruntime-gpu", "gpu") if device == "cuda" else ("onnxruntime", "ort")
+    place, _ = DEVICES[device]
+    if place == "numpy":
+        return place
+    wanted, extra = ("onnxruntime-gpu", "gpu") if place == "cuda" else ("onnxruntime", "ort")
     if version("onnxruntime") and version("onnxruntime-gpu"):
         raise DeviceError(
             f"device {device!r}: onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
@@ -70,18 +65,18 @@ def check(device: str, precision: str = "full") -> None:
     for package in ("onnx", wanted):
         if not version(package) and not (package == "onnxruntime" and version("onnxruntime-gpu")):
             raise DeviceError(f"device {device!r}: {package} is not installed; pip install 'tinyprompt[{extra}]'")
-    if device == "cuda":
+    if place == "cuda":
         _probe_cuda()
+    return place
 
 
-def describe(device: str, precision: str = "full") -> str:
-    """One line: where things run, and with what. Raises DeviceError."""
-    check(device, precision)
-    if device == "numpy":
-        hint = "" if default() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt[ort]'"
+def describe_device(device: str) -> str:
+    """One line: where functions run, and with what. Raises DeviceError."""
+    if check_device(device) == "numpy":
+        hint = "" if default_device() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt[ort]'"
         return f"device: numpy {np.__version__}{hint}"
     package = "onnxruntime" if version("onnxruntime") else "onnxruntime-gpu"
-    return f"device: {device} ({package} {version(package)})" + (f", {precision}" if precision != "full" else "")
+    return f"device: {device} ({package} {version(package)})"
 
 
 @functools.cache
@@ -180,15 +175,16 @@ def _key(value: Any) -> Any:
 
 
 @functools.lru_cache(64)
-def compile(function: Callable, device: str, precision: str = "full") -> Callable:
-    """`function` on a device: same positional arguments, same results.
+def compile(function: Callable, device: str) -> Callable:
+    """`function` on a device, one word of DEVICES: same positional arguments, same results.
 
-    What is not an array in the arguments must be hashable; it becomes part of the graph, and so does whatever the
-    function reads from elsewhere. precision: one of PRECISIONS.
-    Raises DeviceError, also for what ONNX Runtime cannot run.
+    Arguments that are no arrays must be hashable; they become part of the graph, and so does whatever the function
+    reads from elsewhere. Raises DeviceError, also for what ONNX Runtime cannot run.
+
+    Example: `compile(loss_and_grads, "cpu")(trainable, params, config, batch)`.
     """
-    check(device, precision)
-    if device == "numpy":
+    place = check_device(device)
+    if place == "numpy":
         return function
     sessions: OrderedDict[Any, Any] = OrderedDict()
 
@@ -196,18 +192,18 @@ def compile(function: Callable, device: str, precision: str = "full") -> Callabl
     def run(*arguments):
         key = _key(arguments)
         if key not in sessions:
-            graph, result = lower(function, *arguments, **PRECISIONS[precision][1])
+            graph, result = lower(function, *arguments, **DEVICES[device][1])
             names = [name for name, x in named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
-            sessions[key] = open_session(graph, device), graph, names, result
+            sessions[key] = open_session(graph, place), graph, names, result
             if len(sessions) > SESSIONS:
                 sessions.popitem(last=False)
         sessions.move_to_end(key)
         session, graph, names, result = sessions[key]
         found = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
         arrays = dict(zip(names, found, strict=True))
-        inputs = {x.name: on_device(arrays[x.name], device) for x in graph.inputs}
+        inputs = {x.name: on_device(arrays[x.name], place) for x in graph.inputs}
         for (source, recipe), parts in graph.derived.items():
-            values = derived(arrays[source], recipe, device)
+            values = derived(arrays[source], recipe, place)
             inputs |= {x.name: value for x, value in zip(parts, values, strict=True)}
         try:
             outputs = iter([x.numpy() for x in session.run_with_ort_values(None, inputs)])

@@ -3,24 +3,23 @@
 import io
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
 from safetensors import safe_open
-from safetensors.numpy import save
 
-from tinyprompt import hub, t5
-from tinyprompt.checkpoint import CheckpointError, Model, map_safetensors, read_json, write
-from tinyprompt.methods import PROMPT, Sizes, stored_shapes
-from tinyprompt.pickles import map_pickle
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files import hub
+from tinyprompt.files.io import read_json, write
+from tinyprompt.files.safetensors import dump, map_tensors
+from tinyprompt.files.torch_bin import map_pickle
+from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.tree import Flat
 
-SELF_ATTENTION = re.compile(r"decoder\.block\.\d+\.layer\.0\.SelfAttention")
 STATE = "state."  # how the names of the training state begin in our own file;
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINING_STATE = "training_state.safetensors"  # and its own file in a PEFT directory
@@ -41,83 +40,6 @@ PEFT_CONFIG = dict(
     tokenizer_kwargs=None,
     tokenizer_name_or_path=None,
 )
-
-
-class Prompt(NamedTuple):
-    """A tuned prompt, or what another method stores, and all that is needed to use it again."""
-
-    delta: Flat  # {"encoder.prompt.embedding": (P, d_model)}, or the keys of another method (see methods.py)
-    model: str | None  # name of the frozen model; None: the file does not say
-    fingerprint: str | None  # sha256 of the frozen weights; None: the file does not say
-    labels: tuple[str, ...] | None  # label words, None for free text
-    settings: dict[str, Any]  # how it was trained: seed, task, optimiser ...
-    state: Flat | None = None  # what training needs to go on (see train.py)
-
-    def check(self, model: Model, path: str | Path = "this prompt") -> None:
-        """Raise CheckpointError, naming the file, where the prompt was tuned on another model, or cannot fit this one.
-
-        A prefix in more self-attentions than the decoder has fits: the surplus is not used, as by PEFT.
-        """
-        if self.fingerprint is not None:
-            found = model.fingerprint()
-            if found != self.fingerprint:
-                raise CheckpointError(
-                    f"{path}: was tuned on {self.model!r} (sha256 {self.fingerprint[:12]}...), "
-                    f"not on {model.name!r} (sha256 {found[:12]}...): "
-                    "a soft prompt works only on its own frozen model; name that model or tune again"
-                )
-        if self.fingerprint is not None and "method" in self.settings:
-            self._check_shapes(model, path)
-            return
-        c, shapes = model.config, t5.shapes(model.config)
-        prefixes: dict[str, dict[str, np.ndarray]] = {}
-        for name, value in self.delta.items():
-            attention, prefix, part = name.partition(".prefix.")
-            if prefix:
-                prefixes.setdefault(attention, {})[part] = value
-            elif value.shape[1:] != (c.d_model,) if name == PROMPT else self.fingerprint is None:
-                raise CheckpointError(
-                    f"{path}: does not fit {model.name!r}: key {name!r} has shape {list(value.shape)}, "
-                    f"expected {PROMPT!r} of (P, {c.d_model}); name the model that it was tuned on"
-                )
-        layers = {name for name in prefixes if SELF_ATTENTION.fullmatch(name)}
-        used = {f"decoder.block.{i}.layer.0.SelfAttention" for i in range(c.num_decoder_layers)}
-        if layers and not layers >= used:
-            raise CheckpointError(
-                f"{path}: this prefix is for {len(layers)} decoder layers, {model.name!r} has {c.num_decoder_layers} "
-                "and needs one for each; name the model that it was tuned on"
-            )
-        width = c.num_heads * c.d_kv
-        for name, parts in prefixes.items():
-            sizes = {part: value.shape for part, value in parts.items()}
-            known = f"{name}.q.weight" in shapes or name in layers
-            rows = next(iter(sizes.values()))[0]
-            if not known or sizes != {"key": (rows, width), "value": (rows, width)}:
-                raise CheckpointError(
-                    f"{path}: does not fit {model.name!r}: the prefix at {name!r} has the shapes {sizes}, "
-                    f"expected key and value of (P, {width}) at an attention; name the model that it was tuned on"
-                )
-
-    def _check_shapes(self, model: Model, path: str | Path) -> None:
-        """Raise CheckpointError unless there is what the method stores, in its shapes."""
-        try:
-            sizes = {name: self.settings[name] for name in ("length", "rank", "hidden")}
-            of = Sizes(**sizes, labels=len(self.labels or ()) or 1)
-            expected = stored_shapes(self.settings["method"], model.config, of)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: its settings are damaged ({error}); tune again") from None
-        found = {name: value.shape for name, value in self.delta.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if found.get(name) != expected.get(name):
-                wanted, there = (shapes.get(name, "nothing") for shapes in (expected, found))
-                raise CheckpointError(f"{path}: is damaged: key {name!r}: expected {wanted}, found {there}; tune again")
-
-    def vectors(self, path: str | Path) -> np.ndarray:
-        """The soft prompt, float32 (P, d_model). Raises CheckpointError, naming the file, for another method."""
-        if self.delta.keys() != {PROMPT}:
-            found = next((name for name in self.delta if name != PROMPT), "nothing")
-            raise CheckpointError(f"{path}: expected a soft prompt, {PROMPT!r} and nothing else; found {found!r}")
-        return np.asarray(self.delta[PROMPT], np.float32, order="C")
 
 
 def load_prompt(path: str | Path) -> Prompt:
@@ -167,15 +89,13 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
     """
     path = Path(path)
     check_target(path)
-    # `save` writes the bytes as they lie in memory: of a transposed array, in the wrong order.
-    parts = prompt.delta, prompt.state or {}
-    delta, state = ({name: np.ascontiguousarray(x) for name, x in part.items()} for part in parts)
-    labels = None if prompt.labels is None else json.dumps(prompt.labels)
-    known = dict(model=prompt.model, fingerprint=prompt.fingerprint, labels=labels)
+    state = prompt.train_state or {}
+    words = None if prompt.label_words is None else json.dumps(prompt.label_words)
+    known = dict(model=prompt.model, fingerprint=prompt.fingerprint, label_words=words)
     about = {"settings": json.dumps(prompt.settings)} | {k: v for k, v in known.items() if v is not None}
     if path.suffix == ".safetensors":
-        tensors = delta | {STATE + name: value for name, value in state.items()}
-        write({path: save(tensors, {"format": "tinyprompt", **about})})
+        tensors = prompt.params | {STATE + name: value for name, value in state.items()}
+        write({path: dump(tensors, {"format": "tinyprompt", **about})})
         return path
     vectors = prompt.vectors(path)
     if path.suffix == ".npy":
@@ -185,12 +105,12 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
         return path
     size = {"num_virtual_tokens": len(vectors), "token_dim": vectors.shape[1]}
     config = PEFT_CONFIG | size | {"base_model_name_or_path": prompt.model}
-    files = {
+    files: dict[Path, Any] = {
         path / "adapter_config.json": json.dumps(config, indent=2, sort_keys=True).encode(),
-        path / "adapter_model.safetensors": save({"prompt_embeddings": vectors}, {"format": "pt", **about}),
+        path / "adapter_model.safetensors": dump({"prompt_embeddings": vectors}, {"format": "pt", **about}),
     }
     if state:
-        files[path / TRAINING_STATE] = save(state, {"format": "tinyprompt"})
+        files[path / TRAINING_STATE] = dump(state, {"format": "tinyprompt"})
     write(files)
     if not state:
         (path / TRAINING_STATE).unlink(missing_ok=True)  # of another prompt
@@ -265,9 +185,9 @@ def _read_numpy(path: Path, name: str | None = None) -> dict[str, Prompt]:
     return {n: _foreign({PROMPT: x}) for n, x in vectors.items()}
 
 
-def _foreign(delta: Flat, model: str | None = None) -> Prompt:
+def _foreign(params: Flat, model: str | None = None) -> Prompt:
     """A prompt of which no more is known."""
-    return Prompt(delta, model, None, None, {})
+    return Prompt(params, model)
 
 
 def _read_safetensors(path: Path) -> Prompt:
@@ -279,35 +199,35 @@ def _read_safetensors(path: Path) -> Prompt:
             "of a PEFT adapter name the directory"
         )
     state = {name.removeprefix(STATE): x for name, x in tensors.items() if name.startswith(STATE)}
-    delta = {
+    params = {
         name: _checked(x, f"{path}: key {name!r}", name == PROMPT or ".prefix." in name)
         for name, x in tensors.items()
         if not name.startswith(STATE)
     }
-    if not delta:
+    if not params:
         raise CheckpointError(f"{path}: holds no prompt, expected {PROMPT!r}; tune it again")
-    return _described(delta, about, state or None, path)
+    return _described(params, about, state or None, path)
 
 
 def _read_tensors(path: Path) -> tuple[Flat, dict[str, str]]:
     """Copies of the tensors of a safetensors file, and its metadata."""
-    tensors = {name: np.array(x) for name, x in map_safetensors(path).items()}
+    tensors = {name: np.array(x) for name, x in map_tensors(path).items()}
     with safe_open(path, "numpy") as file:
         return tensors, file.metadata() or {}
 
 
-def _described(delta: Flat, about: Mapping[str, str], state: Flat | None, path: Path) -> Prompt:
+def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path: Path) -> Prompt:
     """A prompt with what the metadata of its file say about it."""
     try:
-        labels, settings = json.loads(about.get("labels", "null")), json.loads(about["settings"])
-        if not isinstance(settings, dict) or not isinstance(labels, list | None):
+        words, settings = json.loads(about.get("label_words", "null")), json.loads(about["settings"])
+        if not isinstance(settings, dict) or not isinstance(words, list | None):
             raise ValueError("expected a list of labels and a dict of settings")
-        if not all(isinstance(label, str) for label in labels or ()):
+        if not all(isinstance(word, str) for word in words or ()):
             raise ValueError("expected labels that are words")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error})") from None
-    labels = None if labels is None else tuple(labels)
-    return Prompt(delta, about.get("model"), about.get("fingerprint"), labels, settings, state)
+    words = None if words is None else tuple(words)
+    return Prompt(params, about.get("model"), about.get("fingerprint"), words, settings, state)
 
 
 def _read_peft(folder: Path) -> Prompt:
@@ -353,12 +273,12 @@ def _read_peft(folder: Path) -> Prompt:
         raise CheckpointError(
             f"{weights}: key 'prompt_embeddings' has shape {list(found.shape)}; {path.name} implies {list(shape)}"
         )
-    delta = _prefix(found.reshape(rows, -1, config["token_dim"])) if prefix else {PROMPT: found[:rows]}
+    params = _prefix(found.reshape(rows, -1, config["token_dim"])) if prefix else {PROMPT: found[:rows]}
     if "settings" in about:  # we wrote it
         state = folder / TRAINING_STATE
-        return _described(delta, about, _read_tensors(state)[0] if state.exists() else None, weights)
+        return _described(params, about, _read_tensors(state)[0] if state.exists() else None, weights)
     name = config.get("base_model_name_or_path")
-    return _foreign(delta, name if isinstance(name, str) else None)
+    return _foreign(params, name if isinstance(name, str) else None)
 
 
 def _prefix(rows: np.ndarray) -> Flat:

@@ -13,9 +13,9 @@ import torch
 from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from tinyprompt.bench import LABELS, PROMPT_FILE, TEXT, Problem, forget_peak, peak_memory, serve
-from tinyprompt.methods import PROMPT
-from tinyprompt.prompts import load_prompt
+from tinyprompt.files.prompts import load_prompt
+from tinyprompt.tools.bench import LABELS, PROMPT_FILE, TEXT, Problem, forget_peak, peak_memory
+from tinyprompt.tools.process import serve
 
 
 def run(engine: str, folder: Path, problem: Problem) -> None:
@@ -25,15 +25,19 @@ def run(engine: str, folder: Path, problem: Problem) -> None:
     frozen: Any = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     frozen.to(problem.device)
     config = PromptTuningConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=problem.length, num_transformer_submodules=1
+        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=problem.prompt_length, num_transformer_submodules=1
     )
     model: Any = get_peft_model(frozen, config)
-    prompt = load_prompt(folder / PROMPT_FILE).delta[PROMPT]
+    prompt = load_prompt(folder / PROMPT_FILE).array
     model.prompt_encoder["default"].embedding.weight.data.copy_(torch.from_numpy(prompt))
     model.save_pretrained(str(folder / "peft"))  # for the cold start
     model.train()  # as a training loop has it; the dropout rate is 0
     batch = problem.draw(frozen.config.vocab_size)
-    arrays = dict(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+    arrays = dict(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        labels=np.where(batch.weights, batch.labels, -100),
+    )
     inputs = {name: torch.from_numpy(x).to(problem.device) for name, x in arrays.items()}
     forward = torch.compile(model) if engine == "peft-compile" else model
 

@@ -21,7 +21,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from ml_dtypes import bfloat16
 
-from tinyprompt.tree import CheckpointError, Flat
+from tinyprompt.errors import CheckpointError
+from tinyprompt.tree import Flat
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the number that opens the layout before torch 1.6
 KINDS: dict[str, type] = {

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from tinyprompt import t5
-from tinyprompt.tree import CheckpointError
+from tinyprompt.config import Config, weight_shapes
+from tinyprompt.errors import CheckpointError
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 DTYPES |= {"<f8": np.float64, "<f4": np.float32, "<f2": np.float16}
@@ -71,11 +71,11 @@ def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
         )
     raw = _config(folder, arrays)
     try:
-        config = t5.Config.from_dict(raw)
+        config = Config.from_dict(raw)
     except ValueError as error:
         raise CheckpointError(f"{folder}: its shapes make no T5: {error}") from None
     weights: dict[str, Lazy] = {}
-    for name, shape in t5.shapes(config).items():
+    for name, shape in weight_shapes(config).items():
         source = t5x_name(name, config)
         if source not in arrays:
             raise CheckpointError(f"{folder}: {source!r} is missing; expected shape {list(shape[::-1])}")
@@ -86,7 +86,7 @@ def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
     return raw, weights
 
 
-def t5x_name(name: str, config: t5.Config) -> str:
+def t5x_name(name: str, config: Config) -> str:
     """What T5X calls the weight that Hugging Face calls `name`."""
     top = {"shared.weight": "token_embedder.embedding", "lm_head.weight": "decoder.logits_dense.kernel"}
     if name in top:
@@ -148,7 +148,7 @@ def _config(folder: Path, arrays: dict[str, Lazy]) -> dict[str, Any]:
     }
 
 
-def _oriented(folder: Path, source: str, array: Lazy, name: str, shape: tuple[int, ...], config: t5.Config) -> Lazy:
+def _oriented(folder: Path, source: str, array: Lazy, name: str, shape: tuple[int, ...], config: Config) -> Lazy:
     """An array as Hugging Face has it: kernels transposed, and without the dimension of the heads."""
     turned = name != "shared.weight"
     stored = shape[::-1] if turned else shape

@@ -1,9 +1,10 @@
 """The side of torch in `tinyprompt check`: the same batches by transformers, in a process of its own.
 
-python -m tinyprompt.check_torch MODEL FOLDER DTYPE     # FOLDER/case0.npz to FOLDER/found0.npz, and so on
+python -m tinyprompt.tools.check_torch MODEL FOLDER     # a call: FOLDER/case0.npz to FOLDER/found0.npz, and so on
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from tinyprompt.checkpoint import read_config
+from tinyprompt.files.models import read_config
+from tinyprompt.tools.process import serve
 
 
 def exact_norm(self, x):
@@ -36,8 +38,8 @@ def loss_and_logits(model, prompt, input_ids, attention_mask, labels, weights):
     return (nll * weights).sum() / weights.sum(), logits
 
 
-def main(where: str, folder: str, name: str) -> None:
-    """Logits, loss and prompt gradient of every case in the folder."""
+def run(where: str, folder: str, name: str) -> None:
+    """Logits, loss and prompt gradient of every case in the folder, in a dtype."""
     dtype = getattr(torch, name)
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(where, dtype=dtype, local_files_only=True).eval()
     # transformers 5 takes every UMT5 for tied, and then scales its logits.
@@ -57,4 +59,4 @@ def main(where: str, folder: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve({name: partial(run, sys.argv[1], sys.argv[2], name) for name in ("float64", "float32")})

@@ -1,4 +1,4 @@
-"""Built-in tasks: files as they are distributed, to rows in T5's text formats, and the metrics of their papers.
+"""Readers of data sets as they are distributed: files to examples in T5's text formats. Knows no task and no metric.
 
 The formats are those of t5.data.preprocessors without the task's name in front, as in Lester et al. 2021: the columns
 by name, "hypothesis: ... premise: ...", sorted (unless said otherwise). White space at both ends of a text is dropped.
@@ -6,16 +6,13 @@ by name, "hypothesis: ... premise: ...", sorted (unless said otherwise). White s
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from tinyprompt import data
+from tinyprompt.errors import DataError
 
-from tinyprompt import data, metrics
-from tinyprompt.data import DataError, Row
-
-PLAIN = ("auto", "classify", "generate")  # files of columns: label words found, wanted or not
 PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 BLANKS = re.compile(r"[\t\n\f\r ]+")
 
@@ -30,109 +27,7 @@ class Example(NamedTuple):
     group: str = ""
 
 
-class Task(NamedTuple):
-    """How files become examples, and answers scores. Without label words the answer is free text."""
-
-    examples: Callable[[Path], Iterator[Example]]
-    metrics: dict[str, Callable[[Sequence[str], Sequence[Row], Sequence[str]], float]]
-    labels: tuple[str, ...] | None = None  # in the order of their codes; of two, the second is the positive one
-    init: tuple[str, ...] | None = None  # words for the first prompt, where there are no label words
-    training: Callable[[Example], Iterator[Example]] = lambda example: iter([example])  # what is learned from one
-
-
-def read(
-    name: str,
-    path: str | Path,
-    training: bool = False,
-    words: Mapping[str, str] | None = None,
-    labelled: bool = True,
-) -> list[Row]:
-    """Rows of a file of the task.
-
-    training: what is learned from: one row for each right answer of ReCoRD, the true referents of WSC.
-    words: other label words, {"equivalent": "duplicate", ...}. labelled: without it targets may be missing, and are "".
-    Raises DataError that names the file and the row.
-    """
-    task, rows = TASKS[name], []
-    named = dict(zip(task.labels or (), labels_of(name, words) or (), strict=True))
-    for example in task.examples(Path(path)):
-        for one in task.training(example) if training else [example]:
-            target: Any = one.target
-            if not labelled:
-                target = ""
-            elif target is None:
-                raise DataError(f"{one.where}: has no label or answer; name a file that does, such as train or val")
-            elif task.labels:
-                target = named[_label(target, task.labels, one.where)]
-            rows.append(Row(one.input.strip(), target.strip(), one.answers, one.group))
-    if not rows:
-        raise DataError(f"{path}: no rows")
-    return rows
-
-
-def mixed(names: Sequence[str], parts: Sequence[Sequence[Row]]) -> list[Row]:
-    """One set of rows for all tasks: behind the task's name, answered with free text, as T5 was tuned on many at once.
-
-    All rows of each: that is T5's mixing in proportion to their numbers, below its limit of 2**19 rows a task
-    (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2).
-    """
-    return [
-        row._replace(input=f"{name} {row.input}", task=name)
-        for name, rows in zip(names, parts, strict=True)
-        for row in rows
-    ]
-
-
-def labels_of(name: str, words: Mapping[str, str] | None = None) -> tuple[str, ...] | None:
-    """The label words of a task, or those in their place; None for free text. Raises DataError."""
-    labels = TASKS[name].labels
-    if words and set(words) != set(labels or ()):
-        expected = ", ".join(labels or ()) or "nothing: its answers are free text"
-        raise DataError(f"task {name}: expected words for {expected}; found some for {', '.join(words)}")
-    if not words or not labels:
-        return labels
-    found = tuple(words[label] for label in labels)
-    if len(set(found)) < len(found) or (set(found) == set(labels) and found != labels):
-        raise DataError(f"task {name}: expected different words, none in another's place, found {', '.join(found)}")
-    return found
-
-
-def first_words(name: str) -> tuple[str, ...] | None:
-    """Words for the first prompt of a task without label words, where the paper names some (section 3.2)."""
-    return TASKS[name].init if name in TASKS else None
-
-
-def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None) -> dict[str, float]:
-    """Every metric of the task by name; `mean_score` makes one number of them. "boolq,rte" is a mixture of tasks.
-
-    labels: in the task's order, or None for free text. Raises ValueError on unequal lengths or none.
-    """
-    if "," in name:
-        parts = _parts(name, predicted, rows)
-        return {f"{part} {key}": x for part, said, of in parts for key, x in score(part, said, of, None).items()}
-    if name in PLAIN:
-        return {"accuracy" if labels else "exact match": metrics.accuracy(predicted, [row.target for row in rows])}
-    task = TASKS[name]
-    if not labels or set(labels) == set(task.labels or ()):
-        labels = task.labels
-    return {metric: function(predicted, rows, labels or ()) for metric, function in task.metrics.items()}
-
-
-def mean_score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None) -> float:
-    """The mean of the task's metrics, of a mixture that of its tasks: the dev score (section 3.1)."""
-    if "," in name:
-        return float(np.mean([mean_score(part, said, of, None) for part, said, of in _parts(name, predicted, rows)]))
-    return float(np.mean(list(score(name, predicted, rows, labels).values())))
-
-
-def _parts(name: str, predicted: Sequence[str], rows: Sequence[Row]) -> Iterator[tuple[str, list[str], list[Row]]]:
-    """The name of each task of a mixture, its answers and its rows."""
-    for part in name.split(","):
-        pairs = [(answer, row) for answer, row in zip(predicted, rows, strict=True) if row.task == part]
-        yield part, [answer for answer, _ in pairs], [row for _, row in pairs]
-
-
-def _label(value: Any, labels: Sequence[str], where: str) -> str:
+def label_of(value: Any, labels: Sequence[str], where: str) -> str:
     """The label word of a word or of a code 0, 1, ..., which may be a text or a bool. Raises DataError."""
     if value in labels and isinstance(value, str):
         return value
@@ -220,7 +115,7 @@ def record(path: Path) -> Iterator[Example]:
 def wsc(path: Path) -> Iterator[Example]:
     """The text with its *pronoun* marked; the target is the referent to judge, an answer only if it is the true one.
 
-    Some spans of the files are not in their texts, and some indices are off by one: as TFDS and T5, this mends them.
+    Some spans of the files are not in their texts, and some indices are off by one: as TFDS and T5, this fixes them.
     """
     for number, record in data.records(path):
         where = f"{path}: row {number}"
@@ -239,7 +134,7 @@ def wsc(path: Path) -> Iterator[Example]:
             fold = str.lower if text.split()[start][0].islower() else str.upper
             referent = (fold(referent[0]) + referent[1:]).rstrip(".").replace("\n", " ")
         label = record.get("label")
-        answers = (referent,) if not _unknown(label) and _label(label, ("False", "True"), where) == "True" else ()
+        answers = (referent,) if not _unknown(label) and label_of(label, ("False", "True"), where) == "True" else ()
         yield Example(where, " ".join(words), None if _unknown(label) else referent, answers, text)
 
 
@@ -317,89 +212,3 @@ def agnews(path: Path) -> Iterator[Example]:
         if code not in ("1", "2", "3", "4"):
             raise DataError(f"{where}: class {code!r}: expected 1, 2, 3 or 4")
         yield Example(where, f"description: {record['Description']} title: {record['Title']}", int(code) - 1)
-
-
-DETERMINERS = set(
-    "a an few her his each every many much my our some that the their these this those which whose your".split()  # noqa: SIM905
-)
-
-
-def _words(text: str) -> set[str]:
-    """The different words of a text but for determiners, in lower case."""
-    return set(text.lower().split()) - DETERMINERS
-
-
-def _means(predicted: str, referent: str) -> bool:
-    """Whether an answer means a referent: one has all words of the other, neither or both a genitive (T5's rule)."""
-    one, other = _words(predicted), _words(referent)
-    return ("'" in predicted) == ("'" in referent) and bool(one and other) and (one <= other or other <= one)
-
-
-def _referent_accuracy(predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str]) -> float:
-    """Share of rows where the answer means the referent if, and only if, it is the true one; no answer is wrong."""
-    said = [str(_means(p, row.target)) if _words(p) else "" for p, row in zip(predicted, rows, strict=True)]
-    return metrics.accuracy(said, [str(bool(row.answers)) for row in rows])
-
-
-def _targets(rows: Sequence[Row]) -> list[str]:
-    return [row.target for row in rows]
-
-
-ACCURACY = {"accuracy": lambda predicted, rows, labels: metrics.accuracy(predicted, _targets(rows))}
-F1 = {"f1": lambda predicted, rows, labels: metrics.f1(predicted, _targets(rows), labels[1])}
-MACRO_F1 = {"macro f1": lambda predicted, rows, labels: metrics.macro_f1(predicted, _targets(rows), labels)}
-MATTHEWS = {"matthews": lambda predicted, rows, labels: metrics.matthews(predicted, _targets(rows), labels)}
-GROUPS = {
-    "exact match": lambda predicted, rows, labels: metrics.group_exact_match(
-        predicted, _targets(rows), [row.group for row in rows]
-    )
-}
-ANSWERS = {
-    "exact match": lambda predicted, rows, labels: metrics.answer_exact_match(predicted, [row.answers for row in rows]),
-    "f1": lambda predicted, rows, labels: metrics.answer_f1(predicted, [row.answers for row in rows]),
-}
-BOOL, ENTAILMENT = ("False", "True"), ("entailment", "not_entailment")
-
-TASKS = {
-    # SuperGLUE
-    "boolq": Task(table("passage", "question"), ACCURACY, BOOL),
-    "cb": Task(table("hypothesis", "premise"), MACRO_F1 | ACCURACY, ("entailment", "contradiction", "neutral")),
-    "copa": Task(table("choice1", "choice2", "premise", "question"), ACCURACY, ("choice1", "choice2")),
-    "multirc": Task(multirc, F1 | GROUPS, BOOL),
-    "record": Task(
-        record,
-        ANSWERS,
-        init=("commonsense", "reasoning", "reading", "comprehension"),
-        training=lambda example: (example._replace(target=answer) for answer in example.answers or [None]),
-    ),
-    "rte": Task(table("hypothesis", "premise"), ACCURACY, ENTAILMENT),
-    "wic": Task(table("sentence1", "sentence2", "word"), ACCURACY, BOOL),
-    "wsc": Task(
-        wsc,
-        {"accuracy": _referent_accuracy},
-        init=("commonsense", "pronoun", "resolution"),
-        training=lambda example: iter([example] if example.answers or example.target is None else []),
-    ),
-    "axb": Task(table("hypothesis", "premise", hypothesis="sentence2", premise="sentence1"), MATTHEWS, ENTAILMENT),
-    "axg": Task(table("hypothesis", "premise"), ACCURACY, ENTAILMENT),
-    # GLUE
-    "cola": Task(
-        table("sentence", header=("source", "label", "mark", "sentence")), MATTHEWS, ("unacceptable", "acceptable")
-    ),
-    "glue-rte": Task(table("sentence1", "sentence2"), ACCURACY, ENTAILMENT),
-    "mrpc": Task(
-        table("sentence1", "sentence2", label="label|Quality", sentence1="#1 String", sentence2="#2 String"),
-        F1 | ACCURACY,
-        ("not_equivalent", "equivalent"),
-    ),
-    "qqp": Task(
-        table("question1", "question2", label="label|is_duplicate", question1="text_a", question2="text_b"),
-        F1 | ACCURACY,
-        ("not_duplicate", "duplicate"),
-    ),
-    "sst2": Task(table("sentence"), ACCURACY, ("negative", "positive")),
-    # Others
-    "squad": Task(squad, ANSWERS),
-    "trec": Task(trec, ACCURACY, ("short", "meaning", "thing", "person", "place", "number")),
-    "agnews": Task(agnews, ACCURACY, ("World", "Sports", "Business", "Sci/Tech")),
-}

@@ -10,12 +10,12 @@ it may be 10 ** (1 / sqrt(n)) times as far in the mean over n batches. `check_to
 of its own.
 """
 
-import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +23,14 @@ import autograd.numpy as anp
 import numpy as np
 from autograd import grad
 
-from tinyprompt import backend, generate, initial, methods, t5, train
-from tinyprompt.backend import DeviceError
-from tinyprompt.checkpoint import CheckpointError, Model
-from tinyprompt.data import Batch
-from tinyprompt.methods import PROMPT, Sizes
+from tinyprompt import generate, methods, t5, train
+from tinyprompt.config import Config
+from tinyprompt.data import Batch, random_batch
+from tinyprompt.device import compile, version
+from tinyprompt.errors import CheckpointError, DeviceError
+from tinyprompt.model import PROMPT, Model
+from tinyprompt.settings import Settings
+from tinyprompt.tools.process import Engine
 from tinyprompt.tree import Flat, Tree, flatten, nest
 
 # Limits of errors relative to the norm
@@ -96,24 +99,11 @@ class Case(NamedTuple):
     batch: Batch
 
 
-def draw(model: Model, length: int = 20, rows: int = 3, tokens: int = 24, targets: int = 5, seed: int = 0) -> Case:
-    """A random batch, full in its first row and padded in the others, and a prompt of vocabulary rows.
-
-    Shapes: prompt (length, d_model) float32; input_ids (rows, tokens), labels (rows, targets). Inputs are padded on the
-    right, but the last one on the left.
-    """
-    rng = np.random.default_rng(seed)
-
-    def mask_of(width):
-        lengths = np.r_[width, rng.integers(1, width + 1, rows - 1)]
-        return (np.arange(width) < lengths[:, None]).astype(np.int64)
-
-    mask, weights = mask_of(tokens), mask_of(targets)
-    mask[1:][-1:] = mask[1:][-1:, ::-1]
-    ids = rng.integers(3, model.config.vocab_size, mask.shape) * mask
-    labels = rng.integers(3, model.config.vocab_size, weights.shape) * weights
-    prompt = initial.first(model, "prompt", Sizes(length), "vocab", seed=seed)[PROMPT]
-    return Case(prompt, Batch(ids, mask, labels, weights.astype(np.float32)))
+def draw(model: Model, seed: int = 0, length: int = 20) -> Case:
+    """A random batch, and a prompt of vocabulary rows: (length, d_model) float32."""
+    settings = Settings(prompt_length=length, init="vocab", seed=seed)
+    prompt = methods.init_params(model, settings, None)[PROMPT]
+    return Case(prompt, random_batch(model.config.vocab_size, 3, 24, 5, seed))
 
 
 def save_case(case: Case, path: str | Path) -> None:
@@ -176,17 +166,17 @@ def in_dtype(params: Tree, dtype) -> Tree:
     return nest({name: x if x.dtype.itemsize <= narrow else x.astype(dtype) for name, x in flat})
 
 
-def logits(delta: Flat, params: Tree, config: t5.Config, batch: Batch):
+def logits(trainable: Flat, params: Tree, config: Config, batch: Batch):
     """Logits (B, T, V) of the labels, teacher-forced: what `train.loss` takes the loss of."""
     shifted = generate.shift_right(batch.labels)
-    params = methods.apply(params, methods.stored(delta, config))
+    params = methods.apply(params, methods.stored(trainable, config))
     return t5.forward(params, config, batch.input_ids, batch.attention_mask, shifted)
 
 
 def run(model: Model, params: Tree, cases: Sequence[Case], device: str) -> list[Flat]:
     """Logits, loss and prompt gradient of each case on a device: in float64 if the weights are, else float32."""
     dtype = np.float64 if params["shared"]["weight"].dtype == np.float64 else np.float32
-    forward, backward = (backend.compile(function, device) for function in (logits, train.loss_and_gradient))
+    forward, backward = (compile(function, device) for function in (logits, train.loss_and_grads))
     out = []
     for prompt, batch in (cast(case, dtype) for case in cases):
         arguments = {PROMPT: prompt}, params, model.config, batch
@@ -200,15 +190,17 @@ def run_torch(folder: str | Path | None, cases: Sequence[Case], dtype: str) -> l
     if folder is None:
         raise DeviceError("no model directory given")
     for package in ("torch", "transformers"):
-        if not backend.version(package):
+        if not version(package):
             raise DeviceError(f"{package} is not installed")
     with tempfile.TemporaryDirectory() as made:
         for i, case in enumerate(cases):
             save_case(case, Path(made) / f"case{i}.npz")
-        words = [sys.executable, "-m", "tinyprompt.check_torch", str(folder), made, dtype]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            raise DeviceError(done.stderr.strip().rpartition("\n")[2])
+        try:
+            engine = Engine("torch", [sys.executable, "-m", "tinyprompt.tools.check_torch", folder, made], Path(made))
+            with closing(engine):
+                engine.ask(dtype)
+        except ValueError as error:
+            raise DeviceError(str(error)) from None
         return [dict(np.load(Path(made) / f"found{i}.npz")) for i in range(len(cases))]
 
 
@@ -383,7 +375,7 @@ def check_vjp(function: Callable, *arguments: np.ndarray, seed: int = 0) -> Repo
             if found.dtype != np.float32:
                 notes.append(f"{what}: {found.dtype} for float32 arguments")
         try:
-            lowered = backend.compile(compute, "cpu")(*exact)
+            lowered = compile(compute, "cpu")(*exact)
         except (TypeError, DeviceError) as problem:
             notes.append(f"{what}: not lowered: {problem}")
         else:

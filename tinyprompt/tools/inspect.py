@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyprompt import backend, ops
-from tinyprompt.backend import DeviceError
-from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt import ops
+from tinyprompt.device import version
+from tinyprompt.errors import CheckpointError, DeviceError
 from tinyprompt.lower import SHORT
-from tinyprompt.prompts import Prompt
+from tinyprompt.model import PROMPT, Model, Prompt
+from tinyprompt.settings import Settings
 from tinyprompt.tree import count, flatten
 
 ROWS = 4096  # rows of the vocabulary that are widened and compared at once
@@ -69,18 +70,26 @@ def near_equal(prompt) -> int:
 
 
 def describe_prompt(prompt: Prompt, name: str) -> dict[str, Any]:
-    """All that can be said of a prompt without a model: shape, dtype, norms (min, mean, max), near-equal vectors."""
-    found = prompt.vectors(name)
-    norms = np.linalg.norm(found.astype(np.float64), axis=-1)
-    return {
-        "shape": list(found.shape),
-        "dtype": str(found.dtype),
-        "norm": {"min": float(norms.min()), "mean": float(norms.mean()), "max": float(norms.max())},
-        "near_equal": near_equal(found),
+    """What a prompt tells without its model: arrays, settings, history; of a soft prompt also norms and likeness."""
+    out: dict[str, Any] = {
+        "arrays": {key: {"shape": list(x.shape), "dtype": str(x.dtype)} for key, x in prompt.params.items()},
         "model": prompt.model,
         "fingerprint": prompt.fingerprint,
-        "labels": prompt.labels,
+        "label_words": prompt.label_words,
+        "settings": prompt.settings,
+        "history": history(prompt),
     }
+    if prompt.params.keys() == {PROMPT}:
+        norms = np.linalg.norm(prompt.array.astype(np.float64), axis=-1)
+        out["norm"] = {"min": float(norms.min()), "mean": float(norms.mean()), "max": float(norms.max())}
+        out["near_equal"] = near_equal(prompt.array)
+    return out
+
+
+def history(prompt: Prompt) -> list[dict[str, float]]:
+    """The dev scores in the training state of a prompt: step, score, dev loss. Empty without one."""
+    rows = (prompt.train_state or {}).get("scores", np.zeros((0, 3)))
+    return [dict(zip(("step", "dev", "dev_loss"), map(float, row), strict=True)) for row in rows.reshape(-1, 3)]
 
 
 def read_prompt(prompt: Prompt, name: str, model: Model, k: int) -> dict[str, Any]:
@@ -136,9 +145,24 @@ def cut(text: str, width: int) -> str:
 
 
 def prompt_text(out: Mapping[str, Any]) -> str:
-    """The tables of one or several prompts; of one alone also the nearest pieces of all its vectors."""
-    prompts, vocabulary = out["prompts"], out["vocabulary"]
-    arrays = {name: array(p["dtype"], p["shape"]) for name, p in prompts.items()}
+    """The tables of one or several prompts; of one alone also where it is from, and what each vector is near to."""
+    soft = {name: p for name, p in out["prompts"].items() if "norm" in p}
+    lines = [*soft_lines(soft, out["vocabulary"])] if soft else []
+    for name, p in out["prompts"].items():
+        if name not in soft:
+            arrays = [f"  {key}: {array(x['dtype'], x['shape'])}" for key, x in p["arrays"].items()]
+            lines += [f"{name}: {p['settings'].get('method', 'a prefix')}, {len(arrays)} arrays", *arrays]
+    if len(soft) > 1:
+        lines += ["", *similarity_lines(out["similarity"]["names"], out["similarity"]["cosine"])]
+    if len(out["prompts"]) == 1:
+        (prompt,) = out["prompts"].values()
+        lines += [*origin_lines(prompt), *nearest_lines(prompt)]
+    return "\n".join(lines)
+
+
+def soft_lines(prompts: Mapping[str, Any], vocabulary: Mapping[str, Any] | None) -> list[str]:
+    """A line for each soft prompt: shape, norms, likeness; and what the columns mean."""
+    arrays = {name: array(*(p["arrays"][PROMPT][key] for key in ("dtype", "shape"))) for name, p in prompts.items()}
     shape = max(map(len, arrays.values()))
     wide = min(WIDTH - 60 - shape, max(len(name) for name in ("prompt", *prompts)))
     start = f"{'prompt':{wide}}  {'':{shape}}  "
@@ -161,14 +185,20 @@ def prompt_text(out: Mapping[str, Any]) -> str:
         ]
     if any("nearest" not in p for p in prompts.values()):
         lines.append("nearest pieces need the model that a prompt was tuned on: name it with --model")
-    if len(prompts) > 1:
-        return "\n".join([*lines, "", *similarity_lines(out["similarity"]["names"], out["similarity"]["cosine"])])
-    (prompt,) = prompts.values()
-    if prompt["model"]:
-        words = f"; labels: {', '.join(prompt['labels'])}" if prompt["labels"] else ""
-        digest = f" (sha256 {prompt['fingerprint'][:12]}...)" if prompt["fingerprint"] else ""
-        lines.append(f"tuned on {prompt['model']}{digest}{words}")
-    return "\n".join([*lines, *nearest_lines(prompt)])
+    return lines
+
+
+def origin_lines(prompt: Mapping[str, Any]) -> list[str]:
+    """The model, the label words, the settings that are not the defaults, and the dev scores of a prompt."""
+    if not prompt["model"]:
+        return []
+    words = f"; labels: {', '.join(prompt['label_words'])}" if prompt["label_words"] else ""
+    digest = f" (sha256 {prompt['fingerprint'][:12]}...)" if prompt["fingerprint"] else ""
+    lines = [f"tuned on {prompt['model']}{digest}{words}"]
+    changed = [f"{k} {v}" for k, v in prompt["settings"].items() if v != asdict(Settings()).get(k)]
+    lines += [textwrap.fill(f"settings: {', '.join(changed)}", WIDTH, subsequent_indent="  ")] if changed else []
+    scores = [f"{row['step']:.0f}: {row['dev']:.3f}" for row in prompt["history"]]
+    return lines + ([textwrap.fill(f"dev scores by step: {', '.join(scores)}", WIDTH)] if scores else [])
 
 
 def short(x: float) -> str:
@@ -240,7 +270,7 @@ def describe_graph(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError for a file that is no ONNX model, DeviceError without onnx.
     """
-    if not backend.version("onnx"):
+    if not version("onnx"):
         raise DeviceError(f"{path}: onnx is not installed; pip install 'tinyprompt[ort]'")
     import onnx
     from google.protobuf.message import DecodeError

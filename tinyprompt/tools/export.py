@@ -1,70 +1,90 @@
 """Write graphs that ONNX Runtime runs without tinyprompt: a training step and the score of given targets.
 
-    export("t5-v1_1-small", "out", batch=8, input_tokens=64, target_tokens=4, length=100)
-
 The weights are no part of a graph: it reads them as external data, each at its place in the model's own file
 (safetensors, or what torch.save wrote), 16-bit ones as they lie there. The soft prompt is an input. ONNX Runtime opens
 no external data outside the folder of a graph, not even through a link, so that file is copied beside the graphs.
 """
 
-import io
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from tinyprompt import backend, checkpoint, generate, hub, initial, prompts, t5, train
-from tinyprompt.backend import DeviceError
-from tinyprompt.checkpoint import CheckpointError, Model
+from tinyprompt import generate, t5, train
+from tinyprompt.config import Config
 from tinyprompt.data import Batch
+from tinyprompt.device import version
+from tinyprompt.errors import CheckpointError, DeviceError
+from tinyprompt.files import hub, io, models, prompts
+from tinyprompt.fit import check_fit
 from tinyprompt.lower import lower
-from tinyprompt.methods import PROMPT, Sizes
+from tinyprompt.methods import init_params
+from tinyprompt.model import PROMPT, Model
+from tinyprompt.settings import Settings
 from tinyprompt.tree import Flat, Tree, flatten, leaves, merge
 
 
-def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: t5.Config):
-    """Mean cross entropy of the labels, and its gradient by the prompt: (), (P, D)."""
+def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+    """Mean cross entropy of the labels, and its gradient with respect to the prompt: (), (P, D)."""
     batch = Batch(input_ids, attention_mask, labels, weights)
-    loss, gradient = train.loss_and_gradient({PROMPT: prompt}, params, config, batch)
+    loss, gradient = train.loss_and_grads({PROMPT: prompt}, params, config, batch)
     return {"loss": loss.astype(np.float32), "gradient": gradient[PROMPT]}
 
 
-def score(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: t5.Config):
+def score(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
     """Log probability of each row's labels, summed: (B,)."""
     prompted = merge(params, {PROMPT: prompt})
     found = generate.log_probability(lambda ids: t5.forward(prompted, config, input_ids, attention_mask, ids), labels)
     return {"log_probability": (found * weights).sum(-1).astype(np.float32)}
 
 
+class Shape(NamedTuple):
+    """The fixed shapes of a graph's inputs."""
+
+    batch_size: int = 8
+    input_tokens: int = 64
+    target_tokens: int = 4
+    prompt_length: int = 100  # if no saved prompt brings its own
+
+
+SHAPE = Shape()
+
+
+class Exported(NamedTuple):
+    """The files that were written, with their sizes in bytes, and the shapes of the graphs' inputs, by name."""
+
+    files: dict[str, int]
+    inputs: dict[str, list[int]]
+
+    def __str__(self) -> str:
+        lines = [f"{path}: {size:,} bytes" for path, size in self.files.items()]
+        return "\n".join([*lines, "inputs: " + ", ".join(f"{name} {shape}" for name, shape in self.inputs.items())])
+
+
 def export(
-    folder: str | Path | None,
-    out: str | Path,
-    batch: int,
-    input_tokens: int,
-    target_tokens: int,
-    length: int,
-    prompt: str | Path | None = None,
-) -> dict[str, Any]:
+    folder: str | Path | None, out: str | Path, shape: Shape = SHAPE, prompt: str | Path | None = None
+) -> Exported:
     """Write step.onnx, score.onnx, prompt.npy and the model's weights to a folder: all of them or none.
 
-    folder: a model directory or name as for `checkpoint.load`; None: the model that the package carries.
+    folder: a model directory or name as for `models.load`; None: the model that the package carries.
     Both graphs take prompt (P, D) and weights (B, T) in float32, and input_ids (B, L), attention_mask (B, L) and
-    labels (B, T) in int64. The shapes are fixed: B is batch, L input_tokens, T target_tokens; P is the length of
-    the saved prompt, or `length` where there is none and prompt.npy gets a first one.
-    Returns the paths written, with their sizes in bytes, and the names and shapes of the inputs.
+    labels (B, T) in int64. The shapes are fixed: B is batch_size, L input_tokens, T target_tokens; P is the length of
+    the saved prompt. Without one, prompt.npy gets a first prompt of prompt_length vectors.
     Raises CheckpointError for an unusable model, prompt or folder, ValueError for a shape, DeviceError without onnx.
+
+    Example: `export("t5-v1_1-small", "out", Shape(batch_size=4))`.
     """
-    sizes = dict(batch=batch, input_tokens=input_tokens, target_tokens=target_tokens, length=length)
-    for name, size in sizes.items():
+    for name, size in shape._asdict().items():
         if size < 1:
             raise ValueError(f"export: {name}: expected at least 1, found {size}")
-    if not backend.version("onnx"):
+    if not version("onnx"):
         raise DeviceError("export: onnx is not installed; pip install 'tinyprompt[ort]'")
-    folder, out = hub.find(folder) if folder is not None else checkpoint.default_model(), Path(out)
+    folder, out = hub.find(folder) if folder is not None else models.default_model(), Path(out)
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out}: is no folder; name one for the graphs and the weights")
-    model = checkpoint.load(folder, stored=True)
+    model = models.load(folder, stored=True)
     for name, value in flatten(model.params).items():
         if not isinstance(value, np.memmap):
             raise CheckpointError(
@@ -72,14 +92,14 @@ def export(
                 f"tinyprompt convert {folder} TARGET"
             )
     if prompt is None:
-        first = initial.first(model, "prompt", Sizes(length), "vocab")[PROMPT]
+        first = init_params(model, Settings(prompt_length=shape.prompt_length, init="vocab"), None)[PROMPT]
     else:
         given = prompts.load_prompt(prompt)
-        given.check(model, prompt)
+        check_fit(given, model, prompt)
         first = given.vectors(prompt)
-    ids, labels = np.zeros((batch, input_tokens), np.int64), np.zeros((batch, target_tokens), np.int64)
+    ids, labels = (np.zeros((shape.batch_size, n), np.int64) for n in (shape.input_tokens, shape.target_tokens))
     inputs = {"prompt": first, **Batch(ids, ids, labels, labels.astype(np.float32))._asdict()}
-    sources = {path.resolve(): path.name for path in checkpoint.weight_files(folder)}
+    sources = {path.resolve(): path.name for path in models.weight_files(folder)}
     files: dict[Path, bytes | Path] = {out / name: source for source, name in sources.items()}
     files[out / "prompt.npy"] = npy(first)
     for function in (step, score):
@@ -87,16 +107,14 @@ def export(
     for path in files:
         if path.is_dir():
             raise CheckpointError(f"{path}: is a folder; a file of this name is to be written, so remove it")
-    checkpoint.write(files)
-    return {
-        "files": {str(path): path.stat().st_size for path in files},
-        "inputs": {name: list(x.shape) for name, x in inputs.items()},
-    }
+    io.write(files)
+    sizes = {str(path): path.stat().st_size for path in files}
+    return Exported(sizes, {name: list(x.shape) for name, x in inputs.items()})
 
 
 def npy(array: np.ndarray) -> bytes:
     """The contents of a .npy file."""
-    file = io.BytesIO()
+    file = BytesIO()
     np.save(file, array)
     return file.getvalue()
 

@@ -1,0 +1,1 @@
+"""The command line. Knows arguments and what is printed, and computes nothing."""

@@ -1,0 +1,91 @@
+"""Commands that check gradients and measure time."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyprompt.cli.report import MODEL, Command, Output, say
+from tinyprompt.data import Batch
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models
+from tinyprompt.tools import bench
+from tinyprompt.tools import check as checks
+
+
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `check`."""
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL)
+    parser.add_argument("--batch", metavar="FILE", help="a .npz file: prompt and the arrays of a batch")
+    parser.add_argument(
+        "--gradient", metavar="FILE", help="a .npy file: your gradient of that batch's loss with respect to its prompt"
+    )
+    parser.add_argument("--save", metavar="FILE", help="write a batch there, for a gradient computed elsewhere")
+
+
+def check(args: argparse.Namespace) -> Output:
+    """Compare logits, loss and prompt gradient of every engine with NumPy in float64; exit status 1 if one is wrong.
+
+    Without --batch: three random batches. With --gradient: is this the gradient of that batch's loss?
+    """
+    folder: str | Path = args.model or models.default_model()
+    model = models.load(folder)
+    cases = [checks.load_case(args.batch, model)] if args.batch else [checks.draw(model, i) for i in range(3)]
+    if args.save:
+        checks.save_case(cases[0], args.save)
+        return Output({"saved": args.save}, f"{args.save}: {', '.join(('prompt', *Batch._fields))}")
+    if args.gradient and not args.batch:
+        raise ValueError("--gradient: of which batch? Name it with --batch; --save writes one")
+    if args.gradient:
+        report = checks.check_gradient(read_array(args.gradient), model, *cases[0], name=args.gradient)
+    else:
+        report = checks.check_model(model, folder, cases, say)
+    return Output(report.as_dict(), report, report.ok)
+
+
+def read_array(path: str) -> np.ndarray:
+    """The array of floats in a .npy file. Raises CheckpointError."""
+    try:
+        array = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a .npy file ({error})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise CheckpointError(f"{path}: expected one array of floats, as numpy.save writes it")
+    return array
+
+
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `bench`."""
+    engines = dict.fromkeys(name for names in bench.ENGINES.values() for name in names)
+    parser.add_argument("--engines", metavar="A,B", help=f"some of {', '.join(engines)} (all that can run here)")
+    parser.add_argument("--rounds", type=int, metavar="N", default=5, help="turns of every engine (5)")
+    for field in fields(bench.Problem):
+        choices = {"size": bench.SIZES, "storage": bench.STORAGE, "device": bench.ENGINES}.get(field.name)
+        options: dict[str, Any] = {"choices": choices} if choices else {"metavar": "N"}
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help=f"{field.metadata['help']} ({field.default})",
+            **options,
+        )
+
+
+def measure(args: argparse.Namespace) -> Output:
+    """Time NumPy, ONNX Runtime and, where installed, PEFT on one frozen T5 with random weights."""
+    problem = bench.Problem(**{f.name: getattr(args, f.name) for f in fields(bench.Problem)})
+    if args.rounds < 1:
+        raise ValueError(f"--rounds: expected at least 1, found {args.rounds}")
+    engines = bench.available(args.device)
+    if args.engines is not None:
+        engines = list(dict.fromkeys(name.strip() for name in args.engines.split(",")))
+    found = bench.measure(problem, engines, args.rounds, say)
+    return Output(found, bench.table(found))
+
+
+COMMANDS = {
+    "check": Command(check, check_arguments, "tinyprompt check path/to/t5"),
+    "bench": Command(measure, bench_arguments, "tinyprompt bench --size small --rounds 3"),
+}

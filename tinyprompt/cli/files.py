@@ -1,0 +1,188 @@
+"""Commands about files of models and prompts."""
+
+import argparse
+import os
+from collections.abc import Container
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tinyprompt import methods
+from tinyprompt.cli.report import MODEL, Command, Output
+from tinyprompt.cli.tuning import say_if_unknown, say_what_is_lost
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files import hub, models, prompts
+from tinyprompt.fit import check_fit
+from tinyprompt.model import Prompt
+from tinyprompt.tools import inspect
+from tinyprompt.tools.export import Shape, export
+
+
+def pull_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `pull`."""
+    parser.add_argument("name", metavar="NAME", help="org/name, as in google/t5-v1_1-small")
+    parser.add_argument("--revision", metavar="NAME", help="a branch, tag or commit (main)")
+
+
+def pull(args: argparse.Namespace) -> Output:
+    """Fetch a T5 or a PEFT adapter from the Hugging Face hub, to use it by its name.
+
+    HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    """
+    folder = hub.pull(args.name, args.revision)
+    files = {name: (folder / name).stat().st_size for name in hub.wanted(os.listdir(folder))}
+    name = f"{args.name}@{args.revision}" if args.revision else args.name
+    option = "--model " if "config.json" in files else "tinyprompt inspect "
+    lines = [str(folder), *(f"  {file:<40}{size:>17,} bytes" for file, size in files.items())]
+    lines.append(f"its name is as good as this path: {option}{name}")
+    return Output({"name": name, "folder": str(folder), "files": files}, "\n".join(lines))
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `inspect`."""
+    parser.add_argument("thing", metavar="THING", nargs="+", help="prompts, a model directory or name, an .onnx file")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="model that the prompts belong to (the built-in one, if it fits)"
+    )
+    parser.add_argument("--top", type=int, metavar="N", default=5, help="nearest pieces of each vector (5)")
+
+
+def inspect_things(args: argparse.Namespace) -> Output:
+    """Show what is in prompts, in a frozen model's directory, or in an .onnx file.
+
+    Several prompts are compared; of one alone, the nearest pieces of all its vectors are shown.
+    """
+    if args.top < 1:
+        raise ValueError(f"--top: expected at least 1, found {args.top}")
+    out: dict[str, Any] = {"prompts": {}, "models": {}, "graphs": {}, "vocabulary": None}
+    found: dict[str, Prompt] = {}
+    for thing in args.thing:
+        path = hub.find(thing)
+        if path.suffix == ".onnx":
+            out["graphs"][thing] = inspect.describe_graph(path)
+        elif path.is_dir() and not (path / "adapter_config.json").exists():
+            out["models"][thing] = inspect.describe_model(models.load(path, stored=True))
+        else:
+            found |= open_prompts(thing, found)
+    if found:
+        out |= describe_prompts(args, found)
+    texts = [inspect.model_text(one) for one in out["models"].values()]
+    texts += ["\n".join(one["lines"]) for one in out["graphs"].values()]
+    texts += [inspect.prompt_text(out)] if found else []
+    return Output(out, "\n\n".join(texts))
+
+
+def describe_prompts(args: argparse.Namespace, found: dict[str, Prompt]) -> dict[str, Any]:
+    """The descriptions of prompts, of the vocabulary they are compared with, and how alike they are."""
+    model, described, vocabulary = models.load(args.model, stored=True), {}, None
+    for name, prompt in found.items():
+        described[name] = inspect.describe_prompt(prompt, name)
+        try:
+            check_fit(prompt, model, name)
+        except CheckpointError:
+            if args.model:
+                raise
+            continue  # of another model than the built-in one
+        say_if_unknown(prompt, name)
+        if "norm" in described[name]:
+            described[name] |= inspect.read_prompt(prompt, name, model, args.top)
+            vocabulary = vocabulary or inspect.describe_vocabulary(model)
+    soft = {name: prompt.array for name, prompt in found.items() if "norm" in described[name]}
+    names, cosines = inspect.similarity(soft)
+    rows = [[None if c != c else round(c, 4) for c in row] for row in cosines.tolist()]  # JSON has no nan
+    return {"prompts": described, "vocabulary": vocabulary, "similarity": {"names": names, "cosine": rows}}
+
+
+def open_prompts(thing: str, taken: Container[str]) -> dict[str, Prompt]:
+    """The prompts of a file by name: as it is given if there is one, else their own names, with the file's if taken."""
+    try:
+        found = prompts.load_prompts(thing)
+    except CheckpointError as error:
+        expected = "inspect takes files of prompts, adapter and model directories, names of pulled ones, .onnx files"
+        raise CheckpointError(f"{error}; {expected}") from None
+    if len(found) == 1:
+        return dict(zip([thing], found.values(), strict=True))
+    return {f"{thing}:{name}" if name in taken else name: prompt for name, prompt in found.items()}
+
+
+def convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `convert`."""
+    parser.add_argument("source", metavar="SOURCE", help="prompt (also all.npz:NAME or a PEFT directory), or model")
+    parser.add_argument("target", metavar="TARGET", help="name.safetensors, name.npy, or a directory")
+    parser.add_argument("--model", metavar="MODEL", help="model that the prompt belongs to, if it does not say so")
+    parser.add_argument("--label-words", nargs="+", metavar="WORD", help="label words that the prompt does not know")
+    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer file or folder, for a model without one")
+
+
+def convert(args: argparse.Namespace) -> Output:
+    """Write a prompt, or a frozen model, in another format; the name of the target tells which.
+
+    A prompt: .safetensors, .npy, or without suffix a directory for PEFT. A model: a Hugging Face directory.
+    """
+    source, target = hub.find(args.source), Path(args.target)
+    if source.is_dir() and not (source / "adapter_config.json").exists():
+        if args.model or args.label_words:
+            raise ValueError(f"{source}: is no prompt; --model and --label-words go with prompts only")
+        path, about = models.convert(source, target, args.tokenizer), {"kind": "model"}
+    else:
+        if args.tokenizer:
+            raise ValueError(f"{source}: is a prompt; --tokenizer goes with models only")
+        path, about = convert_prompt(args, target)
+    found = {"source": args.source, "target": str(path), **about}
+    return Output(found, f"{args.source} written to {path}")
+
+
+def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[str, Any]]:
+    """Write a prompt, with the model and the label words that the arguments add."""
+    prompt = prompts.load_prompt(args.source)
+    if args.model:
+        model = models.load(args.model)
+        check_fit(prompt, model, args.source)
+        say_if_unknown(prompt, args.source)
+        prompt = replace(prompt, model=model.name, fingerprint=prompt.fingerprint or model.fingerprint)
+    if args.label_words:
+        words = [word.strip() for word in args.label_words]
+        if not all(words) or len(set(words)) < len(words):
+            raise ValueError(f"--label-words: expected different words, found {args.label_words}")
+        if methods.HEAD in prompt.params and prompt.label_words and len(words) != len(prompt.label_words):
+            wanted = f"expected {len(prompt.label_words)}, one for each of its vectors"
+            raise ValueError(f"--label-words: {wanted}, found {len(words)}")
+        prompt = replace(prompt, label_words=tuple(words))
+    if target.suffix != ".safetensors":
+        prompt.vectors(f"{args.source}, which can only be written to .safetensors")
+    path = prompts.save_prompt(prompt, target)
+    say_what_is_lost(prompt, path)
+    shapes = {name: list(value.shape) for name, value in prompt.params.items()}
+    return path, {"kind": "prompt", "model": prompt.model, "label_words": prompt.label_words, "shapes": shapes}
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `export`."""
+    parser.add_argument("--model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--prompt", metavar="PROMPT", help="saved prompt of any format (a first one)")
+    parser.add_argument("--out", metavar="DIR", default="tinyprompt-export", help="folder for the files")
+    for name, default in Shape()._asdict().items():
+        help = {"batch_size": "rows of all inputs, always", "prompt_length": "vectors, if no --prompt brings its own"}
+        length = f"length of {'labels' if name == 'target_tokens' else 'input_ids'}, always"
+        text = f"{help.get(name, length)} ({default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", default=default, help=text)
+
+
+def export_graphs(args: argparse.Namespace) -> Output:
+    """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
+
+    Every shape is fixed: fill up with id 0, and with 0 in attention_mask and weights.
+    """
+    shape = Shape(**{name: getattr(args, name) for name in Shape._fields})
+    exported = export(args.model, args.out, shape, args.prompt)
+    if args.prompt:
+        say_if_unknown(prompts.load_prompt(args.prompt), args.prompt)
+    return Output(exported._asdict(), exported)
+
+
+COMMANDS = {
+    "inspect": Command(inspect_things, inspect_arguments, "tinyprompt inspect mine.safetensors --top 3"),
+    "convert": Command(convert, convert_arguments, "tinyprompt convert mine.safetensors mine-for-peft"),
+    "pull": Command(pull, pull_arguments, "tinyprompt pull google/t5-v1_1-small"),
+    "export": Command(export_graphs, export_arguments, "tinyprompt export --prompt mine.safetensors --batch-size 8"),
+}

@@ -1,0 +1,88 @@
+"""The command line: the parser of the arguments, and what becomes of an error."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from tinyprompt import __version__
+from tinyprompt.cli import checking, files, tuning
+from tinyprompt.cli.report import Command, say
+from tinyprompt.device import check_device, default_device
+from tinyprompt.errors import DeviceError
+from tinyprompt.lower import LoweringError
+
+COMMANDS: dict[str, Command] = tuning.COMMANDS | files.COMMANDS | checking.COMMANDS
+# Options that people know from elsewhere.
+HINTS = {
+    "--epochs": "training is counted in steps: epochs x rows / batch size; use --steps",
+    "--precision": "it is part of the device: --device cpu-int8, --device cuda-bf16",
+    "--rate": "use --learning-rate",
+    "--length": "use --prompt-length",
+    "--batch": "use --batch-size",
+    "--beams": "use --num-beams",
+    "--max-input": "use --max-input-tokens",
+    "--max-target": "use --max-new-tokens",
+    "--labels": "use --label-words, or --words TARGET=WORD",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(prog="tinyprompt", description="Soft prompts for a frozen T5, in NumPy.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=(command.run.__doc__ or "").partition("\n")[0],
+            description=command.run.__doc__,
+            epilog=f"example: {command.example}",
+            allow_abbrev=False,
+        )
+        command.arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        sub.set_defaults(run=command.run, parser=sub)
+    return top
+
+
+def refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
+    """Exit with a message about arguments that are not known, and what was meant."""
+    first = rest[0].partition("=")[0]
+    near = difflib.get_close_matches(first, parser._option_string_actions, 1)
+    hint = HINTS.get(first) or (f"did you mean {near[0]}?" if near else "")
+    parser.error(f"unrecognized arguments: {' '.join(rest)}" + (f"; {hint}" if hint else ""))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Bad input is one line on standard error and exit status 2; a check that finds a fault is 1."""
+    args, rest = parser().parse_known_args(argv)
+    if "text" in args and not any(word.startswith("-") for word in rest):
+        args.text += rest  # argparse wants them all before the options
+    elif rest:
+        refuse(args.parser, rest)
+    try:
+        if "device" in args and args.run is not checking.measure:
+            args.device = args.device or default_device()
+            check_device(args.device)
+        out = args.run(args)
+        if args.json:
+            print(json.dumps(out.data))
+        elif out.text is not None:
+            print(out.text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (DeviceError, LoweringError, ValueError, FloatingPointError, OSError, ImportError) as error:
+        say(f"tinyprompt: {error}")
+        return 2
+    except (MemoryError, OverflowError) as error:
+        say(f"tinyprompt: too large for this machine: {error}")
+        return 2
+    except KeyboardInterrupt as stop:
+        say(f"tinyprompt: stopped; {str(stop) or 'nothing was saved'}")
+        return 130
+    return 0 if out.ok else 1

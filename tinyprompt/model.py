@@ -1,0 +1,74 @@
+"""A frozen model, and a prompt that was tuned on it: what every part of the package passes on. Knows no files."""
+
+import functools
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinyprompt import ops
+from tinyprompt.config import Config
+from tinyprompt.errors import CheckpointError
+from tinyprompt.tokenizer import Tokenizer
+from tinyprompt.tree import Flat, Tree, count, flatten
+
+PROMPT = "encoder.prompt.embedding"  # the key of a soft prompt
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Model:
+    """A frozen T5: its configuration, its weights under their checkpoint names, its tokenizer."""
+
+    config: Config
+    params: Tree
+    tokenizer: Tokenizer
+    name: str
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes, dtypes and values of all weights, 16-bit ones widened (hexadecimal)."""
+        digest = hashlib.sha256()
+        for name, value in sorted(flatten(self.params).items()):
+            value = ops.widen(value)
+            digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        c, size = self.config, count(flatten(self.params))
+        layers = f"{c.num_layers} + {c.num_decoder_layers} layers"
+        return f"Model({self.name}: {size:,} parameters, d_model {c.d_model}, {layers})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Prompt:
+    """A tuned prompt, or the arrays of another method, with everything needed to use it again.
+
+    The empty prompt, `Prompt(label_words=("bad", "good"))`, stands for the bare frozen model.
+    """
+
+    params: Flat = field(default_factory=dict)  # {PROMPT: (P, d_model)}, or the keys of another method (methods.py)
+    model: str | None = None  # name of the frozen model; None: unknown
+    fingerprint: str | None = None  # sha256 of the frozen weights; None: unknown
+    label_words: tuple[str, ...] | None = None  # None: the answer is free text
+    settings: dict[str, Any] = field(default_factory=dict)  # how it was tuned (settings.py)
+    train_state: Flat | None = None  # what training needs to go on (train.py)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The vectors of a soft prompt, float32 (P, d_model). Raises CheckpointError if another method made it."""
+        return self.vectors("this prompt")
+
+    def vectors(self, path: Any) -> np.ndarray:
+        """`array`, with an error that names the file."""
+        if self.params.keys() != {PROMPT}:
+            found = next((name for name in self.params if name != PROMPT), "nothing")
+            raise CheckpointError(f"{path}: expected a soft prompt, {PROMPT!r} and nothing else; found {found!r}")
+        return np.asarray(self.params[PROMPT], np.float32, order="C")
+
+    def __repr__(self) -> str:
+        arrays = [f"{name} {list(np.shape(x))}" for name, x in self.params.items()]
+        shown = ", ".join(arrays[:1]) + (f" and {len(arrays) - 1} more" if len(arrays) > 1 else "")
+        words = ", ".join(self.label_words[:8]) if self.label_words else "free text"
+        return f"Prompt({shown or 'empty'}; {words}; tuned on {self.model or 'an unknown model'})"

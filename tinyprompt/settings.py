@@ -1,0 +1,85 @@
+"""The settings of a tuning run: a line for each, which the command line, the checks and the docs read."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, get_args
+
+from tinyprompt.errors import CheckpointError
+from tinyprompt.methods import INITS, METHODS
+from tinyprompt.optim import OPTIMIZERS, SCHEDULES
+
+
+class Bound(NamedTuple):
+    """What a number must be, as a test and in words."""
+
+    holds: Callable[[float], bool]
+    words: str
+
+
+ANY = Bound(lambda x: True, "a number")
+POSITIVE = Bound(lambda x: 0 < x < math.inf, "more than 0")
+COUNT = Bound(lambda x: x >= 1, "at least 1")
+NOT_NEGATIVE = Bound(lambda x: 0 <= x < math.inf, "0 or more")
+SHARE = Bound(lambda x: 0 <= x < 1, "0 to below 1")
+POWER = Bound(lambda x: -10 <= x <= 10, "-10 to 10")
+
+
+def setting(default: Any, group: str, help: str, bound: Bound = ANY, choices: Iterable[str] = ()) -> Any:
+    """A field of Settings with all that is known of it."""
+    return field(default=default, metadata=dict(group=group, help=help, bound=bound, choices=tuple(choices)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a method is tuned. The defaults are the paper's, except `steps` (30,000 there). Section 2, appendix A.
+
+    Example: `Settings(steps=200, prompt_length=20)`. Raises TypeError or ValueError that names the setting.
+    """
+
+    # fmt: off
+    task: str = setting("auto", "data", "a built-in task or mixture (a,b); of columns: auto, classify, generate")
+    max_input_tokens: int = setting(256, "data", "tokens of an input that are read", COUNT)
+    method: str = setting("prompt", "method", "what is trained", choices=METHODS)
+    prompt_length: int = setting(100, "method", "vectors of the prompt (num_virtual_tokens in PEFT)", COUNT)
+    rank: int = setting(8, "method", "rank of lora's products, width of an adapter", COUNT)
+    hidden: int = setting(512, "method", "width of the network of p-tuning and prefix-mlp", COUNT)
+    init: str = setting("labels", "method", "first values of the prompt", choices=INITS)
+    init_text: str | None = setting(None, "method", "text for --init text")
+    init_file: str | None = setting(None, "method", "saved prompt for --init file")
+    steps: int = setting(1000, "optimiser", "training steps", COUNT)
+    batch_size: int = setting(32, "optimiser", "rows of a batch", COUNT)
+    optimizer: str | None = setting(None, "optimiser", "the method's own; a prompt: adafactor-t5x", choices=OPTIMIZERS)
+    learning_rate: float | None = setting(None, "optimiser", "the method's own; a prompt: 0.3", POSITIVE)
+    schedule: str = setting("constant", "optimiser", "of the learning rate; linear falls to 0", choices=SCHEDULES)
+    warmup_steps: int = setting(0, "optimiser", "steps in which the learning rate rises", NOT_NEGATIVE)
+    z_loss: float = setting(1e-4, "optimiser", "weight of the squared log of the softmax denominator", NOT_NEGATIVE)
+    dropout: float = setting(0.0, "optimiser", "dropout rate of the model during training", SHARE)
+    eval_every: int = setting(50, "optimiser", "steps between two dev scores", COUNT)
+    patience: int = setting(0, "optimiser", "dev scores without a better one before stopping; 0: never", NOT_NEGATIVE)
+    seed: int = setting(0, "optimiser", "seed of the first values, the order of the rows, and dropout", NOT_NEGATIVE)
+    max_new_tokens: int = setting(32, "text", "tokens of a free-text answer that are written", COUNT)
+    num_beams: int = setting(1, "text", "beams of a free-text answer; 1 is greedy", COUNT)
+    length_penalty: float | None = setting(
+        None, "text", "an answer's log probability is divided by length ** this; labels: 0, text: 1", POWER)
+    # fmt: on
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, kinds, about = getattr(self, f.name), get_args(f.type) or (f.type,), f.metadata
+            if isinstance(value, bool) or not isinstance(value, (*kinds, int) if float in kinds else kinds):
+                raise TypeError(f"setting {f.name}: expected {kinds[0].__name__}, found {value!r}")
+            if value is None:
+                continue
+            if about["choices"] and value not in about["choices"]:
+                raise ValueError(f"setting {f.name}: expected one of {', '.join(about['choices'])}, found {value!r}")
+            if not about["bound"].holds(value):
+                raise ValueError(f"setting {f.name}: expected {about['bound'].words}, found {value}")
+
+    @classmethod
+    def saved(cls, values: Mapping[str, Any], path: Any = "this prompt") -> "Settings":
+        """Build Settings from those of a saved prompt. Missing ones take their defaults. Raises CheckpointError."""
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its settings cannot be used ({error}); tune it again") from None

@@ -1,0 +1,1 @@
+"""Built-in tasks: their files, their texts, their metrics. Knows no model."""

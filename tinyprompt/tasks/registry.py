@@ -1,0 +1,235 @@
+"""The built-in tasks: which reader, label words and metrics each has; and what answers score."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyprompt.data import Row
+from tinyprompt.errors import DataError
+from tinyprompt.model import Model, Prompt
+from tinyprompt.predict import predict
+from tinyprompt.tasks import metrics
+from tinyprompt.tasks.readers import Example, agnews, label_of, multirc, record, squad, table, trec, wsc
+
+PLAIN = ("auto", "classify", "generate")  # files of columns: label words found, wanted or not
+
+
+class Task(NamedTuple):
+    """How files become examples, and answers scores. Without label words the answer is free text."""
+
+    examples: Callable[[Path], Iterator[Example]]
+    metrics: dict[str, Callable[[Sequence[str], Sequence[Row], Sequence[str]], float]]
+    labels: tuple[str, ...] | None = None  # in the order of their codes; of two, the second is the positive one
+    init: tuple[str, ...] = ()  # words for the first prompt, if there are no label words
+    training: Callable[[Example], Iterator[Example]] = lambda example: iter([example])  # what is learned from one
+
+
+def read(
+    name: str,
+    path: str | Path,
+    training: bool = False,
+    words: Mapping[str, str] | None = None,
+    labelled: bool = True,
+) -> list[Row]:
+    """Rows of a file of the task.
+
+    training: what is learned from: one row for each right answer of ReCoRD, the true referents of WSC.
+    words: other label words, {"equivalent": "duplicate", ...}. labelled: without it targets may be missing, and are "".
+    Raises DataError that names the file and the row.
+    """
+    task, rows = TASKS[name], []
+    named = dict(zip(task.labels or (), labels_of(name, words) or (), strict=True))
+    for example in task.examples(Path(path)):
+        for one in task.training(example) if training else [example]:
+            target: Any = one.target
+            if not labelled:
+                target = ""
+            elif target is None:
+                raise DataError(f"{one.where}: has no label or answer; name a file that does, such as train or val")
+            elif task.labels:
+                target = named[label_of(target, task.labels, one.where)]
+            rows.append(Row(one.input.strip(), target.strip(), one.answers, one.group))
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    return rows
+
+
+def mixed(names: Sequence[str], parts: Sequence[Sequence[Row]]) -> list[Row]:
+    """One set of rows for all tasks: behind the task's name, answered with free text, as T5 was tuned on many at once.
+
+    All rows of each: that is T5's mixing in proportion to their numbers, below its limit of 2**19 rows a task
+    (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2).
+    """
+    return [
+        row._replace(input=f"{name} {row.input}", task=name)
+        for name, rows in zip(names, parts, strict=True)
+        for row in rows
+    ]
+
+
+def labels_of(name: str, words: Mapping[str, str] | None = None) -> tuple[str, ...] | None:
+    """The label words of a task, or those in their place; None for free text. Raises DataError."""
+    labels = TASKS[name].labels
+    if words and set(words) != set(labels or ()):
+        expected = ", ".join(labels or ()) or "nothing: its answers are free text"
+        raise DataError(f"task {name}: expected words for {expected}; found some for {', '.join(words)}")
+    if not words or not labels:
+        return labels
+    found = tuple(words[label] for label in labels)
+    if len(set(found)) < len(found) or (set(found) == set(labels) and found != labels):
+        raise DataError(f"task {name}: expected different words, none in another's place, found {', '.join(found)}")
+    return found
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless this is a built-in task, several ("a,b"), or a way to read files of columns."""
+    known = TASKS if "," in name else (*PLAIN, *TASKS)
+    for part in name.split(","):
+        if part not in known:
+            raise ValueError(f"task {part!r}: expected one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, repr=False)
+class Scores:
+    """The metrics of a task by name, and their mean, which is the dev score (section 3.1)."""
+
+    metrics: dict[str, float]
+    mean: float
+    rows: int
+    name: str  # of the mean
+
+    def __repr__(self) -> str:
+        each = "".join(f"; {name} {x:.3f}" for name, x in self.metrics.items()) if len(self.metrics) > 1 else ""
+        return f"{self.name} {self.mean:.3f} on {self.rows} rows{each}"
+
+
+def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None) -> Scores:
+    """Score answers with every metric of a task. "boolq,rte" is a mixture, whose score is the mean of its tasks'.
+
+    labels: in the task's order, or None for free text. Raises ValueError on unequal lengths or none.
+    """
+    if "," in name:
+        parts = {part: score(part, said, of, None) for part, said, of in _parts(name, predicted, rows)}
+        found = {f"{part} {metric}": x for part, one in parts.items() for metric, x in one.metrics.items()}
+        mean, of = float(np.mean([one.mean for one in parts.values()])), "the tasks " + " and ".join(parts)
+    else:
+        found = _metrics(name, predicted, rows, labels)
+        mean, of = float(np.mean(list(found.values()))), " and ".join(found)
+    return Scores(found, mean, len(rows), f"mean of {of}" if len(found) > 1 else of)
+
+
+def evaluate(model: Model, prompt: Prompt, rows: Sequence[Row], device: str | None = None) -> Scores:
+    """Score the answers of a prompt to some rows, with the metrics of the task that it was tuned on.
+
+    Example: `print(evaluate(model, prompt, read_rows("test.tsv")))` prints "accuracy 0.775 on 200 rows".
+    """
+    answers = predict(model, prompt, [row.input for row in rows], device)
+    return score(prompt.settings.get("task", "auto"), answers, rows, prompt.label_words)
+
+
+def _metrics(
+    name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None
+) -> dict[str, float]:
+    """Every metric of one task."""
+    if name in PLAIN:
+        return {"accuracy" if labels else "exact match": metrics.accuracy(predicted, [row.target for row in rows])}
+    task = TASKS[name]
+    if not labels or set(labels) == set(task.labels or ()):
+        labels = task.labels
+    return {metric: function(predicted, rows, labels or ()) for metric, function in task.metrics.items()}
+
+
+def _parts(name: str, predicted: Sequence[str], rows: Sequence[Row]) -> Iterator[tuple[str, list[str], list[Row]]]:
+    """The name of each task of a mixture, its answers and its rows."""
+    for part in name.split(","):
+        pairs = [(answer, row) for answer, row in zip(predicted, rows, strict=True) if row.task == part]
+        yield part, [answer for answer, _ in pairs], [row for _, row in pairs]
+
+
+DETERMINERS = set(
+    "a an few her his each every many much my our some that the their these this those which whose your".split()  # noqa: SIM905
+)
+
+
+def _words(text: str) -> set[str]:
+    """The different words of a text but for determiners, in lower case."""
+    return set(text.lower().split()) - DETERMINERS
+
+
+def _means(predicted: str, referent: str) -> bool:
+    """Whether an answer means a referent: one has all words of the other, neither or both a genitive (T5's rule)."""
+    one, other = _words(predicted), _words(referent)
+    return ("'" in predicted) == ("'" in referent) and bool(one and other) and (one <= other or other <= one)
+
+
+def _referent_accuracy(predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str]) -> float:
+    """Share of rows where the answer means the referent if, and only if, it is the true one; no answer is wrong."""
+    said = [str(_means(p, row.target)) if _words(p) else "" for p, row in zip(predicted, rows, strict=True)]
+    return metrics.accuracy(said, [str(bool(row.answers)) for row in rows])
+
+
+def _targets(rows: Sequence[Row]) -> list[str]:
+    return [row.target for row in rows]
+
+
+ACCURACY = {"accuracy": lambda predicted, rows, labels: metrics.accuracy(predicted, _targets(rows))}
+F1 = {"f1": lambda predicted, rows, labels: metrics.f1(predicted, _targets(rows), labels[1])}
+MACRO_F1 = {"macro f1": lambda predicted, rows, labels: metrics.macro_f1(predicted, _targets(rows), labels)}
+MATTHEWS = {"matthews": lambda predicted, rows, labels: metrics.matthews(predicted, _targets(rows), labels)}
+GROUPS = {
+    "exact match": lambda predicted, rows, labels: metrics.group_exact_match(
+        predicted, _targets(rows), [row.group for row in rows]
+    )
+}
+ANSWERS = {
+    "exact match": lambda predicted, rows, labels: metrics.answer_exact_match(predicted, [row.answers for row in rows]),
+    "f1": lambda predicted, rows, labels: metrics.answer_f1(predicted, [row.answers for row in rows]),
+}
+BOOL, ENTAILMENT = ("False", "True"), ("entailment", "not_entailment")
+
+TASKS = {
+    # SuperGLUE
+    "boolq": Task(table("passage", "question"), ACCURACY, BOOL),
+    "cb": Task(table("hypothesis", "premise"), MACRO_F1 | ACCURACY, ("entailment", "contradiction", "neutral")),
+    "copa": Task(table("choice1", "choice2", "premise", "question"), ACCURACY, ("choice1", "choice2")),
+    "multirc": Task(multirc, F1 | GROUPS, BOOL),
+    "record": Task(
+        record,
+        ANSWERS,
+        init=("commonsense", "reasoning", "reading", "comprehension"),
+        training=lambda example: (example._replace(target=answer) for answer in example.answers or [None]),
+    ),
+    "rte": Task(table("hypothesis", "premise"), ACCURACY, ENTAILMENT),
+    "wic": Task(table("sentence1", "sentence2", "word"), ACCURACY, BOOL),
+    "wsc": Task(
+        wsc,
+        {"accuracy": _referent_accuracy},
+        init=("commonsense", "pronoun", "resolution"),
+        training=lambda example: iter([example] if example.answers or example.target is None else []),
+    ),
+    "axb": Task(table("hypothesis", "premise", hypothesis="sentence2", premise="sentence1"), MATTHEWS, ENTAILMENT),
+    "axg": Task(table("hypothesis", "premise"), ACCURACY, ENTAILMENT),
+    # GLUE
+    "cola": Task(
+        table("sentence", header=("source", "label", "mark", "sentence")), MATTHEWS, ("unacceptable", "acceptable")
+    ),
+    "glue-rte": Task(table("sentence1", "sentence2"), ACCURACY, ENTAILMENT),
+    "mrpc": Task(
+        table("sentence1", "sentence2", label="label|Quality", sentence1="#1 String", sentence2="#2 String"),
+        F1 | ACCURACY,
+        ("not_equivalent", "equivalent"),
+    ),
+    "qqp": Task(
+        table("question1", "question2", label="label|is_duplicate", question1="text_a", question2="text_b"),
+        F1 | ACCURACY,
+        ("not_duplicate", "duplicate"),
+    ),
+    "sst2": Task(table("sentence"), ACCURACY, ("negative", "positive")),
+    # Others
+    "squad": Task(squad, ANSWERS),
+    "trec": Task(trec, ACCURACY, ("short", "meaning", "thing", "person", "place", "number")),
+    "agnews": Task(agnews, ACCURACY, ("World", "Sports", "Business", "Sci/Tech")),
+}

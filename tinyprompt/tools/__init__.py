@@ -1,0 +1,1 @@
+"""What surrounds tuning: checks, benchmarks, exports, pictures. Nothing below knows of it."""
