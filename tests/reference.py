@@ -38,7 +38,7 @@ def random_weights(config, seed):
         scale = 1.0 if name == "shared.weight" or "bias" in name else shape[-1] ** -0.5
         return rng.normal(0, scale, shape)
 
-    return {name: one(name, shape) for name, shape in shapes(config).items()}
+    return {name: one(name, shape) for name, shape in weight_shapes(config).items()}
 
 
 def hugging_face(raw, flat):

@@ -36,10 +36,10 @@ def problem(family, seed, length, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(2)
 @given(seed=st.integers(0, 99), length=st.sampled_from([1, 5, 20]))
-def test_loss_and_gradient_are_those_of_numpy(family, seed, length):
+def test_loss_and_grads_are_those_of_numpy(family, seed, length):
     arguments = problem(family, seed, length, np.float64)
-    value, gradient = train.loss_and_gradient(*arguments)
-    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(*arguments)
+    value, gradient = train.loss_and_grads(*arguments)
+    found, found_gradient = compile(train.loss_and_grads, "cpu")(*arguments)
     assert np.isclose(found, value, rtol=1e-12)
     assert found_gradient.keys() == gradient.keys()
     assert np.allclose(found_gradient[PROMPT], gradient[PROMPT], rtol=1e-9, atol=1e-12)
@@ -52,8 +52,8 @@ def test_a_prefix_lowers_in_every_attention(family):
     attentions = "encoder.block.1.layer.0.Self", "decoder.block.0.layer.0.Self", "decoder.block.2.layer.1.EncDec"
     for at in attentions:
         delta |= {f"{at}Attention.prefix.{name}": rng.normal(size=(4, 18)) for name in ("key", "value")}
-    value, gradient = train.loss_and_gradient(delta, params, config, rows)
-    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(delta, params, config, rows)
+    value, gradient = train.loss_and_grads(delta, params, config, rows)
+    found, found_gradient = compile(train.loss_and_grads, "cpu")(delta, params, config, rows)
     assert np.isclose(found, value, rtol=1e-12)
     assert found_gradient.keys() == gradient.keys() == delta.keys()
     for name in delta:
@@ -64,17 +64,17 @@ def test_a_prefix_lowers_in_every_attention(family):
 @examples(2)
 @given(seed=st.integers(0, 99))
 def test_in_float32_it_is_as_exact_as_numpy(family, seed):
-    exact = train.loss_and_gradient(*problem(family, seed, 5, np.float64))[1][PROMPT]
+    exact = train.loss_and_grads(*problem(family, seed, 5, np.float64))[1][PROMPT]
     single = problem(family, seed, 5, np.float32)
     errors = [
-        np.abs(devices.compile(train.loss_and_gradient, device)(*single)[1][PROMPT] - exact).max()
+        np.abs(compile(train.loss_and_grads, device)(*single)[1][PROMPT] - exact).max()
         for device in ("cpu", "numpy")
     ]
     assert errors[0] <= 3 * errors[1] + 1e-6 * np.abs(exact).max()
 
 
 def test_on_numpy_a_function_is_left_as_it_is():
-    assert devices.compile(train.loss, "numpy") is train.loss
+    assert compile(train.loss, "numpy") is train.loss
 
 
 @examples(3)
@@ -82,26 +82,26 @@ def test_on_numpy_a_function_is_left_as_it_is():
 def test_dropout_zeroes_a_share_and_its_gradient_follows(seed, rate):
     x = np.ones((300, 20), np.float32)
     drop = t5.dropout(rate, np.random.default_rng(seed))
-    run = devices.compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
+    run = compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
     (first, gradient), (second, _) = run(x, drop), run(x, drop)
     assert first != second
     assert abs(np.mean([first, second]) / x.size - 1) < 0.1
     assert set(np.unique(gradient)) <= {np.float32(0), np.float32(2 / (1 - rate))}
-    again = devices.compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
+    again = compile(value_and_grad(lambda x, drop: anp.sum(drop(x) * x)), "cpu")
     assert again(x, t5.dropout(rate, np.random.default_rng(seed)))[0] == first
 
 
 def test_the_containers_and_types_of_arguments_count():
     x = np.ones(2)
-    run = devices.compile(lambda p, q: 10 * sum(p.values()) + sum(q.values()), "cpu")
+    run = compile(lambda p, q: 10 * sum(p.values()) + sum(q.values()), "cpu")
     assert (run({"a": x}, {"b": x}) == 11).all()
     assert (run({"a": x, "b": x}, {}) == 20).all()
-    times = devices.compile(lambda x, n: x * n, "cpu")
+    times = compile(lambda x, n: x * n, "cpu")
     assert [times(np.ones(2, int), n).dtype for n in (2, 2.0)] == [np.int64, np.float64]
 
 
 def test_what_onnx_runtime_refuses_is_one_error():
-    run = devices.compile(lambda x, i: np.take(x, i, axis=0), "cpu")
+    run = compile(lambda x, i: np.take(x, i, axis=0), "cpu")
     with pytest.raises(DeviceError, match="ONNX Runtime"):
         run(np.ones(3, np.float32), np.array([7]))
 
@@ -111,7 +111,7 @@ def test_sessions_are_kept_by_shape_and_the_oldest_dropped(monkeypatch):
     original = devices.open_session
     monkeypatch.setattr(devices, "open_session", lambda *a: opened.append(a) or original(*a))
     monkeypatch.setattr(devices, "SESSIONS", 2)
-    run = devices.compile(lambda x, n: x * n, "cpu")
+    run = compile(lambda x, n: x * n, "cpu")
     for width, n, sessions in (
         (2, 3.0, 1),
         (2, 3.0, 1),
@@ -126,7 +126,7 @@ def test_sessions_are_kept_by_shape_and_the_oldest_dropped(monkeypatch):
 
 
 def test_a_changed_array_is_seen():
-    run = devices.compile(lambda x: x + 1, "cpu")
+    run = compile(lambda x: x + 1, "cpu")
     x = np.ones(3, np.float32)
     assert (run(x) == 2).all()
     x += 1
@@ -149,7 +149,7 @@ def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array
     monkeypatch.setattr(devices, "check", lambda *_: None)
     open_session = devices.open_session
     monkeypatch.setattr(devices, "open_session", lambda graph, device: open_session(graph, "cpu"))
-    run = devices.compile(lambda w, prompt: w + prompt, "cuda")
+    run = compile(lambda w, prompt: w + prompt, "cuda")
     frozen, prompt = np.memmap(tmp_path / "w", np.float32, "r"), np.ones(3, np.float32)
     for _ in range(3):
         assert (run(frozen, prompt) == 2).all()
@@ -164,7 +164,7 @@ def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array
 def test_no_argument_is_changed():
     arguments = problem("t5-1.1", 0, 5, np.float32)
     before = {name: value.copy() for name, value in flatten(arguments[1]).items()}
-    devices.compile(train.loss_and_gradient, "cpu")(*arguments)
+    compile(train.loss_and_grads, "cpu")(*arguments)
     assert all((value == before[name]).all() for name, value in flatten(arguments[1]).items())
 
 
@@ -188,7 +188,7 @@ def pretend(monkeypatch, *packages):
 def test_a_device_that_cannot_be_used_says_what_to_do(monkeypatch, device, packages, message):
     pretend(monkeypatch, *packages)
     with pytest.raises(DeviceError, match=message):
-        devices.compile(lambda x: x, device)
+        compile(lambda x: x, device)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
@@ -198,15 +198,15 @@ def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
     pretend(monkeypatch, "onnx", "onnxruntime-gpu")
     devices._probe_cuda.cache_clear()
     with pytest.raises(DeviceError, match="cuda"):
-        devices.compile(lambda x: x, "cuda")
+        compile(lambda x: x, "cuda")
 
 
 def test_the_device_is_named_in_one_line(monkeypatch):
-    assert devices.describe("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
-    assert devices.describe("numpy") == f"device: numpy {np.__version__}"
+    assert describe_device("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
+    assert describe_device("numpy") == f"device: numpy {np.__version__}"
     pretend(monkeypatch)
-    assert devices.default() == "numpy"
-    assert "pip install" in devices.describe("numpy")
+    assert default_device() == "numpy"
+    assert "pip install" in describe_device("numpy")
 
 
 def test_others_in_the_process_can_still_open_sessions():
@@ -222,8 +222,8 @@ def test_16_bit_weights_give_what_they_give_widened(device, dtype):
     delta, params, *rest = problem("t5-1.1", 0, 5, np.float32)
     narrow = {name: value.astype(dtype) for name, value in flatten(params).items()}
     wide = {name: value.astype(np.float64) for name, value in narrow.items()}
-    run = devices.compile(train.loss_and_gradient, device)
-    _, exact = train.loss_and_gradient({PROMPT: delta[PROMPT].astype(float)}, nest(wide), *rest)
+    run = compile(train.loss_and_grads, device)
+    _, exact = train.loss_and_grads({PROMPT: delta[PROMPT].astype(float)}, nest(wide), *rest)
     value, gradient = run(delta, nest(narrow), *rest)
     assert value.dtype == gradient[PROMPT].dtype == np.float32
     assert np.abs(gradient[PROMPT] - exact[PROMPT]).max() < 1e-4 * np.abs(exact[PROMPT]).max()
@@ -233,8 +233,8 @@ def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
     delta, params, config, batch = problem("t5-1.1", 1, 5, np.float32)
     for value in flatten(params).values():
         value.flags.writeable = False
-    value, gradient = train.loss_and_gradient(delta, params, config, batch)
-    run, made = devices.compile(train.loss_and_gradient, "cpu", "int8"), len(devices._made)
+    value, gradient = train.loss_and_grads(delta, params, config, batch)
+    run, made = compile(train.loss_and_grads, "cpu", "int8"), len(devices._made)
     found, near = run(delta, params, config, batch)
     assert 0 < abs(found - value) < 0.05 * value
     cosine = np.vdot(near[PROMPT], gradient[PROMPT]) / np.linalg.norm(near[PROMPT]) / np.linalg.norm(gradient[PROMPT])
@@ -251,7 +251,7 @@ def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
 )
 def test_a_precision_is_refused_where_it_cannot_run(device, precision):
     with pytest.raises(DeviceError, match=precision):
-        devices.compile(train.loss, device, precision)
+        compile(train.loss, device, precision)
 
 
 def test_what_a_gpu_session_is_asked_for(monkeypatch):
@@ -303,7 +303,7 @@ def test_in_bf16_frozen_weights_reach_the_gpu_in_16_bits_only(monkeypatch):
     monkeypatch.setattr(devices, "open_session", lambda graph, device: Session())
     w = np.ones((3, 4), np.float32)
     w.flags.writeable = False
-    run = devices.compile(lambda x, tree: ops.linear(x, tree["w"]), "cuda", "bf16")
+    run = compile(lambda x, tree: ops.linear(x, tree["w"]), "cuda", "bf16")
     for _ in range(3):
         run(np.ones((2, 4), np.float32), {"w": w})
     assert [x.dtype for x in seen] == [np.float32, bfloat16, np.float32, np.float32]  # the weight once
@@ -319,7 +319,7 @@ def test_weights_of_a_whole_model_wait_for_nothing(dtype, bf16):
     narrow = nest({name: value.astype(dtype) for name, value in flatten(params).items()})
     for value in flatten(narrow).values():
         value.flags.writeable = False
-    graph, _ = lower(train.loss_and_gradient, delta, narrow, config, rows, bf16=bf16)
+    graph, _ = lower(train.loss_and_grads, delta, narrow, config, rows, bf16=bf16)
     at = {node.name: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         users = [at[user.name] for user in graph.nodes if node.name in {v.name for v in user.inputs}]

@@ -29,7 +29,7 @@ def test_the_model_it_writes_can_be_opened(tmp_path, monkeypatch, storage, gated
     bench.write_model(tmp_path, "tiny", storage)
     model = models.load(tmp_path)
     assert model.config.gated == gated
-    assert {name: value.shape for name, value in flatten(model.params).items()} == shapes(model.config)
+    assert {name: value.shape for name, value in flatten(model.params).items()} == weight_shapes(model.config)
     assert 0.5 < np.std(model.params["shared"]["weight"]) < 1.5
 
 
@@ -92,7 +92,7 @@ def test_the_command_prints_one_json_object(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "0"], "batch: expected at least 1, found 0"),
+        (["--batch-size", "0"], "batch: expected at least 1, found 0"),
         (["--rounds", "0"], "--rounds: expected at least 1"),
         (["--engines", "numpy,jax"], "engine 'jax': expected one of numpy"),
     ],

@@ -23,7 +23,7 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-needs_ort = pytest.mark.skipif(devices.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+needs_ort = pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
     model = models.load(folder)
     check.save_case(check.draw(model), batch)
     right = gradient_of(model, check.load_case(batch, model), np.float32)
-    command = ["check", str(folder), "--batch", batch, "--gradient", str(mine), "--json"]
+    command = ["check", str(folder), "--batch-size", batch, "--gradient", str(mine), "--json"]
     for gradient, status in ((right, 0), (2 * right, 1)):
         np.save(mine, gradient)
         assert main(command) == status

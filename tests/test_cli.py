@@ -18,7 +18,7 @@ from tinyprompt.files import models, prompts
 from tinyprompt.cli.main import main
 from tinyprompt.cli.commands import Bar
 
-QUICK = ["--steps", "4", "--batch", "4", "--length", "5", "--eval-every", "2", "--optimizer", "adam"]
+QUICK = ["--steps", "4", "--batch-size", "4", "--prompt-length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
 
 
@@ -86,7 +86,7 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     tuned, err = call("tune", rows, "--dev", dev, "--out", path, *model, "--json", *QUICK)
     assert tuned.keys() == {"prompt", "labels", "dev", "best_step", "steps", "seconds", "device", "precision"}
     assert tuned["prompt"] == str(path)
-    assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, devices.default())
+    assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, default_device())
     assert "20 train rows, 20 dev rows; labels: bad, good" in err
     assert "loss" in err
     scored, _ = call("eval", path, dev, *model, "--json")
@@ -107,7 +107,7 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
     out, err = call("eval", path, rows, *model)
     assert out.startswith("accuracy 0.")
     assert out.endswith(" on 20 rows\n")
-    assert err == f"{devices.describe(devices.default())}\n"
+    assert err == f"{describe_device(default_device())}\n"
     out, err = call("predict", path, "a film", "two\nlines", "--device", "numpy", *model)
     assert len(out.splitlines()) == 2
     assert set(out.split()) <= {"bad", "good"}
@@ -116,18 +116,18 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
 
 def test_free_text_is_written_as_predict_is_told(call, fails, models, prompt, tmp_path):
     rows, path, model = write_rows(tmp_path / "rows.tsv", FREE), tmp_path / "p.safetensors", ("--model", models[0])
-    call("tune", rows, "--dev", rows, "--out", path, *model, "--max-target", "6", "--task", "generate", *QUICK)
+    call("tune", rows, "--dev", rows, "--out", path, *model, "--max-new-tokens", "6", "--task", "generate", *QUICK)
     said, _ = call("predict", path, "a film", "two films", *model)
     assert call("predict", path, "a film", "two films", *model, "--stream")[0] == said
-    longer, _ = call("predict", path, "a film", "two films", *model, "--max-target", "20")
+    longer, _ = call("predict", path, "a film", "two films", *model, "--max-new-tokens", "20")
     assert all(new.startswith(old) for old, new in zip(said.split("\n"), longer.split("\n"), strict=True))
     assert longer != said
-    assert call("predict", path, "a film", *model, "--beams", "3", "--length-penalty", "0.5")[0]
-    call("eval", path, rows, *model, "--beams", "2", "--max-target", "3")
-    for wrong in (("--json",), ("--beams", "2")):
+    assert call("predict", path, "a film", *model, "--num-beams", "3", "--length-penalty", "0.5")[0]
+    call("eval", path, rows, *model, "--num-beams", "2", "--max-new-tokens", "3")
+    for wrong in (("--json",), ("--num-beams", "2")):
         assert "--stream: goes with free text" in fails("predict", path, "a film", *model, "--stream", *wrong)
     assert "--stream: goes with free text" in fails("predict", prompt, "a film", *model, "--stream")
-    assert "setting beams: expected at least 1, found 0" in fails("predict", path, "a film", *model, "--beams", "0")
+    assert "setting beams: expected at least 1, found 0" in fails("predict", path, "a film", *model, "--num-beams", "0")
 
 
 BAD_TEMPLATES = (
@@ -157,14 +157,14 @@ def test_examples_in_the_input_in_place_of_a_prompt(call, fails, models, tmp_pat
     out, _ = call("few-shot", train, test, *options, "--k", "0", "--template", "Q {input} A {target}!")
     assert out.splitlines()[-1] == "Q film 0 A"
     odd = write_rows(tmp_path / "odd.tsv", [("is {target} or {input} here", "good"), ("no", "bad")] * 5)
-    out, _ = call("few-shot", odd, odd, *options, "--k", "10", "--max-input", "999", "--json")
+    out, _ = call("few-shot", odd, odd, *options, "--k", "10", "--max-input-tokens", "999", "--json")
     assert "is {target} or {input} here answer: good\n" in out["first"]
-    out, _ = call("few-shot", train, test, *options, "--task", "generate", "--max-target", "2", "--json")
+    out, _ = call("few-shot", train, test, *options, "--task", "generate", "--max-new-tokens", "2", "--json")
     assert out["metric"] == "exact match"
     other = write_rows(tmp_path / "c.tsv", FREE)
     assert "target 'answer 0' is no label word (bad, good)" in fails("few-shot", train, other, *options)
     for more, message in [
-        (("--k", "2", "--max-input", "40"), "examples, but only 40 are read; take fewer or shorter examples, or read"),
+        (("--k", "2", "--max-input-tokens", "40"), "examples, but only 40 are read; take fewer or shorter examples, or read"),
         (("--k", "21"), "20 rows, expected at least the 21 of --k"),
         (("--k", "-1"), "--k: expected 0 or more, found -1"),
         (("--seed", "-1"), "setting seed: expected 0 or more, found -1"),
@@ -225,7 +225,7 @@ def test_labels_or_free_text(call, models, tmp_path, rows, task, labels):
     data, path = write_rows(tmp_path / "rows.tsv", rows), tmp_path / "p.safetensors"
     model = ("--model", models[0])
     tuned, err = call(
-        "tune", data, "--dev", data, "--out", path, "--task", task, "--max-target", 3, *model, "--json", *QUICK
+        "tune", data, "--dev", data, "--out", path, "--task", task, "--max-new-tokens", 3, *model, "--json", *QUICK
     )
     assert tuned["labels"] == labels
     assert ("free text" in err) == (labels is None)
@@ -292,7 +292,7 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, cap
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"tinyprompt: stopped; the best prompt so far is in {path}")
     assert (f"repeat the command with --resume {path}" in last) == go_on
-    assert len(prompts.load_prompt(path).delta[prompts.PROMPT]) == 5
+    assert len(prompts.load_prompt(path).params[prompts.PROMPT]) == 5
     if go_on:
         stop_at = 0
         assert main([*command, "--resume", str(path)]) == 0
@@ -448,7 +448,7 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
     command = ("tune", rows, "--dev", rows, "--out", tmp_path / "q.safetensors")
     cases = {
         "setting steps: expected more than the 4 that are done, found 4": (),
-        "setting rate: expected None, as the run to resume had, found 0.1": ("--rate", "0.1"),
+        "setting rate: expected None, as the run to resume had, found 0.1": ("--learning-rate", "0.1"),
         "the train or dev rows are others": ("--steps", "8"),
     }
     for message, more in cases.items():
@@ -515,7 +515,7 @@ def test_the_demo_learns(tmp_path):
     assert all(0 <= out[name] <= 1 for name in ("majority", "unprompted", "tuned"))
     assert (tmp_path / out["prompt"]).is_file()
     assert out["seconds"] > 0
-    assert out["device"] == devices.default()
+    assert out["device"] == default_device()
     assert out["majority"] == 0.2
     assert out["tuned"] >= out["majority"] + 0.25
     assert out["tuned"] > out["unprompted"]

@@ -144,7 +144,7 @@ def test_the_weights_are_in_the_models_file_and_nowhere_else(family, tmp_path):
     config = models.read_config(folder / "config.json")
     for name in ("step.onnx", "score.onnx"):
         found = externals(tmp_path / "out" / name)
-        assert found.keys() == shapes(config).keys()  # one for the table, also where it is the head
+        assert found.keys() == weight_shapes(config).keys()  # one for the table, also where it is the head
         assert len({x["offset"] for x in found.values()}) == len(found)
         assert sum(int(x["length"]) for x in found.values()) == sum(v.size for v in weights_of(folder).values()) * 2
         assert (tmp_path / "out" / name).stat().st_size < 200_000
@@ -186,7 +186,7 @@ def test_into_the_folder_of_the_model_itself(layout, tmp_path):
 
 def save_prompt(path, model, shape, key=PROMPT):
     delta = {key: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-    return prompts.save_prompt(Prompt(delta, model.name, model.fingerprint(), None, {}), path)
+    return prompts.save_prompt(Prompt(delta, model.name, model.fingerprint, None, {}), path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -197,7 +197,7 @@ def test_a_tuned_prompt_is_written_for_numpy(dtype, tmp_path):
     written = np.load(tmp_path / "out" / "prompt.npy", allow_pickle=False)
     assert told["inputs"]["prompt"] == [9, 20]
     assert written.dtype == np.float32
-    assert (written == prompts.load_prompt(path).delta[PROMPT]).all()
+    assert (written == prompts.load_prompt(path).params[PROMPT]).all()
 
 
 def alone(code, folder):
@@ -269,7 +269,7 @@ def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
             save_prompt(tmp_path / "key.safetensors", model, (5, 20), "a"),
         ],
         "config.json: is no folder": ["--out", folder / "config.json"],
-        "batch: expected at least 1, found 0": ["--batch", "0"],
+        "batch: expected at least 1, found 0": ["--batch-size", "0"],
     }
     before = sorted(tmp_path.rglob("*"))
     for message, more in cases.items():

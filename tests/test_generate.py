@@ -13,7 +13,7 @@ from tinyprompt import device as devices, generate, t5, train, tree
 from tinyprompt.tasks import metrics
 
 EOS = 1
-needs_onnx = pytest.mark.skipif(devices.default() == "numpy", reason="needs onnx")
+needs_onnx = pytest.mark.skipif(default_device() == "numpy", reason="needs onnx")
 
 
 def chain(*rows):
@@ -138,7 +138,7 @@ class Problem(NamedTuple):
         _, config, flat, *inputs = self.draw()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "WIDTH", self.width)
-            step = train.next_token(tree.nest(flat), config, *inputs, self.beams, device)
+            step = next_token(tree.nest(flat), config, *inputs, self.beams, device)
             if self.beams == 1:
                 return generate.greedy(step, self.rows, self.most)
             return generate.beam_search(step, self.rows, self.most, self.beams, self.length_penalty)
@@ -236,7 +236,7 @@ def test_with_a_cache_logits_are_those_without(monkeypatch, family, device):
     input_ids, attention_mask, *_ = batch(0, 61, rows=2, length=30, out=1)
     context, mask = (np.repeat(x, beams, 0) for x in t5.encode(params, config, input_ids, attention_mask))
     monkeypatch.setattr(train, "WIDTH", 8)
-    step = train.next_token(params, config, input_ids, attention_mask, beams, device)
+    step = next_token(params, config, input_ids, attention_mask, beams, device)
     ids, rows = np.zeros((4, 0), int), None
     for at in range(30):
         ids = np.concatenate([ids if rows is None else ids[rows], rng.integers(0, 61, (4, 1))], axis=1)
@@ -250,7 +250,7 @@ def test_a_cache_opens_a_graph_only_when_it_grows(monkeypatch):
     widths = []
     original = t5.decode_next
     monkeypatch.setattr(t5, "decode_next", lambda *args: widths.append(args[5]) or original(*args))
-    step = train.next_token(params, config, *batch(0, 61, rows=1, length=3, out=1)[:2])
+    step = next_token(params, config, *batch(0, 61, rows=1, length=3, out=1)[:2])
     generate.greedy(lambda tokens, rows: step(tokens, rows) * (np.arange(61) != EOS), 1, 70)
     assert widths == [32] * 32 + [64] * 32 + [128] * 6
 

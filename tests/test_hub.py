@@ -154,7 +154,7 @@ def test_a_pulled_model_is_named_wherever_a_path_is(hubs, tmp_path):
     model = models.load("org/whole", stored=True)
     assert model.name == models.load(folder).name == "org/whole"
     assert isinstance(model.params["shared"]["weight"], np.memmap)
-    assert model.fingerprint() == models.load(write(tmp_path / "same", SMALL, weights())).fingerprint()
+    assert model.fingerprint == models.load(write(tmp_path / "same", SMALL, weights())).fingerprint
     pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     out = export.export("org/whole", tmp_path / "out", 1, 3, 2, 2)
@@ -277,7 +277,7 @@ def test_the_commands_in_processes_of_their_own(server, tmp_path):
     assert "model.safetensors" in text
 
     model = models.load(folder)
-    prompt = Prompt({PROMPT: np.ones((2, 4), np.float32)}, model.name, model.fingerprint(), ("good", "bad"), {})
+    prompt = Prompt({PROMPT: np.ones((2, 4), np.float32)}, model.name, model.fingerprint, ("good", "bad"), {})
     prompts.save_prompt(prompt, tmp_path / "p.safetensors")
     done = run("predict", "p.safetensors", "a text", "--model", "org/whole", HF_HUB_OFFLINE="1", HF_ENDPOINT="")
     assert done.returncode == 0, done.stderr

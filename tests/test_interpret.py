@@ -57,7 +57,7 @@ def fails(capsys):
 
 
 def save(path, delta, model=None, **changes):
-    about = (model.name, model.fingerprint()) if model else ("elsewhere", "0" * 64)
+    about = (model.name, model.fingerprint) if model else ("elsewhere", "0" * 64)
     return prompts.save_prompt(Prompt({PROMPT: delta} | changes, *about, ("good", "bad"), {}), path)
 
 

@@ -164,7 +164,7 @@ def by_torch(raw, config, flat, data, trained):
 @given(problem=problems)
 def test_its_gradient_is_that_of_torch(method, problem):
     raw, config, flat, data, trained = draw(problem, method)
-    loss, gradient = train.loss_and_gradient(trained, tree.nest(flat), config, data)
+    loss, gradient = train.loss_and_grads(trained, tree.nest(flat), config, data)
     wanted, theirs = by_torch(raw, config, flat, data, trained)
     assert distance(loss, wanted) < EXACT
     largest = max(np.linalg.norm(g) for g in theirs.values())
@@ -173,15 +173,15 @@ def test_its_gradient_is_that_of_torch(method, problem):
         assert (name, np.linalg.norm(found - theirs[name]) <= allowed) == (name, True)
 
 
-@pytest.mark.skipif(devices.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+@pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 @pytest.mark.parametrize("method", METHODS)
 @examples(4)
 @given(problem=problems)
 def test_it_lowers(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     arguments = trained, tree.nest(flat), config, data
-    loss, gradient = train.loss_and_gradient(*arguments)
-    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(*arguments)
+    loss, gradient = train.loss_and_grads(*arguments)
+    found, found_gradient = compile(train.loss_and_grads, "cpu")(*arguments)
     assert distance(found, loss) < EXACT
     assert {name: distance(found_gradient[name], gradient[name]) < EXACT for name in gradient} == dict.fromkeys(
         gradient, True
@@ -197,7 +197,7 @@ def test_float32_stays_float32(method, problem):
         (trained, tree.nest(flat), data),
         (x.astype(np.float32) if x.dtype == float else x for _, x in tree.leaves((trained, tree.nest(flat), data))),
     )
-    loss, gradient = train.loss_and_gradient(trained, params, config, data)
+    loss, gradient = train.loss_and_grads(trained, params, config, data)
     assert {np.asarray(loss).dtype, *(g.dtype for g in gradient.values())} == {np.dtype(np.float32)}
 
 
@@ -219,7 +219,7 @@ def test_what_is_stored_computes_the_same(method, problem):
 def test_it_writes_with_a_cache_as_without(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     params = methods.apply(tree.nest(flat), methods.stored(trained, config))
-    step = train.next_token(params, config, data.input_ids, data.attention_mask)
+    step = next_token(params, config, data.input_ids, data.attention_mask)
     found = np.stack([step(tokens, None) for tokens in generate.shift_right(data.labels).T], axis=1)
     assert distance(found, check.logits(trained, tree.nest(flat), config, data)) < EXACT
 
@@ -314,13 +314,13 @@ def test_the_figure_is_drawn(tmp_path, capsys):
 
 def test_the_parameters_for_a_model_are_counted_from_its_config(folder, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    assert main(["count", "--model", str(tmp_path), "--length", "7", "--labels", "3", "--json"]) == 0
+    assert main(["count", "--model", str(tmp_path), "--prompt-length", "7", "--labels", "3", "--json"]) == 0
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     model = models.load(folder)
     weights = tree.count(tree.flatten(model.params))
     assert rows["full"]["stored"] == rows["prompt"]["model"] - rows["prompt"]["stored"] == weights
     assert rows["warp"]["stored"] == 10 * model.config.d_model
-    assert main(["count", "--length", "0"]) == 2
+    assert main(["count", "--prompt-length", "0"]) == 2
     assert capsys.readouterr().err == "tinyprompt: length: expected at least 1, found 0\n"
 
 
@@ -330,17 +330,17 @@ ROWS = [Row("a bad day", "bad"), Row("fine weather", "good"), Row("so sad", "bad
 @pytest.mark.parametrize("method", METHODS)
 def test_it_tunes_is_saved_and_resumes(method, folder, tmp_path):
     model, labels = models.load(folder), ("bad", "good")
-    settings = Settings(method=method, steps=4, eval_every=2, batch=2, length=3, rank=2, hidden=5, rate=1e-3)
+    settings = Settings(method=method, steps=4, eval_every=2, batch_size=2, prompt_length=3, rank=2, hidden=5, learning_rate=1e-3)
     whole = tune(model, ROWS, ROWS, settings, labels, device="numpy")
     half = tune(model, ROWS, ROWS, replace(settings, steps=2), labels, device="numpy")
     path = prompts.save_prompt(half.prompt, tmp_path / "half.safetensors")
     on = tune(model, ROWS, ROWS, settings, labels, device="numpy", resume=prompts.load_prompt(path))
-    assert on.prompt.delta.keys() == whole.prompt.delta.keys()
-    for name, value in whole.prompt.delta.items():
-        assert (on.prompt.delta[name] == value).all()
+    assert on.prompt.params.keys() == whole.prompt.params.keys()
+    for name, value in whole.prompt.params.items():
+        assert (on.prompt.params[name] == value).all()
     saved = prompts.load_prompt(prompts.save_prompt(whole.prompt, tmp_path / "whole.safetensors"))
     texts = [row.input for row in ROWS]
-    answers = [predict(model, texts, labels, delta, settings, "numpy") for delta in (whole.prompt.delta, saved.delta)]
+    answers = [predict(model, texts, labels, delta, settings, "numpy") for delta in (whole.prompt.params, saved.params)]
     assert answers[0] == answers[1]
 
 
@@ -355,7 +355,7 @@ def tuned(tmp_path_factory):
     folder = files.write(tmp_path_factory.mktemp("tuned"), files.SMALL, files.weights())
     model, made = models.load(folder), {}
     for method in ("prompt", "lora", "warp", "full", "prefix-mlp"):
-        settings = Settings(method=method, steps=1, batch=2, length=3, rank=2, hidden=5)
+        settings = Settings(method=method, steps=1, batch_size=2, prompt_length=3, rank=2, hidden=5)
         made[method] = tune(model, ROWS, ROWS, settings, ("bad", "good"), device="numpy").prompt
     return model, made
 
@@ -366,13 +366,13 @@ def tuned(tmp_path_factory):
 def test_a_damaged_file_is_refused(method, tuned, tmp_path_factory, data):
     model, made = tuned
     whole = made[method]
-    name = data.draw(st.sampled_from(sorted(whole.delta)))
-    value = whole.delta[name]
+    name = data.draw(st.sampled_from(sorted(whole.params)))
+    value = whole.params[name]
     wrong = {
-        "missing": {k: v for k, v in whole.delta.items() if k != name},
-        "surplus": whole.delta | {"encoder.more": value},
-        "longer": whole.delta | {name: np.concatenate([value, value])},
-        "wider": whole.delta | {name: np.repeat(value, 2, -1)},
+        "missing": {k: v for k, v in whole.params.items() if k != name},
+        "surplus": whole.params | {"encoder.more": value},
+        "longer": whole.params | {name: np.concatenate([value, value])},
+        "wider": whole.params | {name: np.repeat(value, 2, -1)},
     }[data.draw(st.sampled_from(["missing", "surplus", "longer", "wider"]))]
     path = tmp_path_factory.mktemp("damaged") / "p.safetensors"
     prompts.save_prompt(whole._replace(delta=wrong or {"other": value}), path)
@@ -392,7 +392,7 @@ def test_label_vectors_go_with_as_many_labels(tuned, tmp_path, capsys):
     model, prompt = tuned[0], tuned[1]["warp"]
     for labels in (None, ("a", "b", "c")):
         with pytest.raises(ValueError, match="expected 2 labels, one for each vector of the output head"):
-            predict(model, ["a day"], labels, prompt.delta, device="numpy")
+            predict(model, ["a day"], labels, prompt.params, device="numpy")
     path = prompts.save_prompt(prompt, tmp_path / "p.safetensors")
     assert main(["convert", str(path), str(tmp_path / "q.safetensors"), "--labels", "a", "b", "c"]) == 2
     assert "--labels: expected 2, one for each of its vectors, found 3" in capsys.readouterr().err

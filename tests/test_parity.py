@@ -19,7 +19,7 @@ peft = pytest.importorskip("peft", reason="the reference needs PEFT")
 EXACT = 1e-9  # relative, in float64
 TIMES = 1.5  # as far from float64 as torch's float32, and no further than one unit more
 UNIT = 2.0**-23
-DEVICES = ["numpy", pytest.param("cpu", marks=pytest.mark.skipif(devices.default() == "numpy", reason="needs onnx"))]
+DEVICES = ["numpy", pytest.param("cpu", marks=pytest.mark.skipif(default_device() == "numpy", reason="needs onnx"))]
 
 
 class Problem(NamedTuple):
@@ -122,7 +122,7 @@ def test_logits_loss_and_prompt_gradient_are_those_of_transformers(problem):
     raw, config, flat, data, prompt = problem.draw()
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
     wanted_loss, wanted_logits, wanted = in_torch(hugging_face(raw, flat), prompt, data, problem.z_loss)
-    loss, gradient = train.loss_and_gradient(*arguments, z_loss=problem.z_loss)
+    loss, gradient = train.loss_and_grads(*arguments, z_loss=problem.z_loss)
     assert distance(check.logits(*arguments), wanted_logits) < EXACT
     assert distance(loss, wanted_loss) < EXACT
     assert distance(gradient[PROMPT], wanted) < EXACT
@@ -143,7 +143,7 @@ def test_prompt_tuning_is_that_of_peft(problem):
     out = model(input_ids=ids, attention_mask=mask, labels=labels)
     out.loss.backward()
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
-    loss, gradient = train.loss_and_gradient(*arguments)
+    loss, gradient = train.loss_and_grads(*arguments)
     assert distance(loss, out.loss.item()) < EXACT
     assert distance(check.logits(*arguments), out.logits.detach().numpy()) < EXACT
     assert distance(gradient[PROMPT], learned.grad.numpy()) < EXACT
@@ -156,7 +156,7 @@ def test_the_gradient_of_every_weight_is_that_of_torch(problem):
     model = hugging_face(raw, flat)
     in_torch(model, prompt, data, problem.z_loss)
     theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
-    _, gradient = train.loss_and_gradient(flat | {PROMPT: prompt}, {}, config, data, z_loss=problem.z_loss)
+    _, gradient = train.loss_and_grads(flat | {PROMPT: prompt}, {}, config, data, z_loss=problem.z_loss)
     for name in flat:
         assert (name, distance(gradient[name], theirs[name].numpy()) < EXACT) == (name, True)
 
@@ -166,7 +166,7 @@ def test_the_gradient_of_every_weight_is_that_of_torch(problem):
 def test_gradients_are_the_slopes_of_the_loss(problem):
     _, config, flat, data, prompt = problem.draw()
     delta = flat | {PROMPT: prompt}
-    _, gradient = train.loss_and_gradient(delta, {}, config, data)
+    _, gradient = train.loss_and_grads(delta, {}, config, data)
     for name in (PROMPT, sorted(flat)[problem.seed % len(flat)]):
 
         def loss(x, name=name):
@@ -178,18 +178,18 @@ def test_gradients_are_the_slopes_of_the_loss(problem):
         assert (name, error <= 1e-6 * max(1, floor)) == (name, True)
 
 
-@pytest.mark.skipif(devices.default() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+@pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 @examples(50)
 @given(problem=problems)
 def test_the_lowered_graphs_compute_the_same(problem):
     _, config, flat, data, prompt = problem.draw()
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
-    arguments = *arguments, t5.identity, problem.z_loss
-    loss, gradient = train.loss_and_gradient(*arguments)
-    found, found_gradient = devices.compile(train.loss_and_gradient, "cpu")(*arguments)
+    arguments = *arguments, t5.unchanged, problem.z_loss
+    loss, gradient = train.loss_and_grads(*arguments)
+    found, found_gradient = compile(train.loss_and_grads, "cpu")(*arguments)
     assert distance(found, loss) < EXACT
     assert distance(found_gradient[PROMPT], gradient[PROMPT]) < EXACT
-    assert distance(devices.compile(check.logits, "cpu")(*arguments[:4]), check.logits(*arguments[:4])) < EXACT
+    assert distance(compile(check.logits, "cpu")(*arguments[:4]), check.logits(*arguments[:4])) < EXACT
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -197,13 +197,13 @@ def test_the_lowered_graphs_compute_the_same(problem):
 @given(problem=problems)
 def test_float32_is_as_near_to_float64_as_torchs(problem, device):
     """Rounding errors scatter by factors from batch to batch, in torch as here: the mean over twelve is compared."""
-    compute = devices.compile(train.loss_and_gradient, device)
+    compute = compile(train.loss_and_grads, device)
     raw, config, flat, *_ = problem.draw()
     model, params, narrow = hugging_face(raw, flat), tree.nest(flat), single(tree.nest(flat))
     ours, theirs = [], []
     for seed in range(problem.seed, problem.seed + 12):
         *_, data, prompt = problem._replace(seed=seed).draw()
-        loss, gradient = train.loss_and_gradient({PROMPT: prompt}, params, config, data)
+        loss, gradient = train.loss_and_grads({PROMPT: prompt}, params, config, data)
         delta, small = single(({PROMPT: prompt}, data))
         found, found_gradient = compute(delta, narrow, config, small)
         assert found_gradient[PROMPT].dtype == np.float32

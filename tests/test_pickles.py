@@ -336,7 +336,7 @@ def save(folder, layout="zip", shards=0, **changes):
 @layouts
 def test_a_directory_with_bin_files_is_the_same_model(layout, shards, tmp_path, folder):
     model = models.load(save(tmp_path / "bin", layout, shards))
-    assert model.fingerprint() == models.load(folder).fingerprint()
+    assert model.fingerprint == models.load(folder).fingerprint
 
 
 def test_transformers_own_bin_and_its_copies_of_the_table(tmp_path, folder):
@@ -344,14 +344,14 @@ def test_transformers_own_bin_and_its_copies_of_the_table(tmp_path, folder):
     save(tmp_path / "bin")
     torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
     assert {"encoder.embed_tokens.weight", "shared.weight"} <= map_pickle(tmp_path / "bin" / "pytorch_model.bin").keys()
-    assert models.load(tmp_path / "bin").fingerprint() == models.load(folder).fingerprint()
+    assert models.load(tmp_path / "bin").fingerprint == models.load(folder).fingerprint
 
 
 def test_safetensors_come_first_and_shards_before_a_whole(tmp_path, folder):
     save(tmp_path / "bin", shards=2)
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"never read")
     assert len(models.weight_files(tmp_path / "bin")) == 2
-    assert models.load(tmp_path / "bin").fingerprint() == models.load(folder).fingerprint()
+    assert models.load(tmp_path / "bin").fingerprint == models.load(folder).fingerprint
     (folder / "pytorch_model.bin").write_bytes(b"never read")
     assert [path.name for path in models.weight_files(folder)] == ["model.safetensors"]
     (folder / "model.safetensors").unlink()

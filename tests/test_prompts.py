@@ -34,7 +34,7 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="real prompts are not beside
 
 def prompt_for(model, **changes):
     delta = {"encoder.prompt.embedding": np.random.default_rng(0).normal(0, 1, (4, 5)).astype(np.float32).T}
-    about = dict(model=model.name, fingerprint=model.fingerprint(), labels=("good", "schlecht ü"))
+    about = dict(model=model.name, fingerprint=model.fingerprint, labels=("good", "schlecht ü"))
     return Prompt(**dict(delta=delta, **about, settings={"seed": 3, "rate": 0.1, "init": None}) | changes)
 
 
@@ -47,11 +47,11 @@ def test_a_prompt_comes_back(folder, tmp_path, labels):
     assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
     again = prompts.load_prompt(path)
     assert again._replace(delta=None) == prompt._replace(delta=None)
-    assert again.delta.keys() == prompt.delta.keys()
-    for name, value in again.delta.items():
+    assert again.params.keys() == prompt.params.keys()
+    for name, value in again.params.items():
         assert value.dtype == np.float32
         assert value.flags.writeable
-        assert (value == prompt.delta[name]).all()
+        assert (value == prompt.params[name]).all()
     again.check(model)
 
 
@@ -111,7 +111,7 @@ def vectors(rows=5, width=4, dtype=np.float32, seed=0):
 def same(one, two):
     """The same bits, dtypes and facts."""
     assert one._replace(delta=None, state=None) == two._replace(delta=None, state=None)
-    for a, b in ((one.delta, two.delta), (one.state or {}, two.state or {})):
+    for a, b in ((one.params, two.params), (one.state or {}, two.state or {})):
         assert a.keys() == b.keys()
         assert all(a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes() for name in a)
 
@@ -200,9 +200,9 @@ def test_a_collection(tmp_path):
     path = tmp_path / "all.npz"
     one, two = vectors(), vectors(3, 6, np.float64)
     np.savez_compressed(path, one=one, **{"a/b:c": two})
-    assert [(k, v.delta[PROMPT].shape) for k, v in load_prompts(path).items()] == [("one", (5, 4)), ("a/b:c", (3, 6))]
+    assert [(k, v.params[PROMPT].shape) for k, v in load_prompts(path).items()] == [("one", (5, 4)), ("a/b:c", (3, 6))]
     for name, array in (("one", one), ("a/b:c", two)):
-        assert (load_prompt(f"{path}:{name}").delta[PROMPT] == array.astype(np.float32)).all()
+        assert (load_prompt(f"{path}:{name}").params[PROMPT] == array.astype(np.float32)).all()
         assert list(load_prompts(f"{path}:{name}")) == [name]
     with pytest.raises(CheckpointError, match=r"all\.npz: holds 2 prompts; pick one as .*all\.npz:NAME of one, a/b:c"):
         load_prompt(path)
@@ -211,7 +211,7 @@ def test_a_collection(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.npz: no such file"):
         load_prompt(tmp_path / "none.npz:two")
     np.savez(path, one=one)
-    assert (load_prompt(path).delta[PROMPT] == one).all()
+    assert (load_prompt(path).params[PROMPT] == one).all()
     np.savez(path)
     with pytest.raises(CheckpointError, match=r"all\.npz: expected a prompt, found nothing"):
         load_prompt(path)
@@ -242,7 +242,7 @@ def test_an_array_that_is_no_prompt(tmp_path, case):
         assert str(caught.value).startswith(f"{tmp_path}/p.np")
         assert message in str(caught.value)
     if case != "pickled":
-        assert (load_prompt(tmp_path / "p.npz:good").delta[PROMPT] == vectors()).all()
+        assert (load_prompt(tmp_path / "p.npz:good").params[PROMPT] == vectors()).all()
 
 
 def test_files_that_are_something_else(tmp_path):
@@ -445,7 +445,7 @@ def test_a_failed_write_leaves_the_old_prompt(tmp_path, monkeypatch):
     for path in places:
         with pytest.raises(OSError, match="No space"):
             save_prompt(old._replace(delta={PROMPT: vectors(6)}), path)
-        assert len(load_prompt(path).delta[PROMPT]) == 5
+        assert len(load_prompt(path).params[PROMPT]) == 5
     assert sorted(tmp_path.rglob("*")) == before
     assert len(written) == 3
 
@@ -478,7 +478,7 @@ def test_a_foreign_prompt_is_checked_by_its_shape(folder):
     for delta in bad:
         with pytest.raises(CheckpointError, match=r"p: does not fit.* the prefix at '.*\(P, 6\) at an attention"):
             Prompt(delta, **FOREIGN).check(model, "p")
-    ours = Prompt({"shared.weight": vectors(), "lora.a": vectors()}, "small", model.fingerprint(), None, {})
+    ours = Prompt({"shared.weight": vectors(), "lora.a": vectors()}, "small", model.fingerprint, None, {})
     ours.check(model)  # of a method that this test does not know
 
 
@@ -523,7 +523,7 @@ def test_what_peft_saved_gives_its_logits(kind, family, layers, decoder, safe, t
     prompt = load_prompt(tmp_path / "a")
     prompt.check(Model(config, params, None, "m"))
     loaded = peft.PeftModel.from_pretrained(pair(family, **shape)[2], tmp_path / "a").eval()
-    ours, wanted = both_logits(config, params, prompt.delta, loaded)
+    ours, wanted = both_logits(config, params, prompt.params, loaded)
     assert np.abs(ours - wanted).max() < 1e-10
     bare, unsaved = both_logits(config, params, {}, trained)
     assert np.abs(ours - bare).max() > 0.1
@@ -575,9 +575,9 @@ def test_the_prompts_that_google_released(task, tmp_path):
 def test_the_prompts_that_thunlp_released():
     found = load_prompts(REAL / "thunlp_t5_small_100tok.npz")
     assert len(found) == 17
-    assert {prompt.delta[PROMPT].shape for prompt in found.values()} == {(100, 512)}
+    assert {prompt.params[PROMPT].shape for prompt in found.values()} == {(100, 512)}
     one = load_prompt(f"{REAL}/thunlp_t5_small_100tok.npz:SST2")
-    assert (one.delta[PROMPT] == found["SST2"].delta[PROMPT]).all()
+    assert (one.params[PROMPT] == found["SST2"].params[PROMPT]).all()
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ def test_the_prompts_that_thunlp_released():
 )
 def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
     prompt = prompt_for(models.load(folder), state={"step": np.ones(1)})
-    path = prompts.save_prompt(prompt._replace(delta=change(prompt.delta[PROMPT])), tmp_path / "p.safetensors")
+    path = prompts.save_prompt(prompt._replace(delta=change(prompt.params[PROMPT])), tmp_path / "p.safetensors")
     with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
         prompts.load_prompt(path)
     assert str(path) in str(caught.value)
@@ -600,9 +600,9 @@ def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, bfloat16], ids=str)
 def test_our_own_files_are_computed_in_float32(folder, tmp_path, dtype):
     prompt = prompt_for(models.load(folder))
-    narrow = prompt.delta[PROMPT].astype(dtype)
+    narrow = prompt.params[PROMPT].astype(dtype)
     path = prompts.save_prompt(prompt._replace(delta={PROMPT: narrow}), tmp_path / "p.safetensors")
-    found = prompts.load_prompt(path).delta[PROMPT]
+    found = prompts.load_prompt(path).params[PROMPT]
     assert found.dtype == np.float32
     assert (found == narrow.astype(np.float32)).all()
 

@@ -65,9 +65,9 @@ def test_a_prefix_is_what_more_context_would_be(seed, length, more, queries, row
     bias = t5.additive(np.arange(length) < rng.integers(1, length + 1, (rows, 1)), float)
     wide = np.concatenate([np.broadcast_to(first, (rows, more, 20)), context], 1)
     mask = np.concatenate([np.zeros((rows, 1, 1, more)), bias], -1)
-    wanted = t5.attention(x, wide, mask, t5.identity, config, **weights)
+    wanted = t5.attention(x, wide, mask, t5.unchanged, config, **weights)
     prefix = {name: ops.linear(first if own else first[0], weights[name[0]]["weight"]) for name in ("key", "value")}
-    found = t5.attention(x, context, t5.in_sight(bias, prefix), t5.identity, config, **weights, prefix=prefix)
+    found = t5.attention(x, context, t5.in_sight(bias, prefix), t5.unchanged, config, **weights, prefix=prefix)
     assert np.abs(found - wanted).max() < 1e-12
 
 
@@ -108,7 +108,7 @@ def test_the_gradient_of_a_prefix_is_the_slope(family):
     delta = prefixes() | {KEY: np.random.default_rng(1).normal(size=(2, 20))}
     data = Batch(ids, mask, labels, weights)
     loss = lambda delta: train.loss(delta, params, config, data)
-    _, gradient = train.loss_and_gradient(delta, params, config, data)
+    _, gradient = train.loss_and_grads(delta, params, config, data)
     assert gradient.keys() == delta.keys()
     rng, step = np.random.default_rng(2), 1e-5
     for name, value in delta.items():
@@ -148,12 +148,12 @@ def test_float32_stays_float32(family):
     prompt = np.ones((3, 20), np.float32)
     data = Batch(ids, mask, labels, weights.astype(np.float32))
     prefix = prefixes(np.float32, ATTENTIONS[:2])
-    _, gradients = train.loss_and_gradient(prefix, single, config, data)
+    _, gradients = train.loss_and_grads(prefix, single, config, data)
     assert {g.dtype for g in gradients.values()} == {np.dtype(np.float32)}
-    value, gradient = train.loss_and_gradient({KEY: prompt}, single, config, data)
+    value, gradient = train.loss_and_grads({KEY: prompt}, single, config, data)
     assert gradient[KEY].dtype == np.float32
     assert np.asarray(value).dtype == np.float32
-    exact = train.loss_and_gradient({KEY: prompt.astype(float)}, params, config, data)[1][KEY]
+    exact = train.loss_and_grads({KEY: prompt.astype(float)}, params, config, data)[1][KEY]
     assert np.linalg.norm(gradient[KEY] - exact) < 1e-4 * np.linalg.norm(exact)
 
 
@@ -179,7 +179,7 @@ def test_dropout_keeps_the_mean_and_follows_its_seed():
     assert a.dtype == np.float32
     assert set(np.unique(a)) == {np.float32(0), np.float32(1 / 0.75)}
     assert abs(a.mean() - 1) < 0.03
-    assert t5.dropout(0.0, np.random.default_rng(3)) is t5.identity
+    assert t5.dropout(0.0, np.random.default_rng(3)) is t5.unchanged
 
 
 def test_a_surplus_weight_is_named():

@@ -187,11 +187,11 @@ def write(path, content):
 @pytest.mark.parametrize(("task", "name", "content", "rows"), FILES)
 def test_rows(tmp_path, task, name, content, rows):
     path = write(tmp_path / name, content)
-    assert tasks.read(task, path) == rows
-    assert [row.input for row in tasks.read(task, path, labelled=False)] == [row.input for row in rows]
+    assert registry.read(task, path) == rows
+    assert [row.input for row in registry.read(task, path, labelled=False)] == [row.input for row in rows]
     assert all(row.target in (TASKS[task].labels or [row.target]) for row in rows)
     with pytest.raises(DataError, match=f"none{name[1:]}: (no rows|empty|not valid JSON)"):
-        tasks.read(task, write(tmp_path / f"none{name[1:]}", ""))
+        registry.read(task, write(tmp_path / f"none{name[1:]}", ""))
 
 
 def test_every_task_has_a_row_above():
@@ -200,10 +200,10 @@ def test_every_task_has_a_row_above():
 
 def test_what_is_learned_from(tmp_path):
     path = {task: write(tmp_path / f"{task}-{name}", content) for task, name, content, _ in FILES}
-    assert [row.target for row in tasks.read("record", path["record"], training=True)] == ["Bergen", "Oslo"]
-    assert [row.target for row in tasks.read("wsc", path["wsc"], training=True)] == ["the cup"]
+    assert [row.target for row in registry.read("record", path["record"], training=True)] == ["Bergen", "Oslo"]
+    assert [row.target for row in registry.read("wsc", path["wsc"], training=True)] == ["the cup"]
     for task in TASKS.keys() - {"record", "wsc"}:
-        assert tasks.read(task, path[task], training=True) == tasks.read(task, path[task])
+        assert registry.read(task, path[task], training=True) == registry.read(task, path[task])
     assert tasks.first_words("record") == ("commonsense", "reasoning", "reading", "comprehension")
     assert tasks.first_words("boolq") is tasks.first_words("auto") is None
 
@@ -218,7 +218,7 @@ def test_what_is_learned_from(tmp_path):
 )
 def test_pronouns_off_by_one_or_with_punctuation(tmp_path, spans, text, marked):
     record = dict(text=text, target=dict(span1_text="He", span1_index=0) | spans, label=1)
-    assert tasks.read("wsc", write(tmp_path / "a.jsonl", lines(record)))[0].input == marked
+    assert registry.read("wsc", write(tmp_path / "a.jsonl", lines(record)))[0].input == marked
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_bad_files_say_where(tmp_path, task, name, content, message):
     path = tmp_path / name
     path.write_bytes(b"no archive" if content is None else content.encode())
     with pytest.raises(DataError) as caught:
-        tasks.read(task, path)
+        registry.read(task, path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
 
@@ -274,7 +274,7 @@ def test_a_cut_archive_is_named(tmp_path):
         path = tmp_path / name
         path.write_bytes(pack(b"sentence\tlabel\nso dull\t0\n")[:-9])
         with pytest.raises(DataError, match="cannot be decompressed"):
-            tasks.read("sst2", path)
+            registry.read("sst2", path)
 
 
 JUNK = st.recursive(
@@ -304,7 +304,7 @@ def test_damaged_files_give_rows_or_one_error(tmp_path_factory, data):
     path.write_text("\n".join(map(json.dumps, records)))
     for labelled, training in ((True, False), (True, True), (False, False)):
         try:
-            rows = tasks.read(task, path, training, labelled=labelled)
+            rows = registry.read(task, path, training, labelled=labelled)
         except DataError as error:
             assert str(path) in str(error)  # noqa: PT017
         else:
@@ -314,28 +314,28 @@ def test_damaged_files_give_rows_or_one_error(tmp_path_factory, data):
 @pytest.mark.parametrize("words", [("x", "x"), ("equivalent", "not_equivalent")])
 def test_label_words_that_tell_nothing_apart(words):
     with pytest.raises(DataError, match=f"mrpc: expected different words, none in another's place, found {words[0]}"):
-        tasks.labels_of("mrpc", dict(zip(("not_equivalent", "equivalent"), words, strict=True)))
+        registry.labels_of("mrpc", dict(zip(("not_equivalent", "equivalent"), words, strict=True)))
 
 
 def test_other_label_words(tmp_path):
     words = {"not_equivalent": "not_duplicate", "equivalent": "duplicate"}
     task, name, content, (row,) = next(one for one in FILES if one[0] == "mrpc")
     path = write(tmp_path / name, content)
-    assert tasks.read(task, path, words=words) == [row._replace(target="duplicate")]
-    labels = tasks.labels_of(task, words)
+    assert registry.read(task, path, words=words) == [row._replace(target="duplicate")]
+    labels = registry.labels_of(task, words)
     assert labels == ("not_duplicate", "duplicate")
     rows = [row._replace(target=labels[i]) for i in (1, 1, 1, 0)]
     predicted = [labels[i] for i in (1, 1, 0, 1)]
-    assert tasks.score(task, predicted, rows, labels) == {"f1": 2 / 3, "accuracy": 0.5}
-    assert tasks.mean_score(task, predicted, rows, labels) == pytest.approx(7 / 12)
+    assert registry.score(task, predicted, rows, labels) == {"f1": 2 / 3, "accuracy": 0.5}
+    assert registry.mean_score(task, predicted, rows, labels) == pytest.approx(7 / 12)
     rows = [row._replace(target=TASKS[task].labels[i]) for i in (1, 1, 1, 0)]
     predicted = [TASKS[task].labels[i] for i in (1, 1, 0, 1)]  # sorted, as files of columns have them:
-    assert tasks.score(task, predicted, rows, ("equivalent", "not_equivalent")) == {"f1": 2 / 3, "accuracy": 0.5}
+    assert registry.score(task, predicted, rows, ("equivalent", "not_equivalent")) == {"f1": 2 / 3, "accuracy": 0.5}
     for wrong in ({"equivalent": "yes"}, {"0": "no", "1": "yes"}):
         with pytest.raises(DataError, match="task mrpc: expected words for not_equivalent, equivalent; found some for"):
-            tasks.read(task, path, words=wrong)
+            registry.read(task, path, words=wrong)
     with pytest.raises(DataError, match="answers are free text"):
-        tasks.labels_of("squad", words)
+        registry.labels_of("squad", words)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_other_label_words(tmp_path):
 )
 def test_referents(said, candidate, true, right):
     row = Row("x", candidate, (candidate,) if true else ())
-    assert tasks.score("wsc", [said], [row], None) == {"accuracy": right}
+    assert registry.score("wsc", [said], [row], None) == {"accuracy": right}
 
 
 # Every row of the dev files: task, number of rows, digest, scores. The digests, of "input<tab>target<newline>", are of
@@ -412,20 +412,20 @@ distributed = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}, wher
 @pytest.mark.parametrize("file", DEV)
 def test_every_row_of_the_distributed_files(file):
     task, count, sha256, *scores = DEV[file]
-    rows = tasks.read(task, SHARED / file, training=task == "record")  # T5 has a row for each answer in both
+    rows = registry.read(task, SHARED / file, training=task == "record")  # T5 has a row for each answer in both
     assert (len(rows), digest(rows)) == (count, sha256)
-    rows = tasks.read(task, SHARED / file)
+    rows = registry.read(task, SHARED / file)
     labels = TASKS[task].labels
-    found = tasks.score(task, guesses(rows, labels), rows, labels)
+    found = registry.score(task, guesses(rows, labels), rows, labels)
     assert [*found.values()] == pytest.approx(scores, abs=1e-12)
 
 
 @distributed
 def test_only_true_referents_are_learned_from():
-    assert len(tasks.read("wsc", SHARED / "superglue/WSC.train.jsonl", training=True)) == 259  # the paper's section 3
+    assert len(registry.read("wsc", SHARED / "superglue/WSC.train.jsonl", training=True)) == 259  # the paper's section 3
 
 
-QUICK = "--steps 2 --batch 4 --length 3 --eval-every 1 --optimizer adam --max-target 3".split()  # noqa: SIM905
+QUICK = "--steps 2 --batch 4 --length 3 --eval-every 1 --optimizer adam --max-new-tokens 3".split()  # noqa: SIM905
 
 
 @pytest.fixture
@@ -495,7 +495,7 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
     out = tmp_path / "p.safetensors"
     both = ("--task", "qqp,wsc")
     tuned = call(
-        "tune", qqp, wsc, "--dev", qqp, "--dev", wsc, *both, "--method", "full", "--rate", "1e-3", "--out", out, *QUICK
+        "tune", qqp, wsc, "--dev", qqp, "--dev", wsc, *both, "--method", "full", "--learning-rate", "1e-3", "--out", out, *QUICK
     )
     assert tuned["labels"] is None
     scored = call("eval", out, qqp, wsc)
@@ -519,7 +519,7 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
 
 def test_only_true_referents_are_shown_as_examples(call, tmp_path):
     wsc = write(tmp_path / "a.jsonl", lines(WSC, *[WSC | {"label": False}] * 9))
-    assert call("few-shot", wsc, wsc, "--task", "wsc", "--k", "1", "--max-target", "2", "--max-input", 999)["k"] == 1
+    assert call("few-shot", wsc, wsc, "--task", "wsc", "--k", "1", "--max-new-tokens", "2", "--max-input-tokens", 999)["k"] == 1
     assert "1 rows, expected at least the 2 of --k" in call("few-shot", wsc, wsc, "--task", "wsc", "--k", "2")
 
 
@@ -528,10 +528,10 @@ def test_a_mixture_is_scored_task_by_task():
         [Row("a", "HUM"), Row("b", "LOC")],
         [Row("c", "duplicate"), Row("d", "duplicate"), Row("e", "duplicate")],
     )
-    rows = tasks.mixed(("trec", "qqp"), (trec, qqp))
+    rows = registry.mixed(("trec", "qqp"), (trec, qqp))
     assert [row.input for row in rows] == ["trec a", "trec b", "qqp c", "qqp d", "qqp e"]
     answers = ["HUM", "NUM", "duplicate", "duplicate", "not_duplicate"]
-    found = tasks.score("trec,qqp", answers, rows, None)
+    found = registry.score("trec,qqp", answers, rows, None)
     assert found == {"trec accuracy": 1 / 2, "qqp f1": pytest.approx(4 / 5), "qqp accuracy": pytest.approx(2 / 3)}
     # A task with two metrics does not count twice.
-    assert tasks.mean_score("trec,qqp", answers, rows, None) == pytest.approx((1 / 2 + (4 / 5 + 2 / 3) / 2) / 2)
+    assert registry.mean_score("trec,qqp", answers, rows, None) == pytest.approx((1 / 2 + (4 / 5 + 2 / 3) / 2) / 2)

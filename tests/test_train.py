@@ -21,7 +21,7 @@ from tinyprompt.train import Settings, predict, tune
 RAW = raw_config("t5-1.1", vocab_size=384)
 CONFIG = Config.from_dict(RAW)
 LABELS = ("a", "b")
-SHORT = Settings(steps=6, batch=4, length=5, optimizer="adam", rate=0.1, eval_every=2)
+SHORT = Settings(steps=6, batch_size=4, prompt_length=5, optimizer="adam", learning_rate=0.1, eval_every=2)
 
 
 def model_of(flat, dtype=np.float32):
@@ -45,9 +45,9 @@ def changed(**changes):
 
 
 def test_the_frozen_weights_stay_frozen(model):
-    before = model.fingerprint()
+    before = model.fingerprint
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
-    assert model.fingerprint() == before == result.prompt.fingerprint
+    assert model.fingerprint == before == result.prompt.fingerprint
     assert PROMPT not in tree.flatten(model.params)
     result.prompt.check(model)
 
@@ -59,8 +59,8 @@ def test_a_fingerprint_sees_every_change(model):
     changed.flat[-1] = np.nextafter(changed.flat[-1], np.float32(9))
     renamed = {("z" if k == last else k): v for k, v in flat.items()}
     reshaped = flat | {last: flat[last].T}
-    others = [model_of(f).fingerprint() for f in (flat | {last: changed}, renamed, reshaped)]
-    assert len({model.fingerprint(), *others}) == 4
+    others = [model_of(f).fingerprint for f in (flat | {last: changed}, renamed, reshaped)]
+    assert len({model.fingerprint, *others}) == 4
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -69,10 +69,10 @@ def test_one_seed_is_one_result(model, dropout):
         tune(model, rows_of(20), rows_of(6, 1), changed(seed=s, dropout=dropout, init="vocab"), LABELS)
         for s in (3, 3, 4)
     )
-    assert (a.prompt.delta[PROMPT] == b.prompt.delta[PROMPT]).all()
+    assert (a.prompt.params[PROMPT] == b.prompt.params[PROMPT]).all()
     assert a.history == b.history
     assert a.history != c.history
-    assert not (a.prompt.delta[PROMPT] == c.prompt.delta[PROMPT]).all()
+    assert not (a.prompt.params[PROMPT] == c.prompt.params[PROMPT]).all()
 
 
 def test_dropout_changes_the_training_and_nothing_else(model):
@@ -88,7 +88,7 @@ def test_the_loss_falls_on_a_task_that_can_be_learnt(model, optimizer):
     losses = [row["loss"] for row in result.history[1:]]
     assert losses[-1] < 0.4 * losses[0]
     assert result.best_dev >= 0.9 > result.history[0]["dev"]
-    assert result.prompt.delta[PROMPT].dtype == np.float32
+    assert result.prompt.params[PROMPT].dtype == np.float32
 
 
 def test_the_best_prompt_on_dev_is_returned(model):
@@ -96,7 +96,7 @@ def test_the_best_prompt_on_dev_is_returned(model):
     settings = changed(steps=40, eval_every=4, rate=0.3, batch=8)
     result = tune(model, rows_of(40), dev, settings, LABELS, steps.append)
     scores = {row["step"]: row["dev"] for row in result.history}
-    answers = predict(model, [r.input for r in dev], LABELS, result.prompt.delta, settings)
+    answers = predict(model, [r.input for r in dev], LABELS, result.prompt.params, settings)
     assert metrics.accuracy(answers, [r.target for r in dev]) == result.best_dev == max(scores.values())
     assert result.best_step == min(s for s in scores if scores[s] == result.best_dev)
     assert len(set(scores.values())) > 1
@@ -110,8 +110,8 @@ def test_the_saved_settings_are_those_of_the_run(model, tmp_path):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
     saved = prompts.load_prompt(prompts.save_prompt(result.prompt, tmp_path / "new" / "p.safetensors"))
     assert Settings(**saved.settings) == SHORT
-    assert (saved.labels, saved.model, saved.fingerprint) == (LABELS, "tiny", model.fingerprint())
-    assert (saved.delta[PROMPT] == result.prompt.delta[PROMPT]).all()
+    assert (saved.labels, saved.model, saved.fingerprint) == (LABELS, "tiny", model.fingerprint)
+    assert (saved.params[PROMPT] == result.prompt.params[PROMPT]).all()
 
 
 @pytest.mark.parametrize("patience", [1, 3])
@@ -121,7 +121,7 @@ def test_early_stopping(model, patience):
     result = tune(model, rows_of(8), rows_of(6, 1), settings, LABELS)
     assert (result.history[-1]["step"], result.best_step) == (2 * patience, 0)
     begun = first_of(model, SHORT.length, SHORT.init, labels=LABELS, seed=SHORT.seed)
-    assert (result.prompt.delta[PROMPT] == begun[PROMPT]).all()
+    assert (result.prompt.params[PROMPT] == begun[PROMPT]).all()
 
 
 def test_the_last_step_is_scored(model):
@@ -133,7 +133,7 @@ def same_run(one, two):
     assert one.history == two.history
     assert (one.best_step, one.best_dev) == (two.best_step, two.best_dev)
     assert one.prompt._replace(delta=None, state=None) == two.prompt._replace(delta=None, state=None)
-    for a, b in ((one.prompt.delta, two.prompt.delta), (one.prompt.state, two.prompt.state)):
+    for a, b in ((one.prompt.params, two.prompt.params), (one.prompt.state, two.prompt.state)):
         assert a.keys() == b.keys()
         assert [k for k in a if a[k].dtype != b[k].dtype or a[k].tobytes() != b[k].tobytes()] == []
 
@@ -166,7 +166,7 @@ def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length
         resumed = run(2 * steps, resume=prompt)
         same_run(resumed, whole)
         best = max(row["dev"] for row in whole.history if row["step"] <= at)
-        answers = predict(model, [r.input for r in dev], LABELS, prompt.delta, changed(**settings), "numpy")
+        answers = predict(model, [r.input for r in dev], LABELS, prompt.params, changed(**settings), "numpy")
         assert metrics.accuracy(answers, [r.target for r in dev]) == best
 
 
@@ -310,7 +310,7 @@ def test_prompts_from_a_text(model):
 def test_prompts_from_a_file(model, tmp_path):
     result = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS)
     path = prompts.save_prompt(result.prompt, tmp_path / "p.safetensors")
-    assert (vectors(model, 5, "file", file=path) == result.prompt.delta[PROMPT]).all()
+    assert (vectors(model, 5, "file", file=path) == result.prompt.params[PROMPT]).all()
     with pytest.raises(CheckpointError, match=re.escape(f"{path}: ") + r".*\[5, 20\], expected \[6, 20\]"):
         first_of(model, 6, "file", file=path)
 
@@ -406,7 +406,7 @@ def test_beams_write_what_is_likelier():
 def test_free_text_is_tuned_too(model):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, None)
     assert result.prompt.labels is None
-    assert len(predict(model, ["+", "--"], None, result.prompt.delta, SHORT)) == 2
+    assert len(predict(model, ["+", "--"], None, result.prompt.params, SHORT)) == 2
 
 
 def test_loss_is_teacher_forced_cross_entropy(model):

@@ -66,7 +66,7 @@ def test_a_built_in_size_opens_by_its_name(name, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = tinyprompt.load(name)
     assert model.name == f"tinyprompt-t5{folder}"
-    assert model.fingerprint() == models.load(WEIGHTS / f"tinyprompt-t5{folder}").fingerprint()
+    assert model.fingerprint == models.load(WEIGHTS / f"tinyprompt-t5{folder}").fingerprint
 
 
 def test_a_folder_comes_before_a_built_in_size(tmp_path, monkeypatch):
