@@ -6,7 +6,7 @@ import numpy as np
 from reference import random_weights, raw_config
 from safetensors.numpy import save_file
 
-from tinyprompt import t5
+from tinyprompt.config import Config
 
 VOCAB = 384  # of ByT5, whose tokenizer needs no file but this:
 WORDS = json.dumps({"tokenizer_class": "ByT5Tokenizer"})

@@ -5,11 +5,12 @@ import copy
 import numpy as np
 import pytest
 
-from tinyprompt import t5, tree
+from tinyprompt import tree
+from tinyprompt.config import Config, weight_shapes
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install '.[test]'")
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
-check_torch = pytest.importorskip("tinyprompt.check_torch")
+check_torch = pytest.importorskip("tinyprompt.tools.check_torch")
 
 # Every dimension different; d_model != num_heads * d_kv.
 SHAPE = dict(vocab_size=61, d_model=20, d_kv=6, d_ff=28, num_heads=3, num_layers=2, num_decoder_layers=3)

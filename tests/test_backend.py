@@ -13,9 +13,12 @@ from ml_dtypes import bfloat16
 from profiles import examples
 from reference import FAMILIES, batch, random_weights, raw_config
 
-from tinyprompt import device as devices, ops, t5, train
-from tinyprompt.errors import DeviceError
+from tinyprompt import device as devices
+from tinyprompt import ops, t5, train
+from tinyprompt.config import Config
 from tinyprompt.data import Batch
+from tinyprompt.device import compile, default_device, describe_device
+from tinyprompt.errors import DeviceError
 from tinyprompt.lower import lower
 from tinyprompt.tree import flatten, nest
 

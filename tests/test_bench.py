@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyprompt import device as devices, cli, t5
-from tinyprompt.tools import bench
+from tinyprompt import cli
+from tinyprompt import device as devices
+from tinyprompt.config import weight_shapes
 from tinyprompt.files import models
 from tinyprompt.lower import lower
+from tinyprompt.tools import bench
 from tinyprompt.tree import flatten
 
 SMALL = dict(batch=2, input_tokens=8, target_tokens=3, length=5, new_tokens=3)

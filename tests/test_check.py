@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, raw_config
 
-from tinyprompt import device as devices, ops, tree
-from tinyprompt.tools import check
-from tinyprompt.files import models
-from tinyprompt.errors import DeviceError
-from tinyprompt.tools.check import check_gradient, check_model, check_vjp
-from tinyprompt.errors import CheckpointError
+from tinyprompt import ops, tree
 from tinyprompt.cli.main import main
+from tinyprompt.device import default_device
+from tinyprompt.errors import CheckpointError, DeviceError
+from tinyprompt.files import models
+from tinyprompt.tools import check
+from tinyprompt.tools.check import check_gradient, check_model, check_vjp
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 needs_ort = pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")

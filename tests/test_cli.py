@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from reference import random_weights, raw_config
 from safetensors.numpy import save_file
+from tinyprompt.cli.commands import Bar
 
 import tinyprompt
-from tinyprompt import device as devices, t5
-from tinyprompt.files import models, prompts
+from tinyprompt import device as devices
 from tinyprompt.cli.main import main
-from tinyprompt.cli.commands import Bar
+from tinyprompt.config import Config
+from tinyprompt.device import default_device, describe_device
+from tinyprompt.files import models, prompts
 
 QUICK = ["--steps", "4", "--batch-size", "4", "--prompt-length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}

@@ -15,12 +15,14 @@ from profiles import examples
 from reference import FAMILIES, batch, random_weights, raw_config
 from safetensors.numpy import save_file
 
-from tinyprompt import device as devices, t5, train
-from tinyprompt.files import models, prompts
-from tinyprompt.tools import export
+from tinyprompt import device as devices
+from tinyprompt import train
 from tinyprompt.cli.main import main
+from tinyprompt.config import Config, weight_shapes
+from tinyprompt.files import models, prompts
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
+from tinyprompt.tools import export
 from tinyprompt.tree import flatten, nest
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install '.[ort]'")

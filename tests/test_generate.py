@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
 
-from tinyprompt import device as devices, generate, t5, train, tree
+from tinyprompt import generate, t5, train, tree
+from tinyprompt.config import Config
+from tinyprompt.device import default_device
+from tinyprompt.predict import next_token
 from tinyprompt.tasks import metrics
 
 EOS = 1

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 from profiles import examples
 
-from tinyprompt.files import models, prompts
-from tinyprompt.tools import inspect
-from tinyprompt.errors import CheckpointError
 from tinyprompt.cli.main import main
-from tinyprompt.tools.export import export
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models, prompts
 from tinyprompt.lower import lower
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
+from tinyprompt.tools import inspect
+from tinyprompt.tools.export import export
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts" / "thunlp_t5_base_100tok.npz"
 BUILT_IN = models.default_model()

@@ -15,14 +15,16 @@ from profiles import examples
 from reference import check_torch, hugging_face, raw_config, torch
 from test_parity import problems
 
-from tinyprompt import device as devices, generate, initial, methods, train, tree
-from tinyprompt.tools import bench, check
-from tinyprompt.files import models, prompts
-from tinyprompt.tools.check import EXACT, distance
-from tinyprompt.errors import CheckpointError
+from tinyprompt import generate, initial, methods, train, tree
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
+from tinyprompt.device import compile, default_device
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models, prompts
 from tinyprompt.methods import HEAD, METHODS, PROMPT, Sizes
+from tinyprompt.predict import next_token
+from tinyprompt.tools import bench, check
+from tinyprompt.tools.check import EXACT, distance
 from tinyprompt.train import Settings, predict, tune
 
 F = torch.nn.functional

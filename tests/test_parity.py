@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, batch, check_torch, hugging_face, random_weights, raw_config, torch
 
-from tinyprompt import device as devices, t5, train, tree
+from tinyprompt import t5, train, tree
+from tinyprompt.config import Config
+from tinyprompt.data import Batch
+from tinyprompt.device import compile, default_device
+from tinyprompt.methods import PROMPT
 from tinyprompt.tools import check
 from tinyprompt.tools.check import distance, finite_differences, typical
-from tinyprompt.data import Batch
-from tinyprompt.methods import PROMPT
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT")
 EXACT = 1e-9  # relative, in float64

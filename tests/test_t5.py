@@ -8,6 +8,7 @@ from profiles import examples
 from reference import FAMILIES, batch, pair, raw_config, torch, transformers
 
 from tinyprompt import generate, ops, t5, train, tree
+from tinyprompt.config import Config
 from tinyprompt.data import Batch
 
 KEY = "encoder.prompt.embedding"

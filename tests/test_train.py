@@ -5,16 +5,16 @@ import re
 import numpy as np
 import pytest
 from reference import hugging_face, random_weights, raw_config, torch
+from tinyprompt.initial import first
 
 from tinyprompt import data, generate, initial, t5, train, tree
-from tinyprompt.tasks import metrics
-from tinyprompt.files import prompts
-from tinyprompt.errors import CheckpointError
-from tinyprompt.model import Model
-from tinyprompt.errors import DataError
+from tinyprompt.config import Config
 from tinyprompt.data import Row
-from tinyprompt.initial import first
+from tinyprompt.errors import CheckpointError, DataError
+from tinyprompt.files import prompts
 from tinyprompt.methods import PROMPT, Sizes
+from tinyprompt.model import Model
+from tinyprompt.tasks import metrics
 from tinyprompt.tokenizer import ByteTokenizer
 from tinyprompt.train import Settings, predict, tune
 
