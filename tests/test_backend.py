@@ -16,7 +16,7 @@ from reference import FAMILIES, batch, random_weights, raw_config
 from tinyprompt import backend, ops, t5, train
 from tinyprompt.backend import DeviceError
 from tinyprompt.data import Batch
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.tree import flatten, nest
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")

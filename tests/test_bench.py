@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinyprompt import backend, bench, checkpoint, cli, t5
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.tree import flatten
 
 SMALL = dict(batch=2, input_tokens=8, target_tokens=3, length=5, new_tokens=3)

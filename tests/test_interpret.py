@@ -18,7 +18,7 @@ from tinyprompt import checkpoint, interpret, prompts
 from tinyprompt.checkpoint import CheckpointError
 from tinyprompt.cli import main
 from tinyprompt.export import export
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.methods import PROMPT
 from tinyprompt.prompts import Prompt
 

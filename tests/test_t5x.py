@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from tinyprompt import checkpoint, export, generate, t5, tree
 from tinyprompt.checkpoint import CheckpointError, convert
-from tinyprompt.lower import is_frozen
+from tinyprompt.lowering import is_frozen
 from tinyprompt.t5x import open_t5x
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from tinyprompt.lower import Traced, is_frozen, lower, named
+from tinyprompt.lowering import Traced, is_frozen, lower, named
 from tinyprompt.tree import leaves, refill
 
 DEVICES = ("numpy", "cpu", "cuda")

@@ -26,7 +26,7 @@ from ml_dtypes import bfloat16
 
 from tinyprompt import backend, checkpoint, generate, initial, prompts, t5, train
 from tinyprompt.data import Batch
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.methods import PROMPT, Sizes
 from tinyprompt.tree import flatten, merge, nest
 

@@ -13,7 +13,7 @@ from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError
 from tinyprompt.data import DataError
 from tinyprompt.initial import INITS
-from tinyprompt.lower import LoweringError
+from tinyprompt.lowering import LoweringError
 from tinyprompt.methods import METHODS
 from tinyprompt.train import Settings
 

@@ -18,7 +18,7 @@ from tinyprompt import backend, checkpoint, generate, hub, initial, prompts, t5,
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
 from tinyprompt.data import Batch
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.methods import PROMPT, Sizes
 from tinyprompt.tree import Flat, Tree, flatten, leaves, merge
 

@@ -19,7 +19,7 @@ import numpy as np
 from tinyprompt import backend, ops
 from tinyprompt.backend import DeviceError
 from tinyprompt.checkpoint import CheckpointError, Model
-from tinyprompt.lower import SHORT
+from tinyprompt.lowering.graph import SHORT
 from tinyprompt.prompts import Prompt
 from tinyprompt.tree import count, flatten
 
@@ -236,7 +236,7 @@ def model_text(out: Mapping[str, Any]) -> str:
 
 
 def describe_graph(path: Path) -> dict[str, Any]:
-    """An ONNX file in the form of `lower.Graph`: a line for each input, constant and node; external data stay unread.
+    """An ONNX file in the form of `Graph`: a line for each input, constant and node; external data stay unread.
 
     Raises CheckpointError for a file that is no ONNX model, DeviceError without onnx.
     """
