@@ -231,7 +231,7 @@ MUTANTS = [
     ),
     Mutant(
         "the lowered softmax along another axis",
-        "lower",
+        "lowering/primitives",
         'ops.softmax: same_shape("Softmax", axis=-1)',
         'ops.softmax: same_shape("Softmax", axis=-2)',
         LOWERED,

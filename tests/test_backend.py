@@ -19,7 +19,7 @@ from tinyprompt.config import Config
 from tinyprompt.data import Batch
 from tinyprompt.device import compile, default_device, describe_device
 from tinyprompt.errors import DeviceError
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.tree import flatten, nest
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")

@@ -11,7 +11,7 @@ from tinyprompt import cli
 from tinyprompt import device as devices
 from tinyprompt.config import weight_shapes
 from tinyprompt.files import models
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.tools import bench
 from tinyprompt.tree import flatten
 

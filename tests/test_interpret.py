@@ -17,7 +17,7 @@ from profiles import examples
 from tinyprompt.cli.main import main
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models, prompts
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
 from tinyprompt.tools import inspect

@@ -21,7 +21,7 @@ from tinyprompt.tools import export
 from tinyprompt import generate, t5, tree
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files.models import convert
-from tinyprompt.lower import is_frozen
+from tinyprompt.lowering import is_frozen
 from tinyprompt.files.t5x import open_t5x
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -19,7 +19,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt.errors import DeviceError
-from tinyprompt.lower import Traced, is_frozen, lower, named
+from tinyprompt.lowering import Traced, is_frozen, lower, named
 from tinyprompt.tree import leaves, refill
 
 # One word says where a function runs and how exactly: the place, and how the function is lowered. In int8: the encoder,

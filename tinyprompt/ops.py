@@ -19,7 +19,7 @@ from ml_dtypes import bfloat16
 
 
 def primitive(function, kind=autograd.extend.primitive):
-    """autograd's `primitive`; an array that is not NumPy's may answer in place of `function` (see lower.py)."""
+    """autograd's `primitive`; an array that is not NumPy's may answer in place of `function` (see lowering)."""
 
     @kind
     @functools.wraps(function)

@@ -12,7 +12,7 @@ from tinyprompt.cli import checking, files, tuning
 from tinyprompt.cli.report import Command, say
 from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import DeviceError
-from tinyprompt.lower import LoweringError
+from tinyprompt.lowering import LoweringError
 
 COMMANDS: dict[str, Command] = tuning.COMMANDS | files.COMMANDS | checking.COMMANDS
 # Options that people know from elsewhere.

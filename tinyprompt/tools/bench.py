@@ -28,7 +28,7 @@ from tinyprompt.config import Config, weight_shapes
 from tinyprompt.data import Batch, random_batch
 from tinyprompt.device import check_device, compile, default_device, open_session
 from tinyprompt.files import io, models, prompts, safetensors
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.predict import next_token, predict

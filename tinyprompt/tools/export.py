@@ -19,7 +19,7 @@ from tinyprompt.device import version
 from tinyprompt.errors import CheckpointError, DeviceError
 from tinyprompt.files import hub, io, models, prompts
 from tinyprompt.fit import check_fit
-from tinyprompt.lower import lower
+from tinyprompt.lowering import lower
 from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.settings import Settings

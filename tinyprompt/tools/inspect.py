@@ -19,7 +19,7 @@ import numpy as np
 from tinyprompt import ops
 from tinyprompt.device import version
 from tinyprompt.errors import CheckpointError, DeviceError
-from tinyprompt.lower import SHORT
+from tinyprompt.lowering.graph import SHORT, array_kind, listing
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.settings import Settings
 from tinyprompt.tree import count, flatten
@@ -134,11 +134,6 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def array(dtype, shape) -> str:
-    """`float32[2,3]`, as a graph prints it."""
-    return f"{dtype}[{','.join(map(str, shape))}]"
-
-
 def cut(text: str, width: int) -> str:
     """The end of a text that is too long for a column."""
     return text if len(text) <= width else "…" + text[1 - width :]
@@ -150,7 +145,7 @@ def prompt_text(out: Mapping[str, Any]) -> str:
     lines = [*soft_lines(soft, out["vocabulary"])] if soft else []
     for name, p in out["prompts"].items():
         if name not in soft:
-            arrays = [f"  {key}: {array(x['dtype'], x['shape'])}" for key, x in p["arrays"].items()]
+            arrays = [f"  {key}: {array_kind(x['dtype'], x['shape'])}" for key, x in p["arrays"].items()]
             lines += [f"{name}: {p['settings'].get('method', 'a prefix')}, {len(arrays)} arrays", *arrays]
     if len(soft) > 1:
         lines += ["", *similarity_lines(out["similarity"]["names"], out["similarity"]["cosine"])]
@@ -162,7 +157,7 @@ def prompt_text(out: Mapping[str, Any]) -> str:
 
 def soft_lines(prompts: Mapping[str, Any], vocabulary: Mapping[str, Any] | None) -> list[str]:
     """A line for each soft prompt: shape, norms, likeness; and what the columns mean."""
-    arrays = {name: array(*(p["arrays"][PROMPT][key] for key in ("dtype", "shape"))) for name, p in prompts.items()}
+    arrays = {name: array_kind(*(p["arrays"][PROMPT][key] for key in ("dtype", "shape"))) for name, p in prompts.items()}
     shape = max(map(len, arrays.values()))
     wide = min(WIDTH - 60 - shape, max(len(name) for name in ("prompt", *prompts)))
     start = f"{'prompt':{wide}}  {'':{shape}}  "
@@ -245,7 +240,7 @@ def model_text(out: Mapping[str, Any]) -> str:
     sizes: Counter[tuple[str, str, str]] = Counter()
     for name, x in out["weights"].items():
         head, number, tail = re.fullmatch(r"(?:(.*\.block\.)(\d+))?(.*)", name).groups("")  # type: ignore[union-attr]
-        key = head, tail, array(x["dtype"], x["shape"])
+        key = head, tail, array_kind(x["dtype"], x["shape"])
         blocks.setdefault(key, []).append(int(number or 0))
         sizes[key] += math.prod(x["shape"])
     lines = []
@@ -266,7 +261,7 @@ def model_text(out: Mapping[str, Any]) -> str:
 
 
 def describe_graph(path: Path) -> dict[str, Any]:
-    """An ONNX file in the form of `lower.Graph`: a line for each input, constant and node; external data stay unread.
+    """An ONNX file as a `Graph` prints itself: a line for each input, constant and node. External data stay unread.
 
     Raises CheckpointError for a file that is no ONNX model, DeviceError without onnx.
     """
@@ -289,25 +284,24 @@ def describe_graph(path: Path) -> dict[str, Any]:
         graph = model.graph
     kinds = {x.name: value_kind(x.type) for x in (*graph.value_info, *graph.input, *graph.output)}
     kinds |= {x.name: tensor_kind(x) for x in graph.initializer}
-    shown = {x.name: tensor_value(x) for x in graph.initializer}
+    texts = {x.name: tensor_value(x) for x in graph.initializer}
 
     def named(name):
         return f"{name}: {kinds.get(name, '?')}"
 
-    given = [x.name for x in graph.input if x.name not in shown]
-    lines = [f"{named(name)} = input" for name in given]
-    lines += [f"{named(x.name)} = constant{place(x)}" for x in graph.initializer if shown[x.name] is None]
-    for node in graph.node:
-        arguments = [shown.get(name) or name or "none" for name in node.input]
-        arguments += [f"{a.name}={attribute(a)}" for a in node.attribute]
-        results = ", ".join(named(name) for name in node.output if name)
-        lines.append(f"{results} = {node.op_type}({', '.join(arguments)})")
+    inputs = [x.name for x in graph.input if x.name not in texts]
+    given = [(named(name), "input") for name in inputs]
+    given += [(named(x.name), f"constant{place(x)}") for x in graph.initializer if texts[x.name] is None]
+    nodes = [
+        (map(named, filter(None, x.output)), x.op_type, x.input, {a.name: attribute(a) for a in x.attribute})
+        for x in graph.node
+    ]
     outputs = [x.name for x in graph.output]
     return {
-        "inputs": {name: kinds[name] for name in given},
+        "inputs": {name: kinds[name] for name in inputs},
         "outputs": {name: kinds[name] for name in outputs},
         "operators": dict(Counter(node.op_type for node in graph.node).most_common()),
-        "lines": [*lines, f"return {', '.join(outputs)}"],
+        "lines": listing(given, texts, nodes, outputs),
     }
 
 
@@ -326,12 +320,12 @@ def value_kind(kind) -> str:
     if not tensor.HasField("shape"):
         return f"{dtype_name(tensor.elem_type)}[...]"
     sizes = [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim]
-    return array(dtype_name(tensor.elem_type), sizes)
+    return array_kind(dtype_name(tensor.elem_type), sizes)
 
 
 def tensor_kind(tensor) -> str:
     """Dtype and shape of an onnx.TensorProto."""
-    return array(dtype_name(tensor.data_type), tensor.dims)
+    return array_kind(dtype_name(tensor.data_type), tensor.dims)
 
 
 def tensor_value(tensor) -> str | None:

@@ -1,0 +1,122 @@
+"""Rules for the primitives of ops.py that are one node of ONNX, or a product in int8. Others lower as written."""
+
+import functools
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+from tinyprompt import ops
+from tinyprompt.lowering.graph import MICROSOFT, RULES, Traced, lower
+from tinyprompt.lowering.rules import reshape, take, untransposed
+
+TINY = np.float32(1e-30)  # instead of 0 in a denominator
+FEW = 32  # rows with which a large matrix is better on the left of a product
+
+
+def same_shape(op: str, **attributes):
+    """A rule for an operator whose result has the shape and dtype of its input."""
+    return lambda x: x.graph.emit(op, x, shape=x.shape, dtype=x.dtype, **attributes)
+
+
+def gelu(x) -> Traced:
+    """`ops.gelu`; in float64 as it is written, since ONNX Runtime's double kernel has constants in float32."""
+    return NotImplemented if x.dtype == np.float64 else same_shape("Gelu", approximate="tanh")(x)
+
+
+def keep(x, rate, rng) -> Traced:
+    """`ops.keep` with other numbers than NumPy's: `rng` seeds a generator that each run of the graph carries on."""
+    seed = float(rng.integers(2**24))
+    return (same_shape("RandomUniformLike", seed=seed)(x) >= rate).astype(x.dtype)
+
+
+def add_rows(g, ids, count) -> Traced:
+    """`ops.add_rows` as one ScatterND, for ids that are known only when the graph runs."""
+    zeros = np.broadcast_to(g.graph.array(np.zeros((1, 1), g.dtype)), (count, g.shape[-1]))
+    operands = zeros, reshape(g.graph.array(ids), -1, 1), reshape(g, -1, g.shape[-1])
+    return g.graph.emit("ScatterND", *operands, shape=zeros.shape, dtype=g.dtype, reduction="add")
+
+
+def linear(x, weight) -> Traced:
+    """`ops.linear`. A weight in int8 is quantised once, by columns, and x at every run, by rows.
+
+    A few rows go to the right, `(weight @ x.T).T`: ONNX Runtime copies the right side of a product into another layout.
+    """
+    if not isinstance(x, Traced) or not isinstance(weight, Traced) or x.dtype != np.float32 or not x.size:
+        return NotImplemented
+    n_out, n_in = weight.shape
+    source, transposed = untransposed(weight)
+    if is_int8(source):
+        recipe = quantized if transposed else quantized_transpose
+        columns = x.graph.derive(source, recipe, ((n_in, n_out), np.int8), ((n_out,), np.float32))
+        rows = reshape(x, -1, n_in)
+        largest = np.maximum(np.abs(rows).max(-1, keepdims=True), TINY)
+        out = int8_product(rows / largest, *columns) * largest
+    elif transposed or not 1 < x.size // n_in <= FEW:
+        return NotImplemented
+    else:
+        out = (ops.widen(weight, x.dtype) @ reshape(x, -1, n_in).T).T
+    return reshape(out, *x.shape[:-1], n_out)
+
+
+def is_int8(weight: Traced) -> bool:
+    """Whether a weight is to be quantised, and can be: then it is frozen."""
+    graph = weight.graph
+    named = graph.int8 is not None and weight.name.startswith(graph.int8)
+    return named and weight.name in graph.frozen and weight.dtype in (np.float16, bfloat16, np.float32)
+
+
+def int8_product(x, weight, scale) -> Traced:
+    """`x @ (weight * scale)`, x in 8 bits too. Shapes: x float32 (N, I), weight int8 (I, O), scale float32 (O,)."""
+    shape = x.shape[0], weight.shape[1]
+    return x.graph.emit("DynamicQuantizeMatMul", x, weight, scale, shape=shape, dtype=x.dtype, domain=MICROSOFT)
+
+
+def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix (I, O) as int8 (I, O) and the scale of each column (O,): `weight` is about `int8 * scale`."""
+    weight = ops.widen(weight).astype(np.float32, copy=False)
+    scale = np.maximum(np.abs(weight).max(0), TINY) / np.float32(largest_int8())
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def quantized_transpose(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the transpose."""
+    return quantized(weight.T)
+
+
+@functools.cache
+def largest_int8() -> int:
+    """What the largest weight of a column becomes: 127, or 64 where the machine cannot sum products of 8 bits exactly.
+
+    x86 without VNNI (before 2019, and AMD before 2022) adds two products of 255 in 16 bits, which hold 2 x 255 x 64 but
+    not 2 x 255 x 127, and saturates silently. A product of the worst case tells.
+    """
+    return 127 if int8_is_exact(127) else 64
+
+
+def int8_is_exact(largest: int) -> bool:
+    """Whether the largest activations times weights of `largest` and `-largest` sum up right, in few rows and many."""
+    import onnxruntime
+
+    width, columns = 256, 32
+    weight = np.full((width, columns), largest, np.int8) * np.array([1, -1] * (columns // 2), np.int8)
+    for rows in (1, 16):
+        x, scale = np.ones((rows, width), np.float32), np.ones(columns, np.float32)
+        model = lower(int8_product, x, weight, scale)[0].to_onnx().SerializeToString()
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"x": x, "weight": weight, "scale": scale})
+        if not np.allclose(found, x @ weight, rtol=1e-4):
+            return False
+    return True
+
+
+RULES |= {
+    ops.embedding: lambda table, ids: ops.widen(take(table, ids, 0)),
+    ops.add_rows: add_rows,
+    ops.linear: linear,
+    ops.softmax: same_shape("Softmax", axis=-1),
+    ops.log_softmax: same_shape("LogSoftmax", axis=-1),
+    ops.logistic: same_shape("Sigmoid"),
+    ops.relu: same_shape("Relu"),
+    ops.gelu: gelu,
+    ops.keep: keep,
+}

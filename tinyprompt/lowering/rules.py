@@ -1,0 +1,375 @@
+"""Rules for NumPy's ufuncs and functions, and the methods of traced arrays.
+
+A rule has the signature of its function, works out shape and dtype as NumPy does, and emits nodes.
+Unlike NumPy's, the max, min and argmax of ONNX Runtime may pass over a NaN.
+"""
+
+import functools
+import operator
+import re
+
+import numpy as np
+from ml_dtypes import bfloat16
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+from tinyprompt.lowering.graph import MICROSOFT, RULES, Graph, LoweringError, Traced
+
+
+def graph_of(*arrays) -> Graph:
+    """The graph of those arrays that are traced."""
+    return next(x.graph for x in arrays if isinstance(x, Traced))
+
+
+def traced(*arrays) -> list[Traced]:
+    """All of the arrays in the graph of those that are traced."""
+    graph = graph_of(*arrays)
+    return [graph.array(x) for x in arrays]
+
+
+ELEMENTWISE = {  # the ufuncs that are one operator of ONNX
+    np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.true_divide: "Div", np.negative: "Neg",
+    np.maximum: "Max", np.minimum: "Min", np.absolute: "Abs", np.sign: "Sign", np.floor: "Floor", np.ceil: "Ceil",
+    np.exp: "Exp", np.log: "Log", np.sqrt: "Sqrt", np.tanh: "Tanh", np.sin: "Sin", np.cos: "Cos",
+    np.greater: "Greater", np.greater_equal: "GreaterOrEqual", np.less: "Less", np.less_equal: "LessOrEqual",
+    np.equal: "Equal", np.logical_and: "And", np.logical_or: "Or", np.logical_not: "Not",
+}  # fmt: skip
+
+
+def elementwise(ufunc, op: str, *inputs) -> Traced:
+    """One node, after the casts and the broadcasting that NumPy would do."""
+    graph, inputs = graph_of(*inputs), tuple(map(as_array, inputs))
+    *kinds, kind = ufunc.resolve_dtypes((*(x.dtype if hasattr(x, "dtype") else type(x) for x in inputs), None))
+    if op in ("And", "Or", "Not"):
+        kinds = [np.dtype(bool)] * len(inputs)
+    elif np.dtype(bool) in kinds and op != "Equal":
+        raise LoweringError(f"numpy.{ufunc.__name__} of booleans has no rule; cast them first")
+    arrays = [
+        cast(x, k) if isinstance(x, Traced) else graph.array(np.asarray(x, k))
+        for x, k in zip(inputs, kinds, strict=True)
+    ]
+    shape = np.broadcast_shapes(*(x.shape for x in arrays))
+    if all(x.value is not None for x in arrays):
+        return graph.array(ufunc(*(x.value for x in arrays)))
+    for i, x in enumerate(arrays):
+        if len(arrays) == 2 and arrays[1 - i].shape == shape and is_one_number(x):  # a reverse pass makes many
+            number = x.value.flat[0]
+            if number == NEUTRAL.get(ufunc) and (i == 1 or ufunc in (np.add, np.multiply)):
+                return arrays[1 - i].copy()
+            arrays[i] = graph.array(number)
+    return graph.emit(op, *arrays, shape=shape, dtype=kind)
+
+
+def as_array(x):
+    """An array, traced or not; a Python number stays one, since its dtype gives way to that of an array."""
+    return x if isinstance(x, Traced) or type(x) in (int, float) else np.asarray(x)
+
+
+def is_one_number(x: Traced) -> bool:
+    """Whether x is a constant whose elements are all the same."""
+    return x.value is not None and x.size > 0 and x.value.tobytes() == x.value.flat[0].tobytes() * x.size
+
+
+NEUTRAL = {np.add: 0, np.subtract: 0, np.multiply: 1, np.true_divide: 1}
+UNROLLED = {1: lambda x: x.copy(), 2: lambda x: x * x, 3: lambda x: x * x * x, -1: lambda x: 1 / x}
+
+
+def power(x, y) -> Traced:
+    """`x ** y` of floats; as products where y is a small whole number."""
+    kind = np.result_type(x, y)
+    if kind.kind != "f":
+        raise LoweringError("numpy.power of integers has no rule; cast them first")
+    if isinstance(x, Traced) and type(y) in (int, float) and y in UNROLLED:
+        return UNROLLED[y](cast(x, kind))
+    return elementwise(np.power, "Pow", x, y)
+
+
+def matmul(a, b) -> Traced:
+    """`a @ b`. The transpose of an operand becomes a flag, so that no transposed copy is made."""
+    a, b = traced(a, b)
+    if not a.ndim or not b.ndim or a.shape[-1] != b.shape[max(0, b.ndim - 2)]:
+        raise LoweringError(f"numpy.matmul: the shapes {a.shape} and {b.shape} do not fit")
+    kind = np.matmul.resolve_dtypes((a.dtype, b.dtype, None))[-1]
+    a, b = cast(a, kind), cast(b, kind)
+    if b.ndim == 1:
+        return reshape(matmul(a, reshape(b, -1, 1)), a.shape[:-1])
+    if a.ndim == 1:
+        return reshape(matmul(reshape(a, 1, -1), b), (*b.shape[:-2], b.shape[-1]))
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    product = np.dtype(bfloat16) if a.graph.bf16 and kind == np.float32 else kind
+    a, b = cast(a, product), cast(b, product)
+    (a_source, a_flag), (b_source, b_flag) = untransposed(a), untransposed(b)
+    if product in (np.float32, bfloat16) and (a_flag or b_flag):
+        flags = {name: 1 for name, flag in (("transA", a_flag), ("transB", b_flag)) if flag}
+        out = a.graph.emit("FusedMatMul", a_source, b_source, shape=shape, dtype=product, domain=MICROSOFT, **flags)
+    else:
+        out = a.graph.emit("MatMul", a, b, shape=shape, dtype=product)
+    return cast(out, kind)
+
+
+def untransposed(x: Traced) -> tuple[Traced, bool]:
+    """(y, True) where x is y with its last two axes swapped, else (x, False)."""
+    axes = [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2]
+    return (x.inputs[0], True) if x.op == "Transpose" and x.attributes["perm"] == axes else (x, False)
+
+
+def cast(x: Traced, dtype) -> Traced:
+    """`x.astype(dtype)`."""
+    dtype = np.dtype(dtype)
+    if x.dtype == dtype:
+        return x.copy()
+    if x.value is not None:
+        return x.graph.array(x.value.astype(dtype))
+    if x.op == "Transpose":
+        return transpose(cast(x.inputs[0], dtype), x.attributes["perm"])
+    if x.op == "Reshape":
+        return reshape(cast(x.inputs[0], dtype), x.shape)
+    if x.op == "Cast" and x.dtype.kind == "f" and is_16_bits(x.inputs[0]) and dtype in (x.inputs[0].dtype, bfloat16):
+        return cast(x.inputs[0], dtype)
+    if x.name in x.graph.frozen and dtype == bfloat16:
+        return x.graph.derive(x, rounded, (x.shape, dtype))[0]
+    # A weight is widened anew for each use: what waits for the backward pass takes memory.
+    return x.graph.emit("Cast", x, shape=x.shape, dtype=dtype, anew=is_16_bits(x), to=dtype)
+
+
+def is_16_bits(x: Traced) -> bool:
+    """Whether x is an input of 16 bits, as weights may be."""
+    return x.op is None and x.dtype in (np.float16, bfloat16)
+
+
+def rounded(weight: np.ndarray) -> tuple[np.ndarray]:
+    """An array as bfloat16."""
+    return (weight.astype(bfloat16),)
+
+
+def reshape(x, *shape, order=None) -> Traced:
+    """`x.reshape(shape)`; one after another is one."""
+    if order not in (None, "C"):
+        raise LoweringError(f"numpy.reshape in order {order!r} has no rule")
+    wanted = [int(n) for n in (shape if len(shape) != 1 or isinstance(shape[0], int | np.integer) else shape[0])]
+    if -1 in wanted:
+        known = int(np.prod([n for n in wanted if n != -1], dtype=int))
+        wanted[wanted.index(-1)] = x.size // known if known else 0
+    if int(np.prod(wanted, dtype=int)) != x.size or min(wanted, default=0) < 0:
+        raise LoweringError(f"numpy.reshape: {x!r} does not fit the shape {tuple(wanted)}")
+    if x.value is not None:
+        return x.graph.array(x.value.reshape(wanted))
+    if x.op == "Reshape":
+        x = x.inputs[0]
+    if x.shape == tuple(wanted):
+        return x.copy()
+    zero = {"allowzero": 1} if 0 in wanted else {}
+    return x.graph.emit("Reshape", x, np.array(wanted, np.int64), shape=wanted, dtype=x.dtype, **zero)
+
+
+def transpose(x, *axes) -> Traced:
+    """`x.transpose(axes)`; one after another is one, and moving axes of length 1 only is a reshape."""
+    given = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes or None
+    order = list(normalize_axis_tuple(tuple(range(x.ndim)[::-1] if given is None else given), x.ndim))
+    if len(order) != x.ndim:
+        raise LoweringError(f"numpy.transpose: {x!r} does not have {len(order)} axes")
+    shape = [x.shape[a] for a in order]
+    moved = [a for a in order if x.shape[a] != 1]
+    if moved == sorted(moved):
+        return reshape(x, shape)
+    if x.op == "Transpose":
+        x, order = x.inputs[0], [x.attributes["perm"][a] for a in order]
+        if order == sorted(order):
+            return x.copy()
+    return x.graph.emit("Transpose", x, shape=shape, dtype=x.dtype, perm=order)
+
+
+def swapaxes(a, axis1, axis2) -> Traced:
+    axes = list(range(a.ndim))
+    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    return transpose(a, axes)
+
+
+def reduction(op: str):
+    """A rule for np.sum and the like."""
+
+    def rule(a, axis=None, *, keepdims=False):
+        axes = sorted(range(a.ndim) if axis is None else normalize_axis_tuple(axis, a.ndim))
+        if a.size == 0 and op != "ReduceSum":
+            raise LoweringError(f"{op} of {a!r}, which is empty, has no rule")
+        if op == "ReduceSum" and a.dtype.kind in "bi":
+            a = cast(a, np.int64)
+        if op == "ReduceMean" and a.dtype.kind != "f":
+            a = cast(a, np.float64)
+        shape = [1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes]
+        if all(a.shape[i] == 1 for i in axes):
+            return reshape(a, shape)
+        return a.graph.emit(op, a, np.array(axes, np.int64), shape=shape, dtype=a.dtype, keepdims=int(keepdims))
+
+    return rule
+
+
+def argmax(a, axis=None, *, keepdims=False) -> Traced:
+    if axis is None:
+        return argmax(reshape(a, -1), 0)
+    axis = normalize_axis_index(axis, a.ndim)
+    shape = [1 if i == axis else n for i, n in enumerate(a.shape) if keepdims or i != axis]
+    return a.graph.emit("ArgMax", a, shape=shape, dtype=np.int64, axis=axis, keepdims=int(keepdims))
+
+
+def dot(a, b) -> Traced:
+    if np.ndim(b) > 2:
+        raise LoweringError("numpy.dot with more than two axes on the right has no rule; use numpy.matmul")
+    return np.matmul(a, b) if np.ndim(a) and np.ndim(b) else a * b
+
+
+def einsum(subscripts, *operands, optimize=None) -> Traced:
+    """The inner product over the last axis is a product and a sum; other sums go to ONNX's Einsum."""
+    arrays = traced(*operands)
+    kind = np.result_type(*(x.dtype for x in arrays))
+    if subscripts == "...i,...i->...":
+        return cast(np.sum(arrays[0] * arrays[1], axis=-1), kind)
+    if not re.fullmatch(r"[a-z]+(,[a-z]+)*->[a-z]*", subscripts):
+        raise LoweringError(f"numpy.einsum of {subscripts!r} has no rule; write it as 'ab,bc->ac'")
+    given, _, wanted = subscripts.partition("->")
+    length = dict(zip(given.replace(",", ""), [n for x in arrays for n in x.shape], strict=True))
+    shape = [length[letter] for letter in wanted]
+    arrays = [cast(x, kind) for x in arrays]
+    return arrays[0].graph.emit("Einsum", *arrays, shape=shape, dtype=kind, equation=subscripts)
+
+
+def concatenate(arrays, axis=0) -> Traced:
+    arrays = traced(*arrays)
+    kind = np.result_type(*(x.dtype for x in arrays))
+    axis = normalize_axis_index(axis, arrays[0].ndim)
+    if len({(x.ndim, x.shape[:axis], x.shape[axis + 1 :]) for x in arrays}) > 1:
+        raise LoweringError(f"numpy.concatenate: the shapes {[x.shape for x in arrays]} do not fit along axis {axis}")
+    shape = (*arrays[0].shape[:axis], sum(x.shape[axis] for x in arrays), *arrays[0].shape[axis + 1 :])
+    arrays = [cast(x, kind) for x in arrays]
+    return arrays[0].graph.emit("Concat", *arrays, shape=shape, dtype=kind, axis=axis)
+
+
+def stack(arrays, axis=0) -> Traced:
+    return concatenate([np.expand_dims(graph_of(*arrays).array(x), axis) for x in arrays], axis)
+
+
+def broadcast_to(array, shape) -> Traced:
+    shape = tuple(int(n) for n in shape)
+    if np.broadcast_shapes(array.shape, shape) != shape:
+        raise LoweringError(f"numpy.broadcast_to: {array!r} does not fit the shape {shape}")
+    if array.shape == shape:
+        return array.copy()
+    return array.graph.emit("Expand", array, np.array(shape, np.int64), shape=shape, dtype=array.dtype)
+
+
+def where(condition, x, y) -> Traced:
+    graph, x, y = graph_of(condition, x, y), as_array(x), as_array(y)
+    kind = np.result_type(x, y)
+    x, y = (cast(a, kind) if isinstance(a, Traced) else graph.array(np.asarray(a, kind)) for a in (x, y))
+    condition = graph.array(condition)
+    if condition.dtype != bool:
+        condition = np.not_equal(condition, 0)
+    shape = np.broadcast_shapes(condition.shape, x.shape, y.shape)
+    return graph.emit("Where", condition, x, y, shape=shape, dtype=kind)
+
+
+def clip(a, a_min=None, a_max=None, *, min=None, max=None) -> Traced:
+    low, high = a_min if min is None else min, a_max if max is None else max
+    a = a if low is None else np.maximum(a, low)
+    return a if high is None else np.minimum(a, high)
+
+
+def take(a, indices, axis=None) -> Traced:
+    if axis is None:
+        raise LoweringError("numpy.take without an axis has no rule")
+    a, indices = traced(a, indices)
+    axis = normalize_axis_index(axis, a.ndim)
+    shape = (*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :])
+    return a.graph.emit("Gather", a, cast(indices, np.int64), shape=shape, dtype=a.dtype, axis=axis)
+
+
+def take_along_axis(arr, indices, axis=-1) -> Traced:
+    arr, indices = traced(arr, indices)
+    axis = normalize_axis_index(axis, arr.ndim)
+    if len({(x.ndim, x.shape[:axis], x.shape[axis + 1 :]) for x in (arr, indices)}) > 1:
+        raise LoweringError("numpy.take_along_axis that broadcasts has no rule")
+    indices = cast(indices, np.int64)
+    return arr.graph.emit("GatherElements", arr, indices, shape=indices.shape, dtype=arr.dtype, axis=axis)
+
+
+def getitem(x: Traced, index) -> Traced:
+    """Integers, slices, None and ... as NumPy has them; one array of integers among full slices."""
+    index = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(i, np.ndarray | Traced | list) for i in index):
+        at = [k for k, i in enumerate(index) if i is not Ellipsis and not (isinstance(i, slice) and i == slice(None))]
+        if len(at) == 1 and Ellipsis not in index[: at[0]]:
+            indices = x.graph.array(index[at[0]])
+            if indices.dtype.kind in "iu":
+                return take(x, indices, at[0])
+        raise LoweringError("x[...] with a mask or with several index arrays has no rule; use numpy.where or take")
+    shape = np.broadcast_to(False, x.shape)[index].shape  # NumPy checks the bounds
+    if Ellipsis not in index:
+        index += (Ellipsis,)
+    gap, given = index.index(Ellipsis), len(index) - 1 - index.count(None)
+    index = (*index[:gap], *[slice(None)] * (x.ndim - given), *index[gap + 1 :])
+    kept, limits = list(x.shape), []
+    for axis, i in enumerate(i for i in index if i is not None):
+        n = x.shape[axis]
+        start, stop, step = (i if isinstance(i, slice) else slice(i, i + 1 or None)).indices(n)
+        kept[axis] = len(range(start, stop, step))
+        if kept[axis] == 0:
+            limits.append((0, 0, axis, 1))
+        elif (start, stop, step) != (0, n, 1):
+            limits.append((start, stop if stop >= 0 else -n - 1, axis, step))
+    if limits:
+        x = x.graph.emit("Slice", x, *np.array(limits, np.int64).T, shape=kept, dtype=x.dtype)
+    return reshape(x, shape)
+
+
+def add_at(total, index, x) -> None:
+    """`numpy.add.at`, which autograd calls on zeros for the gradient of `y[index]`: the total becomes another array."""
+    if not isinstance(total, Traced):
+        raise LoweringError("numpy.add.at to an array that is not traced has no rule")
+    if any(isinstance(i, Traced) for i in (index if isinstance(index, tuple) else (index,))):
+        raise LoweringError("the gradient of x[indices] with traced indices has no rule")
+    at = np.arange(total.size).reshape(total.shape)[index]
+    x = reshape(broadcast_to(cast(total.graph.array(x), total.dtype), at.shape), -1)
+    operands = np.zeros(total.size, x.dtype), at.reshape(-1), x
+    sums = x.graph.emit("ScatterElements", *operands, shape=(total.size,), dtype=x.dtype, reduction="add")
+    total.become(total + reshape(sums, total.shape))
+
+
+NAMESAKES = (
+    power, matmul, argmax, dot, einsum, reshape, transpose, swapaxes, broadcast_to, concatenate, stack, where, clip,
+    take, take_along_axis,
+)  # fmt: skip
+RULES |= {getattr(np, rule.__name__): rule for rule in NAMESAKES}
+RULES |= {ufunc: functools.partial(elementwise, ufunc, op) for ufunc, op in ELEMENTWISE.items()}
+RULES |= {
+    np.not_equal: lambda x, y: np.logical_not(np.equal(x, y)),
+    np.square: lambda x: x * x,
+    np.cosh: lambda x: (np.exp(x) + np.exp(-x)) / 2,  # in autograd's gradient of tanh
+    np.conjugate: lambda x: x.copy(),
+    np.add.at: add_at,
+    operator.getitem: getitem,
+    # The next seven answer with numbers, since they depend on shape and dtype alone.
+    np.shape: lambda a: a.shape,
+    np.ndim: lambda a: a.ndim,
+    np.result_type: lambda *a: np.result_type(*(x.dtype if isinstance(x, Traced) else x for x in a)),
+    np.iscomplexobj: lambda x: False,
+    np.zeros_like: lambda a, dtype=None: np.zeros(a.shape, dtype or a.dtype),
+    np.ones_like: lambda a, dtype=None: np.ones(a.shape, dtype or a.dtype),
+    np.full_like: lambda a, fill_value, dtype=None: np.full(a.shape, fill_value, dtype or a.dtype),
+    np.sum: reduction("ReduceSum"),
+    np.mean: reduction("ReduceMean"),
+    np.max: reduction("ReduceMax"),
+    np.min: reduction("ReduceMin"),
+    np.ravel: lambda a: reshape(a, -1),
+    np.expand_dims: lambda a, axis: reshape(a, np.expand_dims(np.broadcast_to(False, a.shape), axis).shape),
+    np.squeeze: lambda a, axis=None: reshape(a, np.squeeze(np.broadcast_to(False, a.shape), axis).shape),
+    np.astype: lambda x, dtype, copy=True: cast(x, dtype),
+}
+
+
+def method(function):
+    """A NumPy function as the method of a traced array."""
+    return lambda self, *args, **kwargs: self.__array_function__(function, (), (self, *args), kwargs)
+
+
+METHODS = "sum mean max min argmax dot reshape ravel transpose swapaxes squeeze clip take astype"
+for _name in METHODS.split():
+    setattr(Traced, _name, method(getattr(np, _name)))
