@@ -88,8 +88,8 @@ MUTANTS = [
     Mutant(
         "scores divided by sqrt(d_kv), as everywhere but in T5",
         "t5",
-        "queries_BHTK = heads(x, q, config)",
-        "queries_BHTK = heads(x, q, config) / K**0.5",
+        'queries_BHTK = heads(ops.linear(x, q["weight"]), config)',
+        'queries_BHTK = heads(ops.linear(x, q["weight"]), config) / config.d_kv**0.5',
         PARITY,
     ),
     Mutant(
@@ -102,8 +102,8 @@ MUTANTS = [
     Mutant(
         "a residual connection left out",
         "t5",
-        "            x = x + drop(y)\n",
-        '            x = x + drop(y) if "EncDecAttention" not in layer else drop(y)\n',
+        '            x = see("hidden_states", x + see("output", y))\n',
+        '            x = see("hidden_states", (x if "EncDecAttention" not in layer else 0) + see("output", y))\n',
         PARITY,
     ),
     Mutant(
@@ -123,9 +123,9 @@ MUTANTS = [
     Mutant(
         "the cross-attention's gradient forgotten",
         "t5",
-        "    context, mask = encode(params, config, input_ids, attention_mask, drop)\n    return decode",
-        "    context, mask = encode(params, config, input_ids, attention_mask, drop)\n"
-        '    context = getattr(context, "_value", context)\n    return decode',
+        "    states, mask = encode(params, config, input_ids, attention_mask, visit)\n    return decode",
+        "    states, mask = encode(params, config, input_ids, attention_mask, visit)\n"
+        '    states = getattr(states, "_value", states)\n    return decode',
         PARITY,
     ),
     Mutant(
@@ -239,8 +239,8 @@ MUTANTS = [
     Mutant(
         "the low-rank product is taken away",
         "methods",
-        'ops.widen(frozen[weight]) + delta[name[:-1] + "b"] @ value',
-        'ops.widen(frozen[weight]) - delta[name[:-1] + "b"] @ value',
+        'ops.widen(frozen[weight]) + added[name[:-1] + "b"] @ value',
+        'ops.widen(frozen[weight]) - added[name[:-1] + "b"] @ value',
         f"{METHODS}[lora]",
     ),
     Mutant(
@@ -267,13 +267,13 @@ MUTANTS = [
     Mutant(
         "the newest token does not see itself",
         "t5",
-        'mixed_BHTK + (shares_BHTL * here).sum(-1, keepdims=True) * own["value"]',
-        'mixed_BHTK + 0 * (shares_BHTL * here).sum(-1, keepdims=True) * own["value"]',
+        '(weights * kv_cache["slot"]).sum(-1, keepdims=True) * value',
+        '0 * (weights * kv_cache["slot"]).sum(-1, keepdims=True) * value',
         CACHE,
     ),
     Mutant(
         "beams keep the past of others",
-        "train",
+        "predict",
         "cache[name] if rows is None else cache[name][rows]",
         "cache[name]",
         CACHE,
@@ -287,9 +287,9 @@ MUTANTS = [
     ),
     Mutant(
         "the mean over tasks is one over metrics",
-        "tasks",
-        "np.mean([mean_score(part, said, of, None) for part, said, of in _parts(name, predicted, rows)])",
-        "np.mean([*score(name, predicted, rows, labels).values()])",
+        "tasks/registry",
+        "float(np.mean([one.mean for one in parts.values()]))",
+        "float(np.mean(list(found.values())))",
         "test_tasks.py::test_a_mixture_is_scored_task_by_task",
     ),
 ]

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinyprompt import cli
 from tinyprompt import device as devices
+from tinyprompt.cli.main import main
 from tinyprompt.config import weight_shapes
 from tinyprompt.files import models
 from tinyprompt.lowering import lower
-from tinyprompt.tools import bench
+from tinyprompt.tools import bench, process
+from tinyprompt.tools.process import Engine
 from tinyprompt.tree import flatten
 
-SMALL = dict(batch=2, input_tokens=8, target_tokens=3, length=5, new_tokens=3)
+SMALL = dict(batch_size=2, input_tokens=8, target_tokens=3, prompt_length=5, new_tokens=3)
 WHAT = {"loss", "first step", "step", "forward", "forward rate", "generate", "peak memory of step", "gradient error"}
 
 
@@ -33,12 +34,6 @@ def test_the_model_it_writes_can_be_opened(tmp_path, monkeypatch, storage, gated
     assert model.config.gated == gated
     assert {name: value.shape for name, value in flatten(model.params).items()} == weight_shapes(model.config)
     assert 0.5 < np.std(model.params["shared"]["weight"]) < 1.5
-
-
-def test_padding_ends_rows_but_never_a_whole_one():
-    batch = bench.Problem(batch=5, input_tokens=9).draw(100)
-    assert batch.attention_mask.sum(1).tolist() == [9, 8, 7, 6, 5]
-    assert (batch.input_ids[batch.attention_mask == 0] == 0).all()
 
 
 def test_flops_are_those_of_the_products():
@@ -86,7 +81,7 @@ def test_beside_peft():
 def test_the_command_prints_one_json_object(capsys, monkeypatch):
     monkeypatch.setattr(bench, "available", lambda device: ["numpy"])
     sizes = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    assert cli.main(["bench", "--size", "tiny", "--rounds", "1", "--json", *sizes]) == 0
+    assert main(["bench", "--size", "tiny", "--rounds", "1", "--json", *sizes]) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["problem"] == {"size": "tiny", **SMALL, "storage": "float32", "device": "cpu"}
 
@@ -94,25 +89,26 @@ def test_the_command_prints_one_json_object(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "0"], "batch: expected at least 1, found 0"),
+        (["--batch-size", "0"], "batch_size: expected at least 1, found 0"),
         (["--rounds", "0"], "--rounds: expected at least 1"),
         (["--engines", "numpy,jax"], "engine 'jax': expected one of numpy"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
-    assert cli.main(["bench", "--size", "tiny", *arguments]) == 2
+    assert main(["bench", "--size", "tiny", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_an_engine_that_fails_says_why(tmp_path):
     bench.write_model(tmp_path, "tiny")  # but no prompt
     with pytest.raises(ValueError, match=r"engine numpy: stopped .*prompt.safetensors: no such file"):
-        bench.Engine("numpy", tmp_path, bench.Problem("small", **SMALL))
+        words = [*bench.command("numpy"), "numpy", tmp_path, json.dumps({"size": "tiny"})]
+        Engine("numpy", words, tmp_path)
 
 
 @pytest.mark.parametrize("other", [1.03, 0.97, float("nan")])
 def test_engines_that_disagree_are_no_comparison(monkeypatch, other):
-    monkeypatch.setattr(bench.Engine, "ask", lambda self, call: 1.0 if self.name == "numpy" else other)
+    monkeypatch.setattr(Engine, "ask", lambda self, call: 1.0 if self.name == "numpy" else other)
     monkeypatch.setattr(bench, "available", lambda device: ["numpy", "numpy-too"])
     monkeypatch.setattr(bench, "command", lambda engine: ["echo", "ready"])
     with pytest.raises(ValueError, match="do not compute the same"):
@@ -122,12 +118,12 @@ def test_engines_that_disagree_are_no_comparison(monkeypatch, other):
 def test_on_a_gpu_that_is_not_there(capsys):
     if devices.version("onnxruntime-gpu"):
         pytest.skip("onnxruntime-gpu is installed")
-    assert cli.main(["bench", "--size", "tiny", "--device", "cuda"]) == 2
+    assert main(["bench", "--size", "tiny", "--device", "cuda"]) == 2
     assert "onnxruntime-gpu is not installed" in capsys.readouterr().err
 
 
 def test_memory_of_the_gpu_is_what_nvidia_smi_says(monkeypatch):
-    monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="1024\n512\n", returncode=0))
+    monkeypatch.setattr(process.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="1024\n512\n", returncode=0))
     assert bench.gpu_memory() == 1.5
 
 

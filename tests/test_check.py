@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import autograd.numpy as anp
@@ -16,6 +17,7 @@ from reference import FAMILIES, raw_config
 
 from tinyprompt import ops, tree
 from tinyprompt.cli.main import main
+from tinyprompt.data import random_batch
 from tinyprompt.device import default_device
 from tinyprompt.errors import CheckpointError, DeviceError
 from tinyprompt.files import models
@@ -89,19 +91,22 @@ def test_a_wrong_engine_is_named_and_ends_with_1(quantity, dtype, fault, folder,
 
 @examples(15)
 @given(
-    sizes=st.fixed_dictionaries(
-        dict(length=st.integers(1, 30), rows=st.integers(1, 4), tokens=st.integers(1, 20), targets=st.integers(1, 6))
-    ),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(1, 6)),
+    length=st.integers(1, 30),
     seed=st.integers(0, 99),
 )
-def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, seed):
+def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, length, seed):
     folder, whole = shared
     (folder / "model.safetensors").write_bytes(whole)
     model = models.load(folder)
-    case = check.draw(model, **sizes, seed=seed)
-    assert case.prompt.shape == (sizes["length"], 4)
-    assert case.batch.input_ids.shape == case.batch.attention_mask.shape == (sizes["rows"], sizes["tokens"])
-    assert case.batch.labels.shape == case.batch.weights.shape == (sizes["rows"], sizes["targets"])
+    rows, tokens, targets = sizes
+    case = check.draw(model, seed, length)._replace(batch=random_batch(VOCAB, *sizes, seed))
+    assert case.prompt.shape == (length, 4)
+    assert case.batch.input_ids.shape == case.batch.attention_mask.shape == (rows, tokens)
+    assert case.batch.labels.shape == case.batch.weights.shape == (rows, targets)
+    assert case.batch.attention_mask[0].all()
+    assert case.batch.attention_mask.any(1).all()
+    assert (case.batch.input_ids[case.batch.attention_mask == 0] == 0).all()
     check.save_case(case, folder / "case")
     again = check.load_case(folder / "case", model)
     for one, two in zip((case.prompt, *case.batch), (again.prompt, *again.batch), strict=True):
@@ -194,7 +199,7 @@ def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
     model = models.load(folder)
     check.save_case(check.draw(model), batch)
     right = gradient_of(model, check.load_case(batch, model), np.float32)
-    command = ["check", str(folder), "--batch-size", batch, "--gradient", str(mine), "--json"]
+    command = ["check", str(folder), "--batch", batch, "--gradient", str(mine), "--json"]
     for gradient, status in ((right, 0), (2 * right, 1)):
         np.save(mine, gradient)
         assert main(command) == status
@@ -242,7 +247,7 @@ def test_the_reference_must_be_finite(model, tmp_path):
     flat = tree.flatten(model.params)
     params = tree.nest(flat | {"shared.weight": flat["shared.weight"] * np.nan})
     with pytest.raises(ValueError, match="no finite loss"):
-        check_model(model._replace(params=params))
+        check_model(replace(model, params=params))
     with pytest.raises(ValueError, match="no finite loss"):
         check_model(model, cases=[])
 

@@ -12,9 +12,9 @@ from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, torch, transformers
 from safetensors.numpy import save_file
 
-from tinyprompt.files import models
 from tinyprompt import generate, initial, t5, tree
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models
 from tinyprompt.methods import Sizes
 
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q.weight"

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 from reference import random_weights, raw_config
 from safetensors.numpy import save_file
-from tinyprompt.cli.commands import Bar
 
 import tinyprompt
-from tinyprompt import device as devices
+from tinyprompt import train
 from tinyprompt.cli.main import main
 from tinyprompt.config import Config
 from tinyprompt.device import default_device, describe_device
-from tinyprompt.files import models, prompts
+from tinyprompt.files import models as model_files
+from tinyprompt.files import prompts
+from tinyprompt.model import PROMPT
 
 QUICK = ["--steps", "4", "--batch-size", "4", "--prompt-length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
@@ -86,9 +88,9 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     rows, dev = (write_rows(tmp_path / f"{name}.{ending}", NAMED) for name in ("rows", "dev"))
     path, model = tmp_path / "new" / "p.safetensors", ("--model", models[0])
     tuned, err = call("tune", rows, "--dev", dev, "--out", path, *model, "--json", *QUICK)
-    assert tuned.keys() == {"prompt", "labels", "dev", "best_step", "steps", "seconds", "device", "precision"}
+    assert tuned.keys() == {"prompt", "label_words", "dev", "best_step", "steps", "seconds", "device"}
     assert tuned["prompt"] == str(path)
-    assert (tuned["labels"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, default_device())
+    assert (tuned["label_words"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, default_device())
     assert "20 train rows, 20 dev rows; labels: bad, good" in err
     assert "loss" in err
     scored, _ = call("eval", path, dev, *model, "--json")
@@ -107,8 +109,7 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
     assert out.endswith(f"saved to {path}\n")
     assert "4 of the training rows" in err
     out, err = call("eval", path, rows, *model)
-    assert out.startswith("accuracy 0.")
-    assert out.endswith(" on 20 rows\n")
+    assert re.match(r"accuracy 0\.\d+ on 20 rows\nrows by target and answer\n", out)
     assert err == f"{describe_device(default_device())}\n"
     out, err = call("predict", path, "a film", "two\nlines", "--device", "numpy", *model)
     assert len(out.splitlines()) == 2
@@ -129,7 +130,9 @@ def test_free_text_is_written_as_predict_is_told(call, fails, models, prompt, tm
     for wrong in (("--json",), ("--num-beams", "2")):
         assert "--stream: goes with free text" in fails("predict", path, "a film", *model, "--stream", *wrong)
     assert "--stream: goes with free text" in fails("predict", prompt, "a film", *model, "--stream")
-    assert "setting beams: expected at least 1, found 0" in fails("predict", path, "a film", *model, "--num-beams", "0")
+    assert "setting num_beams: expected at least 1, found 0" in fails(
+        "predict", path, "a film", *model, "--num-beams", "0"
+    )
 
 
 BAD_TEMPLATES = (
@@ -166,11 +169,14 @@ def test_examples_in_the_input_in_place_of_a_prompt(call, fails, models, tmp_pat
     other = write_rows(tmp_path / "c.tsv", FREE)
     assert "target 'answer 0' is no label word (bad, good)" in fails("few-shot", train, other, *options)
     for more, message in [
-        (("--k", "2", "--max-input-tokens", "40"), "examples, but only 40 are read; take fewer or shorter examples, or read"),
+        (
+            ("--k", "2", "--max-input-tokens", "40"),
+            "examples, but only 40 are read; take fewer or shorter examples, or read",
+        ),
         (("--k", "21"), "20 rows, expected at least the 21 of --k"),
         (("--k", "-1"), "--k: expected 0 or more, found -1"),
         (("--seed", "-1"), "setting seed: expected 0 or more, found -1"),
-        (("--task", "nonsense"), "setting task: 'nonsense': expected one of auto, classify, generate, boolq"),
+        (("--task", "nonsense"), "task 'nonsense': expected one of auto, classify, generate, boolq"),
         (("--task", "boolq,cb"), "--task boolq,cb: expected one task"),
         *((("--template", t), "expected {input} once, and {target} once after it") for t in BAD_TEMPLATES),
     ]:
@@ -197,7 +203,7 @@ def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fa
         message = "what method 'lora' stores goes to a name that ends in .safetensors"
         assert message in fails("tune", rows, "--out", tmp_path / name, *model, *lora)
         assert found in fails("convert", out, tmp_path / name)
-    assert found in fails("inspect", out)
+    assert "lora.safetensors: lora, " in call("inspect", out)[0]
     assert found in fails("export", *model, "--prompt", out, "--out", tmp_path / "exported")
     first = ("--method", "ia3", "--init", "file", "--init-file", str(out))
     assert "method 'ia3' has no prompt that could begin so" in fails("tune", rows, *model, *first, told=True)
@@ -208,7 +214,7 @@ def test_words_and_columns(call, models, tmp_path):
     path = tmp_path / "p.safetensors"
     names = ("--input", "text", "--target", "label", "--words", "0=bad", "1=very good", "--model", models[0])
     tuned, _ = call("tune", rows, "--dev", rows, "--out", path, *names, "--json", *QUICK)
-    assert tuned["labels"] == ["bad", "very good"]
+    assert tuned["label_words"] == ["bad", "very good"]
     assert call("eval", path, rows, *names, "--json")[0]["score"] == tuned["dev"]
     out, _ = call("predict", path, "--data", rows, "--input", "text", "--model", models[0])
     assert set(out.splitlines()) <= {"bad", "very good"}
@@ -229,7 +235,7 @@ def test_labels_or_free_text(call, models, tmp_path, rows, task, labels):
     tuned, err = call(
         "tune", data, "--dev", data, "--out", path, "--task", task, "--max-new-tokens", 3, *model, "--json", *QUICK
     )
-    assert tuned["labels"] == labels
+    assert tuned["label_words"] == labels
     assert ("free text" in err) == (labels is None)
     assert call("eval", path, data, *model, "--json")[0]["metric"] == ("accuracy" if labels else "exact match")
     answers = call("predict", path, "film 1", *model, "--json")[0]["predictions"]
@@ -241,10 +247,14 @@ def test_labels_or_free_text(call, models, tmp_path, rows, task, labels):
 def test_predict_reads_a_file_arguments_or_standard_input(call, models, prompt, tmp_path, monkeypatch):
     texts = [text for text, _ in NAMED]
     data = write_rows(tmp_path / "only.tsv", [(text,) for text in texts], ("input",))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(texts) + "\n\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(texts) + "\n"))
     outs = [call("predict", prompt, *more, "--model", models[0])[0] for more in ([], texts, ["--data", data])]
     assert outs[0] == outs[1] == outs[2]
     assert outs[0].count("\n") == 20
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([texts[0], "", *texts[1:], "", ""])))
+    lines = call("predict", prompt, "--model", models[0])[0].splitlines()
+    assert len(lines) == 22  # blank lines are answered too, so that answers line up
+    assert [lines[0], *lines[2:21]] == outs[0].splitlines()
 
 
 def test_a_tuned_prompt_starts_another_run(call, models, prompt, tmp_path):
@@ -263,29 +273,34 @@ def test_a_run_goes_on(call, models, tmp_path):
         path = tmp_path / name
         call("tune", *more, "--out", path, *QUICK)
         out, err = call("tune", *more, "--resume", path, "--steps", 8, "--json")
-        assert (out["prompt"], out["steps"], out["dev"]) == (str(path), 8, wanted.state["best_dev"].item())
+        assert (out["prompt"], out["steps"], out["dev"]) == (
+            str(path),
+            8,
+            wanted.train_state["scores"].reshape(-1, 3)[:, 1].max(),
+        )
         assert "labels: bad, good" in err
         found = prompts.load_prompt(path)
-        assert found._replace(delta=None, state=None) == wanted._replace(delta=None, state=None)
-        assert found.state.keys() == wanted.state.keys()
-        assert [k for k in found.state if found.state[k].tobytes() != wanted.state[k].tobytes()] == []
+        assert (repr(found), found.settings) == (repr(wanted), wanted.settings)
+        assert found.train_state.keys() == wanted.train_state.keys()
+        assert [k for k in found.train_state if found.train_state[k].tobytes() != wanted.train_state[k].tobytes()] == []
     other = tmp_path / "other.safetensors"
     call("tune", *more, "--resume", path, "--steps", 10, "--out", other)
-    assert [p.state["step"].item() for p in map(prompts.load_prompt, (path, other))] == [8, 10]
+    assert [p.train_state["step"].item() for p in map(prompts.load_prompt, (path, other))] == [8, 10]
 
 
 @pytest.mark.parametrize(("name", "go_on"), [("p.safetensors", True), ("p.npy", False)])
 def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, capsys, monkeypatch, name, go_on):
     rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / name
     command = ["tune", rows, "--dev", rows, "--model", models[0], "--out", str(path), *QUICK]
-    stop_at, original = 1, Bar.__call__
+    stop_at, original = 1, train.run
 
-    def interrupt(bar, progress):
-        original(bar, progress)
-        if progress.step == stop_at:
-            raise KeyboardInterrupt
+    def interrupted(*args):
+        for progress in original(*args):
+            yield progress
+            if progress.state.step == stop_at:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(Bar, "__call__", interrupt)
+    monkeypatch.setattr(train, "run", interrupted)
     assert main(command) == 130
     assert capsys.readouterr().err.endswith("tinyprompt: stopped; nothing was saved\n")
     assert not path.exists()
@@ -294,11 +309,11 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, cap
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"tinyprompt: stopped; the best prompt so far is in {path}")
     assert (f"repeat the command with --resume {path}" in last) == go_on
-    assert len(prompts.load_prompt(path).params[prompts.PROMPT]) == 5
+    assert len(prompts.load_prompt(path).params[PROMPT]) == 5
     if go_on:
-        stop_at = 0
+        stop_at = -1
         assert main([*command, "--resume", str(path)]) == 0
-        assert prompts.load_prompt(path).state["history"][:, 0].tolist() == [0, 2, 4]
+        assert prompts.load_prompt(path).train_state["scores"].reshape(-1, 3)[:, 0].tolist() == [0, 2, 4]
 
 
 def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
@@ -309,14 +324,14 @@ def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
     assert (out, err) == (f"{prompt} written to {adapter}\n", "")
     assert call("eval", adapter, rows, *model, "--json")[0]["score"] == wanted
     out, err = call("convert", adapter, google, "--json")
-    assert out["shapes"] == {prompts.PROMPT: [5, 20]}
-    assert out.keys() == {"source", "target", "kind", "model", "labels", "shapes"}
+    assert out["shapes"] == {PROMPT: [5, 20]}
+    assert out.keys() == {"source", "target", "kind", "model", "label_words", "shapes"}
     assert err.startswith(f"warning: {google} holds the vectors only")
     scored, err = call("eval", google, rows, *model, "--json")
     assert scored["metric"] == "exact match"  # it writes freely: no label words are known
     assert f"warning: {google} does not say which weights" in err
-    out, err = call("convert", google, ours, "--labels", "bad", "good", *model, "--json")
-    assert (out["model"], out["labels"]) == ("one", ["bad", "good"])
+    out, err = call("convert", google, ours, "--label-words", "bad", "good", *model, "--json")
+    assert (out["model"], out["label_words"]) == ("one", ["bad", "good"])
     unknown = "warning: {} does not say which weights it was tuned on; only its shape was checked\n"
     assert err == unknown.format(google)
     assert call("inspect", google, *model)[1] == unknown.format(google)
@@ -344,7 +359,7 @@ def test_a_prefix_from_peft_answers(call, fails, models, tmp_path):
     write(3)
     one, _ = call("predict", folder, "a film", *model, "--device", "numpy")
     ours = tmp_path / "p.safetensors"
-    call("convert", folder, ours, "--labels", "bad", "good", *model)
+    call("convert", folder, ours, "--label-words", "bad", "good", *model)
     assert call("predict", ours, "a film", *model)[0].strip() in {"bad", "good"}
     assert one
     for name, command in (("p.npy", "convert"), ("q", "convert")):
@@ -359,7 +374,7 @@ def test_a_prefix_from_peft_answers(call, fails, models, tmp_path):
 
 def test_a_model_is_converted(call, models, tmp_path, monkeypatch):
     called = []
-    monkeypatch.setattr(models, "convert", lambda *args: called.append(args) or args[1], raising=False)
+    monkeypatch.setattr(model_files, "convert", lambda *args: called.append(args) or args[1])
     out, _ = call("convert", models[0], tmp_path / "m", "--tokenizer", "t", "--json")
     assert called == [(Path(models[0]), tmp_path / "m", "t")]
     assert out == {"source": models[0], "target": str(tmp_path / "m"), "kind": "model"}
@@ -395,8 +410,8 @@ def fails(capsys, tmp_path):
         (["--dev", "no.tsv"], "no.tsv: no such file"),
         (["--model", "nowhere"], "nowhere: no such directory"),
         (["--steps", "0"], "setting steps: expected at least 1"),
-        (["--optimizer", "sgd"], "setting optimizer"),
-        (["--schedule", "cosine"], "setting schedule"),
+        (["--learning-rate", "0"], "setting learning_rate: expected more than 0, found 0.0"),
+        (["--dropout", "1"], "setting dropout: expected 0 to below 1"),
         (["--seed", "-1"], "setting seed"),
     ],
 )
@@ -431,10 +446,13 @@ def test_eval_and_predict_fail_in_one_line(fails, models, prompt, tmp_path, comm
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["{models[0]}", "{tmp}/m", "--labels", "a"], "one: is no prompt; --model and --labels go with prompts only"),
+        (
+            ["{models[0]}", "{tmp}/m", "--label-words", "a"],
+            "one: is no prompt; --model and --label-words go with prompts only",
+        ),
         (["{prompt}", "{tmp}/a.npy", "--tokenizer", "t"], "--tokenizer goes with models only"),
-        (["{prompt}", "{tmp}/a.npy", "--labels", "a", "a "], "--labels: expected different words"),
-        (["{prompt}", "{tmp}/a.npy", "--labels", ""], "--labels: expected different words"),
+        (["{prompt}", "{tmp}/a.npy", "--label-words", "a", "a "], "--label-words: expected different words"),
+        (["{prompt}", "{tmp}/a.npy", "--label-words", ""], "--label-words: expected different words"),
         (["{prompt}", "{tmp}/a.npy", "--model", "{models[1]}"], "tuned on 'one'"),
         (["{prompt}", "{tmp}/a.npz"], "a.npz: a prompt is written to a name that ends in"),
         (["{prompt}", "{models[0]}"], "one: is a directory with other files than a PEFT adapter's"),
@@ -450,7 +468,7 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
     command = ("tune", rows, "--dev", rows, "--out", tmp_path / "q.safetensors")
     cases = {
         "setting steps: expected more than the 4 that are done, found 4": (),
-        "setting rate: expected None, as the run to resume had, found 0.1": ("--learning-rate", "0.1"),
+        "setting learning_rate: expected None, as the run to resume had, found 0.1": ("--learning-rate", "0.1"),
         "the train or dev rows are others": ("--steps", "8"),
     }
     for message, more in cases.items():
@@ -494,13 +512,13 @@ def python(*args, cwd):
 
 
 def test_the_package_imports_nothing_heavy(tmp_path):
-    told = python("-X", "importtime", "-c", "import tinyprompt, tinyprompt.cli", cwd=tmp_path).stderr
+    told = python("-X", "importtime", "-c", "import tinyprompt, tinyprompt.cli.main", cwd=tmp_path).stderr
     imported = {line.split("|")[-1].strip().split(".")[0] for line in told.splitlines()}
     assert {"tinyprompt", "numpy", "autograd"} <= imported
     assert not imported & HEAVY
 
 
-@pytest.mark.parametrize("device", devices.DEVICES[:2])
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
 def test_nothing_at_run_time_imports_torch(models, tmp_path, device):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     command = ["-m", "tinyprompt", "tune", rows, "--dev", rows, "--model", models[0], "--device", device, *QUICK]

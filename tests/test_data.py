@@ -14,8 +14,8 @@ from profiles import examples
 
 import tinyprompt
 from tinyprompt import data
-from tinyprompt.errors import DataError
 from tinyprompt.data import Row
+from tinyprompt.errors import DataError
 from tinyprompt.tokenizer import ByteTokenizer
 
 DEMO = Path(tinyprompt.__file__).parent / "demo"

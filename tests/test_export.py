@@ -1,6 +1,7 @@
 """Exported graphs: NumPy's numbers from the model's own files, by ONNX Runtime alone; the README's loop; errors."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,13 +16,12 @@ from profiles import examples
 from reference import FAMILIES, batch, random_weights, raw_config
 from safetensors.numpy import save_file
 
-from tinyprompt import device as devices
-from tinyprompt import train
 from tinyprompt.cli.main import main
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.files import models, prompts
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
+from tinyprompt.predict import ranked
 from tinyprompt.tools import export
 from tinyprompt.tree import flatten, nest
 
@@ -31,7 +31,7 @@ ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 LAYOUTS = ("whole", "shards", "alias", "cache")
-SHAPES = dict(batch=3, input_tokens=7, target_tokens=4, length=5)
+SHAPES = export.Shape(batch_size=3, input_tokens=7, target_tokens=4, prompt_length=5)
 # An interpreter that has onnxruntime and NumPy only, as far as this project goes.
 ALONE = """
 import sys
@@ -92,7 +92,7 @@ def test_exported_graphs_compute_what_numpy_does(family, dtype, data, tmp_path_f
     rows, length, out, vectors = (data.draw(st.integers(1, n)) for n in (4, 40, 5, 20))
     root = tmp_path_factory.mktemp("model")
     folder = write_model(root / "snapshots" / "0", family, DTYPES[dtype], layout, seed)
-    export.export(folder, root / "out", rows, length, out, vectors)
+    export.export(folder, root / "out", export.Shape(rows, length, out, vectors))
     (root / "snapshots").rename(root / "gone")  # the graphs need nothing of it
     folder = root / "gone" / "0"
     ids, mask, labels, weights = batch(seed, 384, rows, length, out)
@@ -111,7 +111,7 @@ def test_exported_graphs_compute_what_numpy_does(family, dtype, data, tmp_path_f
 
 def test_the_score_is_that_of_rank_classification(tmp_path):
     folder = write_model(tmp_path / "model")
-    export.export(folder, tmp_path / "out", **SHAPES)
+    export.export(folder, tmp_path / "out", SHAPES)
     prompt = np.load(tmp_path / "out" / "prompt.npy")
     ids, mask, _, _ = batch(0, 384, 3, 7, 4)
     word = [9, 8, 1]
@@ -122,7 +122,7 @@ def test_the_score_is_that_of_rank_classification(tmp_path):
     )  # fmt: skip
     model = models.load(folder)
     params = nest(flatten(model.params) | {PROMPT: prompt})
-    wanted = train.label_scores(params, model.config, ids, mask, (tuple(word),))[:, 0]
+    wanted = ranked(params, model.config, ids, mask, (tuple(word),))[:, 0]
     assert np.allclose(found["log_probability"], wanted, rtol=1e-5)
 
 
@@ -139,8 +139,8 @@ def externals(path):
 @pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1"])
 def test_the_weights_are_in_the_models_file_and_nowhere_else(family, tmp_path):
     folder = write_model(tmp_path / "model", family, np.float16)
-    told = export.export(folder, tmp_path / "out", **SHAPES)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {Path(path).name for path in told["files"]}
+    told = export.export(folder, tmp_path / "out", SHAPES)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {Path(path).name for path in told.files}
     copy = tmp_path / "out" / "model.safetensors"
     assert copy.read_bytes() == (folder / copy.name).read_bytes()
     config = models.read_config(folder / "config.json")
@@ -166,11 +166,11 @@ def version(path):
 def test_a_copy_that_is_there_is_kept_and_another_file_replaced(tmp_path):
     one, two = (write_model(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
     copy = tmp_path / "out" / "model.safetensors"
-    export.export(one, copy.parent, **SHAPES)
+    export.export(one, copy.parent, SHAPES)
     before = version(copy)
-    export.export(one, copy.parent, **SHAPES)
+    export.export(one, copy.parent, SHAPES)
     assert version(copy) == before
-    export.export(two, copy.parent, **SHAPES)
+    export.export(two, copy.parent, SHAPES)
     assert version(copy) != before
     assert copy.read_bytes() == (two / "model.safetensors").read_bytes()
 
@@ -180,7 +180,7 @@ def test_into_the_folder_of_the_model_itself(layout, tmp_path):
     folder = write_model(tmp_path / "snapshots" / "0", layout=layout)
     files = models.weight_files(folder)
     before = [version(file) for file in files]
-    export.export(folder, folder, **SHAPES)
+    export.export(folder, folder, SHAPES)
     ort.InferenceSession(folder / "score.onnx")
     assert ([version(file) for file in files] == before) == (layout != "cache")  # a link gave way to a copy
     assert not any(file.is_symlink() for file in files)
@@ -188,16 +188,16 @@ def test_into_the_folder_of_the_model_itself(layout, tmp_path):
 
 def save_prompt(path, model, shape, key=PROMPT):
     delta = {key: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-    return prompts.save_prompt(Prompt(delta, model.name, model.fingerprint, None, {}), path)
+    return prompts.save_prompt(Prompt(delta, model.name, model.fingerprint), path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_tuned_prompt_is_written_for_numpy(dtype, tmp_path):
     folder = write_model(tmp_path / "model", dtype=DTYPES[dtype])
     path = save_prompt(tmp_path / "p.safetensors", models.load(folder), (9, 20))
-    told = export.export(folder, tmp_path / "out", **SHAPES, prompt=path)
+    told = export.export(folder, tmp_path / "out", SHAPES, prompt=path)
     written = np.load(tmp_path / "out" / "prompt.npy", allow_pickle=False)
-    assert told["inputs"]["prompt"] == [9, 20]
+    assert told.inputs["prompt"] == [9, 20]
     assert written.dtype == np.float32
     assert (written == prompts.load_prompt(path).params[PROMPT]).all()
 
@@ -240,13 +240,13 @@ def test_the_interpreter_of_that_loop_refuses_what_it_should(name, tmp_path):
         alone(f"import {name}", tmp_path)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", SHAPES._fields)
 @examples(5)
 @given(size=st.integers(max_value=0))
 def test_a_shape_below_one(name, size, tmp_path_factory):
     out = tmp_path_factory.mktemp("shape") / "out"
     with pytest.raises(ValueError, match=rf"{name}: expected at least 1, found {size}"):
-        export.export(None, out, **SHAPES | {name: size})
+        export.export(None, out, SHAPES._replace(**{name: size}))
     assert not out.exists()
 
 
@@ -271,7 +271,7 @@ def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
             save_prompt(tmp_path / "key.safetensors", model, (5, 20), "a"),
         ],
         "config.json: is no folder": ["--out", folder / "config.json"],
-        "batch: expected at least 1, found 0": ["--batch-size", "0"],
+        "batch_size: expected at least 1, found 0": ["--batch-size", "0"],
     }
     before = sorted(tmp_path.rglob("*"))
     for message, more in cases.items():
@@ -287,22 +287,20 @@ def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
 def test_what_fails_in_the_middle_changes_no_file(tmp_path, monkeypatch):
     one, two = (write_model(tmp_path / name, layout="shards", seed=seed) for seed, name in enumerate(("one", "two")))
     out = tmp_path / "out"
-    export.export(one, out, **SHAPES)
+    export.export(one, out, SHAPES)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    original = Path.write_bytes
 
-    def full(path, data):
-        original(path, data[: len(data) // 2])
+    def full(descriptor):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        export.export(two, out, **SHAPES)
+        export.export(two, out, SHAPES)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(devices, "version", lambda package: None)
+    monkeypatch.setattr(export, "version", lambda package: None)
     assert main(["export", "--out", str(tmp_path / "out")]) == 2
     assert "onnx is not installed; pip install 'tinyprompt[ort]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """Decoding over tables instead of a network, and over networks as transformers does it; the scores of answers."""
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
 
-from tinyprompt import generate, t5, train, tree
+from tinyprompt import generate, t5, tree
 from tinyprompt.config import Config
 from tinyprompt.device import default_device
 from tinyprompt.predict import next_token
@@ -140,7 +141,7 @@ class Problem(NamedTuple):
         """What we write."""
         _, config, flat, *inputs = self.draw()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "WIDTH", self.width)
+            patch.setattr(sys.modules["tinyprompt.predict"], "SLOTS", self.width)
             step = next_token(tree.nest(flat), config, *inputs, self.beams, device)
             if self.beams == 1:
                 return generate.greedy(step, self.rows, self.most)
@@ -238,7 +239,7 @@ def test_with_a_cache_logits_are_those_without(monkeypatch, family, device):
     params = tree.merge(params, delta)
     input_ids, attention_mask, *_ = batch(0, 61, rows=2, length=30, out=1)
     context, mask = (np.repeat(x, beams, 0) for x in t5.encode(params, config, input_ids, attention_mask))
-    monkeypatch.setattr(train, "WIDTH", 8)
+    monkeypatch.setattr(sys.modules["tinyprompt.predict"], "SLOTS", 8)
     step = next_token(params, config, input_ids, attention_mask, beams, device)
     ids, rows = np.zeros((4, 0), int), None
     for at in range(30):

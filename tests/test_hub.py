@@ -15,11 +15,11 @@ import pytest
 from files import SMALL, weights, write
 
 import tinyprompt
-from tinyprompt.files import models, hub, prompts
-from tinyprompt.tools import export
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files import hub, models, prompts
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
+from tinyprompt.tools import export
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[hub]'")
 

@@ -14,34 +14,40 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import check_torch, hugging_face, raw_config, torch
 from test_parity import problems
+from tuning import answer, tune
 
-from tinyprompt import generate, initial, methods, train, tree
+from tinyprompt import generate, methods, train, tree
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
 from tinyprompt.device import compile, default_device
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models, prompts
-from tinyprompt.methods import HEAD, METHODS, PROMPT, Sizes
-from tinyprompt.predict import next_token
+from tinyprompt.fit import check_fit
+from tinyprompt.methods import HEAD, METHODS, PROMPT
+from tinyprompt.predict import next_token, predict
+from tinyprompt.settings import Settings
 from tinyprompt.tools import bench, check
 from tinyprompt.tools.check import EXACT, distance
-from tinyprompt.train import Settings, predict, tune
 
 F = torch.nn.functional
-SIZES = Sizes(length=5, rank=2, hidden=9, labels=3)
+LABELS = 3
 
 
-def draw(problem, method, sizes=SIZES):
+def sizes(method):
+    return Settings(method=method, prompt_length=5, rank=2, hidden=9)
+
+
+def draw(problem, method):
     """A problem's model and batch, and random values of what a method trains."""
     raw, config, flat, data, _ = problem.draw()
     rng = np.random.default_rng(problem.seed)
-    shapes = METHODS[method].shapes(config, sizes)
+    shapes = methods.trained_shapes(config, sizes(method), LABELS)
     trained = {name: rng.normal(0, shape[-1] ** -0.5, shape) for name, shape in shapes.items()}
     for name in trained.keys() & flat.keys():
         if name != HEAD or method != "warp":
             trained[name] = flat[name] + 0.1 * trained[name]
     if method == "warp":
-        data = data._replace(labels=data.labels % sizes.labels)
+        data = data._replace(labels=data.labels % LABELS)
     return raw, config, flat, data, trained
 
 
@@ -56,7 +62,9 @@ def made(trained, raw, config):
         x = x if i == last else x.relu() if kind == "prompt" else x.tanh()
     if kind == "prompt":
         return {PROMPT: x}
-    return dict(zip(methods.prefix(config, SIZES), x.split(raw["num_heads"] * raw["d_kv"], 1), strict=True))
+    return dict(
+        zip(methods.stored_shapes(config, sizes("prefix")), x.split(raw["num_heads"] * raw["d_kv"], 1), strict=True)
+    )
 
 
 def replaced(trained, flat):
@@ -210,7 +218,7 @@ def test_what_is_stored_computes_the_same(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     params = tree.nest(flat)
     kept = methods.stored(trained, config)
-    assert {name: value.shape for name, value in kept.items()} == methods.stored_shapes(method, config, SIZES)
+    assert {name: value.shape for name, value in kept.items()} == methods.stored_shapes(config, sizes(method), LABELS)
     logits = [check.logits(delta, params, config, data) for delta in (trained, kept)]
     assert distance(*logits) < 1e-12
 
@@ -234,12 +242,12 @@ UNCHANGED = ("adapter", "lora", "ia3", "bitfit", "full")
 def test_it_begins_near_the_frozen_model(method, family, tmp_path):
     raw = raw_config(family, vocab_size=files.VOCAB)
     model = models.load(files.write(tmp_path / family, raw, files.weights(raw)))
-    sizes = Sizes(length=4, rank=2, hidden=6, labels=2)
-    trained = initial.first(model, method, sizes, labels=("good", "bad"), seed=1)
-    assert {name: value.shape for name, value in trained.items()} == METHODS[method].shapes(model.config, sizes)
+    settings = Settings(method=method, prompt_length=4, rank=2, hidden=6, seed=1)
+    trained = methods.init_params(model, settings, ("good", "bad"))
+    assert {name: value.shape for name, value in trained.items()} == methods.trained_shapes(model.config, settings, 2)
     assert {value.dtype for value in trained.values()} == {np.dtype(np.float32)}
     assert all(np.isfinite(value).all() and value.flags.writeable for value in trained.values())
-    again = initial.first(model, method, sizes, labels=("good", "bad"), seed=1)
+    again = methods.init_params(model, settings, ("good", "bad"))
     assert all((trained[name] == again[name]).all() for name in trained)
     case = check.draw(model)
     arguments = model.params, model.config, case.batch
@@ -252,13 +260,12 @@ def test_it_begins_near_the_frozen_model(method, family, tmp_path):
 
 
 def test_unknown_methods_and_sizes(folder):
-    model = models.load(folder)
-    with pytest.raises(ValueError, match="method 'soft': expected one of prompt, "):
-        initial.first(model, "soft", SIZES)
+    with pytest.raises(ValueError, match="setting method: expected one of prompt, .*, found 'soft'"):
+        Settings(method="soft")
     with pytest.raises(ValueError, match="prompt init 'file': method 'lora' has no prompt that could begin so"):
-        initial.first(model, "lora", SIZES, "file", file="nowhere")
-    with pytest.raises(ValueError, match="rank: expected at least 1, found 0"):
-        initial.first(model, "lora", Sizes(rank=0))
+        methods.init_params(models.load(folder), Settings(method="lora", init="file", init_file="nowhere"), None)
+    with pytest.raises(ValueError, match="setting rank: expected at least 1, found 0"):
+        Settings(rank=0)
 
 
 # Lester et al. 2021, table 4: the parameters of the prompt, of prompt and model, and the share in percent; four
@@ -281,7 +288,7 @@ def test_the_papers_table_4(case, capsys):
     size, length = case
     prompt, total, percent = TABLE_4[case]
     config = bench.config_of(size)
-    found = methods.count("prompt", config, Sizes(length))
+    found = methods.count(config, Settings(prompt_length=length))
     assert found == (prompt, prompt, total)
     assert round(found.percent, 5) == percent
     assert main(["count", "--json"]) == 0
@@ -304,7 +311,7 @@ def test_what_is_counted_is_what_there_is(problem):
         _, config, flat, _, trained = draw(problem, method)
         kept = methods.stored(trained, config)
         model = tree.count(kept | flat)
-        assert methods.count(method, config, SIZES) == (tree.count(trained), tree.count(kept), model)
+        assert methods.count(config, sizes(method), LABELS) == (tree.count(trained), tree.count(kept), model)
 
 
 def test_the_figure_is_drawn(tmp_path, capsys):
@@ -323,7 +330,7 @@ def test_the_parameters_for_a_model_are_counted_from_its_config(folder, tmp_path
     assert rows["full"]["stored"] == rows["prompt"]["model"] - rows["prompt"]["stored"] == weights
     assert rows["warp"]["stored"] == 10 * model.config.d_model
     assert main(["count", "--prompt-length", "0"]) == 2
-    assert capsys.readouterr().err == "tinyprompt: length: expected at least 1, found 0\n"
+    assert capsys.readouterr().err == "tinyprompt: setting prompt_length: expected at least 1, found 0\n"
 
 
 ROWS = [Row("a bad day", "bad"), Row("fine weather", "good"), Row("so sad", "bad"), Row("hurrah", "good")]
@@ -332,7 +339,9 @@ ROWS = [Row("a bad day", "bad"), Row("fine weather", "good"), Row("so sad", "bad
 @pytest.mark.parametrize("method", METHODS)
 def test_it_tunes_is_saved_and_resumes(method, folder, tmp_path):
     model, labels = models.load(folder), ("bad", "good")
-    settings = Settings(method=method, steps=4, eval_every=2, batch_size=2, prompt_length=3, rank=2, hidden=5, learning_rate=1e-3)
+    settings = Settings(
+        method=method, steps=4, eval_every=2, batch_size=2, prompt_length=3, rank=2, hidden=5, learning_rate=1e-3
+    )
     whole = tune(model, ROWS, ROWS, settings, labels, device="numpy")
     half = tune(model, ROWS, ROWS, replace(settings, steps=2), labels, device="numpy")
     path = prompts.save_prompt(half.prompt, tmp_path / "half.safetensors")
@@ -342,7 +351,7 @@ def test_it_tunes_is_saved_and_resumes(method, folder, tmp_path):
         assert (on.prompt.params[name] == value).all()
     saved = prompts.load_prompt(prompts.save_prompt(whole.prompt, tmp_path / "whole.safetensors"))
     texts = [row.input for row in ROWS]
-    answers = [predict(model, texts, labels, delta, settings, "numpy") for delta in (whole.prompt.params, saved.params)]
+    answers = [answer(model, texts, labels, delta, settings, "numpy") for delta in (whole.prompt.params, saved.params)]
     assert answers[0] == answers[1]
 
 
@@ -377,29 +386,31 @@ def test_a_damaged_file_is_refused(method, tuned, tmp_path_factory, data):
         "wider": whole.params | {name: np.repeat(value, 2, -1)},
     }[data.draw(st.sampled_from(["missing", "surplus", "longer", "wider"]))]
     path = tmp_path_factory.mktemp("damaged") / "p.safetensors"
-    prompts.save_prompt(whole._replace(delta=wrong or {"other": value}), path)
+    prompts.save_prompt(replace(whole, params=wrong or {"other": value}), path)
     with pytest.raises(CheckpointError, match=r"p\.safetensors: is damaged: key '.*': expected .*, found "):
-        prompts.load_prompt(path).check(model, path)
+        check_fit(prompts.load_prompt(path), model, path)
 
 
 def test_damaged_settings_are_refused(tuned):
     model, prompt = tuned[0], tuned[1]["lora"]
-    for name, value in (("method", "soft"), ("rank", "x"), ("length", 0)):
-        damaged = prompt._replace(settings=prompt.settings | {name: value})
-        with pytest.raises(CheckpointError, match="p: its settings are damaged"):
-            damaged.check(model, "p")
+    for name, value in (("method", "soft"), ("rank", "x"), ("prompt_length", 0)):
+        damaged = replace(prompt, settings=prompt.settings | {name: value})
+        with pytest.raises(CheckpointError, match="p: its settings cannot be used"):
+            check_fit(damaged, model, "p")
 
 
 def test_label_vectors_go_with_as_many_labels(tuned, tmp_path, capsys):
     model, prompt = tuned[0], tuned[1]["warp"]
     for labels in (None, ("a", "b", "c")):
-        with pytest.raises(ValueError, match="expected 2 labels, one for each vector of the output head"):
-            predict(model, ["a day"], labels, prompt.params, device="numpy")
+        with pytest.raises(
+            CheckpointError, match=r"is damaged: (key 'lm_head.weight': expected \(3, 4\), found|.*warp)"
+        ):
+            predict(model, replace(prompt, label_words=labels), ["a day"], "numpy")
     path = prompts.save_prompt(prompt, tmp_path / "p.safetensors")
-    assert main(["convert", str(path), str(tmp_path / "q.safetensors"), "--labels", "a", "b", "c"]) == 2
-    assert "--labels: expected 2, one for each of its vectors, found 3" in capsys.readouterr().err
+    assert main(["convert", str(path), str(tmp_path / "q.safetensors"), "--label-words", "a", "b", "c"]) == 2
+    assert "--label-words: expected 2, one for each of its vectors, found 3" in capsys.readouterr().err
 
 
 def test_no_weight_is_frozen_that_8_bits_could_hold(folder):
-    with pytest.raises(ValueError, match="precision int8 is for frozen weights, and method 'full' leaves none"):
-        tune(models.load(folder), ROWS, ROWS, Settings(method="full"), ("bad", "good"), precision="int8")
+    with pytest.raises(ValueError, match="device 'cpu-int8' quantises frozen weights, and method 'full' leaves none"):
+        tune(models.load(folder), ROWS, ROWS, Settings(method="full"), ("bad", "good"), "cpu-int8")

@@ -18,11 +18,11 @@ from ml_dtypes import bfloat16
 from profiles import examples
 from reference import hugging_face, torch
 
-from tinyprompt.files import models, torch_bin
-from tinyprompt.tools import export
-from tinyprompt import t5, tree
+from tinyprompt import tree
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models, torch_bin
 from tinyprompt.files.torch_bin import map_pickle
+from tinyprompt.tools import export
 
 LAYOUTS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -19,13 +19,12 @@ from reference import batch, pair, torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tinyprompt.files import models, prompts
 from tinyprompt import generate, t5, tree
 from tinyprompt.errors import CheckpointError
-from tinyprompt.model import Model
-from tinyprompt.methods import PROMPT
-from tinyprompt.model import Prompt
+from tinyprompt.files import models, prompts
 from tinyprompt.files.prompts import load_prompt, load_prompts, save_prompt
+from tinyprompt.methods import PROMPT
+from tinyprompt.model import Model, Prompt
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT: pip install '.[test]'")
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts"

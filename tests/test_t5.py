@@ -68,7 +68,7 @@ def test_a_prefix_is_what_more_context_would_be(seed, length, more, queries, row
     mask = np.concatenate([np.zeros((rows, 1, 1, more)), bias], -1)
     wanted = t5.attention(x, wide, mask, t5.unchanged, config, **weights)
     prefix = {name: ops.linear(first if own else first[0], weights[name[0]]["weight"]) for name in ("key", "value")}
-    found = t5.attention(x, context, t5.in_sight(bias, prefix), t5.unchanged, config, **weights, prefix=prefix)
+    found = t5.attention(x, context, t5.behind_prefix(bias, prefix), t5.unchanged, config, **weights, prefix=prefix)
     assert np.abs(found - wanted).max() < 1e-12
 
 
@@ -79,8 +79,8 @@ def test_a_prefix_has_the_positions_before_the_first(family, stack):
     length, more, block = 5, 150, params[stack]["block"]  # so that far buckets are met too
     prefixed = tree.merge(block, {f"{i}.layer.0.SelfAttention.prefix.key": np.ones((more, 18)) for i in "01"})
     zeros = lambda n: np.zeros((1, 1, n, n))
-    found = t5.self_attention_biases(prefixed, zeros(length), length, stack == "encoder", config)
-    whole = t5.self_attention_biases(block, zeros(more + length), more + length, stack == "encoder", config)
+    found = t5.position_biases(prefixed, zeros(length), length, stack == "encoder", config)
+    whole = t5.position_biases(block, zeros(more + length), more + length, stack == "encoder", config)
     assert [(one == two[:, :, more:]).all() for one, two in zip(found, whole, strict=True)] == [True, True]
 
 
@@ -162,12 +162,18 @@ def test_dropout_is_where_it_is_in_transformers():
     config, params, reference = pair("t5-1.1")
     ids, mask, labels, _ = batch(8, 61, rows=2, length=6, out=3)
     ours, theirs = [], []
+
+    def seen(name, x):
+        if not name.endswith("hidden_states"):
+            ours.append(x.shape)
+        return x
+
     for module in reference.modules():
         if isinstance(module, torch.nn.Dropout):
             module.register_forward_hook(lambda module, inputs, output: theirs.append(tuple(output.shape)))
     start = generate.shift_right(labels)
     reference(*map(torch.from_numpy, (ids, mask, start)), use_cache=False)
-    t5.forward(params, config, ids, mask, start, lambda x: ours.append(x.shape) or x)
+    t5.forward(params, config, ids, mask, start, seen)
     scores = [shape for shape in ours if len(shape) == 4 or shape[1] in (3 * 3, 3 * 6) or shape[-1] not in (20, 28)]
     assert sorted(shape for shape in ours if shape not in scores) == sorted(theirs)
     assert len(scores) == 2 + 2 * 3  # one for each attention, where transformers calls a function
@@ -175,12 +181,71 @@ def test_dropout_is_where_it_is_in_transformers():
 
 def test_dropout_keeps_the_mean_and_follows_its_seed():
     x = np.ones((200, 50), np.float32)
-    a, b = (t5.dropout(0.25, np.random.default_rng(3))(x) for _ in range(2))
+    a, b = (t5.dropout(0.25, np.random.default_rng(3))("output", x) for _ in range(2))
     assert (a == b).all()
     assert a.dtype == np.float32
     assert set(np.unique(a)) == {np.float32(0), np.float32(1 / 0.75)}
     assert abs(a.mean() - 1) < 0.03
     assert t5.dropout(0.0, np.random.default_rng(3)) is t5.unchanged
+
+
+@examples(30)
+@given(
+    seed=st.integers(0, 99),
+    rows=st.integers(1, 3),
+    queries=st.integers(1, 5),
+    length=st.integers(1, 9),
+    masked=st.booleans(),
+)
+def test_the_fast_forms_of_attention_equal_the_plain_one(seed, rows, queries, length, masked):
+    config, params, _ = pair("t5-1.1")
+    H, K = config.num_heads, config.d_kv
+    weights = params["decoder"]["block"]["0"]["layer"]["1"]["EncDecAttention"]
+    rng = np.random.default_rng(seed)
+    states, q = rng.normal(size=(rows, length, 20)), rng.normal(size=(rows, H, queries, K))
+    bias = rng.normal(size=(rows, H, queries, length))
+    bias[..., 1:] += t5.MASKED * masked * (rng.random((rows, 1, 1, length - 1)) < 0.5)
+    kv = t5.keys_and_values(states, config, weights["k"], weights["v"])
+    wanted = t5.attend(q, kv["key"], kv["value"], bias)
+    short = t5.attend_short(q, states, weights["k"]["weight"], weights["v"]["weight"], bias)
+    assert np.abs(short - wanted).max() < 1e-12
+    slot = int(rng.integers(length))
+    one_hot = np.eye(length)[[slot]]
+    cache = {name: x * (1 - one_hot.T) for name, x in kv.items()} | {"slot": one_hot}
+    new = {name: x[:, :, [slot]] for name, x in kv.items()}
+    found = t5.attend_next(q[:, :, :1], cache, new, bias[:, :, :1])
+    assert np.abs(found - wanted[:, :, :1]).max() < 1e-12
+
+
+def test_attention_takes_the_short_way_where_it_is_shorter(monkeypatch):
+    config, params, _ = pair("t5-1.1")
+    ids, mask, labels, _ = batch(3, 61, rows=2, length=40, out=1)
+    taken = []
+    original = t5.attend_short
+    monkeypatch.setattr(t5, "attend_short", lambda *args: taken.append(args[0].shape) or original(*args))
+    t5.forward(params, config, ids, mask, labels)
+    assert taken == [(2, 3, 1, 6)] * config.num_decoder_layers
+
+
+def test_intermediate_values_are_those_of_transformers():
+    config, params, reference = pair("t5-1.1")
+    ids, mask, labels, _ = batch(8, 61, rows=2, length=6, out=3)
+    seen, start = {}, generate.shift_right(labels)
+    t5.forward(params, config, ids, mask, start, t5.recorder(seen))
+    reference.set_attn_implementation("eager")
+    out = reference(
+        *map(torch.from_numpy, (ids, mask, start)), use_cache=False, output_hidden_states=True, output_attentions=True
+    )
+    for part, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+        states = getattr(out, f"{part}_hidden_states")
+        names = [f"block.{i}.layer.{1 if part == 'encoder' else 2}.hidden_states" for i in range(layers - 1)]
+        for name, wanted in zip(["embedding", *names, "final"], states, strict=True):
+            assert np.abs(seen[f"{part}.{name}"] - wanted.detach().numpy()).max() < 1e-10
+        for i, wanted in enumerate(getattr(out, f"{part}_attentions")):
+            found = seen[f"{part}.block.{i}.layer.0.attention_weights"]
+            assert np.abs(found - wanted.detach().numpy()).max() < 1e-10
+    for i, wanted in enumerate(out.cross_attentions):
+        assert np.abs(seen[f"decoder.block.{i}.layer.1.attention_weights"] - wanted.detach().numpy()).max() < 1e-10
 
 
 def test_a_surplus_weight_is_named():

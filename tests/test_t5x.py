@@ -16,13 +16,13 @@ from profiles import examples
 from reference import FAMILIES, batch, check_torch, random_weights, raw_config, torch, transformers
 from safetensors import safe_open
 
-from tinyprompt.files import models
-from tinyprompt.tools import export
 from tinyprompt import generate, t5, tree
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models
 from tinyprompt.files.models import convert
-from tinyprompt.lowering import is_frozen
 from tinyprompt.files.t5x import open_t5x
+from tinyprompt.lowering import is_frozen
+from tinyprompt.tools import export
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 REAL = SHARED / "t5x_tiny" / "test_t5_1_1_tiny" / "checkpoint_3"

@@ -15,8 +15,8 @@ from profiles import examples
 
 from tinyprompt import initial, tasks
 from tinyprompt.cli.main import main
-from tinyprompt.errors import DataError
 from tinyprompt.data import Row
+from tinyprompt.errors import DataError
 from tinyprompt.tasks import TASKS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -1,22 +1,25 @@
 """The loop, the first prompts, and prediction, on a small random model in float32."""
 
-import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from reference import hugging_face, random_weights, raw_config, torch
-from tinyprompt.initial import first
+from tuning import answer, prompt_of, saver, tune
 
-from tinyprompt import data, generate, initial, t5, train, tree
+from tinyprompt import data, generate, methods, t5, train, tree
 from tinyprompt.config import Config
 from tinyprompt.data import Row
 from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import prompts
-from tinyprompt.methods import PROMPT, Sizes
-from tinyprompt.model import Model
+from tinyprompt.fit import check_fit
+from tinyprompt.methods import PROMPT
+from tinyprompt.model import Model, Prompt
+from tinyprompt.predict import stream
+from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
 from tinyprompt.tokenizer import ByteTokenizer
-from tinyprompt.train import Settings, predict, tune
+from tinyprompt.train import TaskData, first_state, gradient, right_answers
 
 RAW = raw_config("t5-1.1", vocab_size=384)
 CONFIG = Config.from_dict(RAW)
@@ -49,7 +52,7 @@ def test_the_frozen_weights_stay_frozen(model):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
     assert model.fingerprint == before == result.prompt.fingerprint
     assert PROMPT not in tree.flatten(model.params)
-    result.prompt.check(model)
+    check_fit(result.prompt, model)
 
 
 def test_a_fingerprint_sees_every_change(model):
@@ -83,57 +86,109 @@ def test_dropout_changes_the_training_and_nothing_else(model):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor-t5x", "adafactor-huggingface"])
 def test_the_loss_falls_on_a_task_that_can_be_learnt(model, optimizer):
-    settings = changed(steps=60, batch=8, length=10, rate=0.3, eval_every=15, optimizer=optimizer)
+    settings = changed(steps=60, batch_size=8, prompt_length=10, learning_rate=0.3, eval_every=15, optimizer=optimizer)
     result = tune(model, rows_of(40), rows_of(20, 1), settings, LABELS)
     losses = [row["loss"] for row in result.history[1:]]
-    assert losses[-1] < 0.4 * losses[0]
+    assert np.mean(losses[-15:]) < 0.4 * np.mean(losses[:15])
     assert result.best_dev >= 0.9 > result.history[0]["dev"]
     assert result.prompt.params[PROMPT].dtype == np.float32
 
 
+def dev_scores(result):
+    return {row["step"]: row["dev"] for row in result.history if row["dev"] is not None}
+
+
 def test_the_best_prompt_on_dev_is_returned(model):
     dev, steps = rows_of(30, 1), []
-    settings = changed(steps=40, eval_every=4, rate=0.3, batch=8)
-    result = tune(model, rows_of(40), dev, settings, LABELS, steps.append)
-    scores = {row["step"]: row["dev"] for row in result.history}
-    answers = predict(model, [r.input for r in dev], LABELS, result.prompt.params, settings)
+    settings = changed(steps=40, eval_every=4, learning_rate=0.3, batch_size=8)
+    result = tune(model, rows_of(40), dev, settings, LABELS, each=steps.append)
+    scores = dev_scores(result)
+    answers = answer(model, [r.input for r in dev], LABELS, result.prompt.params, settings)
     assert metrics.accuracy(answers, [r.target for r in dev]) == result.best_dev == max(scores.values())
-    assert result.best_step == min(s for s in scores if scores[s] == result.best_dev)
+    assert scores[result.best_step] == result.best_dev
     assert len(set(scores.values())) > 1
     assert list(scores) == list(range(0, 41, 4))
-    assert [p.step for p in steps] == list(range(1, 41))
-    assert [p.dev for p in steps if p.dev is not None] == list(scores.values())[1:]
-    assert steps[-1].best == result.best_dev
+    assert [p.state.step for p in steps] == [row["step"] for row in result.history] == list(range(41))
+    assert [row["loss"] for row in result.history] == [None, *steps[-1].state.losses]
+    assert [p.state.step for p in steps if p.prompt] == list(range(4, 41, 4))
+    assert f"best {result.best_dev:.3f}" in str(steps[-1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(0.5, 2.0), (0.5, 1.5), (0.5, 1.7)], 1),  # of equal scores the lower loss
+        ([(0.5, 2.0), (0.5, 2.0), (0.5, 2.0)], 2),  # of equal losses the later step
+        ([(0.5, 2.0), (0.4, 1.0), (0.3, 0.5)], 0),
+        ([(0.1, 1.0), (0.6, 3.0), (0.6, 4.0)], 1),
+    ],
+)
+def test_ties_go_to_the_lower_loss_and_then_to_the_later_step(model, scores, best):
+    task = TaskData(rows_of(8), rows_of(6, 1), LABELS, right_answers)
+    state = first_state(model, task, SHORT)
+    for step, score in enumerate(scores):
+        state = state._replace(step=step, trainable={PROMPT: np.full((5, 20), step)}).with_score(*score)
+    assert state.best_step == best
+    assert (state.best[PROMPT] == best).all()
+
+
+def test_a_run_that_never_beat_its_start_says_so(model):
+    flat = {name: x if name != "lm_head.weight" else x * 0 for name, x in tree.flatten(model.params).items()}
+    result = tune(model_of(flat), rows_of(8), rows_of(6, 1), changed(learning_rate=0.3), LABELS)
+    assert "no step beat the start" not in str(result)  # all are equal: the last one is as good as the first
+    worse = replace(result, best_step=0)
+    assert "no step beat the start" in str(worse)
+
+
+def test_the_dev_loss_is_that_of_the_right_answers(model):
+    dev, settings = rows_of(10, 1), SHORT
+    result = tune(model, rows_of(8), dev, settings, LABELS)
+    found = result.prompt.train_state["scores"].reshape(-1, 3)[-1, 2]
+    state = {
+        name.removeprefix("trainable."): x for name, x in result.prompt.train_state.items() if "trainable." in name
+    }
+    last = prompt_of(model, {PROMPT: state[PROMPT].astype(np.float32).reshape(5, 20)}, LABELS, settings)
+    assert np.isclose(found, 2 * gradient(model, last, dev).loss, rtol=1e-5)  # labels of one piece and eos: two tokens
+    free = tune(model, rows_of(8), dev, settings, None)
+    state = {name.removeprefix("trainable."): x for name, x in free.prompt.train_state.items() if "trainable." in name}
+    last = prompt_of(model, {PROMPT: state[PROMPT].astype(np.float32).reshape(5, 20)}, None, settings)
+    assert np.isclose(
+        free.prompt.train_state["scores"].reshape(-1, 3)[-1, 2], gradient(model, last, dev).loss, rtol=1e-5
+    )
 
 
 def test_the_saved_settings_are_those_of_the_run(model, tmp_path):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
     saved = prompts.load_prompt(prompts.save_prompt(result.prompt, tmp_path / "new" / "p.safetensors"))
     assert Settings(**saved.settings) == SHORT
-    assert (saved.labels, saved.model, saved.fingerprint) == (LABELS, "tiny", model.fingerprint)
+    assert (saved.label_words, saved.model, saved.fingerprint) == (LABELS, "tiny", model.fingerprint)
     assert (saved.params[PROMPT] == result.prompt.params[PROMPT]).all()
 
 
 @pytest.mark.parametrize("patience", [1, 3])
 def test_early_stopping(model, patience):
-    # At a rate this small no dev score changes, so step 0 stays the best.
-    settings = changed(steps=100, rate=1e-9, patience=patience, eval_every=2)
-    result = tune(model, rows_of(8), rows_of(6, 1), settings, LABELS)
-    assert (result.history[-1]["step"], result.best_step) == (2 * patience, 0)
-    begun = first_of(model, SHORT.length, SHORT.init, labels=LABELS, seed=SHORT.seed)
-    assert (result.prompt.params[PROMPT] == begun[PROMPT]).all()
+    # The task is unlearnt: the targets say the opposite of the dev rows', so that step 0 stays the best.
+    wrong = [row._replace(target="ab"["ba".index(row.target)]) for row in rows_of(20)]
+    settings = changed(steps=100, learning_rate=0.3, patience=patience, eval_every=2)
+    result = tune(model, wrong, rows_of(6, 1), settings, LABELS)
+    best = result.best_step
+    assert len(result.history) - 1 == best + 2 * patience < 100
+    if best == 0:
+        begun = first_of(model, SHORT.prompt_length, SHORT.init, labels=LABELS, seed=SHORT.seed)
+        assert (result.prompt.params[PROMPT] == begun[PROMPT]).all()
 
 
 def test_the_last_step_is_scored(model):
     result = tune(model, rows_of(8), rows_of(6, 1), changed(steps=5, eval_every=3), LABELS)
-    assert [row["step"] for row in result.history] == [0, 3, 5]
+    assert list(dev_scores(result)) == [0, 3, 5]
 
 
 def same_run(one, two):
     assert one.history == two.history
     assert (one.best_step, one.best_dev) == (two.best_step, two.best_dev)
-    assert one.prompt._replace(delta=None, state=None) == two.prompt._replace(delta=None, state=None)
-    for a, b in ((one.prompt.params, two.prompt.params), (one.prompt.state, two.prompt.state)):
+    for name in ("model", "fingerprint", "label_words", "settings"):
+        assert getattr(one.prompt, name) == getattr(two.prompt, name)
+    for a, b in ((one.prompt.params, two.prompt.params), (one.prompt.train_state, two.prompt.train_state)):
         assert a.keys() == b.keys()
         assert [k for k in a if a[k].dtype != b[k].dtype or a[k].tobytes() != b[k].tobytes()] == []
 
@@ -150,44 +205,50 @@ def same_run(one, two):
     ],
 )
 def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length, optimizer, name):
-    settings = dict(optimizer=optimizer, eval_every=every, length=length, rate=0.3)
+    settings = dict(optimizer=optimizer, eval_every=every, prompt_length=length, learning_rate=0.3)
     rows, dev = rows_of(10), rows_of(30, 1)
-    run = lambda steps, **more: tune(model, rows, dev, changed(**settings, steps=steps), LABELS, device="numpy", **more)
+    run = lambda steps, **more: tune(model, rows, dev, changed(**settings, steps=steps), LABELS, "numpy", **more)
     kept = []
-    whole = run(2 * steps, save=kept.append)
+    whole = run(2 * steps, each=saver(kept))
     prompt = run(steps).prompt
     if name:
         prompt = prompts.load_prompt(prompts.save_prompt(prompt, tmp_path / name))
     same_run(run(2 * steps, resume=prompt), whole)
-    scores = [row["step"] for row in whole.history]
-    assert [int(p.state["step"].item()) for p in kept] == scores[1:]
-    for at, prompt in zip(scores[1:-1], kept, strict=False):  # as if it had been stopped there
+    scores = dev_scores(whole)
+    assert [int(p.train_state["step"].item()) for p in kept] == list(scores)[1:]
+    for at, prompt in zip(list(scores)[1:-1], kept, strict=False):  # as if it had been stopped there
         assert prompt.settings["steps"] == 2 * steps
-        resumed = run(2 * steps, resume=prompt)
-        same_run(resumed, whole)
-        best = max(row["dev"] for row in whole.history if row["step"] <= at)
-        answers = predict(model, [r.input for r in dev], LABELS, prompt.params, changed(**settings), "numpy")
+        same_run(run(2 * steps, resume=prompt), whole)
+        best = max(dev for step, dev in scores.items() if step <= at)
+        answers = answer(model, [r.input for r in dev], LABELS, prompt.params, changed(**settings), "numpy")
         assert metrics.accuracy(answers, [r.target for r in dev]) == best
 
 
 def test_early_stopping_goes_on_counting(model):
-    settings = dict(steps=100, rate=1e-9, patience=3, eval_every=2)
+    wrong = [row._replace(target="ab"["ba".index(row.target)]) for row in rows_of(20)]
+    settings = changed(steps=100, learning_rate=0.3, patience=3, eval_every=2)
     kept = []
-    whole = tune(model, rows_of(8), rows_of(6, 1), changed(**settings), LABELS, save=kept.append)
-    assert whole.history[-1]["step"] == 6
-    same_run(tune(model, rows_of(8), rows_of(6, 1), changed(**settings), LABELS, resume=kept[0]), whole)
+    whole = tune(model, wrong, rows_of(6, 1), settings, LABELS, each=saver(kept))
+    assert len(whole.history) < 100
+    same_run(tune(model, wrong, rows_of(6, 1), settings, LABELS, resume=kept[0]), whole)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         (f, v)
-        for f, v in vars(changed(batch=5, length=6, init="vocab", init_text="a", init_file="b")).items()
+        for f, v in vars(changed(batch_size=5, prompt_length=6, init="vocab", init_text="a", init_file="b")).items()
         if v != vars(SHORT)[f]
     ]
-    + [("optimizer", "adafactor-t5x"), ("rate", 0.2), ("schedule", "linear"), ("warmup", 1), ("z_loss", 0.0)]
-    + [("dropout", 0.1), ("eval_every", 3), ("max_input", 9), ("max_target", 9), ("seed", 1)]
-    + [("beams", 2), ("length_penalty", 0.5)],
+    + [
+        ("optimizer", "adafactor-t5x"),
+        ("learning_rate", 0.2),
+        ("schedule", "linear"),
+        ("warmup_steps", 1),
+        ("z_loss", 0.0),
+    ]
+    + [("dropout", 0.1), ("eval_every", 3), ("max_input_tokens", 9), ("max_new_tokens", 9), ("seed", 1)]
+    + [("num_beams", 2), ("length_penalty", 0.5)],
 )
 def test_a_resumed_run_keeps_its_settings(model, name, value):
     prompt = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS).prompt
@@ -203,7 +264,7 @@ def test_what_cannot_be_resumed(model):
     with fail("setting labels"):
         tune(model, rows, dev, more, ("a", "b", "c"), resume=prompt)
     with fail("no training state"):
-        tune(model, rows, dev, more, LABELS, resume=prompt._replace(state=None))
+        tune(model, rows, dev, more, LABELS, resume=replace(prompt, train_state=None))
     with fail("more than the 6 that are done"):
         tune(model, rows, dev, SHORT, LABELS, resume=prompt)
     for others in ((rows_of(9), dev), (rows, rows_of(6, 2)), (rows[::-1], dev)):
@@ -211,10 +272,13 @@ def test_what_cannot_be_resumed(model):
             tune(model, *others, more, LABELS, resume=prompt)
     with fail("tuned on 'tiny'", kind=CheckpointError):
         tune(model_of(flat), rows, dev, more, LABELS, resume=prompt)
-    for name in prompt.state:
-        for state in ({k: v for k, v in prompt.state.items() if k != name}, prompt.state | {name: np.ones(7)}):
+    for name in prompt.train_state:
+        for state in (
+            {k: v for k, v in prompt.train_state.items() if k != name},
+            prompt.train_state | {name: np.ones(7)},
+        ):
             with fail("training state is damaged", kind=CheckpointError):
-                tune(model, rows, dev, more, LABELS, resume=prompt._replace(state=state))
+                tune(model, rows, dev, more, LABELS, resume=replace(prompt, train_state=state))
 
 
 @pytest.mark.parametrize("part", ["train", "dev"])
@@ -222,7 +286,7 @@ def test_a_target_that_is_no_label_is_named(model, part):
     parts = {"train": rows_of(8), "dev": rows_of(4)}
     parts[part] = [*parts[part], Row("so so", "fair")]
     with pytest.raises(DataError, match="target 'fair' of the input 'so so' is none of: a, b"):
-        tune(model, **parts, settings=SHORT, labels=LABELS)
+        tune(model, parts["train"], parts["dev"], SHORT, LABELS)
 
 
 @pytest.mark.parametrize(("rows", "dev"), [([], rows_of(2)), (rows_of(2), [])])
@@ -234,14 +298,31 @@ def test_no_rows_are_an_error(model, rows, dev):
 def test_a_loss_that_is_not_finite_stops(model):
     broken = tree.merge(model.params, {"encoder.final_layer_norm.weight": np.full(20, np.nan, np.float32)})
     with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
-        tune(model._replace(params=broken), rows_of(8), rows_of(2), SHORT, LABELS)
+        tune(replace(model, params=broken), rows_of(8), rows_of(2), SHORT, LABELS)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(name, 0) for name in ("steps", "batch", "length", "eval_every", "max_input", "max_target", "beams")]
-    + [(name, -1) for name in ("warmup", "z_loss", "patience", "seed")]
-    + [("rate", 0.0), ("rate", -1.0), ("rate", float("nan")), ("dropout", 1.0), ("dropout", -0.1)]
+    [
+        (name, 0)
+        for name in (
+            "steps",
+            "batch_size",
+            "prompt_length",
+            "eval_every",
+            "max_input_tokens",
+            "max_new_tokens",
+            "num_beams",
+        )
+    ]
+    + [(name, -1) for name in ("warmup_steps", "z_loss", "patience", "seed")]
+    + [
+        ("learning_rate", 0.0),
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+    ]
     + [("length_penalty", float("nan"))]
     + [("optimizer", "sgd"), ("init", "zeros"), ("schedule", "cosine")],
 )
@@ -250,8 +331,9 @@ def test_a_bad_setting_is_named(name, value):
         Settings(**{name: value})
 
 
-def first_of(model, length, init, **more):
-    return first(model, "prompt", Sizes(length), init, **more)
+def first_of(model, length, init, labels=None, text=None, seed=0, prompt=()):
+    settings = Settings(prompt_length=length, init=init, init_text=text, seed=seed, init_file="p.safetensors")
+    return methods.init_params(model, settings, labels, prompt)
 
 
 def vectors(model, length, init, **more):
@@ -288,7 +370,7 @@ def test_prompts_from_the_vocabulary(model, init, length):
 
 
 def test_prompts_come_from_the_frequent_pieces(model, monkeypatch):
-    monkeypatch.setattr(initial, "FREQUENT", 10)
+    monkeypatch.setattr(methods, "FREQUENT", 10)
     assert set(ids_of(model, vectors(model, 10, "vocab"))) == set(range(3, 13))
 
 
@@ -310,9 +392,9 @@ def test_prompts_from_a_text(model):
 def test_prompts_from_a_file(model, tmp_path):
     result = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS)
     path = prompts.save_prompt(result.prompt, tmp_path / "p.safetensors")
-    assert (vectors(model, 5, "file", file=path) == result.prompt.params[PROMPT]).all()
-    with pytest.raises(CheckpointError, match=re.escape(f"{path}: ") + r".*\[5, 20\], expected \[6, 20\]"):
-        first_of(model, 6, "file", file=path)
+    assert (vectors(model, 5, "file", prompt=prompts.load_prompt(path)) == result.prompt.params[PROMPT]).all()
+    with pytest.raises(CheckpointError, match=r"p.safetensors: .*\[5, 20\], expected \[6, 20\]"):
+        first_of(model, 6, "file", prompt=prompts.load_prompt(path))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +403,7 @@ def test_prompts_from_a_file(model, tmp_path):
         (5, "zeros", "'zeros'"),
         (5, "text", "'text'"),
         (5, "file", "'file'"),
-        (0, "vocab", "length: expected at least 1, found 0"),
+        (0, "vocab", "setting prompt_length: expected at least 1, found 0"),
     ],
 )
 def test_a_bad_init_is_named(model, length, init, message):
@@ -345,7 +427,7 @@ def test_padding_and_batches_do_not_change_a_prediction(model):
         logits_of = lambda out, c=context, m=mask: t5.decode(params, CONFIG, out, c, m)
         scores = generate.rank(logits_of, 1, [model.tokenizer.encode(label) for label in labels])
         wanted.append(labels[scores[0].argmax()])
-    assert predict(model, texts, labels, delta) == wanted
+    assert answer(model, texts, labels, delta) == wanted
     assert len(set(wanted)) > 1
 
 
@@ -353,7 +435,7 @@ def test_a_prediction_reads_max_input_tokens(model):
     text = texts_of(1)[0] * 9
     cut = data.encode_inputs([text], model.tokenizer, 10)[0]
     assert len(cut) == 10
-    assert predict(model, [text], None, settings=changed(max_input=10)) == predict(
+    assert answer(model, [text], None, settings=changed(max_input_tokens=10)) == answer(
         model, [model.tokenizer.decode(cut)], None, settings=SHORT
     )
 
@@ -365,7 +447,7 @@ def test_free_text_equals_transformers(prompted):
     flat["lm_head.weight"][131:] *= 0.1  # write ASCII, mostly
     flat["lm_head.weight"][1] *= 1.2  # and stop now and then
     model, reference = model_of(flat, np.float64), hugging_face(RAW, flat)
-    texts, settings = texts_of(70), changed(max_target=12)
+    texts, settings = texts_of(70), changed(max_new_tokens=12)
     delta = {k: v.astype(float) for k, v in first_of(model, 5, "vocab").items()} if prompted else {}
     ids, mask = map(torch.from_numpy, data.pad([model.tokenizer.encode(text) for text in texts]))
     x = reference.get_input_embeddings()(ids)
@@ -375,7 +457,7 @@ def test_free_text_equals_transformers(prompted):
     special = dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0, do_sample=False, use_cache=False)
     with torch.no_grad():
         written = reference.generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=12, **special)
-    answers = predict(model, texts, None, delta, settings)
+    answers = answer(model, texts, None, delta, settings)
     assert answers == [model.tokenizer.decode(row) for row in written.tolist()]
     assert len(set(answers)) > 10
     assert len(set(map(len, answers))) > 3
@@ -384,10 +466,10 @@ def test_free_text_equals_transformers(prompted):
 def test_a_stream_says_what_predict_says():
     flat = random_weights(CONFIG, 3)
     flat["shared.weight"] = flat["shared.weight"] * 2
-    model, settings = model_of(flat), changed(max_target=12)  # writes bytes that are no letters, too
+    model, settings = model_of(flat), changed(max_new_tokens=12)  # writes bytes that are no letters, too
     texts = texts_of(12)
-    streams = [list(train.stream(model, text, None, settings)) for text in texts]
-    assert ["".join(pieces) for pieces in streams] == predict(model, texts, None, None, settings)
+    streams = [list(stream(model, Prompt(settings=vars(settings)), text)) for text in texts]
+    assert ["".join(pieces) for pieces in streams] == answer(model, texts, None, (), settings)
     assert max(map(len, streams)) > 3
 
 
@@ -396,21 +478,21 @@ def test_beams_write_what_is_likelier():
     flat["lm_head.weight"][131:] *= 0.1
     flat["lm_head.weight"][1] *= 2
     model, texts = model_of(flat), texts_of(70)
-    greedy, beams = (predict(model, texts, None, None, changed(max_target=8, beams=n)) for n in (1, 4))
+    greedy, beams = (answer(model, texts, None, (), changed(max_new_tokens=8, num_beams=n)) for n in (1, 4))
     assert greedy != beams
-    assert predict(model, texts[:1], None, None, changed(max_target=8, beams=4)) == beams[:1]
-    shorter = predict(model, texts, None, None, changed(max_target=8, beams=4, length_penalty=0.0))
+    assert answer(model, texts[:1], None, (), changed(max_new_tokens=8, num_beams=4)) == beams[:1]
+    shorter = answer(model, texts, None, (), changed(max_new_tokens=8, num_beams=4, length_penalty=0.0))
     assert sum(map(len, shorter)) < sum(map(len, beams))
 
 
 def test_free_text_is_tuned_too(model):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, None)
-    assert result.prompt.labels is None
-    assert len(predict(model, ["+", "--"], None, result.prompt.params, SHORT)) == 2
+    assert result.prompt.label_words is None
+    assert len(answer(model, ["+", "--"], None, result.prompt.params, SHORT)) == 2
 
 
 def test_loss_is_teacher_forced_cross_entropy(model):
-    batch = next(data.training_batches(rows_of(8), model.tokenizer, 4, 256, 0))
+    batch = next(data.training_batches(rows_of(8), model.tokenizer, Settings(batch_size=4)))
     delta = first_of(model, 5, "vocab")
     scores = []
     for i, row in enumerate(batch.labels):

@@ -336,7 +336,7 @@ def tune(
     started, settings = time.perf_counter(), settings or Settings()
     rows = data.read(train)
     rows, dev_rows = data.split(rows, 0.2, settings.seed) if dev is None else (rows, data.read(dev))
-    task = TaskData(rows, dev_rows, data.label_words([*rows, *dev_rows], settings.task), right_answers)
+    task = TaskData(rows, dev_rows, data.label_words(rows, settings.task), right_answers)
     for step in with_bar(run(model, task, settings, device), settings.steps, progress):
         last = step
     return Result.of(last, time.perf_counter() - started)

@@ -159,7 +159,7 @@ def tune(args: argparse.Namespace) -> Output:
         rows, dev = data.split(rows, 0.2, settings.seed)
         say(f"no --dev: {len(dev)} of the training rows, drawn with seed {settings.seed}, are the dev rows")
     builtin = settings.task in TASKS
-    words = resume.label_words if resume and not builtin else label_words_for(args, settings.task, [*rows, *dev])
+    words = resume.label_words if resume and not builtin else label_words_for(args, settings.task, rows)
     say(describe_device(args.device))
     say(f"{len(rows)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(words)}" if words else "free text"))
     say_what_is_cut([row.input for row in (*rows, *dev)], model, settings)

@@ -13,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 from profiles import examples
+from tuning import tune
 
 from tinyprompt.cli.main import main
-from tinyprompt.errors import CheckpointError
+from tinyprompt.data import Row
 from tinyprompt.files import models, prompts
 from tinyprompt.lowering import lower
-from tinyprompt.methods import PROMPT
+from tinyprompt.methods import METHODS, PROMPT
 from tinyprompt.model import Prompt
+from tinyprompt.settings import Settings
 from tinyprompt.tools import inspect
-from tinyprompt.tools.export import export
+from tinyprompt.tools.export import Shape, export
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts" / "thunlp_t5_base_100tok.npz"
 BUILT_IN = models.default_model()
@@ -119,7 +121,7 @@ def test_real_prompts_of_tasks_alike_are_alike(call):
     assert lines["snli"][1 + names.index("MNLI") + 1] == ".54"
     assert "name it with --model" in text
     assert out["vocabulary"] is None
-    assert out["prompts"]["MRPC"]["shape"] == [100, 768]
+    assert out["prompts"]["MRPC"]["arrays"][PROMPT]["shape"] == [100, 768]
 
 
 def test_a_prompt_of_vocabulary_rows_is_read_again(call, tmp_path):
@@ -211,13 +213,13 @@ def test_the_reader_may_stop_early(tmp_path):
 
 def test_without_onnx(fails, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.setattr(inspect.backend, "version", lambda _: None)
+    monkeypatch.setattr(inspect, "version", lambda _: None)
     assert "g.onnx: onnx is not installed; pip install 'tinyprompt[ort]'" in fails(tmp_path / "g.onnx")
 
 
 def test_an_exported_graph_is_printed_without_its_weights(call, folder, tmp_path):
     pytest.importorskip("onnx")
-    export(folder, tmp_path / "out", 2, 3, 2, 4)
+    export(folder, tmp_path / "out", Shape(2, 3, 2, 4))
     (tmp_path / "out" / "model.safetensors").unlink()
     for name, result in (("step", "loss, gradient"), ("score", "log_probability")):
         path = tmp_path / "out" / f"{name}.onnx"
@@ -300,7 +302,20 @@ def test_a_graph_from_elsewhere(tmp_path, fails):
     assert "none.onnx: no such file" in fails(tmp_path / "none.onnx")
 
 
-def test_a_soft_prompt_is_told_from_other_deltas():
-    other = Prompt({"decoder.prefix": np.ones((2, 3))}, None, None, None, {})
-    with pytest.raises(CheckpointError, match=r"p: expected a soft prompt, .* found 'decoder.prefix'"):
-        inspect.describe_prompt(other, "p")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_file_of_a_method_is_opened(call, folder, tmp_path, method):
+    rows = [Row("a bad day", "bad"), Row("fine weather", "good")] * 4
+    settings = Settings(method=method, steps=4, eval_every=2, batch_size=2, prompt_length=3, rank=2, hidden=5)
+    prompt = tune(models.load(folder), rows, rows, settings, ("bad", "good"), "numpy").prompt
+    path = prompts.save_prompt(prompt, tmp_path / "p.safetensors")
+    (found,) = call(path, "--model", folder, "--json")["prompts"].values()
+    assert found["settings"] == prompt.settings
+    assert {name: tuple(x["shape"]) for name, x in found["arrays"].items()} == {
+        name: x.shape for name, x in prompt.params.items()
+    }
+    assert [row["step"] for row in found["history"]] == [0, 2, 4]
+    text = call(path, "--model", folder)
+    assert "settings: " in text
+    assert "batch_size 2" in text
+    assert "dev scores by step: 0: " in text
+    assert ("nearest" in found) == (prompt.params.keys() == {PROMPT})

@@ -1,0 +1,35 @@
+"""Tuning and answering in one call, for tests that name every part."""
+
+from dataclasses import asdict
+
+from tinyprompt import train
+from tinyprompt.model import Prompt
+from tinyprompt.predict import predict
+from tinyprompt.settings import Settings
+from tinyprompt.train import Result, TaskData, right_answers
+
+
+def tune(model, rows, dev, settings, labels, device=None, resume=None, init=(), each=None):
+    """A whole run; `each` is given every Progress."""
+    for progress in train.run(model, TaskData(rows, dev, labels, right_answers, init), settings, device, resume):
+        if each:
+            each(progress)
+    return Result.of(progress, 0.0)
+
+
+def saver(kept):
+    """For `each`: keep the prompts that a run would save."""
+    return lambda progress: kept.append(progress.prompt) if progress.prompt else None
+
+
+def prompt_of(model, params, labels=None, settings=None):
+    """A prompt as tuning leaves it."""
+    return Prompt(dict(params), model.name, model.fingerprint, labels, asdict(settings or Settings()))
+
+
+def answer(model, texts, labels, params=(), settings=None, device=None):
+    """Answers with arrays of a method, or of the bare model."""
+    if not params:
+        return predict(model, Prompt(label_words=labels, settings=asdict(settings or Settings())), texts, device)
+    settings = settings or Settings(prompt_length=len(next(iter(dict(params).values()))))
+    return predict(model, prompt_of(model, params, labels, settings), texts, device)
