@@ -73,7 +73,7 @@ def adafactor(
     `first_step` counts steps made before: the paper's runs went on from the checkpoint's step
     1,100,000, where the second moment hardly decays and so every update is clipped. With `scale_parameters`, the rate
     is relative to the root mean square of each array, or to 1e-3 where that is more (section 8 there).
-    Raises ValueError for another mode.
+    Seven parameters: the constants that its users know. Raises ValueError for another mode.
     """
     if mode not in ("t5x", "huggingface"):
         raise ValueError(f"adafactor mode {mode!r}: expected 't5x' or 'huggingface'")

@@ -27,14 +27,17 @@ from tinyprompt.tree import Flat, Tree, flatten, leaves, merge
 
 
 def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
-    """Mean cross entropy of the labels, and its gradient with respect to the prompt: (), (P, D)."""
+    """Mean cross entropy of the labels, and its gradient with respect to the prompt: (), (P, D).
+
+    Seven parameters, as in `score`: the inputs of the graph have their names.
+    """
     batch = Batch(input_ids, attention_mask, labels, weights)
     loss, gradient = train.loss_and_grads({PROMPT: prompt}, params, config, batch)
     return {"loss": loss.astype(np.float32), "gradient": gradient[PROMPT]}
 
 
 def score(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
-    """Log probability of each row's labels, summed: (B,)."""
+    """Log probability of each row's labels, summed: (B,). Its seven parameters name the inputs of the graph."""
     prompted = merge(params, {PROMPT: prompt})
     found = generate.log_probability(lambda ids: t5.forward(prompted, config, input_ids, attention_mask, ids), labels)
     return {"log_probability": (found * weights).sum(-1).astype(np.float32)}
