@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyprompt.cli.report import MODEL, Command, Output, say
+from tinyprompt.cli.report import Argument, Output, argument, command, say
+from tinyprompt.cli.report import model as model_argument
 from tinyprompt.data import Batch
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
@@ -15,16 +16,14 @@ from tinyprompt.tools import bench
 from tinyprompt.tools import check as checks
 
 
-def check_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `check`."""
-    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL)
-    parser.add_argument("--batch", metavar="FILE", help="a .npz file: prompt and the arrays of a batch")
-    parser.add_argument(
-        "--gradient", metavar="FILE", help="a .npy file: your gradient of that batch's loss with respect to its prompt"
-    )
-    parser.add_argument("--save", metavar="FILE", help="write a batch there, for a gradient computed elsewhere")
-
-
+@command(
+    "check",
+    "path/to/t5",
+    model_argument("model", nargs="?"),
+    argument("--batch", metavar="FILE", help="a .npz file: prompt and the arrays of a batch"),
+    argument("--gradient", metavar="FILE", help="a .npy file: your gradient of its loss with respect to its prompt"),
+    argument("--save", metavar="FILE", help="write a batch there, for a gradient computed elsewhere"),
+)
 def check(args: argparse.Namespace) -> Output:
     """Compare logits, loss and prompt gradient of every engine with NumPy in float64; exit status 1 if one is wrong.
 
@@ -56,23 +55,27 @@ def read_array(path: str) -> np.ndarray:
     return array
 
 
-def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `bench`."""
-    engines = dict.fromkeys(name for names in bench.ENGINES.values() for name in names)
-    parser.add_argument("--engines", metavar="A,B", help=f"some of {', '.join(engines)} (all that can run here)")
-    parser.add_argument("--rounds", type=int, metavar="N", default=5, help="turns of every engine (5)")
+def problem_arguments() -> list[Argument]:
+    """The arguments that make a Problem."""
+    out = []
     for field in fields(bench.Problem):
         choices = {"size": bench.SIZES, "storage": bench.STORAGE, "device": bench.ENGINES}.get(field.name)
         options: dict[str, Any] = {"choices": choices} if choices else {"metavar": "N"}
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            help=f"{field.metadata['help']} ({field.default})",
-            **options,
-        )
+        options |= dict(type=type(field.default), default=field.default, help=field.metadata["help"])
+        out.append(argument(f"--{field.name.replace('_', '-')}", **options))
+    return out
 
 
+ENGINES = ", ".join(dict.fromkeys(name for names in bench.ENGINES.values() for name in names))
+
+
+@command(
+    "bench",
+    "--size small --rounds 3",
+    argument("--engines", metavar="A,B", help=f"some of {ENGINES} (all that can run here)"),
+    argument("--rounds", type=int, metavar="N", default=5, help="turns of every engine"),
+    problem_arguments(),
+)
 def measure(args: argparse.Namespace) -> Output:
     """Time NumPy, ONNX Runtime and, where installed, PEFT on one frozen T5 with random weights."""
     problem = bench.Problem(**{f.name: getattr(args, f.name) for f in fields(bench.Problem)})
@@ -83,9 +86,3 @@ def measure(args: argparse.Namespace) -> Output:
         engines = list(dict.fromkeys(name.strip() for name in args.engines.split(",")))
     found = bench.measure(problem, engines, args.rounds, say)
     return Output(found, bench.table(found))
-
-
-COMMANDS = {
-    "check": Command(check, check_arguments, "tinyprompt check path/to/t5"),
-    "bench": Command(measure, bench_arguments, "tinyprompt bench --size small --rounds 3"),
-}

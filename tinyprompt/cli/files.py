@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyprompt import methods
-from tinyprompt.cli.report import MODEL, Command, Output
+from tinyprompt.cli.report import Output, argument, command
+from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.tuning import say_if_unknown, say_what_is_lost
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, models, prompts
@@ -18,12 +19,12 @@ from tinyprompt.tools import inspect
 from tinyprompt.tools.export import Shape, export
 
 
-def pull_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `pull`."""
-    parser.add_argument("name", metavar="NAME", help="org/name, as in google/t5-v1_1-small")
-    parser.add_argument("--revision", metavar="NAME", help="a branch, tag or commit (main)")
-
-
+@command(
+    "pull",
+    "google/t5-v1_1-small",
+    argument("name", metavar="NAME", help="org/name"),
+    argument("--revision", metavar="NAME", help="a branch, tag or commit (main)"),
+)
 def pull(args: argparse.Namespace) -> Output:
     """Fetch a T5 or a PEFT adapter from the Hugging Face hub, to use it by its name.
 
@@ -38,15 +39,13 @@ def pull(args: argparse.Namespace) -> Output:
     return Output({"name": name, "folder": str(folder), "files": files}, "\n".join(lines))
 
 
-def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `inspect`."""
-    parser.add_argument("thing", metavar="THING", nargs="+", help="prompts, a model directory or name, an .onnx file")
-    parser.add_argument(
-        "--model", metavar="MODEL", help="model that the prompts belong to (the built-in one, if it fits)"
-    )
-    parser.add_argument("--top", type=int, metavar="N", default=5, help="nearest pieces of each vector (5)")
-
-
+@command(
+    "inspect",
+    "mine.safetensors --top 3",
+    argument("thing", metavar="THING", nargs="+", help="prompts, a model directory or name, an .onnx file"),
+    argument("--model", metavar="MODEL", help="model that the prompts belong to (the built-in one, if it fits)"),
+    argument("--top", type=int, metavar="N", default=5, help="nearest pieces of each vector"),
+)
 def inspect_things(args: argparse.Namespace) -> Output:
     """Show what is in prompts, in a frozen model's directory, or in an .onnx file.
 
@@ -105,15 +104,15 @@ def open_prompts(thing: str, taken: Container[str]) -> dict[str, Prompt]:
     return {f"{thing}:{name}" if name in taken else name: prompt for name, prompt in found.items()}
 
 
-def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `convert`."""
-    parser.add_argument("source", metavar="SOURCE", help="prompt (also all.npz:NAME or a PEFT directory), or model")
-    parser.add_argument("target", metavar="TARGET", help="name.safetensors, name.npy, or a directory")
-    parser.add_argument("--model", metavar="MODEL", help="model that the prompt belongs to, if it does not say so")
-    parser.add_argument("--label-words", nargs="+", metavar="WORD", help="label words that the prompt does not know")
-    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer file or folder, for a model without one")
-
-
+@command(
+    "convert",
+    "mine.safetensors mine-for-peft",
+    argument("source", metavar="SOURCE", help="prompt (also all.npz:NAME or a PEFT directory), or model"),
+    argument("target", metavar="TARGET", help="name.safetensors, name.npy, or a directory"),
+    argument("--model", metavar="MODEL", help="model that the prompt belongs to, if it does not say so"),
+    argument("--label-words", nargs="+", metavar="WORD", help="label words that the prompt does not know"),
+    argument("--tokenizer", metavar="PATH", help="tokenizer file or folder, for a model without one"),
+)
 def convert(args: argparse.Namespace) -> Output:
     """Write a prompt, or a frozen model, in another format; the name of the target tells which.
 
@@ -156,18 +155,25 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
     return path, {"kind": "prompt", "model": prompt.model, "label_words": prompt.label_words, "shapes": shapes}
 
 
-def export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `export`."""
-    parser.add_argument("--model", metavar="MODEL", help=MODEL)
-    parser.add_argument("--prompt", metavar="PROMPT", help="saved prompt of any format (a first one)")
-    parser.add_argument("--out", metavar="DIR", default="tinyprompt-export", help="folder for the files")
-    for name, default in Shape()._asdict().items():
-        help = {"batch_size": "rows of all inputs, always", "prompt_length": "vectors, if no --prompt brings its own"}
-        length = f"length of {'labels' if name == 'target_tokens' else 'input_ids'}, always"
-        text = f"{help.get(name, length)} ({default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", default=default, help=text)
+SHAPES = {
+    "batch_size": "rows of all inputs, always",
+    "input_tokens": "length of input_ids, always",
+    "target_tokens": "length of labels, always",
+    "prompt_length": "vectors, if no --prompt brings its own",
+}
 
 
+@command(
+    "export",
+    "--prompt mine.safetensors --batch-size 8",
+    model_argument(),
+    argument("--prompt", metavar="PROMPT", help="saved prompt of any format (a first one)"),
+    argument("--out", metavar="DIR", default="tinyprompt-export", help="folder for the files"),
+    [
+        argument(f"--{name.replace('_', '-')}", type=int, metavar="N", default=default, help=SHAPES[name])
+        for name, default in Shape()._asdict().items()
+    ],
+)
 def export_graphs(args: argparse.Namespace) -> Output:
     """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
 
@@ -178,11 +184,3 @@ def export_graphs(args: argparse.Namespace) -> Output:
     if args.prompt:
         say_if_unknown(prompts.load_prompt(args.prompt), args.prompt)
     return Output(exported._asdict(), exported)
-
-
-COMMANDS = {
-    "inspect": Command(inspect_things, inspect_arguments, "tinyprompt inspect mine.safetensors --top 3"),
-    "convert": Command(convert, convert_arguments, "tinyprompt convert mine.safetensors mine-for-peft"),
-    "pull": Command(pull, pull_arguments, "tinyprompt pull google/t5-v1_1-small"),
-    "export": Command(export_graphs, export_arguments, "tinyprompt export --prompt mine.safetensors --batch-size 8"),
-}

@@ -6,15 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tinyprompt import __version__
-from tinyprompt.cli import checking, files, tuning
-from tinyprompt.cli.report import Command, say
+from tinyprompt.cli import checking, files, tuning  # noqa: F401 - they declare their commands
+from tinyprompt.cli.report import COMMANDS, say
 from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import DeviceError
 from tinyprompt.lowering import LoweringError
 
-COMMANDS: dict[str, Command] = tuning.COMMANDS | files.COMMANDS | checking.COMMANDS
 # Options that people know from elsewhere.
 HINTS = {
     "--epochs": "training is counted in steps: epochs x rows / batch size; use --steps",
@@ -42,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
             epilog=f"example: {command.example}",
             allow_abbrev=False,
         )
-        command.arguments(sub)
+        groups: dict[str, Any] = {"": sub}
+        for flags, options, group in command.arguments:
+            if group not in groups:
+                groups[group] = sub.add_argument_group(group)
+            groups[group].add_argument(*flags, **options)
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         sub.set_defaults(run=command.run, parser=sub)
     return top

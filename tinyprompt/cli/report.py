@@ -1,4 +1,4 @@
-"""What the commands share: their arguments from the settings, and what they print."""
+"""What the commands share: how they are declared, their arguments from the settings, and what they print."""
 
 import argparse
 import sys
@@ -15,62 +15,94 @@ from tinyprompt.settings import Settings
 CHUNK = 256  # texts that are answered before anything is printed
 ALIASES = {"learning_rate": ["--lr"], "prompt_length": ["--num-virtual-tokens"]}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-MODEL = f"a Hugging Face T5 directory, a built-in size ({', '.join(hub.BUILT_IN)}), or a pulled model (base)"
 
 
 class Output(NamedTuple):
     """What a command found: an object for --json, and its text."""
 
     data: dict[str, Any]
-    text: Any  # what is printed, as str() makes it
+    text: Any = None  # what is printed, as str() makes it
     ok: bool = True  # False: a check found a fault, which is exit status 1
 
 
+class Argument(NamedTuple):
+    """An argument of argparse, and the group of the help that it stands in."""
+
+    flags: tuple[str, ...]
+    options: dict[str, Any]
+    group: str = ""
+
+
 class Command(NamedTuple):
-    """A command: what it does, its arguments, an example."""
+    """A command: what it does, an example, its arguments."""
 
     run: Callable[[argparse.Namespace], Output]
-    arguments: Callable[[argparse.ArgumentParser], None]
     example: str
+    arguments: list[Argument]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def argument(*flags: str, group: str = "", **options: Any) -> Argument:
+    """An argument; a default that is a number or a text is shown in its help."""
+    if isinstance(options.get("default"), int | str):
+        options["help"] = f"{options['help']} ({options['default']})"
+    return Argument(flags, options, group)
+
+
+def command(name: str, example: str, *arguments: Argument | list[Argument]) -> Callable:
+    """Declare a command; its arguments stand in front of the function that runs it."""
+
+    def declare(run: Callable[[argparse.Namespace], Output]) -> Callable:
+        flat = [one for some in arguments for one in ([some] if isinstance(some, Argument) else some)]
+        COMMANDS[name] = Command(run, f"tinyprompt {name} {example}", flat)
+        return run
+
+    return declare
+
+
+def settings(*groups: str, names: Sequence[str] = ()) -> list[Argument]:
+    """Options for the settings of some groups, or of some names; what is not given is not in the namespace."""
+    out = []
+    for f in fields(Settings):
+        about, kind = f.metadata, (get_args(f.type) or (f.type,))[0]  # of `float | None`: float
+        if about["group"] not in groups and f.name not in names:
+            continue
+        options: dict[str, Any] = dict(type=kind, default=argparse.SUPPRESS, dest=f.name, help=about["help"])
+        options["help"] += "" if f.default is None else f" ({f.default})"
+        options |= {"choices": about["choices"]} if about["choices"] else {"metavar": METAVARS[kind]}
+        flags = (f"--{f.name.replace('_', '-')}", *ALIASES.get(f.name, []))
+        out.append(Argument(flags, options, about["group"] if about["group"] in groups else ""))
+    return out
+
+
+def model(*flags: str, **options: Any) -> Argument:
+    """A model."""
+    sizes = ", ".join(hub.BUILT_IN)
+    help = f"a Hugging Face T5 directory, a built-in size ({sizes}), or a pulled model (base)"
+    return argument(*(flags or ("--model",)), metavar="MODEL", help=help, **options)
+
+
+DEVICE = argument("--device", choices=DEVICES, help="where to compute, and how exactly (cpu, with ONNX Runtime)")
+INPUT = argument("--input", metavar="NAME", default="input", help="column of the input text", group="columns")
+COLUMNS = [
+    INPUT,
+    argument("--target", metavar="NAME", default="target", help="column of the target text", group="columns"),
+    argument("--words", nargs="+", metavar="TARGET=WORD", help="label words for codes: 0=bad 1=good", group="columns"),
+]
+PROMPT = argument("prompt", metavar="PROMPT", help="saved prompt of any format")
+TASK = argument("--task", metavar="TASK", help="another task than the prompt was tuned on")
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as options."""
+    return {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
 
 
 def say(text: str) -> None:
     """Print a line on standard error."""
     print(text, file=sys.stderr)
-
-
-def device_argument(parser: argparse.ArgumentParser) -> None:
-    """--device."""
-    help = "where to compute, and how exactly (cpu if ONNX Runtime is installed)"
-    parser.add_argument("--device", choices=DEVICES, help=help)
-
-
-def column_arguments(parser: argparse.ArgumentParser) -> None:
-    """The names of columns, and label words for coded targets."""
-    group = parser.add_argument_group("columns")
-    group.add_argument("--input", metavar="NAME", default="input", help="column of the input text (input)")
-    group.add_argument("--target", metavar="NAME", default="target", help="column of the target text (target)")
-    group.add_argument("--words", nargs="+", metavar="TARGET=WORD", help="label words for coded targets: 0=bad 1=good")
-
-
-def setting_arguments(parser: argparse.ArgumentParser, *groups: str, names: Sequence[str] = ()) -> None:
-    """Options for the settings of some groups, or of some names; what is not given is not in the namespace."""
-    shown = {name: parser.add_argument_group(name) for name in groups}
-    for f in fields(Settings):
-        about = f.metadata
-        if about["group"] not in groups and f.name not in names:
-            continue
-        kind = (get_args(f.type) or (f.type,))[0]  # of `float | None`: float
-        default = "" if f.default is None else f" ({f.default})"
-        options: dict[str, Any] = dict(type=kind, default=argparse.SUPPRESS, dest=f.name, help=about["help"] + default)
-        options |= {"choices": about["choices"]} if about["choices"] else {"metavar": METAVARS[kind]}
-        place = shown.get(about["group"], parser)
-        place.add_argument(f"--{f.name.replace('_', '-')}", *ALIASES.get(f.name, []), **options)
-
-
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given as options."""
-    return {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
 
 
 def chunks(texts: Sequence[str], show: bool = True) -> Iterator[Sequence[str]]:

@@ -40,6 +40,12 @@ def majority(train: Sequence[str], test: Sequence[str]) -> float:
     return accuracy([Counter(train).most_common(1)[0][0]] * len(test), test)
 
 
+def confusion(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
+    """Count the answers (columns) to each wanted label (a row). Raises ValueError on unequal lengths or none."""
+    counts = Counter((w, p) for p, w in _pairs(predicted, wanted))
+    return [[counts[w, p] for p in labels] for w in labels]
+
+
 def f1(predicted: Sequence[str], wanted: Sequence[str], positive: str) -> float:
     """F1 of one of two labels; a prediction that is neither label counts as the wrong one. 0 without a true positive.
 

@@ -101,6 +101,10 @@ class Scores:
     rows: int
     name: str  # of the mean
 
+    def as_dict(self) -> dict[str, Any]:
+        """As it goes to --json."""
+        return {"metric": self.name, "score": self.mean, "scores": self.metrics, "rows": self.rows}
+
     def __repr__(self) -> str:
         each = "".join(f"; {name} {x:.3f}" for name, x in self.metrics.items()) if len(self.metrics) > 1 else ""
         return f"{self.name} {self.mean:.3f} on {self.rows} rows{each}"

@@ -70,7 +70,7 @@ def near_equal(prompt) -> int:
 
 
 def describe_prompt(prompt: Prompt, name: str) -> dict[str, Any]:
-    """What a prompt tells without its model: arrays, settings, history; of a soft prompt also norms and likeness."""
+    """What a prompt tells without its model: arrays, settings, history; of a soft prompt also norms."""
     out: dict[str, Any] = {
         "arrays": {key: {"shape": list(x.shape), "dtype": str(x.dtype)} for key, x in prompt.params.items()},
         "model": prompt.model,
@@ -157,7 +157,9 @@ def prompt_text(out: Mapping[str, Any]) -> str:
 
 def soft_lines(prompts: Mapping[str, Any], vocabulary: Mapping[str, Any] | None) -> list[str]:
     """A line for each soft prompt: shape, norms, likeness; and what the columns mean."""
-    arrays = {name: array_kind(*(p["arrays"][PROMPT][key] for key in ("dtype", "shape"))) for name, p in prompts.items()}
+    arrays = {
+        name: array_kind(*(p["arrays"][PROMPT][key] for key in ("dtype", "shape"))) for name, p in prompts.items()
+    }
     shape = max(map(len, arrays.values()))
     wide = min(WIDTH - 60 - shape, max(len(name) for name in ("prompt", *prompts)))
     start = f"{'prompt':{wide}}  {'':{shape}}  "
