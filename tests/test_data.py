@@ -14,8 +14,9 @@ from profiles import examples
 
 import tinyprompt
 from tinyprompt import data
-from tinyprompt.errors import DataError
 from tinyprompt.data import Row
+from tinyprompt.errors import DataError
+from tinyprompt.settings import Settings
 from tinyprompt.tokenizer import ByteTokenizer
 
 DEMO = Path(tinyprompt.__file__).parent / "demo"
@@ -188,7 +189,8 @@ def rows_of_many_lengths(count):
 
 
 def epoch(rows, size, batches, seed=0):
-    return list(itertools.islice(data.training_batches(rows, WORDS, size, 256, seed), batches))
+    settings = Settings(batch_size=size, max_input_tokens=256, seed=seed)
+    return list(itertools.islice(data.training_batches(rows, WORDS, settings), batches))
 
 
 def test_training_batches_follow_their_seed():

@@ -16,13 +16,15 @@ from profiles import examples
 from reference import FAMILIES, batch, check_torch, random_weights, raw_config, torch, transformers
 from safetensors import safe_open
 
-from tinyprompt.files import models
-from tinyprompt.tools import export
 from tinyprompt import generate, t5, tree
+from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files import io, models, safetensors
 from tinyprompt.files.models import convert
-from tinyprompt.lowering import is_frozen
 from tinyprompt.files.t5x import open_t5x
+from tinyprompt.lowering import is_frozen
+from tinyprompt.tools import export
+from tinyprompt.tools.export import Shape
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 REAL = SHARED / "t5x_tiny" / "test_t5_1_1_tiny" / "checkpoint_3"
@@ -261,7 +263,7 @@ def test_the_real_checkpoint(tmp_path):
     assert not model.config.tied_head
     assert len(model.tokenizer) == 32100
     raw, flat = read_t5x(REAL)
-    assert {name: value.shape for name, value in flat.items()} == shapes(Config.from_dict(raw))
+    assert {name: value.shape for name, value in flat.items()} == weight_shapes(Config.from_dict(raw))
     assert all((tree.flatten(model.params)[name] == value).all() for name, value in flat.items())
     query = gzip.decompress((REAL / "target.encoder.layers_1.attention.query.kernel" / "0.0").read_bytes())
     found = flat["encoder.block.1.layer.0.SelfAttention.q.weight"]
@@ -323,11 +325,11 @@ def full():
 
 def test_what_was_read_cannot_be_exported_before_it_is_converted(tmp_path):
     source = small_t5x(tmp_path / "t5x")
-    shape = dict(batch=2, input_tokens=7, target_tokens=3, length=5)
+    shape = Shape(batch_size=2, input_tokens=7, target_tokens=3, prompt_length=5)
     with pytest.raises(CheckpointError, match=r"tinyprompt convert .*t5x TARGET"):
-        export.export(source, tmp_path / "out", **shape)
+        export.export(source, tmp_path / "out", shape)
     assert not (tmp_path / "out").exists()
-    export.export(convert(source, tmp_path / "hf"), tmp_path / "out", **shape)
+    export.export(convert(source, tmp_path / "hf"), tmp_path / "out", shape)
 
 
 def test_16_bit_weights_are_widened_unless_they_are_many(tmp_path, monkeypatch):
@@ -492,7 +494,7 @@ def test_no_bytes_raise_another_exception(data, tmp_path_factory):
     except CheckpointError as error:
         assert str(folder) in str(error)  # noqa: PT017 - what is changed may also be a number
     else:
-        assert {name: x.shape for name, x in found.items()} == shapes(Config.from_dict(raw))
+        assert {name: x.shape for name, x in found.items()} == weight_shapes(Config.from_dict(raw))
 
 
 @examples(60)

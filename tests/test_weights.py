@@ -10,9 +10,9 @@ from reference import batch, torch, transformers
 from safetensors import safe_open
 
 import tinyprompt
-from tinyprompt.files import models
 from tinyprompt import generate, t5, tokenizer, tree
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models
 
 FOLDER = models.default_model()
 WEIGHTS = Path(__file__).parents[1] / "weights"
