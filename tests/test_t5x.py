@@ -300,27 +300,36 @@ def test_a_tokenizer_from_a_folder_or_a_file(tmp_path):
     assert not list(tmp_path.glob("large*"))
 
 
-def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt("No time left")], ids=repr)
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, error, there):
+    out = tmp_path / "new" / "out"
+    if there:
+        out.mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CheckpointError, match="small: is there and not empty"):
         convert(folder, folder)
     with pytest.raises(CheckpointError, match="nowhere: no such directory"):
-        convert(tmp_path / "nowhere", tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "save_safetensors", lambda weights, path: path.write_text("half") and full())
-        with pytest.raises(OSError, match="No space"):
-            convert(folder, tmp_path / "out")
-    assert sorted(tmp_path.rglob("*")) == before
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out.part").mkdir()
-    with pytest.raises(CheckpointError, match=r"out\.part: is left from a conversion"):
-        convert(folder, tmp_path / "out")
-    (tmp_path / "out.part").rmdir()
-    convert(folder, tmp_path / "out")
+        convert(tmp_path / "nowhere", out)
 
+    def half(weights, metadata):
+        yield b"half"
+        raise error
 
-def full():
-    raise OSError("No space left on device")
+    def fail(*arguments):
+        raise error
+
+    for module, name, fails in ((safetensors, "dump", half), (io.os, "replace", fail), (io.os, "fsync", fail)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fails)
+            with pytest.raises(type(error), match="No (space|time) left"):
+                convert(folder, out)
+        assert sorted(tmp_path.rglob("*")) == before
+    left = tmp_path / "new" / "out.part"  # whatever this is, it is in nobody's way
+    left.mkdir(parents=True)
+    convert(folder, out)
+    assert sorted(left.parent.iterdir()) == [out, left]
+    assert models.load(out).fingerprint == models.load(folder).fingerprint
 
 
 def test_what_was_read_cannot_be_exported_before_it_is_converted(tmp_path):
