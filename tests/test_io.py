@@ -279,7 +279,7 @@ def test_our_reader_and_numpys_find_the_same_and_all_are_aligned(tensors, tmp_pa
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex64, "U3", object], ids=str)
 def test_what_our_reader_would_refuse_is_not_written(tmp_path, dtype):
     before = everything(tmp_path)
-    with pytest.raises(CheckpointError, match="key 'a.b' has dtype .*; expected one of float64, float32, float16"):
+    with pytest.raises(CheckpointError, match=r"key 'a\.b' has dtype .*; expected one of float64, float32, float16"):
         io.write({tmp_path / "new" / "a": dump({"a.b": np.zeros(3, dtype), "c": np.ones(2)}, {})})
     assert everything(tmp_path) == before
 

@@ -155,7 +155,9 @@ def test_a_prompt_survives_every_format_that_can_hold_it(tmp_path_factory, data)
     same(load_prompt(save_prompt(prompt, google)), Prompt({PROMPT: array}, **FOREIGN))
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "p.npy", "p.safetensors"]
     assert google.read_bytes() == npy(np.ascontiguousarray(array))
-    files = {"adapter_config.json", "adapter_model.safetensors"} | ({prompts.TRAINING_STATE} if prompt.train_state else set())
+    files = {"adapter_config.json", "adapter_model.safetensors"} | (
+        {prompts.TRAINING_STATE} if prompt.train_state else set()
+    )
     assert {path.name for path in adapter.iterdir()} == files
 
 

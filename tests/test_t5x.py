@@ -322,7 +322,7 @@ def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, e
     for module, name, fails in ((safetensors, "dump", half), (io.os, "replace", fail), (io.os, "fsync", fail)):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fails)
-            with pytest.raises(type(error), match="No (space|time) left"):
+            with pytest.raises(type(error), match=r"No (space|time) left"):
                 convert(folder, out)
         assert sorted(tmp_path.rglob("*")) == before
     left = tmp_path / "new" / "out.part"  # whatever this is, it is in nobody's way

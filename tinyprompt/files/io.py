@@ -1,7 +1,6 @@
 """Files of any kind: written whole or not at all, and JSON objects read."""
 
 import contextlib
-import contextlib
 import filecmp
 import json
 import os
