@@ -16,6 +16,7 @@ import tinyprompt
 from tinyprompt import data
 from tinyprompt.data import Row
 from tinyprompt.errors import DataError
+from tinyprompt.settings import Settings
 from tinyprompt.tokenizer import ByteTokenizer
 
 DEMO = Path(tinyprompt.__file__).parent / "demo"
@@ -123,7 +124,37 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path):
     ],
 )
 def test_label_words_tell_classes_from_free_text(targets, labels):
-    assert data.label_words([Row("x", t) for t in targets]) == labels
+    rows = [Row("x", t) for t in targets]
+    assert data.label_words(rows) == data.label_words(rows, "auto") == labels
+    assert data.label_words(rows, "classify") == tuple(sorted(set(targets)))
+    assert data.label_words(rows, "generate") is None
+
+
+def test_rows_or_the_name_of_their_file(tmp_path):
+    rows, path = [Row("a", "b"), Row("c", "d")], tmp_path / "a.tsv"
+    path.write_text("input\ttarget\na\tb\nc\td\n")
+    assert data.read(path) == data.read(str(path)) == data.read(tuple(rows)) == rows
+
+
+@given(count=st.integers(1, 150), most=st.integers(2, 40))
+def test_all_rows_once_in_order_of_length(count, most):
+    rows = rows_of_many_lengths(count)
+    batches = list(data.batches_in_order_of_length(rows, WORDS, most))
+    assert sorted(WORDS.decode(ids) for batch in batches for ids in batch.labels) == sorted(row.target for row in rows)
+    assert [len(batch.labels) for batch in batches] == [64] * (count // 64) + [count % 64] * (count % 64 > 0)
+    widths = [batch.attention_mask.sum(1).max() for batch in batches]
+    assert widths == sorted(widths)
+    assert max(widths) <= most
+
+
+def test_ids_of_targets_come_before_those_of_the_tokenizer():
+    rows = [Row("x", "good"), Row("yy", "bad"), Row("z", "else")]
+    batch = data.batch_of(rows, WORDS, 10, {"good": (7,), "bad": (8, 9)})
+    found = [ids[weights == 1].tolist() for ids, weights in zip(batch.labels, batch.weights, strict=True)]
+    assert found == [[7], [8, 9], WORDS.encode("else")]
+    settings = Settings(batch_size=3)
+    batch = next(data.training_batches(rows, WORDS, settings, {"good": (7,), "bad": (8, 9), "else": (10, 11, 12)}))
+    assert all(batch.weights.sum(1) == [int(ids[0] - 6) if ids[0] < 9 else 3 for ids in batch.labels])
 
 
 @given(count=st.integers(2, 60), share=st.floats(0.01, 0.5), seed=st.integers(0, 99))
@@ -188,7 +219,8 @@ def rows_of_many_lengths(count):
 
 
 def epoch(rows, size, batches, seed=0):
-    return list(itertools.islice(data.training_batches(rows, WORDS, size, 256, seed), batches))
+    settings = Settings(batch_size=size, max_input_tokens=256, seed=seed)
+    return list(itertools.islice(data.training_batches(rows, WORDS, settings), batches))
 
 
 def test_training_batches_follow_their_seed():

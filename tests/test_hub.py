@@ -17,8 +17,7 @@ from files import SMALL, weights, write
 import tinyprompt
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, models, prompts
-from tinyprompt.methods import PROMPT
-from tinyprompt.model import Prompt
+from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.tools import export
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[hub]'")
@@ -157,8 +156,8 @@ def test_a_pulled_model_is_named_wherever_a_path_is(hubs, tmp_path):
     assert model.fingerprint == models.load(write(tmp_path / "same", SMALL, weights())).fingerprint
     pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
-    out = export.export("org/whole", tmp_path / "out", 1, 3, 2, 2)
-    assert {Path(path).name for path in out["files"]} >= {"model.safetensors", "step.onnx"}
+    out = export.export("org/whole", tmp_path / "out", export.Shape(1, 3, 2, 2))
+    assert {Path(path).name for path in out.files} >= {"model.safetensors", "step.onnx"}
     assert not (tmp_path / "out" / "model.safetensors").is_symlink()
     ort.InferenceSession(tmp_path / "out" / "score.onnx")
 

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tinyprompt import generate, t5, tree
+from tinyprompt.config import Config
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files import io as files_io
 from tinyprompt.files import models, prompts
 from tinyprompt.files.prompts import load_prompt, load_prompts, save_prompt
-from tinyprompt.methods import PROMPT
-from tinyprompt.model import Model, Prompt
+from tinyprompt.fit import check_fit
+from tinyprompt.model import PROMPT, Model, Prompt
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT: pip install '.[test]'")
 REAL = Path(__file__).parents[2] / "shared" / "data" / "t5_prompts"
@@ -32,33 +36,40 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="real prompts are not beside
 
 
 def prompt_for(model, **changes):
-    delta = {"encoder.prompt.embedding": np.random.default_rng(0).normal(0, 1, (4, 5)).astype(np.float32).T}
-    about = dict(model=model.name, fingerprint=model.fingerprint, labels=("good", "schlecht ü"))
-    return Prompt(**dict(delta=delta, **about, settings={"seed": 3, "rate": 0.1, "init": None}) | changes)
+    params = {"encoder.prompt.embedding": np.random.default_rng(0).normal(0, 1, (4, 5)).astype(np.float32).T}
+    about = dict(model=model.name, fingerprint=model.fingerprint, label_words=("good", "schlecht ü"))
+    settings = {"seed": 3, "learning_rate": 0.1, "init": "labels", "length_penalty": None}
+    return Prompt(**dict(params=params, **about, settings=settings) | changes)
 
 
-@pytest.mark.parametrize("labels", [("good", "schlecht ü"), (), None])
-def test_a_prompt_comes_back(folder, tmp_path, labels):
+def about(prompt):
+    """All that a prompt says of itself, without its arrays."""
+    return prompt.model, prompt.fingerprint, prompt.label_words, prompt.settings
+
+
+@pytest.mark.parametrize("words", [("good", "schlecht ü"), (), None])
+def test_a_prompt_comes_back(folder, tmp_path, words):
     model = models.load(folder)
-    prompt = prompt_for(model, labels=labels)
+    prompt = prompt_for(model, label_words=words)
     path = prompts.save_prompt(prompt, tmp_path / "new" / "p.safetensors")
     prompts.save_prompt(prompt, path)  # over the first
     assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
     again = prompts.load_prompt(path)
-    assert again._replace(delta=None) == prompt._replace(delta=None)
+    assert about(again) == about(prompt) == (model.name, model.fingerprint, words, prompt.settings)
+    assert again.train_state is None
     assert again.params.keys() == prompt.params.keys()
     for name, value in again.params.items():
         assert value.dtype == np.float32
         assert value.flags.writeable
         assert (value == prompt.params[name]).all()
-    again.check(model)
+    check_fit(again, model)
 
 
 def test_a_prompt_is_refused_on_another_model(folder, tmp_path):
     prompt = prompt_for(models.load(folder))
     other = models.load(write(tmp_path / "other", SMALL, weights(seed=1)))
     with pytest.raises(CheckpointError, match=r"'small'.*'other'"):
-        prompt.check(other)
+        check_fit(prompt, other)
 
 
 def test_a_model_is_no_prompt(folder):
@@ -80,7 +91,7 @@ def test_a_prompt_cut_short(shared, data):
         prompts.load_prompt(path)
 
 
-GOOD = dict(format="tinyprompt", model="m", fingerprint="f", settings="{}", labels='["a"]')
+GOOD = dict(format="tinyprompt", model="m", fingerprint="f", settings="{}", label_words='["a"]')
 
 
 @pytest.mark.parametrize(
@@ -91,8 +102,8 @@ GOOD = dict(format="tinyprompt", model="m", fingerprint="f", settings="{}", labe
         {"format": "pt"},
         GOOD | {"settings": "{"},
         GOOD | {"settings": "3"},
-        GOOD | {"labels": "["},
-        GOOD | {"labels": "3"},
+        GOOD | {"label_words": "["},
+        GOOD | {"label_words": "3"},
         *({k: v for k, v in GOOD.items() if k != missing} for missing in ("format", "settings")),
     ],
 )
@@ -100,7 +111,7 @@ def test_damaged_metadata_of_a_prompt(tmp_path, about):
     path = by_hand(tmp_path / "p.safetensors", {"a": A, "b": B, "__metadata__": about})
     with pytest.raises(CheckpointError, match=r"p\.safetensors: "):
         prompts.load_prompt(path)
-    assert prompts.load_prompt(by_hand(path, {"a": A, "b": B, "__metadata__": GOOD})).labels == ("a",)
+    assert prompts.load_prompt(by_hand(path, {"a": A, "b": B, "__metadata__": GOOD})).label_words == ("a",)
 
 
 def vectors(rows=5, width=4, dtype=np.float32, seed=0):
@@ -109,13 +120,13 @@ def vectors(rows=5, width=4, dtype=np.float32, seed=0):
 
 def same(one, two):
     """The same bits, dtypes and facts."""
-    assert one._replace(delta=None, state=None) == two._replace(delta=None, state=None)
-    for a, b in ((one.params, two.params), (one.state or {}, two.state or {})):
+    assert about(one) == about(two)
+    for a, b in ((one.params, two.params), (one.train_state or {}, two.train_state or {})):
         assert a.keys() == b.keys()
         assert all(a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes() for name in a)
 
 
-FOREIGN = dict(model=None, fingerprint=None, labels=None, settings={})
+FOREIGN = dict(model=None, fingerprint=None, label_words=None, settings={})
 NAMES = st.text(min_size=1, max_size=8)
 
 
@@ -127,14 +138,14 @@ def test_a_prompt_survives_every_format_that_can_hold_it(tmp_path_factory, data)
     floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
     numbers = data.draw(st.lists(floats, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
     array = np.array(numbers, np.float32).reshape(shape[::-1]).T  # not contiguous
-    state = {"delta.a": array.T, "step": np.float64(3).reshape(1)}
+    state = {"trainable.a": array.T, "step": np.float64(3).reshape(1)}
     prompt = Prompt(
         {PROMPT: array},
         model=data.draw(st.none() | NAMES),
         fingerprint=data.draw(st.none() | NAMES),
-        labels=data.draw(st.none() | st.lists(NAMES, max_size=3).map(tuple)),
+        label_words=data.draw(st.none() | st.lists(NAMES, max_size=3).map(tuple)),
         settings=data.draw(st.dictionaries(NAMES, st.none() | st.integers() | floats | NAMES, max_size=3)),
-        state=data.draw(st.sampled_from([None, state])),
+        train_state=data.draw(st.sampled_from([None, state])),
     )
     ours, adapter, google = (folder / name for name in ("p.safetensors", "adapter", "p.npy"))
     for path in (ours, adapter):
@@ -144,7 +155,9 @@ def test_a_prompt_survives_every_format_that_can_hold_it(tmp_path_factory, data)
     same(load_prompt(save_prompt(prompt, google)), Prompt({PROMPT: array}, **FOREIGN))
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "p.npy", "p.safetensors"]
     assert google.read_bytes() == npy(np.ascontiguousarray(array))
-    files = {"adapter_config.json", "adapter_model.safetensors"} | ({prompts.TRAINING_STATE} if prompt.state else set())
+    files = {"adapter_config.json", "adapter_model.safetensors"} | (
+        {prompts.TRAINING_STATE} if prompt.train_state else set()
+    )
     assert {path.name for path in adapter.iterdir()} == files
 
 
@@ -159,14 +172,14 @@ OURS = {"format": "tinyprompt", "settings": "{}"}
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16], ids=str)
 def test_our_own_file_of_every_floating_type(tmp_path, dtype):
-    delta = {PROMPT: vectors(dtype=dtype), "encoder.bias": np.ones(3, dtype)}
-    save_file(delta, tmp_path / "p.safetensors", OURS)
-    wanted = {name: array.astype(np.float32) for name, array in delta.items()}
+    params = {PROMPT: vectors(dtype=dtype), "encoder.bias": np.ones(3, dtype)}
+    save_file(params, tmp_path / "p.safetensors", OURS)
+    wanted = {name: array.astype(np.float32) for name, array in params.items()}
     same(load_prompt(tmp_path / "p.safetensors"), Prompt(wanted, **FOREIGN))
 
 
 @pytest.mark.parametrize(
-    ("delta", "message"),
+    ("params", "message"),
     [
         ({}, "holds no prompt"),
         ({"state.step": np.ones(1)}, "holds no prompt"),
@@ -179,8 +192,8 @@ def test_our_own_file_of_every_floating_type(tmp_path, dtype):
         ({PROMPT: np.ones((2, 3), np.int32)}, "has dtype I32"),
     ],
 )
-def test_arrays_in_our_own_file_that_are_no_prompt(tmp_path, delta, message):
-    save_file(delta, tmp_path / "p.safetensors", OURS)
+def test_arrays_in_our_own_file_that_are_no_prompt(tmp_path, params, message):
+    save_file(params, tmp_path / "p.safetensors", OURS)
     with pytest.raises(CheckpointError, match=rf"p\.safetensors: .*{message}"):
         load_prompt(tmp_path / "p.safetensors")
 
@@ -267,7 +280,7 @@ def test_files_that_are_something_else(tmp_path):
 def whole(tmp_path_factory):
     """A prompt in every format; the files in which it lies."""
     folder = tmp_path_factory.mktemp("whole")
-    state = {"delta.a": vectors(), "step": np.ones(1)}
+    state = {"trainable.a": vectors(), "step": np.ones(1)}
     prompt = Prompt({PROMPT: vectors()}, "m", "f", ("a", "b"), {"seed": 1}, state)
     for name in ("p.safetensors", "adapter", "p.npy"):
         save_prompt(prompt, folder / name)
@@ -393,8 +406,8 @@ def test_what_is_written_for_peft(tmp_path):
     assert list(load_file(folder / "adapter_model.safetensors")) == ["prompt_embeddings"]
     with safe_open(folder / "adapter_model.safetensors", "numpy") as file:
         assert file.metadata()["format"] == "pt"
-    save_prompt(prompt._replace(state=None), folder)
-    assert load_prompt(folder).state is None
+    save_prompt(replace(prompt, train_state=None), folder)
+    assert load_prompt(folder).train_state is None
 
 
 @pytest.mark.parametrize("name", ["p.npz", "p.bin", "p.json", "full", "dir.npy", "file", "file/p.npy", "/proc/no/a"])
@@ -430,41 +443,41 @@ def test_a_prefix_has_a_file_of_ours_only(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_prompt(tmp_path, monkeypatch):
-    old = Prompt({PROMPT: vectors()}, **FOREIGN, state={"step": np.ones(1)})
+    old = Prompt({PROMPT: vectors()}, **FOREIGN, train_state={"step": np.ones(1)})
     places = [save_prompt(old, tmp_path / name) for name in ("p.safetensors", "p.npy", "a")]
-    written, original = [], Path.write_bytes
+    written = []
 
-    def full(path, contents):
-        original(path, contents[:9])
-        written.append(path)
+    def full(descriptor):
+        os.ftruncate(descriptor, 9)
+        written.append(os.fstat(descriptor).st_size)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(files_io.os, "fsync", full)
     before = sorted(tmp_path.rglob("*"))
     for path in places:
         with pytest.raises(OSError, match="No space"):
-            save_prompt(old._replace(delta={PROMPT: vectors(6)}), path)
+            save_prompt(replace(old, params={PROMPT: vectors(6)}), path)
         assert len(load_prompt(path).params[PROMPT]) == 5
     assert sorted(tmp_path.rglob("*")) == before
-    assert len(written) == 3
+    assert written == [9, 9, 9]
 
 
 def test_a_foreign_prompt_is_checked_by_its_shape(folder):
     model = models.load(folder)
-    Prompt({PROMPT: vectors()}, **FOREIGN).check(model)
+    check_fit(Prompt({PROMPT: vectors()}, **FOREIGN), model)
     with pytest.raises(CheckpointError, match=r"'small': key 'encoder.prompt.embedding' .*\[5, 3\].*\(P, 4\)"):
-        Prompt({PROMPT: vectors(width=3)}, **FOREIGN).check(model)
+        check_fit(Prompt({PROMPT: vectors(width=3)}, **FOREIGN), model)
     with pytest.raises(CheckpointError, match=r"key 'shared\.weight' has shape"):
-        Prompt({"shared.weight": vectors()}, **FOREIGN).check(model)
+        check_fit(Prompt({"shared.weight": vectors()}, **FOREIGN), model)
     at = "decoder.block.{}.layer.0.SelfAttention.prefix.{}"
     names = ("key", "value")
     prefix = lambda layers, width: {at.format(i, n): vectors(width=width) for i in range(layers) for n in names}
-    Prompt(prefix(1, 6), **FOREIGN).check(model)
-    Prompt(prefix(2, 6), **FOREIGN).check(model)  # the surplus is not used
-    deeper = model._replace(config=Config.from_dict(SMALL | {"num_decoder_layers": 2}))
+    check_fit(Prompt(prefix(1, 6), **FOREIGN), model)
+    check_fit(Prompt(prefix(2, 6), **FOREIGN), model)  # the surplus is not used
+    deeper = replace(model, config=Config.from_dict(SMALL | {"num_decoder_layers": 2}))
     for width in (4, 6):
         with pytest.raises(CheckpointError, match="p: this prefix is for 1 decoder layers, 'small' has 2"):
-            Prompt(prefix(1, width), **FOREIGN).check(deeper, "p")
+            check_fit(Prompt(prefix(1, width), **FOREIGN), deeper, "p")
     one, key, value = prefix(1, 6), *(at.format(0, name) for name in names)
     bad = [
         prefix(1, 4),
@@ -474,11 +487,11 @@ def test_a_foreign_prompt_is_checked_by_its_shape(folder):
         one | {f"{key}.more": one[key]},
         one | {"encoder.block.7.layer.0.SelfAttention.prefix." + name: one[key] for name in names},
     ]
-    for delta in bad:
+    for params in bad:
         with pytest.raises(CheckpointError, match=r"p: does not fit.* the prefix at '.*\(P, 6\) at an attention"):
-            Prompt(delta, **FOREIGN).check(model, "p")
+            check_fit(Prompt(params, **FOREIGN), model, "p")
     ours = Prompt({"shared.weight": vectors(), "lora.a": vectors()}, "small", model.fingerprint, None, {})
-    ours.check(model)  # of a method that this test does not know
+    check_fit(ours, model)  # of a method that this test does not know
 
 
 KINDS = {
@@ -492,11 +505,11 @@ KINDS = {
 TASK = dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
 
 
-def both_logits(config, params, delta, theirs):
-    """Ours with a delta, and those of a PEFT model, for one batch with padding."""
+def both_logits(config, params, added, theirs):
+    """Ours with a prompt's arrays added, and those of a PEFT model, for one batch with padding."""
     ids, mask, labels, _ = batch(1, 61, rows=3, length=11, out=4)
     start = generate.shift_right(labels)
-    ours = t5.forward(tree.merge(params, delta), config, ids, mask, start)
+    ours = t5.forward(tree.merge(params, added), config, ids, mask, start)
     inputs = dict(input_ids=ids, attention_mask=mask, decoder_input_ids=start)
     with torch.no_grad():
         return ours, theirs(**{name: torch.from_numpy(x) for name, x in inputs.items()}).logits.numpy()
@@ -507,8 +520,6 @@ def both_logits(config, params, delta, theirs):
 @pytest.mark.parametrize(("family", "layers", "decoder"), [("t5-1.0", 3, 3), ("t5-1.1", 2, 2), ("umt5", 4, 2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_peft_saved_gives_its_logits(kind, family, layers, decoder, safe, tmp_path):
-    if not safe:
-        pytest.importorskip("tinyprompt.pickles", reason="nothing reads adapter_model.bin yet")
     # PEFT's prefixes need d_model == num_heads * d_kv, and no more decoder than encoder layers.
     shape = dict(num_layers=layers, num_decoder_layers=decoder) | (dict(d_model=18) if "prefix" in kind else {})
     config, params, model = pair(family, **shape)
@@ -520,7 +531,7 @@ def test_what_peft_saved_gives_its_logits(kind, family, layers, decoder, safe, t
     trained.save_pretrained(tmp_path / "a", safe_serialization=safe)
     assert (tmp_path / "a" / "adapter_model.bin").exists() == (not safe)
     prompt = load_prompt(tmp_path / "a")
-    prompt.check(Model(config, params, None, "m"))
+    check_fit(prompt, Model(config, params, None, "m"))
     loaded = peft.PeftModel.from_pretrained(pair(family, **shape)[2], tmp_path / "a").eval()
     ours, wanted = both_logits(config, params, prompt.params, loaded)
     assert np.abs(ours - wanted).max() < 1e-10
@@ -534,14 +545,14 @@ def test_what_peft_saved_gives_its_logits(kind, family, layers, decoder, safe, t
 @pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1", "umt5"])
 def test_peft_loads_what_we_write(family, tmp_path):
     config, params, model = pair(family)
-    delta = {PROMPT: vectors(5, 20)}
-    folder = save_prompt(Prompt(delta, "m", "f", ("a",), {"seed": 1}, {"step": np.ones(1)}), tmp_path / "a")
+    added = {PROMPT: vectors(5, 20)}
+    folder = save_prompt(Prompt(added, "m", "f", ("a",), {"seed": 1}, {"step": np.ones(1)}), tmp_path / "a")
     theirs = peft.PeftModel.from_pretrained(model, folder).eval()
-    assert (theirs.get_prompt(1)[0].detach().numpy() == delta[PROMPT]).all()
-    ours, wanted = both_logits(config, params, delta, theirs)
+    assert (theirs.get_prompt(1)[0].detach().numpy() == added[PROMPT]).all()
+    ours, wanted = both_logits(config, params, added, theirs)
     assert np.abs(ours - wanted).max() < 1e-10
     theirs.save_pretrained(tmp_path / "b")
-    same(load_prompt(tmp_path / "b"), Prompt(delta, "m", None, None, {}))
+    same(load_prompt(tmp_path / "b"), Prompt(added, "m", None, None, {}))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -585,13 +596,27 @@ def test_the_prompts_that_thunlp_released():
         (lambda x: {}, "holds no prompt"),
         (lambda x: {PROMPT: x * np.nan}, "NaN"),
         (lambda x: {PROMPT: x[0]}, "(P, d_model)"),
-        (lambda x: {PROMPT: x.astype(int)}, "I64"),
     ],
 )
 def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
-    prompt = prompt_for(models.load(folder), state={"step": np.ones(1)})
-    path = prompts.save_prompt(prompt._replace(delta=change(prompt.params[PROMPT])), tmp_path / "p.safetensors")
+    prompt = prompt_for(models.load(folder), train_state={"step": np.ones(1)})
+    path = prompts.save_prompt(replace(prompt, params=change(prompt.params[PROMPT])), tmp_path / "p.safetensors")
     with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
+        prompts.load_prompt(path)
+    assert str(path) in str(caught.value)
+
+
+def test_whole_numbers_are_neither_written_nor_read(folder, tmp_path):
+    prompt, path = prompt_for(models.load(folder)), tmp_path / "p.safetensors"
+    params = {PROMPT: np.ascontiguousarray(prompt.params[PROMPT].astype(int))}
+    with pytest.raises(CheckpointError, match=f"key '{PROMPT}' has dtype int64; expected one of float64"):
+        prompts.save_prompt(replace(prompt, params=params), path)
+    assert not path.exists()
+    prompts.save_prompt(prompt, path)
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    save_file(params | {"state.step": np.ones(1)}, path, metadata)
+    with pytest.raises(CheckpointError, match="I64") as caught:
         prompts.load_prompt(path)
     assert str(path) in str(caught.value)
 
@@ -600,7 +625,7 @@ def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
 def test_our_own_files_are_computed_in_float32(folder, tmp_path, dtype):
     prompt = prompt_for(models.load(folder))
     narrow = prompt.params[PROMPT].astype(dtype)
-    path = prompts.save_prompt(prompt._replace(delta={PROMPT: narrow}), tmp_path / "p.safetensors")
+    path = prompts.save_prompt(replace(prompt, params={PROMPT: narrow}), tmp_path / "p.safetensors")
     found = prompts.load_prompt(path).params[PROMPT]
     assert found.dtype == np.float32
     assert (found == narrow.astype(np.float32)).all()
@@ -610,13 +635,13 @@ AT = "decoder.block.0.layer.0.SelfAttention.prefix"
 
 
 @pytest.mark.parametrize(
-    "delta",
+    "params",
     [
         {f"{AT}.key": np.ones((3, 6))},
         {f"{AT}.key": np.ones((3, 6)), f"{AT}.value": np.ones((2, 6))},
         {f"{AT}.key": np.ones((3, 6)), f"{AT}.value": np.ones((3, 6)), f"{AT}.foo": np.ones((3, 6))},
     ],
 )
-def test_a_malformed_prefix_is_refused(folder, delta):
+def test_a_malformed_prefix_is_refused(folder, params):
     with pytest.raises(CheckpointError, match=r"as many keys as values|does not fit"):
-        Prompt(delta, None, None, None, {}).check(models.load(folder))
+        check_fit(Prompt(params, None, None, None, {}), models.load(folder))

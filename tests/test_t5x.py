@@ -17,12 +17,14 @@ from reference import FAMILIES, batch, check_torch, random_weights, raw_config, 
 from safetensors import safe_open
 
 from tinyprompt import generate, t5, tree
+from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import models
+from tinyprompt.files import io, models, safetensors
 from tinyprompt.files.models import convert
 from tinyprompt.files.t5x import open_t5x
 from tinyprompt.lowering import is_frozen
 from tinyprompt.tools import export
+from tinyprompt.tools.export import Shape
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 REAL = SHARED / "t5x_tiny" / "test_t5_1_1_tiny" / "checkpoint_3"
@@ -261,7 +263,7 @@ def test_the_real_checkpoint(tmp_path):
     assert not model.config.tied_head
     assert len(model.tokenizer) == 32100
     raw, flat = read_t5x(REAL)
-    assert {name: value.shape for name, value in flat.items()} == shapes(Config.from_dict(raw))
+    assert {name: value.shape for name, value in flat.items()} == weight_shapes(Config.from_dict(raw))
     assert all((tree.flatten(model.params)[name] == value).all() for name, value in flat.items())
     query = gzip.decompress((REAL / "target.encoder.layers_1.attention.query.kernel" / "0.0").read_bytes())
     found = flat["encoder.block.1.layer.0.SelfAttention.q.weight"]
@@ -298,36 +300,45 @@ def test_a_tokenizer_from_a_folder_or_a_file(tmp_path):
     assert not list(tmp_path.glob("large*"))
 
 
-def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt("No time left")], ids=repr)
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, error, there):
+    out = tmp_path / "new" / "out"
+    if there:
+        out.mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CheckpointError, match="small: is there and not empty"):
         convert(folder, folder)
     with pytest.raises(CheckpointError, match="nowhere: no such directory"):
-        convert(tmp_path / "nowhere", tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "save_safetensors", lambda weights, path: path.write_text("half") and full())
-        with pytest.raises(OSError, match="No space"):
-            convert(folder, tmp_path / "out")
-    assert sorted(tmp_path.rglob("*")) == before
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out.part").mkdir()
-    with pytest.raises(CheckpointError, match=r"out\.part: is left from a conversion"):
-        convert(folder, tmp_path / "out")
-    (tmp_path / "out.part").rmdir()
-    convert(folder, tmp_path / "out")
+        convert(tmp_path / "nowhere", out)
 
+    def half(weights, metadata):
+        yield b"half"
+        raise error
 
-def full():
-    raise OSError("No space left on device")
+    def fail(*arguments):
+        raise error
+
+    for module, name, fails in ((safetensors, "dump", half), (io.os, "replace", fail), (io.os, "fsync", fail)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fails)
+            with pytest.raises(type(error), match=r"No (space|time) left"):
+                convert(folder, out)
+        assert sorted(tmp_path.rglob("*")) == before
+    left = tmp_path / "new" / "out.part"  # whatever this is, it is in nobody's way
+    left.mkdir(parents=True)
+    convert(folder, out)
+    assert sorted(left.parent.iterdir()) == [out, left]
+    assert models.load(out).fingerprint == models.load(folder).fingerprint
 
 
 def test_what_was_read_cannot_be_exported_before_it_is_converted(tmp_path):
     source = small_t5x(tmp_path / "t5x")
-    shape = dict(batch=2, input_tokens=7, target_tokens=3, length=5)
+    shape = Shape(batch_size=2, input_tokens=7, target_tokens=3, prompt_length=5)
     with pytest.raises(CheckpointError, match=r"tinyprompt convert .*t5x TARGET"):
-        export.export(source, tmp_path / "out", **shape)
+        export.export(source, tmp_path / "out", shape)
     assert not (tmp_path / "out").exists()
-    export.export(convert(source, tmp_path / "hf"), tmp_path / "out", **shape)
+    export.export(convert(source, tmp_path / "hf"), tmp_path / "out", shape)
 
 
 def test_16_bit_weights_are_widened_unless_they_are_many(tmp_path, monkeypatch):
@@ -492,7 +503,7 @@ def test_no_bytes_raise_another_exception(data, tmp_path_factory):
     except CheckpointError as error:
         assert str(folder) in str(error)  # noqa: PT017 - what is changed may also be a number
     else:
-        assert {name: x.shape for name, x in found.items()} == shapes(Config.from_dict(raw))
+        assert {name: x.shape for name, x in found.items()} == weight_shapes(Config.from_dict(raw))
 
 
 @examples(60)

@@ -13,11 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 
-from tinyprompt import initial, tasks
+from tinyprompt import methods
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
 from tinyprompt.errors import DataError
-from tinyprompt.tasks import TASKS
+from tinyprompt.files.models import load
+from tinyprompt.model import Prompt
+from tinyprompt.predict import predict
+from tinyprompt.tasks import registry
+from tinyprompt.tasks.registry import TASKS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -204,8 +208,9 @@ def test_what_is_learned_from(tmp_path):
     assert [row.target for row in registry.read("wsc", path["wsc"], training=True)] == ["the cup"]
     for task in TASKS.keys() - {"record", "wsc"}:
         assert registry.read(task, path[task], training=True) == registry.read(task, path[task])
-    assert tasks.first_words("record") == ("commonsense", "reasoning", "reading", "comprehension")
-    assert tasks.first_words("boolq") is tasks.first_words("auto") is None
+    assert TASKS["record"].init == ("commonsense", "reasoning", "reading", "comprehension")
+    assert {task for task in TASKS if TASKS[task].init} == {"record", "wsc"}
+    assert TASKS.keys().isdisjoint(registry.PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -326,11 +331,14 @@ def test_other_label_words(tmp_path):
     assert labels == ("not_duplicate", "duplicate")
     rows = [row._replace(target=labels[i]) for i in (1, 1, 1, 0)]
     predicted = [labels[i] for i in (1, 1, 0, 1)]
-    assert registry.score(task, predicted, rows, labels) == {"f1": 2 / 3, "accuracy": 0.5}
-    assert registry.mean_score(task, predicted, rows, labels) == pytest.approx(7 / 12)
+    assert registry.score(task, predicted, rows, labels).metrics == {"f1": 2 / 3, "accuracy": 0.5}
+    assert registry.score(task, predicted, rows, labels).mean == pytest.approx(7 / 12)
     rows = [row._replace(target=TASKS[task].labels[i]) for i in (1, 1, 1, 0)]
     predicted = [TASKS[task].labels[i] for i in (1, 1, 0, 1)]  # sorted, as files of columns have them:
-    assert registry.score(task, predicted, rows, ("equivalent", "not_equivalent")) == {"f1": 2 / 3, "accuracy": 0.5}
+    assert registry.score(task, predicted, rows, ("equivalent", "not_equivalent")).metrics == {
+        "f1": 2 / 3,
+        "accuracy": 0.5,
+    }
     for wrong in ({"equivalent": "yes"}, {"0": "no", "1": "yes"}):
         with pytest.raises(DataError, match="task mrpc: expected words for not_equivalent, equivalent; found some for"):
             registry.read(task, path, words=wrong)
@@ -354,7 +362,7 @@ def test_other_label_words(tmp_path):
 )
 def test_referents(said, candidate, true, right):
     row = Row("x", candidate, (candidate,) if true else ())
-    assert registry.score("wsc", [said], [row], None) == {"accuracy": right}
+    assert registry.score("wsc", [said], [row], None).metrics == {"accuracy": right}
 
 
 # Every row of the dev files: task, number of rows, digest, scores. The digests, of "input<tab>target<newline>", are of
@@ -417,15 +425,17 @@ def test_every_row_of_the_distributed_files(file):
     rows = registry.read(task, SHARED / file)
     labels = TASKS[task].labels
     found = registry.score(task, guesses(rows, labels), rows, labels)
-    assert [*found.values()] == pytest.approx(scores, abs=1e-12)
+    assert [*found.metrics.values()] == pytest.approx(scores, abs=1e-12)
 
 
 @distributed
 def test_only_true_referents_are_learned_from():
-    assert len(registry.read("wsc", SHARED / "superglue/WSC.train.jsonl", training=True)) == 259  # the paper's section 3
+    assert (
+        len(registry.read("wsc", SHARED / "superglue/WSC.train.jsonl", training=True)) == 259
+    )  # the paper's section 3
 
 
-QUICK = "--steps 2 --batch 4 --length 3 --eval-every 1 --optimizer adam --max-new-tokens 3".split()  # noqa: SIM905
+QUICK = "--steps 2 --batch-size 4 --prompt-length 3 --eval-every 1 --optimizer adam --max-new-tokens 3".split()  # noqa: SIM905
 
 
 @pytest.fixture
@@ -449,13 +459,13 @@ def pairs(path, first, second, label, labels):
 def test_a_prompt_remembers_its_task(call, tmp_path):
     train, prompt = pairs(tmp_path / "a.jsonl", "text_a", "text_b", "label", "01"), tmp_path / "p.safetensors"
     tuned = call("tune", train, "--dev", train, "--task", "qqp", "--out", prompt, *QUICK)
-    assert tuned["labels"] == ["not_duplicate", "duplicate"]
+    assert tuned["label_words"] == ["not_duplicate", "duplicate"]
     scored = call("eval", prompt, train)
     assert (scored["task"], scored["metric"], scored["score"]) == ("qqp", "mean of f1 and accuracy", tuned["dev"])
     assert scored["scores"].keys() == {"f1", "accuracy"}
     answered = call("predict", prompt, "--data", train)["predictions"]
     assert answered[0]["input"] == "question1: Text 0. question2: Text 0."
-    assert {one["prediction"] for one in answered} <= set(tuned["labels"])
+    assert {one["prediction"] for one in answered} <= set(tuned["label_words"])
     # The paper's transfer (table 2): the same prompt on the other set of paraphrases.
     other = pairs(tmp_path / "b.jsonl", "sentence1", "sentence2", "label", ["not_equivalent", "equivalent"])
     words = ("--words", "not_equivalent=not_duplicate", "equivalent=duplicate")
@@ -467,7 +477,7 @@ def test_a_prompt_remembers_its_task(call, tmp_path):
     assert "expected words for not_equivalent, equivalent" in call(
         "eval", prompt, other, "--task", "mrpc", "--words", "a=b"
     )
-    assert "setting task: 'mnli': expected one of auto, classify" in call("eval", prompt, other, "--task", "mnli")
+    assert "task 'mnli': expected one of auto, classify" in call("eval", prompt, other, "--task", "mnli")
     assert "--input and --target go with files of columns" in call("eval", prompt, train, "--input", "text_a")
     assert "setting task: expected 'qqp', as the run to resume had" in call(
         "tune", other, "--dev", other, "--task", "mrpc", "--resume", prompt, "--steps", 3
@@ -475,14 +485,14 @@ def test_a_prompt_remembers_its_task(call, tmp_path):
 
 
 def test_free_text_tasks_by_the_command_line(call, tmp_path, monkeypatch):
-    first, words = initial.first, []
-    spy = lambda *args, labels, **more: words.append(labels) or first(*args, labels=labels, **more)
-    monkeypatch.setattr(initial, "first", spy)
+    first, words = methods.init_params, []
+    spy = lambda model, settings, labels, init: words.append((labels, init)) or first(model, settings, labels, init)
+    monkeypatch.setattr(methods, "init_params", spy)
     wsc, prompt = write(tmp_path / "a.jsonl", lines(WSC, WSC | {"label": False})), tmp_path / "p.safetensors"
     assert "rows that belong together must not be split" in call("tune", wsc, "--task", "wsc", "--out", prompt, *QUICK)
     tuned = call("tune", wsc, "--dev", wsc, "--task", "wsc", "--out", prompt, *QUICK)
-    assert tuned["labels"] is None
-    assert words == [("commonsense", "pronoun", "resolution")]
+    assert tuned["label_words"] is None
+    assert words == [(None, ("commonsense", "pronoun", "resolution"))]
     scored = call("eval", prompt, wsc)
     assert (scored["metric"], scored["score"], scored["rows"]) == ("accuracy", tuned["dev"], 2)
     squad = write(tmp_path / "a.json", json.dumps(SQUAD))
@@ -495,9 +505,23 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
     out = tmp_path / "p.safetensors"
     both = ("--task", "qqp,wsc")
     tuned = call(
-        "tune", qqp, wsc, "--dev", qqp, "--dev", wsc, *both, "--method", "full", "--learning-rate", "1e-3", "--out", out, *QUICK
+        "tune",
+        qqp,
+        wsc,
+        "--dev",
+        qqp,
+        "--dev",
+        wsc,
+        *both,
+        "--method",
+        "full",
+        "--learning-rate",
+        "1e-3",
+        "--out",
+        out,
+        *QUICK,
     )
-    assert tuned["labels"] is None
+    assert tuned["label_words"] is None
     scored = call("eval", out, qqp, wsc)
     assert scored["scores"].keys() == {"qqp f1", "qqp accuracy", "wsc accuracy"}
     assert scored["rows"] == 14
@@ -507,7 +531,7 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
     said = call("predict", out, "--data", wsc, "--task", "wsc")["predictions"]
     assert said[0]["input"].startswith("wsc ")
     assert "--task qqp,wsc: 2 tasks, found 1 file: " in call("eval", out, qqp)
-    assert "setting task: 'auto': expected one of boolq" in call("tune", qqp, wsc, "--task", "qqp,auto")
+    assert "task 'auto': expected one of boolq" in call("tune", qqp, wsc, "--task", "qqp,auto")
     assert "a mixture is of built-in tasks with their own words" in call(
         "eval", out, qqp, "--task", "qqp", "--words", "not_duplicate=no", "duplicate=yes"
     )
@@ -519,7 +543,10 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
 
 def test_only_true_referents_are_shown_as_examples(call, tmp_path):
     wsc = write(tmp_path / "a.jsonl", lines(WSC, *[WSC | {"label": False}] * 9))
-    assert call("few-shot", wsc, wsc, "--task", "wsc", "--k", "1", "--max-new-tokens", "2", "--max-input-tokens", 999)["k"] == 1
+    assert (
+        call("few-shot", wsc, wsc, "--task", "wsc", "--k", "1", "--max-new-tokens", "2", "--max-input-tokens", 999)["k"]
+        == 1
+    )
     assert "1 rows, expected at least the 2 of --k" in call("few-shot", wsc, wsc, "--task", "wsc", "--k", "2")
 
 
@@ -532,6 +559,37 @@ def test_a_mixture_is_scored_task_by_task():
     assert [row.input for row in rows] == ["trec a", "trec b", "qqp c", "qqp d", "qqp e"]
     answers = ["HUM", "NUM", "duplicate", "duplicate", "not_duplicate"]
     found = registry.score("trec,qqp", answers, rows, None)
-    assert found == {"trec accuracy": 1 / 2, "qqp f1": pytest.approx(4 / 5), "qqp accuracy": pytest.approx(2 / 3)}
+    assert found.metrics == {
+        "trec accuracy": 1 / 2,
+        "qqp f1": pytest.approx(4 / 5),
+        "qqp accuracy": pytest.approx(2 / 3),
+    }
     # A task with two metrics does not count twice.
-    assert registry.mean_score("trec,qqp", answers, rows, None) == pytest.approx((1 / 2 + (4 / 5 + 2 / 3) / 2) / 2)
+    assert found.mean == pytest.approx((1 / 2 + (4 / 5 + 2 / 3) / 2) / 2)
+
+
+def test_scores_say_what_they_are_of():
+    rows = [Row("a", "duplicate"), Row("b", "not_duplicate"), Row("c", "duplicate")]
+    found = registry.score("qqp", ["duplicate", "duplicate", "not_duplicate"], rows, TASKS["qqp"].labels)
+    assert (found.rows, found.name) == (3, "mean of f1 and accuracy")
+    assert str(found) == "mean of f1 and accuracy 0.417 on 3 rows; f1 0.500; accuracy 0.333"
+    assert str(registry.score("auto", ["a", "b"], rows[:2], None)) == "exact match 0.000 on 2 rows"
+    assert registry.score("classify", ["duplicate"], rows[:1], ("duplicate",)).name == "accuracy"
+
+
+@pytest.mark.parametrize("words", [("no", "yes"), None])
+def test_a_prompt_is_evaluated_with_the_metrics_of_its_task(folder, words):
+    model, rows = load(folder), [Row("a", "yes"), Row("b", "no"), Row("c", "yes")]
+    prompt = Prompt(label_words=words, settings={"max_new_tokens": 2} | ({"task": "qqp"} if words else {}))
+    answers = predict(model, prompt, [row.input for row in rows], "numpy")
+    found = registry.evaluate(model, prompt, rows, "numpy")
+    assert found == registry.score("qqp" if words else "auto", answers, rows, words)
+    assert list(found.metrics) == (["f1", "accuracy"] if words else ["exact match"])
+
+
+def test_names_of_tasks():
+    for name in (*registry.PLAIN, *TASKS, "boolq,rte"):
+        registry.check_name(name)
+    for name in ("mnli", "boolq,auto", "boolq,", ""):
+        with pytest.raises(ValueError, match=r"^task '(mnli|auto|)': expected one of .*boolq"):
+            registry.check_name(name)

@@ -351,7 +351,8 @@ def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
     registry.check_name(settings.task)
     if "," in settings.task and not of_mixture(prompt):
         raise ValueError(f"--task {settings.task}: {args.prompt} was tuned without the names of tasks; name one")
-    return model, replace(prompt, settings=prompt.settings | given(args)), settings
+    changed = {name: value for name, value in given(args).items() if name != "task"}  # that of the rows, not its own
+    return model, replace(prompt, settings=prompt.settings | changed), settings
 
 
 def of_mixture(prompt: Prompt) -> bool:

@@ -1,5 +1,6 @@
 """Files of any kind: written whole or not at all, and JSON objects read."""
 
+import contextlib
 import filecmp
 import json
 import os
@@ -11,6 +12,8 @@ from typing import Any
 
 from tinyprompt.errors import CheckpointError
 
+Content = bytes | Iterable[bytes | memoryview] | Path  # of a file: whole, in parts, or that of another
+
 
 def is_there(path: Path, source: Path) -> bool:
     """Whether a path is the source itself or a copy; a link to it is not, for it might lead out of the folder."""
@@ -19,15 +22,20 @@ def is_there(path: Path, source: Path) -> bool:
     return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
 
 
-def write(files: Mapping[Path, bytes | Iterable[bytes] | Path]) -> None:
-    """Write bytes, and copy files that are not there already: each whole under a name of its own, then all in place."""
+def write(files: Mapping[Path, Content]) -> None:
+    """Write bytes, and copy files that are not there already: each whole under a name of its own, then all in place.
+
+    If it fails, what is new is taken away: parts of files, files that replace none, folders.
+    """
     parts: dict[Path, Path] = {}
+    new: list[Path] = []
     try:
         for path, content in files.items():
             if isinstance(content, Path) and is_there(path, content):
                 continue
+            new += missing_folders(path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+            part = part_of(path)
             with open(part, "xb") as file:  # "x": never a file or a link that is there
                 parts[part] = path
                 if isinstance(content, Path):
@@ -38,10 +46,50 @@ def write(files: Mapping[Path, bytes | Iterable[bytes] | Path]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         for part, path in parts.items():
+            new += [] if os.path.lexists(path) else [path]
             os.replace(part, path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    except BaseException:
+        remove([*new, *parts])
+        raise
+
+
+def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
+    """Write a folder that is not there, or empty, with some files: with all of them, or not at all."""
+    part, new = part_of(folder), missing_folders(folder.parent)
+    made = False
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        made = True
+        write({part / name: content for name, content in files.items()})
+        if folder.exists():
+            folder.rmdir()
+        os.replace(part, folder)
+    except BaseException:
+        if made:
+            shutil.rmtree(part, ignore_errors=True)
+        remove(new)
+        raise
+
+
+def part_of(path: Path) -> Path:
+    """A name beside a path for what is not finished, which nobody can guess."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """A folder and those around it, as far as they are not there, the outermost first."""
+    return [path for path in (*reversed(folder.parents), folder) if not path.exists()]
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files and empty folders, the last one first; leave what is not there, or cannot be removed."""
+    for path in reversed(list(paths)):
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:

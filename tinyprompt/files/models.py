@@ -11,7 +11,7 @@ from tinyprompt import ops, tokenizer
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, safetensors, t5x, torch_bin
-from tinyprompt.files.io import read_json, write
+from tinyprompt.files.io import Content, read_json, write_folder
 from tinyprompt.model import Model
 from tinyprompt.tree import Flat, nest
 
@@ -112,10 +112,10 @@ def convert(source: str | Path, out: str | Path, tokenizer: str | Path | None = 
     if words.is_file():
         copies = {"tokenizer.json" if words.suffix == ".json" else "spiece.model": words}
     copies["generation_config.json"] = source / "generation_config.json"
-    files: dict[Path, Any] = {out / name: path for name, path in copies.items() if path.exists()}
-    files[out / "config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
-    files[out / "model.safetensors"] = safetensors.dump(weights, {"format": "pt"})
-    write(files)
+    files: dict[str, Content] = {name: path for name, path in copies.items() if path.exists()}
+    files["config.json"] = (json.dumps(raw, indent=2) + "\n").encode()
+    files["model.safetensors"] = safetensors.dump(weights, {"format": "pt"})
+    write_folder(out, files)
     return out
 
 

@@ -20,24 +20,28 @@ from tinyprompt.tree import Flat
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16}
 
 
-def dump(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes]:
+def dump(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, part by part: each tensor is read when its turn has come.
 
     tensors: arrays, or objects with a shape and a dtype that become one. Wide ones come first, so that all are aligned.
+    Raises CheckpointError that names the key for a dtype that `map_tensors` does not read.
     """
     kinds = {np.dtype(dtype): kind for kind, dtype in DTYPES.items()}
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    dtypes = {name: tensors[name].dtype.newbyteorder("=") for name in tensors}
+    names = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
-        shape, dtype = tensors[name].shape, tensors[name].dtype
+        shape, dtype = tensors[name].shape, dtypes[name]
+        if dtype not in kinds:
+            raise CheckpointError(f"key {name!r} has dtype {dtype}; expected one of {', '.join(map(str, kinds))}")
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": kinds[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % 64)
     yield len(text).to_bytes(8, "little") + text
     for name in names:
-        yield np.ascontiguousarray(tensors[name]).tobytes()
+        yield np.ascontiguousarray(tensors[name], dtypes[name]).view(np.uint8).data
 
 
 def map_tensors(path: Path) -> Flat:

@@ -19,10 +19,12 @@ from profiles import examples
 from reference import hugging_face, torch
 
 from tinyprompt import tree
+from tinyprompt.config import Config
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models, torch_bin
 from tinyprompt.files.torch_bin import map_pickle
 from tinyprompt.tools import export
+from tinyprompt.tools.export import Shape
 
 LAYOUTS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -377,7 +379,7 @@ def test_errors_name_the_file_and_the_key(tmp_path):
         assert [word for word in words if word not in str(caught.value)] == []
 
 
-SHAPES = dict(batch=2, input_tokens=7, target_tokens=3, length=5)
+SHAPE = Shape(batch_size=2, input_tokens=7, target_tokens=3, prompt_length=5)
 
 
 @layouts
@@ -385,10 +387,10 @@ SHAPES = dict(batch=2, input_tokens=7, target_tokens=3, length=5)
 def test_exported_graphs_read_the_bin_file(layout, dtype, tmp_path):
     ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
     save(tmp_path / "bin", layout, **{k: torch.from_numpy(v).to(dtype) for k, v in weights().items()})
-    told = export.export(tmp_path / "bin", tmp_path / "out", **SHAPES)
+    told = export.export(tmp_path / "bin", tmp_path / "out", SHAPE)
     one, two = (tmp_path / name / "pytorch_model.bin" for name in ("bin", "out"))
     assert one.read_bytes() == two.read_bytes()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {os.path.basename(path) for path in told["files"]}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {os.path.basename(path) for path in told.files}
     one.rename(tmp_path / "gone.bin")
     rng = np.random.default_rng(0)
     ids, labels = rng.integers(3, 200, (2, 7)), rng.integers(3, 200, (2, 3))
@@ -409,6 +411,6 @@ def test_a_transposed_weight_cannot_be_exported_and_it_says_what_to_do(tmp_path)
     turned = torch.from_numpy(np.ascontiguousarray(weights()[key].T)).T
     folder = save(tmp_path / "bin", **{key: turned})
     with pytest.raises(CheckpointError, match=r"q\.weight.*tinyprompt convert"):
-        export.export(folder, tmp_path / "out", **SHAPES)
+        export.export(folder, tmp_path / "out", SHAPE)
     models.convert(folder, tmp_path / "new")
-    export.export(tmp_path / "new", tmp_path / "out", **SHAPES)
+    export.export(tmp_path / "new", tmp_path / "out", SHAPE)

@@ -12,10 +12,11 @@ from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, torch, transformers
 from safetensors.numpy import save_file
 
-from tinyprompt import generate, initial, t5, tree
+from tinyprompt import generate, methods, t5, tree
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
-from tinyprompt.methods import Sizes
+from tinyprompt.files.safetensors import map_tensors
+from tinyprompt.settings import Settings
 
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q.weight"
 INDEX = "model.safetensors.index.json"
@@ -68,7 +69,8 @@ def test_many_16_bit_weights_stay_in_the_file(dtype, tmp_path, monkeypatch):
         assert value.dtype.itemsize == 2
         assert (value.astype(np.float32) == tree.flatten(wide.params)[name]).all()
     assert model.fingerprint == wide.fingerprint
-    one, two = (initial.first(m, "prompt", Sizes(3), labels=["good", "bad one"]) for m in (model, wide))
+    settings = Settings(prompt_length=3)
+    one, two = (methods.init_params(m, settings, ["good", "bad one"]) for m in (model, wide))
     assert all((one[name] == two[name]).all() for name in one)
 
 

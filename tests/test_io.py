@@ -1,0 +1,299 @@
+"""Files are written whole or not at all, and nothing that lies in the way is followed or lost."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as drawn
+from ml_dtypes import bfloat16
+from profiles import examples
+from reference import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files import io
+from tinyprompt.files.safetensors import DTYPES, dump, map_tensors
+
+
+def everything(folder):
+    """All paths below a folder; what the files hold, and where the links lead."""
+    return {
+        path: os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def failing(error, *parts):
+    """Parts of a file, and then an error."""
+    yield from parts
+    raise error
+
+
+FAILURES = [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()]
+failures = pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+
+
+def test_bytes_parts_and_copies_are_written_into_new_folders(tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"copied")
+    at = tmp_path / "new" / "folder"
+    io.write({at / "a": b"whole", at / "b": iter([b"in ", memoryview(b"parts")]), at / "more" / "c": source})
+    found = {path.name: path.read_bytes() for path in at.rglob("*") if path.is_file()}
+    assert found == {"a": b"whole", "b": b"in parts", "c": b"copied"}
+    io.write({at / "a": b"other", source: source})
+    assert (at / "a").read_bytes() == b"other"
+    assert source.read_bytes() == b"copied"
+    assert sorted(path.name for path in at.iterdir()) == ["a", "b", "more"]
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "far").write_bytes(b"kept")
+    for content in (b"new", iter([b"new"]), tmp_path / "source"):
+        (tmp_path / "source").write_bytes(b"new")
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to("far")
+        io.write({tmp_path / "link": content})
+        assert not (tmp_path / "link").is_symlink()
+        assert (tmp_path / "link").read_bytes() == b"new"
+    assert (tmp_path / "far").read_bytes() == b"kept"
+
+
+PLANTED = {
+    "file": lambda path: path.write_bytes(b"planted"),
+    "link to a file": lambda path: path.symlink_to("far"),
+    "link to nothing": lambda path: path.symlink_to("nowhere"),
+    "link to a folder": lambda path: path.symlink_to("folder"),
+    "folder": lambda path: path.mkdir(),
+}
+planted = pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+
+
+@pytest.fixture
+def guessed(tmp_path, monkeypatch):
+    """A folder in which the temporary names can be guessed; an empty folder and a file that links may lead to."""
+    monkeypatch.setattr(io.secrets, "token_hex", lambda size: "00" * size)
+    (tmp_path / "far").write_bytes(b"kept")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@planted
+def test_nothing_at_a_temporary_name_is_followed_overwritten_or_removed(guessed, plant):
+    path = guessed / "b"
+    plant(io.part_of(path))
+    for old in (None, b"old"):
+        if old:
+            path.write_bytes(old)
+        before = everything(guessed)
+        for content in (b"new", iter([b"new"]), guessed / "far"):
+            with pytest.raises(OSError, match="exists"):
+                io.write({guessed / "a": b"first", path: content})
+        assert everything(guessed) == before
+
+
+@planted
+def test_nothing_at_the_temporary_name_of_a_folder_is_followed_overwritten_or_removed(guessed, plant):
+    plant(io.part_of(guessed / "out"))
+    before = everything(guessed)
+    with pytest.raises(FileExistsError):
+        io.write_folder(guessed / "out", {"a": b"new"})
+    assert everything(guessed) == before
+
+
+def test_temporary_names_cannot_be_guessed(tmp_path):
+    names = {io.part_of(tmp_path / "a").name for _ in range(50)}
+    assert len(names) == 50
+    assert all(name.startswith(".a.") and name.endswith(".part") for name in names)
+
+
+@failures
+@pytest.mark.parametrize("old", [False, True], ids=["new", "over an old one"])
+def test_a_part_that_fails_leaves_what_was_there(tmp_path, error, old):
+    if old:
+        io.write({tmp_path / "new" / "a": b"old a", tmp_path / "new" / "deep" / "b": b"old b"})
+    before = everything(tmp_path)
+    files = {"a": b"new a", "deep/b": failing(error, b"ne"), "c": b"new c"}
+    with pytest.raises(type(error)):
+        io.write({tmp_path / "new" / name: content for name, content in files.items()})
+    with pytest.raises(FileNotFoundError):
+        io.write({tmp_path / "new" / "a": b"new a", tmp_path / "other" / "b": tmp_path / "no such source"})
+    assert everything(tmp_path) == before
+
+
+@failures
+def test_a_failure_while_files_are_put_in_place_takes_the_new_ones_away(tmp_path, monkeypatch, error):
+    before = everything(tmp_path)
+    replace, calls = os.replace, []
+
+    def second_fails(*names):
+        calls.append(names)
+        if len(calls) == 2:
+            raise error
+        replace(*names)
+
+    monkeypatch.setattr(io.os, "replace", second_fails)
+    with pytest.raises(type(error)):
+        io.write({tmp_path / "new" / name: b"new" for name in "abc"})
+    assert len(calls) == 2
+    assert everything(tmp_path) == before
+
+
+def test_what_another_put_into_a_new_folder_stays(tmp_path):
+    def parts():
+        (tmp_path / "new" / "theirs").write_bytes(b"kept")
+        yield from failing(OSError("full"))
+
+    with pytest.raises(OSError, match="full"):
+        io.write({tmp_path / "new" / "a": parts()})
+    assert everything(tmp_path) == {tmp_path / "new": None, tmp_path / "new" / "theirs": b"kept"}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@failures
+def test_a_folder_is_there_with_all_its_files_or_as_it_was(tmp_path, monkeypatch, error, there):
+    out = tmp_path / "new" / "out"
+    if there:
+        out.mkdir(parents=True)
+    before = everything(tmp_path)
+    with pytest.raises(type(error)):
+        io.write_folder(out, {"a": b"whole", "b": failing(error, b"ha")})
+    assert everything(tmp_path) == before
+    replace = os.replace
+
+    def folder_fails(part, path):
+        if path == out:
+            raise error
+        replace(part, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io.os, "replace", folder_fails)
+        with pytest.raises(type(error)):
+            io.write_folder(out, {"a": b"whole"})
+    assert everything(tmp_path).items() == before.items() - {(out, None)}
+    io.write_folder(out, {"a": b"whole", "b": b"half"})
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"a": b"whole", "b": b"half"}
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_folder_that_filled_up_meanwhile_keeps_its_file(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def parts():
+        (out / "theirs").write_bytes(b"kept")
+        yield b"mine"
+
+    with pytest.raises(OSError, match="not empty"):
+        io.write_folder(out, {"a": parts()})
+    assert everything(tmp_path) == {out: None, out / "theirs": b"kept"}
+
+
+def test_two_writers_at_once_leave_one_whole_file(tmp_path):
+    path, errors = tmp_path / "new" / "a", []
+    meet = threading.Barrier(2)
+
+    def slowly(letter):
+        meet.wait()  # both parts are open
+        for _ in range(50):
+            yield letter * 1000
+            time.sleep(0)
+
+    def writer(letter):
+        try:
+            for _ in range(20):
+                io.write({path: slowly(letter)})
+        except Exception as error:  # shown by the assertion below
+            errors.append(error)
+            meet.abort()
+
+    threads = [threading.Thread(target=writer, args=(letter,)) for letter in (b"x", b"y")]
+    for thread in threads:
+        thread.start()
+    seen = set()
+    while any(thread.is_alive() for thread in threads):
+        if path.exists():
+            seen.add(path.read_bytes())
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert seen | {path.read_bytes()} <= {b"x" * 50_000, b"y" * 50_000}
+    assert list(path.parent.iterdir()) == [path]
+
+
+# The safetensors that are written.
+
+KINDS = [*DTYPES.values(), ">f4", ">f8", ">f2"]
+SHAPES = drawn.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+
+
+@st.composite
+def arrays(draw):
+    """Any bits of any kind and shape: whole, transposed, or every second row."""
+    shape, dtype = draw(SHAPES), np.dtype(draw(st.sampled_from(KINDS)))
+    bits = draw(drawn.arrays(np.uint8, (*shape, dtype.itemsize)))
+    array = bits.reshape(-1).view(dtype).reshape(shape)
+    view = draw(st.sampled_from(["whole", "transposed", "rows"]))
+    return array.T if view == "transposed" else array[::2] if view == "rows" and array.ndim else array
+
+
+NAMES = st.text(st.characters(codec="utf-8"), max_size=9).filter(lambda name: name != "__metadata__")
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=9)
+
+
+@examples(150)
+@given(tensors=st.dictionaries(NAMES, arrays(), max_size=5), metadata=st.dictionaries(TEXTS, TEXTS, max_size=3))
+def test_safetensors_own_reader_finds_what_was_written(tensors, metadata, tmp_path_factory):
+    path = tmp_path_factory.mktemp("written") / "a.safetensors"
+    io.write({path: dump(tensors, metadata)})
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == metadata
+        assert set(file.keys()) == tensors.keys()
+        found = {name: file.get_tensor(name) for name in tensors}
+    for name, array in tensors.items():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+        assert tuple(found[name].shape) == array.shape
+        assert str(found[name].dtype) == f"torch.{little.dtype}"
+        assert found[name].reshape(-1).view(torch.uint8).numpy().tobytes() == little.tobytes()
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    assert (8 + size) % 64 == 0
+
+
+@examples(50)
+@given(tensors=st.dictionaries(NAMES, arrays().filter(lambda array: array.size), max_size=5))
+def test_our_reader_and_numpys_find_the_same_and_all_are_aligned(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("written") / "a.safetensors"
+    io.write({path: dump(tensors, {})})
+    ours, theirs = map_tensors(path), load_file(path)
+    assert ours.keys() == theirs.keys() == tensors.keys()
+    for name, array in ours.items():
+        assert array.flags.aligned
+        assert (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape)
+        assert array.tobytes() == theirs[name].tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex64, "U3", object], ids=str)
+def test_what_our_reader_would_refuse_is_not_written(tmp_path, dtype):
+    before = everything(tmp_path)
+    with pytest.raises(CheckpointError, match=r"key 'a\.b' has dtype .*; expected one of float64, float32, float16"):
+        io.write({tmp_path / "new" / "a": dump({"a.b": np.zeros(3, dtype), "c": np.ones(2)}, {})})
+    assert everything(tmp_path) == before
+
+
+def test_each_tensor_is_read_when_its_turn_has_come():
+    class Read:
+        shape, dtype = (2, 3), np.dtype(bfloat16)
+
+        def __array__(self, dtype=None, copy=None):
+            read.append(self)
+            return np.ones(self.shape, self.dtype)
+
+    read = []
+    parts = dump({"a": Read(), "b": Read()}, {})
+    for count in range(3):
+        next(parts)
+        assert len(read) == count
