@@ -11,10 +11,10 @@ import tinyprompt
 PACKAGE = Path(tinyprompt.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 # In the order in which data pass: a module imports only from those before it, or from its own folder.
-ORDER = (
-    "errors tree ops config optim tokenizer model data lowering device t5 generate methods settings fit "
-    "tasks/metrics predict train files tasks tools cli"
-).split()
+ORDER = [
+    *("errors", "tree", "ops", "config", "optim", "tokenizer", "model", "data", "lowering", "device", "t5", "generate"),
+    *("methods", "settings", "fit", "tasks/metrics", "predict", "train", "files", "tasks", "tools", "cli"),
+]
 ALONE = {"tools/check_torch.py", "tools/bench_peft.py"}  # in processes of their own, with torch
 LAZY = {"onnx", "onnxruntime", "matplotlib", "huggingface_hub", "zstandard", "google", "resource"}  # inside functions
 ALWAYS = {"numpy", "autograd", "ml_dtypes", "tokenizers", "safetensors", "tqdm"}
@@ -49,7 +49,7 @@ def place(module):
     return next(
         i
         for i, name in enumerate(ORDER)
-        if path in (name, f"{name}/__init__") or path.split("/")[0] == name and path not in ORDER
+        if path in (name, f"{name}/__init__") or (path.split("/")[0] == name and path not in ORDER)
     )
 
 
