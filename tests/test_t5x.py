@@ -432,7 +432,7 @@ BROKEN = {
     "msgpack empty": (cut("checkpoint", 0), ["checkpoint", "cut short"]),
     "msgpack nested": (cut("checkpoint", data=b"\x91" * 100_000), ["checkpoint", "not a msgpack file"]),
     "msgpack a list": (cut("checkpoint", data=b"\x90"), ["checkpoint", "'optimizer'"]),
-    "of TensorFlow": (cut("checkpoint", data=b'model_checkpoint_path: "a"'), ["checkpoint", "'optimizer'"]),
+    "of TensorFlow": (cut("checkpoint", data=b'model_checkpoint_path: "a"'), ["checkpoint", "not a msgpack file"]),
     "unhashable": (cut("checkpoint", data=b"\x81\x90\xc0"), ["checkpoint", "not a msgpack file"]),
     "no target": (cut("checkpoint", data=pack({"optimizer": {"state": 1}})), ["checkpoint", "'target'"]),
     "dtype in msgpack": (

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import re
-import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,17 +30,6 @@ LAYERS = {
     "decoder": ("self_attention", "encoder_decoder_attention", "mlp"),
 }
 KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
-# msgpack's codes: constants; the struct format of a number; a kind, and its length or the format of its length.
-CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-NUMBERS = dict(zip(range(0xCA, 0xD4), "fdBHIQbhiq", strict=True))
-SIZED: dict[int, tuple[str, str | int]] = {
-    **{0xC4 + i: ("bytes", size) for i, size in enumerate("BHI")},
-    **{0xC7 + i: ("extension", size) for i, size in enumerate("BHI")},
-    **{0xD4 + i: ("extension", 2**i) for i in range(5)},
-    **{0xD9 + i: ("text", size) for i, size in enumerate("BHI")},
-    **{0xDC + i: ("list", size) for i, size in enumerate("HI")},
-    **{0xDE + i: ("map", size) for i, size in enumerate("HI")},
-}
 
 
 @dataclass(frozen=True)
@@ -173,10 +161,12 @@ def _arrays(folder: Path) -> dict[str, Lazy]:
     """The arrays of `target` by their dotted names."""
     path = folder / "checkpoint"
     try:
-        found = _Msgpack(path.read_bytes()).value()
+        found = _unpack(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (ValueError, IndexError, TypeError, RecursionError) as error:
+    except ImportError:
+        raise CheckpointError(f"{path}: needs msgpack to be read; pip install 'tinyprompt[t5x]'") from None
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a msgpack file, or cut short; download it again ({error})") from None
     for key in ("optimizer", "target"):
         if not isinstance(found, dict) or key not in found:
@@ -197,18 +187,25 @@ def _arrays(folder: Path) -> dict[str, Lazy]:
     return out
 
 
+def _unpack(data: bytes) -> Any:
+    """The value of some msgpack; an extension comes out as (its type, its bytes)."""
+    import msgpack
+
+    return msgpack.unpackb(data, ext_hook=lambda code, data: (code, data), strict_map_key=False)
+
+
 def _ndarray(path: Path, name: str, code: int, data: bytes) -> Lazy:
     """An array inside the msgpack file: an extension whose bytes are msgpack again (shape, dtype, values)."""
     try:
         if code != 1:
             raise ValueError(f"extension {code}")
-        shape, kind, values = _Msgpack(data).value()
+        shape, kind, values = _unpack(data)
         if kind not in DTYPES:
             raise ValueError(f"dtype {kind}")
         array = np.frombuffer(values, DTYPES[kind]).reshape(shape)
         if not array.size:
             raise ValueError(f"shape {shape}")
-    except (ValueError, IndexError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {name!r} is no array of floating point numbers ({error})") from None
     return Lazy(array.shape, array.dtype, lambda: array)
 
@@ -267,47 +264,3 @@ def _chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype, compressor: dict
     if len(data) != size:
         raise CheckpointError(f"{path}: holds {len(data)} bytes, expected {size}; download it again")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-class _Msgpack:
-    """A reader of msgpack; an extension comes out as (its type, its bytes)."""
-
-    def __init__(self, data: bytes):
-        self.data, self.at = memoryview(data), 0
-
-    def take(self, count: int) -> memoryview:
-        self.at += count
-        if self.at > len(self.data):
-            raise ValueError(f"byte {self.at} of {len(self.data)}")
-        return self.data[self.at - count : self.at]
-
-    def number(self, kind: str) -> Any:
-        return struct.unpack(">" + kind, self.take(struct.calcsize(kind)))[0]
-
-    def value(self) -> Any:
-        code = self.number("B")
-        if code < 0x80:
-            return code
-        if code >= 0xE0:
-            return code - 0x100
-        if code < 0xC0:  # a short map, list or text: its length is in the code
-            kind = "map" if code < 0x90 else "list" if code < 0xA0 else "text"
-            return self.sized(kind, code & (0x1F if kind == "text" else 0x0F))
-        if code in CONSTANTS:
-            return CONSTANTS[code]
-        if code in NUMBERS:
-            return self.number(NUMBERS[code])
-        if code in SIZED:
-            kind, size = SIZED[code]
-            return self.sized(kind, size if isinstance(size, int) else self.number(size))
-        raise ValueError(f"code {code:#x} at byte {self.at}")
-
-    def sized(self, kind: str, size: int) -> Any:
-        if kind == "map":
-            return {self.value(): self.value() for _ in range(size)}
-        if kind == "list":
-            return [self.value() for _ in range(size)]
-        if kind == "extension":
-            return self.number("b"), bytes(self.take(size))
-        data = bytes(self.take(size))
-        return data.decode() if kind == "text" else data
