@@ -101,8 +101,8 @@ def test_bad_input_is_one_line(arguments, message, capsys):
 
 def test_an_engine_that_fails_says_why(tmp_path):
     bench.write_model(tmp_path, "tiny")  # but no prompt
+    words = [*bench.command("numpy"), "numpy", tmp_path, json.dumps({"size": "tiny"})]
     with pytest.raises(ValueError, match=r"engine numpy: stopped .*prompt.safetensors: no such file"):
-        words = [*bench.command("numpy"), "numpy", tmp_path, json.dumps({"size": "tiny"})]
         Engine("numpy", words, tmp_path)
 
 

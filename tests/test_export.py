@@ -258,18 +258,9 @@ def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
         "nowhere: no such directory": ["--model", tmp_path / "nowhere"],
         "model.safetensors: not a prompt": ["--prompt", folder / "model.safetensors"],
         "tuned on 'other'": ["--prompt", save_prompt(tmp_path / "other.safetensors", other, (5, 20))],
-        "shape [5, 19], expected": [
-            "--prompt",
-            save_prompt(tmp_path / "wide.safetensors", model, (5, 19)),
-        ],
-        "found float32 of shape [20]": [
-            "--prompt",
-            save_prompt(tmp_path / "flat.safetensors", model, 20),
-        ],
-        "found 'a'": [
-            "--prompt",
-            save_prompt(tmp_path / "key.safetensors", model, (5, 20), "a"),
-        ],
+        "shape [5, 19], expected": ["--prompt", save_prompt(tmp_path / "wide.safetensors", model, (5, 19))],
+        "found float32 of shape [20]": ["--prompt", save_prompt(tmp_path / "flat.safetensors", model, 20)],
+        "found 'a'": ["--prompt", save_prompt(tmp_path / "key.safetensors", model, (5, 20), "a")],
         "config.json: is no folder": ["--out", folder / "config.json"],
         "batch_size: expected at least 1, found 0": ["--batch-size", "0"],
     }

@@ -260,7 +260,7 @@ def test_it_begins_near_the_frozen_model(method, family, tmp_path):
 
 
 def test_unknown_methods_and_sizes(folder):
-    with pytest.raises(ValueError, match="setting method: expected one of prompt, .*, found 'soft'"):
+    with pytest.raises(ValueError, match=r"setting method: expected one of prompt, .*, found 'soft'"):
         Settings(method="soft")
     with pytest.raises(ValueError, match="prompt init 'file': method 'lora' has no prompt that could begin so"):
         methods.init_params(models.load(folder), Settings(method="lora", init="file", init_file="nowhere"), None)

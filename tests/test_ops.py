@@ -30,11 +30,7 @@ CASES = {
     "relu": (ops.relu, torch.relu, lambda a, b, c: [(a, b, c)]),
     "logistic": (ops.logistic, torch.sigmoid, lambda a, b, c: [(a, b, c)]),
     "gelu": (ops.gelu, lambda x: F.gelu(x, approximate="tanh"), lambda a, b, c: [(a, b, c)]),
-    "geglu": (
-        ops.geglu,
-        lambda x, y: F.gelu(x, approximate="tanh") * y,
-        lambda a, b, c: [(a, b, c), (a, b, c)],
-    ),
+    "geglu": (ops.geglu, lambda x, y: F.gelu(x, approximate="tanh") * y, lambda a, b, c: [(a, b, c), (a, b, c)]),
     "broadcast_to": (
         lambda x: ops.broadcast_to(x, (4, 3, *x.shape[1:])),
         lambda x: x.expand(4, 3, *x.shape[1:]),

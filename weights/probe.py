@@ -10,7 +10,7 @@ accuracy of prompts that are tuned as `tinyprompt demo` tunes them, in half a mi
 
 import argparse
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -18,13 +18,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import tinyprompt as tp
+from tinyprompt import data, t5, train
+from tinyprompt.cli.tuning import DEMO, DEMO_SETTINGS
 from tinyprompt.files import models
-from tinyprompt.cli import commands
-from tinyprompt import data, t5
-from tinyprompt.tasks import metrics
-
-DEMO = Path(data.__file__).parent / "demo"
+from tinyprompt.tasks.registry import evaluate
+from tinyprompt.train import TaskData
 
 
 def means(model, rows, size=64):
@@ -37,12 +35,11 @@ def means(model, rows, size=64):
     return np.concatenate(out)
 
 
-def tuned(model, train, dev, test, seed):
+def tuned(model, rows, dev, test, seed):
     """Test accuracy of a prompt tuned with the demo's settings."""
-    settings, labels = tp.Settings(**commands.DEMO_SETTINGS, seed=seed), data.label_words(train)
-    delta = tp.tune(model, train, dev, settings, labels).prompt.delta
-    answers = tp.predict(model, [row.input for row in test], labels, delta, settings)
-    return metrics.accuracy(answers, [row.target for row in test])
+    task = TaskData(rows, dev, data.label_words(rows), train.right_answers)
+    *_, last = train.run(model, task, replace(DEMO_SETTINGS, seed=seed))
+    return evaluate(model, last.prompt, test).mean
 
 
 def main():
@@ -55,12 +52,12 @@ def main():
         model = models.load(path)
         found = {"model": model.name}
         for task in ("topic", "sentiment"):
-            train, dev, test = (data.read_rows(DEMO / f"{task}.{part}.tsv") for part in ("train", "dev", "test"))
+            rows, dev, test = (data.read_rows(DEMO / f"{task}.{part}.tsv") for part in ("train", "dev", "test"))
             fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
             fit = GridSearchCV(fit, {"logisticregression__C": [0.001, 0.01, 0.1, 1]}, cv=5)
-            fit.fit(means(model, train), [row.target for row in train])
+            fit.fit(means(model, rows), [row.target for row in rows])
             found[task] = round(fit.score(means(model, test), [row.target for row in test]), 3)
-            scores = [tuned(model, train, dev, test, seed) for seed in range(args.seeds)]
+            scores = [tuned(model, rows, dev, test, seed) for seed in range(args.seeds)]
             if scores:
                 found[f"{task}, prompt"] = round(float(np.mean(scores)), 3)
         print(json.dumps(found), flush=True)

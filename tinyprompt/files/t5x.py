@@ -25,10 +25,7 @@ from tinyprompt.errors import CheckpointError
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 DTYPES |= {"<f8": np.float64, "<f4": np.float32, "<f2": np.float16}
-LAYERS = {
-    "encoder": ("attention", "mlp"),
-    "decoder": ("self_attention", "encoder_decoder_attention", "mlp"),
-}
+LAYERS = {"encoder": ("attention", "mlp"), "decoder": ("self_attention", "encoder_decoder_attention", "mlp")}
 KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 

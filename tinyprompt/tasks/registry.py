@@ -28,11 +28,7 @@ class Task(NamedTuple):
 
 
 def read(
-    name: str,
-    path: str | Path,
-    training: bool = False,
-    words: Mapping[str, str] | None = None,
-    labelled: bool = True,
+    name: str, path: str | Path, training: bool = False, words: Mapping[str, str] | None = None, labelled: bool = True
 ) -> list[Row]:
     """Rows of a file of the task.
 

@@ -1,6 +1,6 @@
 """Every tuning method on the built-in topic task and on TREC-6, in one table.
 
-    python lessons/compare.py TREC.train TREC.test [--seeds 3] [--steps 600] [--results compare.jsonl]
+    python lessons/studies/compare.py TREC.train TREC.test [--seeds 3] [--steps 600] [--results compare.jsonl]
 
 Each method has its own learning rate, chosen on the dev rows of both tasks with other settings; all else is the same:
 Adam with a linear schedule, batches of 16, 20 vectors, rank 8, networks 128 wide. The accuracy is that on test rows of
@@ -22,11 +22,22 @@ from pathlib import Path
 import numpy as np
 
 import tinyprompt as tp
-from tinyprompt import device as devices, data, initial, methods, tasks, train
-from tinyprompt.tasks import metrics
+from tinyprompt import data, methods, optim, train
+from tinyprompt.cli.tuning import DEMO
+from tinyprompt.device import compile, default_device
+from tinyprompt.predict import target_ids
+from tinyprompt.tasks import registry
+from tinyprompt.train import TaskData
 
 SETTINGS = tp.Settings(
-    steps=600, batch=16, length=20, hidden=128, optimizer="adam", schedule="linear", eval_every=100, max_input=512
+    steps=600,
+    batch_size=16,
+    prompt_length=20,
+    hidden=128,
+    optimizer="adam",
+    schedule="linear",
+    eval_every=100,
+    max_input_tokens=512,
 )
 SHOTS, TEMPLATE = 4, "{input} answer: {target}"
 BARE, FEW, TRANSFER = "no prompt", f"{SHOTS} examples in the input", "prompt, from the other task's"
@@ -34,78 +45,65 @@ BARE, FEW, TRANSFER = "no prompt", f"{SHOTS} examples in the input", "prompt, fr
 
 def read(trec_train, trec_test):
     """Train, dev and test rows of both tasks; of TREC-6 without the name of the column in front of each input."""
-    demo = Path(tp.__file__).parent / "demo"
-    topic = [data.read_rows(demo / f"topic.{part}.tsv") for part in ("train", "dev", "test")]
+    topic = [data.read_rows(DEMO / f"topic.{part}.tsv") for part in ("train", "dev", "test")]
     trec, test = (
-        [row._replace(input=row.input.partition(": ")[2]) for row in tasks.read("trec", path)]
+        [row._replace(input=row.input.partition(": ")[2]) for row in registry.read("trec", path)]
         for path in (trec_train, trec_test)
     )
     trec = [trec[i] for i in np.random.default_rng(0).permutation(len(trec))]
     return {"topic": topic, "TREC-6": (trec[:-500], trec[-500:], test)}
 
 
-def accuracy(model, rows, labels, delta=None):
-    """Accuracy of rank classification."""
-    answers = tp.predict(model, [row.input for row in rows], labels, delta, SETTINGS)
-    return metrics.accuracy(answers, [row.target for row in rows])
-
-
-def shots(model, rows, labels, seed):
+def shots(model, rows, words, seed):
     """Accuracy of the frozen model with examples in front of each input, and their bytes."""
     learned, _, test = rows
     chosen = [learned[i] for i in np.random.default_rng(seed).choice(len(learned), SHOTS, replace=False)]
     texts = data.in_context([row.input for row in test], chosen, TEMPLATE, model.tokenizer, 512)
     size = len(TEMPLATE) + sum(len(f"{row.input}{row.target}".encode()) for row in chosen)
-    return accuracy(model, [tp.Row(text, row.target) for text, row in zip(texts, test, strict=True)], labels), size
+    filled = [tp.Row(text, row.target) for text, row in zip(texts, test, strict=True)]
+    return tp.evaluate(model, tp.Prompt(label_words=words, settings=vars(SETTINGS)), filled).mean, size
 
 
-def tuned(model, rows, labels, settings, out):
-    """Test accuracy of what `settings` make, and the bytes of its file without the training state, kept as `out`."""
+def tuned(model, rows, words, settings, init=()):
+    """The prompt that `settings` make, its test accuracy, and the bytes of its file without the training state."""
     learned, dev, test = rows
-    prompt = tp.tune(model, learned, dev, settings, labels).prompt
-    size = tp.save_prompt(prompt._replace(state=None), out).stat().st_size
-    return accuracy(model, test, labels, prompt.delta), size
+    *_, last = train.run(model, TaskData(learned, dev, words, train.right_answers, init), settings)
+    prompt = replace(last.prompt, train_state=None)
+    with tempfile.TemporaryDirectory() as folder:
+        size = tp.save_prompt(prompt, Path(folder) / "prompt.safetensors").stat().st_size
+    return prompt, tp.evaluate(model, prompt, test).mean, size
 
 
 def score(row, model, sets, name, settings):
     """Test accuracy and stored bytes of one row of the table on one task."""
-    rows, labels = sets[name]
+    rows, words = sets[name]
     if row == BARE:
-        return accuracy(model, rows[2], labels), 0
+        return tp.evaluate(model, tp.Prompt(label_words=words, settings=vars(SETTINGS)), rows[2]).mean, 0
     if row == FEW:
-        return shots(model, rows, labels, settings.seed)
-    settings = replace(settings, method=row if row in methods.METHODS else "prompt")
-    with tempfile.TemporaryDirectory() as folder:
-        if row == TRANSFER:  # SPoT, Vu et al. 2022, arXiv:2110.07904
-            source = Path(folder) / "source.safetensors"
-            tuned(model, *next(sets[other] for other in sets if other != name), settings, source)
-            settings = replace(settings, init="file", init_file=str(source))
-        return tuned(model, rows, labels, settings, Path(folder) / "prompt.safetensors")
+        return shots(model, rows, words, settings.seed)
+    settings, init = replace(settings, method=row if row in methods.METHODS else "prompt"), ()
+    if row == TRANSFER:  # SPoT, Vu et al. 2022, arXiv:2110.07904
+        init, *_ = tuned(model, *next(sets[other] for other in sets if other != name), settings)
+        settings = replace(settings, init="file", init_file="the other task's")
+    return tuned(model, rows, words, settings, init)[1:]
 
 
 def step_times(model, rows, labels, rounds=15):
     """Median seconds of one step of training, with Adam's, by method; the methods take turns."""
-    device = devices.default()
-    compute = devices.compile(train.loss_and_gradient, device)
-    optimizer = tp.optim.OPTIMIZERS[SETTINGS.optimizer]()
-    sizes = methods.Sizes(SETTINGS.length, SETTINGS.rank, SETTINGS.hidden, len(labels))
-    deltas = {name: initial.first(model, name, sizes, labels=labels) for name in methods.METHODS}
-    states = {name: optimizer.init(delta) for name, delta in deltas.items()}
+    compute = compile(train.loss_and_grads, default_device())
+    optimizer = optim.OPTIMIZERS[SETTINGS.optimizer]()
+    trained = {name: methods.init_params(model, replace(SETTINGS, method=name), labels) for name in methods.METHODS}
+    states = {name: optimizer.init(params) for name, params in trained.items()}
     batches = {
-        warp: next(
-            data.training_batches(
-                rows[0], model.tokenizer, SETTINGS.batch, SETTINGS.max_input, 0,
-                target_ids=dict(zip(labels, train.label_ids(warp, model, labels), strict=True)),
-            )
-        )
+        warp: next(data.training_batches(rows[0], model.tokenizer, SETTINGS, target_ids(model, labels, warp)))
         for warp in (False, True)
-    }  # fmt: skip
-    seconds = {name: [] for name in deltas}
+    }
+    seconds = {name: [] for name in trained}
     for round_ in range(rounds + 2):
-        for name in deltas:
+        for name in trained:
             started = time.perf_counter()
-            _, gradient = compute(deltas[name], model.params, model.config, batches[name == "warp"])
-            deltas[name], states[name] = optimizer.update(deltas[name], gradient, states[name], 1e-6)
+            _, grads = compute(trained[name], model.params, model.config, batches[name == "warp"])
+            trained[name], states[name] = optimizer.update(trained[name], grads, states[name], 1e-6)
             if round_ >= 2:  # after the graph is made, and memory is warm
                 seconds[name].append(time.perf_counter() - started)
     return {name: float(np.median(values)) for name, values in seconds.items()}
@@ -138,7 +136,7 @@ def main():
     found = {}
     for row, name, seed in itertools.product(rows, sets, range(args.seeds)):
         settings = replace(SETTINGS, steps=args.steps, seed=seed)
-        rate = methods.METHODS[row].rate if row in methods.METHODS else None
+        rate = methods.METHODS[row].learning_rate if row in methods.METHODS else None
         key = row, name, seed, zlib.crc32(repr((settings, rate, sets)).encode())
         if key not in results:
             results[key] = score(row, model, sets, name, settings)
@@ -146,11 +144,13 @@ def main():
                 file.write(json.dumps([key, results[key]]) + "\n")
             print(*key[:3], *results[key], file=sys.stderr)
         found.setdefault((row, name), []).append(results[key])
-    sizes = methods.Sizes(SETTINGS.length, SETTINGS.rank, SETTINGS.hidden, len(sets["TREC-6"][1]))
+    labels = len(sets["TREC-6"][1])
     print(f"| | trained | stored bytes | step | {' | '.join(sets)} |\n| --- |{' ---: |' * (3 + len(sets))}")
     for row in rows:
         method = "prompt" if row == TRANSFER else row
-        trained = methods.count(method, model.config, sizes)[0] if method in methods.METHODS else 0
+        trained = (
+            methods.count(model.config, replace(SETTINGS, method=method), labels)[0] if method in methods.METHODS else 0
+        )
         step = f"{seconds[method] / seconds['prompt']:.2f}" if method in seconds else ""
         cells = [f"{trained:,}", f"{found[row, 'TREC-6'][0][1]:,}", step]
         for name in sets:

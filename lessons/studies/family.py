@@ -1,6 +1,6 @@
 """Prompt tuning and model tuning over the sizes of the built-in family: does the gap close with size?
 
-    python lessons/family.py TREC.train TREC.test SST2.train.tsv SST2.test.tsv [--models tiny small base] [--seeds 3]
+    python lessons/studies/family.py TREC.train TREC.test SST2.train.tsv SST2.test.tsv [--models tiny small]
 
 Tasks: the demo's topic and sentiment with the demo's own settings; TREC-6 (4,952 training rows) and SST-2 (6,000 of its
 rows) with batches of 32 and SETTINGS, TREC-6 for 1,500 steps (600 had given .816 and .826 on the test rows). The last
@@ -21,19 +21,19 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import tinyprompt as tp
-from tinyprompt import device as devices, data, tasks
-from tinyprompt.cli import commands
-from tinyprompt.tasks import metrics
+from tinyprompt import data, train
+from tinyprompt.cli.tuning import DEMO, DEMO_SETTINGS
+from tinyprompt.tasks import registry
+from tinyprompt.train import TaskData
 
-SETTINGS = tp.Settings(steps=600, batch=32, length=20, optimizer="adam", schedule="linear", eval_every=100)
-DEMO = replace(SETTINGS, **commands.DEMO_SETTINGS)
-FULL = dict(method="full", optimizer=None, rate=None)  # model tuning with its own optimiser and learning rate
+SETTINGS = tp.Settings(steps=600, prompt_length=20, optimizer="adam", schedule="linear", eval_every=100)
+FULL = dict(method="full", optimizer=None, learning_rate=None)  # model tuning with its own optimiser and learning rate
 SENTIMENT = {"negative": "bad", "positive": "good"}
 
 
 def read(task, path, words=None):
     """Rows of a file of a task, without the name of the column in front of each input."""
-    return [row._replace(input=row.input.partition(": ")[2]) for row in tasks.read(task, path, words=words)]
+    return [row._replace(input=row.input.partition(": ")[2]) for row in registry.read(task, path, words=words)]
 
 
 def split(rows, limit=None):
@@ -50,17 +50,10 @@ def bag_of_words(train, test):
     return fitted.score(count.transform([row.input.lower() for row in test]), [row.target for row in test])
 
 
-def accuracy(model, rows, labels, settings, delta=None):
-    """Accuracy of rank classification."""
-    answers = tp.predict(model, [row.input for row in rows], labels, delta, settings)
-    return metrics.accuracy(answers, [row.target for row in rows])
-
-
 def sets(trec_train, trec_test, sst2_train, sst2_test):
     """Train, dev and test rows, and settings, by the name of the task."""
-    demo = Path(tp.__file__).parent / "demo"
     out = {
-        task: (*(data.read_rows(demo / f"{task}.{part}.tsv") for part in ("train", "dev", "test")), DEMO)
+        task: (*(data.read_rows(DEMO / f"{task}.{part}.tsv") for part in ("train", "dev", "test")), DEMO_SETTINGS)
         for task in ("topic", "sentiment")
     }
     out["TREC-6"] = *split(read("trec", trec_train)), read("trec", trec_test), replace(SETTINGS, steps=1500)
@@ -70,14 +63,16 @@ def sets(trec_train, trec_test, sst2_train, sst2_test):
 
 def score(task, model, method, seed):
     """Test accuracy of one cell; `model` is None for the bag of words."""
-    train, dev, test, settings = task
+    rows, dev, test, settings = task
     if method == "bag of words":
-        return bag_of_words(train, test)
-    labels = data.label_words(train)
-    if method == "no prompt":
-        return accuracy(model, test, labels, settings)
-    settings = replace(settings, seed=seed, **(FULL if method == "full" else {}))
-    return accuracy(model, test, labels, settings, tp.tune(model, train, dev, settings, labels).prompt.delta)
+        return bag_of_words(rows, test)
+    words = data.label_words(rows)
+    prompt = tp.Prompt(label_words=words)
+    if method != "no prompt":
+        settings = replace(settings, seed=seed, **(FULL if method == "full" else {}))
+        *_, last = train.run(model, TaskData(rows, dev, words, train.right_answers), settings)
+        prompt = last.prompt
+    return tp.evaluate(model, prompt, test).mean
 
 
 def table(found, models, names):
@@ -118,7 +113,7 @@ def main():
                         continue
                     found[key] = score(problems[task], model, method, seed)
                     row = dict(zip(("task", "model", "method", "seed"), key, strict=True), accuracy=found[key])
-                    row |= dict(fingerprint=model.fingerprint()[:12] if key[1] else "", device=devices.default())
+                    row |= dict(fingerprint=model.fingerprint[:12] if key[1] else "", device=default_device())
                     with args.results.open("a") as file:
                         print(json.dumps(row), file=file)
                     print(row, flush=True)
