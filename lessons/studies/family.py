@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 import tinyprompt as tp
 from tinyprompt import data, train
 from tinyprompt.cli.tuning import DEMO, DEMO_SETTINGS
+from tinyprompt.device import default_device
 from tinyprompt.tasks import registry
 from tinyprompt.train import TaskData
 
