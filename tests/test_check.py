@@ -24,7 +24,7 @@ from tinyprompt.files import models
 from tinyprompt.tools import check
 from tinyprompt.tools.check import check_gradient, check_model, check_vjp
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "gradients.md").read_text(encoding="utf-8")
 needs_ort = pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 
 
@@ -194,7 +194,7 @@ def test_a_gradient_of_another_shape_is_refused(model):
 
 
 def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
-    """As the README tells it: --save, compute, --gradient."""
+    """As docs/gradients.md tells it: --save, compute, --gradient."""
     batch, mine = str(tmp_path / "batch.npz"), tmp_path / "mine.npy"
     model = models.load(folder)
     check.save_case(check.draw(model), batch)
@@ -322,11 +322,11 @@ def test_what_is_no_function_of_floats():
         check_vjp(lambda x: x.argmax(), ARRAYS[0])
 
 
-def test_the_readme_examples_run(tmp_path, monkeypatch):
-    """The README's two snippets on gradients, on a small model in place of its own."""
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    """The snippet of docs/gradients.md that checks two gradients, on a small model in place of its own."""
     write(tmp_path / "t5", SMALL, weights())
     monkeypatch.chdir(tmp_path)
-    text = re.search(r"```python\n(import tinyprompt as tp\n.*?check_vjp.*?)```", README, re.S)[1]
+    text = re.search(r"```python\n(import tinyprompt as tp\n.*?check_vjp.*?)```", PAGE, re.S)[1]
     names = {}
     exec(text.replace("path/to/t5", "t5"), names)
     reports = [x for x in names.values() if isinstance(x, check.Report)]

@@ -1,4 +1,4 @@
-"""Exported graphs: NumPy's numbers from the model's own files, by ONNX Runtime alone; the README's loop; errors."""
+"""Exported graphs: NumPy's numbers from the model's files, by ONNX Runtime alone; the loop of docs/export.md; errors."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tinyprompt.tree import flatten, nest
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install '.[ort]'")
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 LAYOUTS = ("whole", "shards", "alias", "cache")
 SHAPES = export.Shape(batch_size=3, input_tokens=7, target_tokens=4, prompt_length=5)
@@ -210,11 +210,10 @@ def alone(code, folder):
     return done.stdout
 
 
-def test_the_readmes_loop_needs_no_tinyprompt(tmp_path, capsys):
-    """The command (but for its model and prompt), the loop and the options of the section, run elsewhere."""
-    section = README.split("## Without tinyprompt\n")[1].split("\n## ")[0]
-    command = re.search(r"^    tinyprompt (export .*)$", section, re.M)[1].split()
-    loop, options = re.findall(r"```python\n(.*?)```", section, re.S)
+def test_the_loop_of_the_page_needs_no_tinyprompt(tmp_path, capsys):
+    """The command (but for its model and prompt), the loop and the options of docs/export.md, run elsewhere."""
+    command = re.search(r"^    tinyprompt (export .*)$", PAGE, re.M)[1].split()
+    loop, options = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     folder = write_model(tmp_path / "model", dtype=bfloat16)
     prompt = save_prompt(tmp_path / "mine.safetensors", models.load(folder), (5, 20))
     words = [str(prompt) if word == "mine.safetensors" else word for word in command]

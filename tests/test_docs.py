@@ -1,0 +1,220 @@
+"""README.md and docs/: every command is parsed, every cheap one runs, and so does every snippet of Python.
+
+A command is a line that begins with `tinyprompt ` or `python ` in an indented or fenced block; a backslash at its end
+goes on, and `&&` joins two. A snippet is a block fenced as python. The commands and snippets of a page run from its
+first line to its last, in one folder and one namespace, so a page may use what it has made before. The folder begins
+with the files that `work` writes, and a small random T5 stands in for the built-in "base".
+
+Commands between backticks in a text are parsed only.
+"""
+
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from files import SMALL, weights, write
+
+from tinyprompt.cli.main import COMMANDS, main, parser
+from tinyprompt.files import models, prompts
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Commands that are only parsed: how they read, and why they do not run here.
+NOT_RUN = {
+    r"tinyprompt pull": "fetches a model from the network",
+    r"google/": "a model that `pull` has fetched",
+    r"tinyprompt demo": "takes minutes; test_cli.py runs it on a small model",
+    r"tinyprompt bench": "takes minutes, and times what else the machine does; test_bench.py runs it on a tiny shape",
+    r"--device cuda": "needs a GPU",
+    r"t5x/": "needs a T5X checkpoint; test_t5x.py makes one",
+}
+# Programs that are not run either: environments, pytest in pytest, and what takes data sets or hours.
+PROGRAMS = r"(\S*/)?(pip |python -m (venv|pytest)|python (lessons|weights|tests)/\w+\.py)"
+FOREIGN = {"--hypothesis-profile"}  # options of other programs
+
+
+class Block(NamedTuple):
+    """Something of a page that can be executed."""
+
+    line: int
+    kind: str  # "command" or "snippet"
+    text: str
+
+
+def blocks(text):
+    """The commands and snippets of a page in their order."""
+    fence, found, part = None, [], ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("```"):
+            fence = None if fence is not None else line[3:].strip()
+            if fence == "python":
+                found.append(Block(number, "snippet", "\n" * number))
+        elif fence == "python":
+            found[-1] = found[-1]._replace(text=f"{found[-1].text}{line}\n")
+        elif fence is not None or line.startswith("    "):
+            part += line.strip().removeprefix("$ ")
+            if part.startswith(("tinyprompt ", "python ")) and not part.endswith("\\"):
+                found += [Block(number, "command", one.strip()) for one in part.split(" && ")]
+            part = part.removesuffix("\\") if part.endswith("\\") else ""
+    return found
+
+
+def inline(text):
+    """Commands between backticks, in the text of a page; not those that leave something out by "..."."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    found = [" ".join(words.split()) for words in re.findall(r"`(tinyprompt\s[^`]+)`", prose)]
+    return [command for command in found if "..." not in command.split()]
+
+
+def words_of(command):
+    """The arguments of a tinyprompt command, None for another program."""
+    words = shlex.split(command, comments=True)
+    if words[:3] == ["python", "-m", "tinyprompt"]:
+        return words[3:]
+    return words[1:] if words and words[0].split("/")[-1] == "tinyprompt" else None
+
+
+def refused(words):
+    """What the parser says against these words; None if it takes them."""
+    try:
+        args, rest = parser().parse_known_args(words)
+    except SystemExit as stop:
+        return f"exit status {stop.code}" if stop.code else None  # 0: --help
+    texts = "text" in args and not any(word.startswith("-") for word in rest)
+    return f"unknown: {rest}" if rest and not texts else None
+
+
+def why_not_run(command):
+    return next((reason for start, reason in NOT_RUN.items() if re.search(start, command)), None)
+
+
+def shorter(words):
+    """A tuning run of two steps in place of hundreds."""
+    if words[0] != "tune":
+        return words
+    done = prompts.load_prompt(words[words.index("--resume") + 1]).train_state["step"] if "--resume" in words else 0
+    return [*words, "--steps", str(int(np.ravel(done)[0]) + 2)]
+
+
+def table(path, header, rows, between="\t"):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(between.join(row) for row in (header, *rows)) + "\n", encoding="utf-8")
+
+
+def records(path, *rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """What a reader has before the first command of a page."""
+    at, patch = tmp_path_factory.mktemp("work"), pytest.MonkeyPatch()
+    names, both = ("input", "target"), [(f"soup {i}", ("bad", "good")[i % 2]) for i in range(20)]
+    for name in ("train", "dev", "test"):
+        table(at / f"{name}.tsv", names, both)
+    table(at / "coded.csv", ("text", "label"), [(text, str(int(word == "good"))) for text, word in both], ",")
+    table(at / "articles.tsv", names, [(f"Summarise: {i}", f"number {i}") for i in range(20)])
+    for name in ("train", "val"):
+        records(
+            at / "BoolQ" / f"{name}.jsonl", *(dict(question="is it", passage=f"{i}", label=i > 3) for i in range(8))
+        )
+        pairs = (dict(premise=f"{i}", hypothesis="x", label=["entailment", "not_entailment"][i % 2]) for i in range(8))
+        records(at / "RTE" / f"{name}.jsonl", *pairs)
+    table(at / "qqp.tsv", ("question1", "question2", "is_duplicate"), [("Why?", "How?", str(i % 2)) for i in range(8)])
+    quality = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
+    table(
+        at / "msr_paraphrase_test.txt", quality, [(str(i % 2), "1", "2", "He sat.", "He sat down.") for i in range(8)]
+    )
+    shutil.copytree(ROOT / "tinyprompt" / "demo", at / "tinyprompt" / "demo")
+    rng, labels = np.random.default_rng(0), np.tile([9, 1, 0, 0], (16, 1))
+    ids = rng.integers(3, SMALL["vocab_size"], (16, 64))
+    mask, weight = np.ones_like(ids), (labels > 0).astype(np.float32)
+    np.savez(at / "rows.npz", input_ids=ids, attention_mask=mask, labels=labels, weights=weight)
+    (at / "path" / "to").mkdir(parents=True)
+    write(at / "path" / "to" / "t5", SMALL, weights())
+    patch.chdir(at)
+    tune = ["tune", "--model", "path/to/t5", "--steps", "2", "--out"]
+    for seed, name in enumerate(("mine", "other")):
+        assert main([*tune, f"{name}.safetensors", "--seed", str(seed), "--dev", "dev.tsv", "train.tsv"]) == 0
+    assert main([*tune, "qqp.safetensors", "--task", "qqp", "--dev", "qqp.tsv", "qqp.tsv"]) == 0
+    topic = "tinyprompt/demo/topic.dev.tsv"
+    assert main([*tune, "tinyprompt-demo/topic.safetensors", "--dev", topic, topic]) == 0
+    patch.undo()
+    return at
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_shows_runs(page, work, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
+    at = shutil.copytree(work, tmp_path / "work")
+    monkeypatch.chdir(at)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(models, "default_model", lambda: at / "path" / "to" / "t5")
+    names = {}
+    for line, kind, text in blocks(page.read_text(encoding="utf-8")):
+        if kind == "snippet":
+            exec(compile(text, f"{page.name} as of line {line}", "exec"), names)
+        elif (words := words_of(text)) and refused(words) is None and not why_not_run(text):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("a line\n"))
+            capsys.readouterr()
+            status = main(shorter(words))
+            assert status == 0, f"{page.name}, line {line}: {text}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    wrong = {}
+    commands = [block.text for block in blocks(text) if block.kind == "command"]
+    for command in (*commands, *inline(text)):
+        words = words_of(command)
+        if words is None:
+            script = re.search(r"\w+/\w+\.py", command)
+            if not re.match(PROGRAMS, command) or (script and not (ROOT / script[0]).exists()):
+                wrong[command] = "no program of this repository"
+        elif words[1:] or words[0] not in COMMANDS:
+            wrong |= {command: why} if (why := refused(words)) else {}
+    known = {option for name in COMMANDS for option in options_of(name)} | FOREIGN
+    wrong |= {name: "no such option" for name in re.findall(r"`(--[\w-]+)", text) if name not in known}
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target and not (page.parent / target).exists():
+            wrong[target] = "no such file"
+    assert not wrong
+
+
+def options_of(command):
+    """All options of a command, as its --help shows them."""
+    action = next(action for action in parser()._actions if action.choices and command in action.choices)
+    return action.choices[command]._option_string_actions
+
+
+def test_every_page_is_listed():
+    listed = re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
+
+
+def test_every_reason_not_to_run_is_needed():
+    commands = [block.text for page in PAGES for block in blocks(page.read_text(encoding="utf-8"))]
+    assert [start for start in NOT_RUN if not any(re.search(start, text) for text in commands)] == []
+
+
+def test_how_a_page_is_read():
+    page = "text\n\n    tinyprompt a \\\n        --b && python -m c\n    output\n\n```sh\n$ python x\n```\n"
+    page += "```python\ny\n```\n"
+    assert [(kind, text.strip()) for _, kind, text in blocks(page)] == [
+        ("command", "tinyprompt a --b"),
+        ("command", "python -m c"),
+        ("command", "python x"),
+        ("snippet", "y"),
+    ]
+    assert inline("a `tinyprompt b\nc` and `d`\n```\n`tinyprompt e f`\n```\n") == ["tinyprompt b c"]
+    assert refused(["tune", "train.tsv", "--precision", "int8"])
+    assert refused(["predict", "p", "--device", "cpu", "text"]) is None
