@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from files import SMALL, weights, write
+from test_layout import ORDER
 
 from tinyprompt.cli.main import COMMANDS, main, parser
 from tinyprompt.files import models, prompts
@@ -36,7 +37,7 @@ NOT_RUN = {
     r"t5x/": "needs a T5X checkpoint; test_t5x.py makes one",
 }
 # Programs that are not run either: environments, pytest in pytest, and what takes data sets or hours.
-PROGRAMS = r"(\S*/)?(pip |python -m (venv|pytest)|python (lessons|weights|tests)/\w+\.py)"
+PROGRAMS = r"(\S*/)?(pip |pre-commit |python -m (venv|pytest)|python (lessons|weights|tests)/\w+\.py)"
 FOREIGN = {"--hypothesis-profile"}  # options of other programs
 
 
@@ -89,6 +90,10 @@ def refused(words):
         return f"exit status {stop.code}" if stop.code else None  # 0: --help
     texts = "text" in args and not any(word.startswith("-") for word in rest)
     return f"unknown: {rest}" if rest and not texts else None
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
 
 
 def why_not_run(command):
@@ -151,7 +156,7 @@ def work(tmp_path_factory):
     return at
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_a_page_shows_runs(page, work, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
     at = shutil.copytree(work, tmp_path / "work")
@@ -169,7 +174,7 @@ def test_what_a_page_shows_runs(page, work, tmp_path, monkeypatch, capsys):
             assert status == 0, f"{page.name}, line {line}: {text}\n{capsys.readouterr().err}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name_of)
 def test_what_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
     wrong = {}
@@ -218,3 +223,16 @@ def test_how_a_page_is_read():
     assert inline("a `tinyprompt b\nc` and `d`\n```\n`tinyprompt e f`\n```\n") == ["tinyprompt b c"]
     assert refused(["tune", "train.tsv", "--precision", "int8"])
     assert refused(["predict", "p", "--device", "cpu", "text"]) is None
+
+
+def test_the_tree_of_contributing_is_that_of_the_package():
+    found, folder = [], ""
+    for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1].splitlines()[2:]:
+        name, inside = line.split()[0], line.startswith("    ")
+        folder = folder if inside else name if name.endswith("/") else ""
+        found += [] if name.endswith("/") else [folder + name]
+    package = ROOT / "tinyprompt"
+    there = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if not path.stem.startswith("__")]
+    assert sorted(found) == sorted(there)
+    orders = [name for name in ORDER if f"{name}.py" in found and "/" not in name]
+    assert [name for name in (path.removesuffix(".py") for path in found) if name in orders] == orders

@@ -1,4 +1,4 @@
-"""Exported graphs: NumPy's numbers from the model's files, by ONNX Runtime alone; the loop of docs/export.md; errors."""
+"""Exported graphs: NumPy's numbers from the model's files by ONNX Runtime alone; the loop of docs/export.md; errors."""
 
 import json
 import os
