@@ -301,7 +301,8 @@ def caught(mutant: Mutant) -> bool:
         copy = Path(made)
         shutil.copytree(ROOT / "tinyprompt", copy / "tinyprompt")
         shutil.copytree(ROOT / "tests", copy / "tests")
-        (copy / "weights").symlink_to(ROOT / "weights")
+        for name in ("weights", "docs"):
+            (copy / name).symlink_to(ROOT / name)
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, copy)
         path = copy / "tinyprompt" / f"{mutant.module}.py"
