@@ -37,7 +37,7 @@ NOT_RUN = {
     r"t5x/": "needs a T5X checkpoint; test_t5x.py makes one",
 }
 # Programs that are not run either: environments, pytest in pytest, and what takes data sets or hours.
-PROGRAMS = r"(\S*/)?(pip |pre-commit |python -m (venv|pytest)|python (lessons|weights|tests)/\w+\.py)"
+PROGRAMS = r"(\S*/)?(pip |pre-commit |python -m (venv|pytest)|python (lessons|weights|tests)/[\w/]+\.py)"
 FOREIGN = {"--hypothesis-profile"}  # options of other programs
 
 
@@ -70,7 +70,7 @@ def blocks(text):
 def inline(text):
     """Commands between backticks, in the text of a page; not those that leave something out by "..."."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    found = [" ".join(words.split()) for words in re.findall(r"`(tinyprompt\s[^`]+)`", prose)]
+    found = [" ".join(words.split()) for words in re.findall(r"`((?:tinyprompt|python)\s[^`]+)`", prose)]
     return [command for command in found if "..." not in command.split()]
 
 
@@ -90,6 +90,17 @@ def refused(words):
         return f"exit status {stop.code}" if stop.code else None  # 0: --help
     texts = "text" in args and not any(word.startswith("-") for word in rest)
     return f"unknown: {rest}" if rest and not texts else None
+
+
+def wrong_program(command):
+    """What is wrong with a command of another program; None if it and its options are there."""
+    if not re.match(PROGRAMS, command):
+        return "no program of this repository"
+    script = re.search(r"[\w/]+\.py", command)
+    if script and not (ROOT / script[0]).exists():
+        return f"no file {script[0]}"
+    source = (ROOT / script[0]).read_text(encoding="utf-8") if script else command
+    return next((f"no option {name}" for name in re.findall(r"--[\w-]+", command) if name not in source), None)
 
 
 def name_of(page):
@@ -182,11 +193,10 @@ def test_what_a_page_names_exists(page):
     for command in (*commands, *inline(text)):
         words = words_of(command)
         if words is None:
-            script = re.search(r"\w+/\w+\.py", command)
-            if not re.match(PROGRAMS, command) or (script and not (ROOT / script[0]).exists()):
-                wrong[command] = "no program of this repository"
-        elif words[1:] or words[0] not in COMMANDS:
-            wrong |= {command: why} if (why := refused(words)) else {}
+            why = wrong_program(command)
+        else:
+            why = refused(words) if words[1:] or words[0] not in COMMANDS else None
+        wrong |= {command: why} if why else {}
     known = {option for name in COMMANDS for option in options_of(name)} | FOREIGN
     wrong |= {name: "no such option" for name in re.findall(r"`(--[\w-]+)", text) if name not in known}
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
