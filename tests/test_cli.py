@@ -463,6 +463,58 @@ def test_convert_fails_in_one_line(fails, models, prompt, tmp_path, args, messag
     assert message in fails("convert", *(arg.format(models=models, prompt=prompt, tmp=tmp_path) for arg in args))
 
 
+def test_what_cannot_be_written_is_said_before_anything_is_computed(fails, models, prompt, tmp_path):
+    rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
+    for path in ("a.txt", "a"):
+        assert f"{path}: expected a name that ends in .tsv or .csv" in fails(
+            "eval", prompt, rows, *model, "--rows", path
+        )
+        assert "ends in .png or" in fails("tune", rows, *model, "--plot", path)
+        assert "ends in .png or" in fails("count", "--plot", path)
+
+
+def test_eval_writes_its_rows_with_the_probability_of_each_label(call, models, prompt, tmp_path):
+    rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
+    out, _ = call("eval", prompt, rows, *model, "--rows", tmp_path / "new" / "answers.csv", "--json")
+    head, *lines = (tmp_path / "new" / "answers.csv").read_text().splitlines()
+    assert head == "input,target,answer,p(bad),p(good)"
+    cells = [line.split(",") for line in lines]
+    assert [(text, target) for text, target, *_ in cells] == NAMED
+    for _, _, said, bad, good in cells:
+        assert abs(float(bad) + float(good) - 1) < 1e-5
+        assert said == ("bad" if float(bad) > float(good) else "good")
+    assert sum(said == target for _, target, said, *_ in cells) / 20 == out["score"]
+    counts = [[sum((t, s) == (a, b) for _, t, s, *_ in cells) for b in ("bad", "good")] for a in ("bad", "good")]
+    assert out["confusion"] == counts
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        (["--epochs", "3"], "use --steps"),
+        (["--precision", "int8"], "--device cpu-int8"),
+        (["--length", "5"], "use --prompt-length"),
+        (["--batch=5"], "use --batch-size"),
+        (["--optimiser", "adam"], "did you mean --optimizer?"),
+    ],
+)
+def test_an_option_of_other_programs_gets_a_hint(option, hint, capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "a.tsv", *option])
+    assert hint in capsys.readouterr().err
+
+
+def test_options_may_have_the_names_of_other_programs(models, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors"
+    command = ["tune", rows, "--model", models[0], "--out", str(out), "--steps", "1"]
+    assert main([*command, "--lr", "0.2", "--prompt-length", "2"]) == 0
+    assert prompts.load_prompt(out).settings["learning_rate"] == 0.2
+    assert (
+        main(["tune", rows, "--model", models[0], "--out", str(out), "--steps", "1", "--num-virtual-tokens", "3"]) == 0
+    )
+    assert prompts.load_prompt(out).array.shape == (3, 20)
+
+
 def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     command = ("tune", rows, "--dev", rows, "--out", tmp_path / "q.safetensors")
@@ -476,7 +528,7 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
             rows = command[1]
             command = ("tune", write_rows(tmp_path / "few.tsv", NAMED[:8]), "--dev", rows, *command[4:])
         assert message in fails(*command, "--model", models[0], "--resume", prompt, *more, told=True)
-    assert "tuned on 'one'" in fails(*command, "--model", models[1], "--resume", prompt, "--steps", 8, told=True)
+    assert f"{prompt}: was tuned on 'one'" in fails(*command, "--model", models[1], "--resume", prompt, "--steps", 8)
 
 
 def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch):

@@ -234,7 +234,7 @@ def test_the_printed_graph_can_be_read():
 
 
 def test_the_readme_shows_what_is_printed(capsys):
-    code, shown = re.findall(r"```(?:python)?\n(.*?)```", README.split("## The same code on ONNX Runtime")[1], re.S)[:2]
+    code, shown = re.findall(r"```(?:python)?\n(.*?)```", README.split("## What it is")[1], re.S)[:2]
     exec(code, {})
     assert capsys.readouterr().out == shown
 

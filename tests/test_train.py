@@ -7,6 +7,7 @@ import pytest
 from reference import hugging_face, random_weights, raw_config, torch
 from tuning import answer, prompt_of, saver, tune
 
+import tinyprompt
 from tinyprompt import data, generate, methods, t5, train, tree
 from tinyprompt.config import Config
 from tinyprompt.data import Row
@@ -504,3 +505,47 @@ def test_loss_is_teacher_forced_cross_entropy(model):
     assert np.isclose(
         train.loss(delta, model.params, model.config, batch), -sum(scores) / batch.weights.sum(), rtol=1e-5
     )
+
+
+def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
+    """On a file of 50 rows: file names, a bar, a curve, one line for what is shown, a string for a string."""
+    model = model_of(random_weights(CONFIG, 0))
+    path = tmp_path / "train.tsv"
+    path.write_text("input\ttarget\n" + "".join(f"{row.input}\t{row.target}\n" for row in rows_of(50)))
+    result = tinyprompt.tune(model, str(path), settings=replace(SHORT, steps=12))
+    assert "12/12" in capsys.readouterr().err
+    assert tinyprompt.tune(model, path, path, SHORT, progress=False).history[0]["loss"] is None
+    assert capsys.readouterr().err == ""
+    for shown in (model, result, result.prompt):
+        assert "\n" not in repr(shown)
+        assert len(repr(shown)) < 160
+    assert len(result.history) == 13
+    axes = result.plot()
+    assert axes.get_xlabel() == "step"
+    assert result.plot(tmp_path / "curve.png") is None
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    answer = tinyprompt.predict(model, result.prompt, "++")
+    assert [answer] == tinyprompt.predict(model, result.prompt, ["++"])
+    assert answer in LABELS
+    assert str(tinyprompt.evaluate(model, result.prompt, path)).startswith("accuracy ")
+    assert tinyprompt.gradient(model, result.prompt, path).array.shape == result.prompt.array.shape == (5, 20)
+    seen = tinyprompt.intermediates(model, result.prompt, "++", "a")
+    assert seen["encoder.block.0.layer.0.attention_weights"].shape == (1, 3, 8, 8)
+    with pytest.raises(TypeError, match="the model comes first"):
+        tinyprompt.predict(result.prompt, model, "++")
+    with pytest.raises(DataError, match="expected Row"):
+        tinyprompt.tune(model, [("++", "a")], settings=SHORT)
+    with pytest.raises(ValueError, match="setting task: expected one of auto"):
+        tinyprompt.tune(model, path, settings=replace(SHORT, task="boolq"))
+
+
+def test_the_gradient_is_the_slope_of_the_loss(model):
+    rows = rows_of(5)
+    prompt = prompt_of(model, first_of(model, 4, "vocab"), LABELS, replace(SHORT, prompt_length=4))
+    found = gradient(model, prompt, rows, "numpy")
+    way = np.random.default_rng(0).normal(size=prompt.array.shape).astype(np.float32)
+    ends = [
+        gradient(model, replace(prompt, params={PROMPT: prompt.array + h * way}), rows, "numpy").loss
+        for h in (1e-2, -1e-2)
+    ]
+    assert np.isclose((ends[0] - ends[1]) / 2e-2, np.sum(found.array * way), rtol=2e-2, atol=1e-3)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tinyprompt.settings import Settings
 
 MAX_LABELS = 50
+TASKS = ("auto", "classify", "generate")  # of files of columns: label words found, wanted or not
 NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
@@ -139,7 +140,12 @@ def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[
 
 def read(source: str | Path | Sequence[Row]) -> list[Row]:
     """Rows as they are, or those of a file with the columns `input` and `target`."""
-    return read_rows(source) if isinstance(source, str | Path) else list(source)
+    if isinstance(source, str | Path):
+        return read_rows(source)
+    for row in source:
+        if not isinstance(row, Row):
+            raise DataError(f"row {row!r:.60}: expected Row(input, target), or the name of a file")
+    return list(source)
 
 
 def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | None:

@@ -102,7 +102,8 @@ def from_text(start: Start, shape):
 def from_file(start: Start, shape):
     """A saved soft prompt, of any frozen model with the same d_model."""
     if start.prompt is None:
-        raise ValueError("prompt init 'file': name a saved prompt (--init-file; from Python, TaskData.init)")
+        where = "--init-file, or from Python TaskData.init of train.run"
+        raise ValueError(f"prompt init 'file': a saved prompt is missing; give one: {where}")
     found, path = start.prompt.vectors(start.settings.init_file), start.settings.init_file
     if found.shape != shape:
         other = found.shape[1] != shape[1]

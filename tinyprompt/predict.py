@@ -28,6 +28,8 @@ def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: st
 
     Example: `predict(model, prompt, "Two goals in the last minute.")`.
     """
+    if isinstance(model, Prompt):
+        raise TypeError("predict(model, prompt, texts): the model comes first, then the prompt")
     if isinstance(texts, str):
         return predict(model, prompt, [texts], device)[0]
     if prompt.label_words:
@@ -101,15 +103,16 @@ def stream(model: Model, prompt: Prompt, text: str, device: str | None = None) -
             said = answer
 
 
-def intermediates(model: Model, prompt: Prompt, texts: Sequence[str], targets: Sequence[str] = ("",)) -> Flat:
+def intermediates(model: Model, prompt: Prompt, texts: str | Sequence[str], targets: str | Sequence[str] = "") -> Flat:
     """Look inside: every hidden state and attention weight of a forward pass by NumPy, by name.
 
     The names are those of the layers: `encoder.block.0.layer.0.attention_weights` (B, H, T, L), and `.hidden_states`
     (B, T, D) behind each layer. targets: what the decoder reads, one for each text or one for all.
 
-    Example: `intermediates(model, prompt, ["Two goals."], ["sport"])["encoder.block.0.layer.0.attention_weights"]`.
+    Example: `intermediates(model, prompt, "Two goals.", "sport")["encoder.block.0.layer.0.attention_weights"]`.
     """
     check_fit(prompt, model)
+    texts, targets = ([x] if isinstance(x, str) else x for x in (texts, targets))
     inputs, mask = pad(encode_inputs(texts, model.tokenizer, Settings.saved(prompt.settings).max_input_tokens), 1)
     labels, _ = pad([model.tokenizer.encode(target) for target in targets], 1)
     labels = np.broadcast_to(labels, (len(texts), labels.shape[1]))

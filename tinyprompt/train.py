@@ -51,7 +51,7 @@ class Gradient(NamedTuple):
         return self.grads[methods.PROMPT]
 
 
-def gradient(model: Model, prompt: Prompt, rows: Sequence[Row], device: str | None = None) -> Gradient:
+def gradient(model: Model, prompt: Prompt, rows: str | Path | Sequence[Row], device: str | None = None) -> Gradient:
     """The mean cross entropy of the targets of some rows, and its gradient with respect to the prompt.
 
     The rows are one batch: the loss is the mean over all their target tokens, eos included. Of a method that is no
@@ -63,7 +63,7 @@ def gradient(model: Model, prompt: Prompt, rows: Sequence[Row], device: str | No
     check_fit(prompt, model)
     settings = Settings.saved(prompt.settings)
     ids = target_ids(model, prompt.label_words, has_label_head(model, prompt))
-    batch = data.batch_of(rows, model.tokenizer, settings.max_input_tokens, ids)
+    batch = data.batch_of(data.read(rows), model.tokenizer, settings.max_input_tokens, ids)
     step = compile(loss_and_grads, device or default_device())
     value, grads = step(prompt.params, model.params, model.config, batch)
     return Gradient(float(value), grads)
@@ -334,6 +334,9 @@ def tune(
     Example: `result = tune(load(), "train.tsv", settings=Settings(steps=200, prompt_length=20))`.
     """
     started, settings = time.perf_counter(), settings or Settings()
+    if settings.task not in data.TASKS:
+        told = "for a built-in task use the command line, or registry.read and train.run"
+        raise ValueError(f"setting task: expected one of {', '.join(data.TASKS)}, found {settings.task!r}; {told}")
     rows = data.read(train)
     rows, dev_rows = data.split(rows, 0.2, settings.seed) if dev is None else (rows, data.read(dev))
     task = TaskData(rows, dev_rows, data.label_words(rows, settings.task), right_answers)

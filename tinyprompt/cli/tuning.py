@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import importlib.util
 import json
 import sys
 import time
@@ -36,6 +37,7 @@ DEMO_SETTINGS = Settings(
     steps=400, batch_size=16, prompt_length=20, optimizer="adam", schedule="linear", eval_every=40
 )  # fmt: skip
 LENGTHS = (1, 5, 20, 50, 100, 150)  # of the paper's table 4
+DELIMITERS = {".tsv": "\t", ".csv": ","}
 CONFUSION = 10  # labels up to which a confusion matrix is printed
 ROWS = "a .tsv, .csv or .jsonl file, or the task's own; of a mixture a,b one file each"
 
@@ -66,17 +68,19 @@ def demo(args: argparse.Namespace) -> Output:
         result.plot(curve)
     except ImportError:
         curve = None
+    answers, targets = predict(model, result.prompt, [row.input for row in test], args.device), [r.target for r in test]
+    right = next((row for row, said in zip(test, answers, strict=True) if said == row.target), test[0])
     found = {
-        "majority": metrics.majority([row.target for row in rows], [row.target for row in test]),
+        "majority": metrics.majority([row.target for row in rows], targets),
         "unprompted": bare.mean,
-        "tuned": registry.evaluate(model, result.prompt, test, args.device).mean,
+        "tuned": metrics.accuracy(answers, targets),
     }
     seconds = round(time.perf_counter() - started, 1)
     names = ("majority class", "frozen model, no prompt", "frozen model, tuned prompt")
     lines = [f"accuracy on {len(test)} test rows it never saw"]
     lines += [f"  {name:<28}{x:6.3f}" for name, x in zip(names, found.values(), strict=True)]
     lines.append(f"prompt saved to {path}" + (f", learning curve to {curve}" if curve else "") + f"; {seconds} s")
-    lines.append(f"try: tinyprompt predict {path} {json.dumps(test[0].input)}")
+    lines.append(f"try: tinyprompt predict {path} {json.dumps(right.input)}")
     about = {"task": args.task, "test_rows": len(test), "seconds": seconds, "device": args.device}
     files = {"prompt": str(path), "curve": str(curve) if curve else None}
     return Output({**about, **found, **files}, "\n".join(lines))
@@ -118,12 +122,15 @@ def tune(args: argparse.Namespace) -> Output:
 
     It is saved at every dev score, with all that --resume needs to go on as if the run had never stopped.
     """
+    check_plot(args.plot)
     resume = prompts.load_prompt(args.resume) if args.resume else None
     settings = Settings.saved(resume.settings | given(args), args.resume) if resume else Settings(**given(args))
     registry.check_name(settings.task)
     path = Path(args.out or (args.resume if resume and resume.train_state else "prompt.safetensors"))
     prompts.check_target(path, settings.method)
     model = models.load(args.model)
+    if resume:
+        check_fit(resume, model, args.resume)
     rows, dev = read_parts(args, settings)
     builtin = settings.task in TASKS
     words = resume.label_words if resume and not builtin else label_words_for(args, settings.task, rows)
@@ -170,6 +177,7 @@ def read_parts(args: argparse.Namespace, settings: Settings) -> tuple[list[Row],
 def evaluate(args: argparse.Namespace) -> Output:
     """Score a saved prompt on rows of a file."""
     started = time.perf_counter()
+    check_ending(args.rows, *DELIMITERS)
     model, prompt, settings = open_prompt(args)
     rows = read(args, args.data, settings.task, named=of_mixture(prompt))
     check_targets(", ".join(args.data), rows, prompt.label_words)
@@ -200,11 +208,8 @@ def answer(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> t
 
 def write_rows(path: Path, rows: Sequence[Row], answers: Sequence[str], shares: Sequence[dict[str, float]]) -> None:
     """Write a line a row: input, target, answer, and the probability of each label."""
-    delimiter = {".tsv": "\t", ".csv": ","}.get(path.suffix)
-    if delimiter is None:
-        raise DataError(f"{path}: expected a name that ends in .tsv or .csv")
     file = StringIO()
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer = csv.writer(file, delimiter=DELIMITERS[path.suffix], lineterminator="\n")
     writer.writerow(["input", "target", "answer", *(f"p({word})" for word in shares[0])])
     for row, said, share in zip(rows, answers, shares, strict=True):
         writer.writerow([row.input, row.target, said, *(f"{x:.6f}" for x in share.values())])
@@ -319,6 +324,7 @@ def count(args: argparse.Namespace) -> Output:
     configs = {name: bench.config_of(name) for name in ("small", "base", "large", "xl", "xxl")}
     if args.model:
         configs = {args.model: models.read_config(hub.find(args.model) / "config.json")}
+    check_plot(args.plot)
     if args.plot:
         figures.draw_parameters(configs, (1, settings.prompt_length), settings, args.labels, Path(args.plot))
     rows, table = [], []
@@ -340,6 +346,21 @@ def count(args: argparse.Namespace) -> Output:
 
 
 # ---- what they share ----
+
+
+def check_ending(path: str | None, *endings: str) -> None:
+    """Raise ValueError for the name of a file, if there is one, with another ending."""
+    if path is not None and Path(path).suffix not in endings:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(endings)}")
+
+
+def check_plot(path: str | None) -> None:
+    """Raise ValueError if no picture can be written, before anything is computed."""
+    check_ending(path, ".png", ".pdf", ".svg")
+    if path is not None and not importlib.util.find_spec("matplotlib"):
+        raise ValueError("--plot: matplotlib is not installed; pip install 'tinyprompt[plot]'")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:

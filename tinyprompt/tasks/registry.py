@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyprompt import data
 from tinyprompt.data import Row
 from tinyprompt.errors import DataError
 from tinyprompt.model import Model, Prompt
@@ -14,7 +15,7 @@ from tinyprompt.predict import predict
 from tinyprompt.tasks import metrics
 from tinyprompt.tasks.readers import Example, agnews, label_of, multirc, record, squad, table, trec, wsc
 
-PLAIN = ("auto", "classify", "generate")  # files of columns: label words found, wanted or not
+PLAIN = data.TASKS
 
 
 class Task(NamedTuple):
@@ -121,11 +122,12 @@ def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequ
     return Scores(found, mean, len(rows), f"mean of {of}" if len(found) > 1 else of)
 
 
-def evaluate(model: Model, prompt: Prompt, rows: Sequence[Row], device: str | None = None) -> Scores:
+def evaluate(model: Model, prompt: Prompt, rows: str | Path | Sequence[Row], device: str | None = None) -> Scores:
     """Score the answers of a prompt to some rows, with the metrics of the task that it was tuned on.
 
     Example: `print(evaluate(model, prompt, read_rows("test.tsv")))` prints "accuracy 0.775 on 200 rows".
     """
+    rows = data.read(rows)
     answers = predict(model, prompt, [row.input for row in rows], device)
     return score(prompt.settings.get("task", "auto"), answers, rows, prompt.label_words)
 

@@ -121,6 +121,8 @@ def load_case(path: str | Path, model: Model) -> Case:
     try:
         with np.load(path) as file:
             arrays = dict(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: not a .npz file with the arrays {', '.join(names)} ({error})") from None
 
