@@ -122,7 +122,7 @@ def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, length, seed):
         ({"prompt": np.ones((3, 4), int)}, "dtype int64; expected ['any', 4] and floating"),
         ({"labels": np.ones((2, 5), int)}, "'labels' has shape [2, 5]"),
         ({"input_ids": np.full((3, 24), VOCAB)}, f"'input_ids': expected ids from 0 to {VOCAB - 1}"),
-        ({"labels": np.full((3, 5), -100)}, "'labels': expected ids from 0"),
+        ({"labels": np.full((3, 5), -100)}, "'labels' holds -100, as Hugging Face's collators pad; write 0"),
         ({"attention_mask": np.zeros((3, 24), int)}, "'attention_mask': expected 0 and 1, and a 1 in every row"),
         ({"attention_mask": np.full((3, 24), 2)}, "'attention_mask': expected 0 and 1"),
         ({"weights": np.zeros((3, 5))}, "'weights': expected numbers from 0 on"),
@@ -333,3 +333,9 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     reports = [x for x in names.values() if isinstance(x, check.Report)]
     assert len(reports) == 2
     assert all(report.ok for report in reports)
+
+
+def test_what_autograd_cannot_differentiate_is_reported():
+    report = check_vjp(lambda x, w: anp.einsum("nd,nn->d", x, w), np.ones((4, 2)), np.ones((4, 4)))
+    assert not report.ok
+    assert "argument 1: autograd cannot differentiate it" in str(report)

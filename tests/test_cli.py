@@ -21,6 +21,7 @@ from tinyprompt.device import default_device, describe_device
 from tinyprompt.files import models as model_files
 from tinyprompt.files import prompts
 from tinyprompt.model import PROMPT
+from tinyprompt.tokenizer import ByteTokenizer
 
 QUICK = ["--steps", "4", "--batch-size", "4", "--prompt-length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
@@ -196,7 +197,7 @@ def test_texts_may_stand_behind_the_options(call, models, prompt, capsys):
 def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fails, models, tmp_path):
     rows, out, model = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "lora.safetensors", ("--model", models[0])
     lora = ("--method", "lora", "--rank", "2")
-    call("tune", rows, "--dev", rows, "--out", out, *model, *lora, *QUICK)
+    call("tune", rows, "--dev", rows, "--out", out, *model, *lora, *QUICK[:4], *QUICK[6:])
     assert call("eval", out, rows, *model, "--json")[0]["metric"] == "accuracy"
     found = "expected a soft prompt, 'encoder.prompt.embedding' and nothing else; found 'decoder."
     for name in ("x.npy", "x"):
@@ -513,6 +514,44 @@ def test_options_may_have_the_names_of_other_programs(models, tmp_path):
         main(["tune", rows, "--model", models[0], "--out", str(out), "--steps", "1", "--num-virtual-tokens", "3"]) == 0
     )
     assert prompts.load_prompt(out).array.shape == (3, 20)
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("prompt", "--rank"), ("prompt", "--hidden"), ("lora", "--prompt-length"), ("full", "--rank"), ("ia3", "--rank")],
+)
+def test_a_size_that_the_method_does_not_have_is_refused(fails, models, tmp_path, method, option):
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    out = ("--model", models[0], "--out", tmp_path / "p.safetensors")
+    told = fails("tune", rows, *out, "--method", method, option, "4")
+    assert f"{option}: method '{method}' has no such size" in told
+
+
+def test_text_and_file_of_the_first_prompt_imply_it(call, models, prompt, tmp_path):
+    rows, out, model = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors", ("--model", models[0])
+    call("tune", rows, "--out", out, *model, *QUICK, "--init-text", "good or bad")
+    assert prompts.load_prompt(out).settings["init"] == "text"
+    call("tune", rows, "--out", out, *model, *QUICK, "--init-file", prompt)
+    assert prompts.load_prompt(out).settings["init"] == "file"
+
+
+def test_what_is_odd_about_the_rows_is_said(call, models, tmp_path):
+    more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
+    typo = write_rows(tmp_path / "typo.tsv", [*NAMED, ("film", "goood")])
+    assert "typing errors: 'goood'" in call("tune", typo, "--dev", typo, *more, "--task", "classify")[1]
+    one = write_rows(tmp_path / "one.tsv", [(text, "good") for text, _ in NAMED])
+    assert "all targets are 'good'" in call("tune", one, "--dev", one, *more)[1]
+    long = write_rows(tmp_path / "long.tsv", [(f"{i}", f"{i} " * 9) for i in range(9)])
+    said = call("tune", long, "--dev", long, *more, "--max-new-tokens", 4, "--max-input-tokens", 1)[1]
+    assert "9 of 9 dev targets have more than the 4 tokens that are written" in said
+    assert "18 of 18 inputs lose their end at 1 tokens" in said
+
+
+def test_label_words_that_become_the_same_ids_are_refused(fails, models, tmp_path, monkeypatch):
+    coded = write_rows(tmp_path / "coded.tsv", [("film", "Good"), ("book", "good")] * 8)
+    monkeypatch.setattr(ByteTokenizer, "encode", lambda self, text: [*(b + 3 for b in text.lower().encode()), 1])
+    out = ("--model", models[0], "--out", tmp_path / "q.safetensors")
+    assert "label words 'Good' and 'good' are the same" in fails("tune", coded, "--dev", coded, *out, told=True)
 
 
 def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):

@@ -474,3 +474,20 @@ def test_frozen_is_what_nobody_can_write():
     x.flags.writeable = False
     assert is_frozen(x)
     assert is_frozen(view)
+
+
+@pytest.mark.parametrize("equation", ["ij,ij->ij", "ij,ij->i", "ij,ij->", "ij,kj->ik", "ij,ji->i"])
+def test_einsum_broadcasts_as_numpy_does(equation):
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.full((1, 3), 2, np.float32)
+    b = b.T if equation == "ij,ji->i" else b
+    for function in (np.einsum, lambda *x: np.zeros_like(np.einsum(*x)) + 1, lambda *x: np.einsum(*x).reshape(-1)):
+        run = lambda a, b, function=function: function(equation, a, b)
+        found = compile(run, "cpu")(a, b)
+        assert found.shape == run(a, b).shape
+        assert np.allclose(found, run(a, b))
+
+
+def test_einsum_that_does_not_fit_is_refused():
+    for equation, shapes in (("ij,jk->ik", [(2, 3), (4, 5)]), ("ij->i", [(2, 3, 4)])):
+        with pytest.raises(LoweringError, match=r"numpy\.einsum"):
+            lower(lambda *x, equation=equation: np.einsum(equation, *x), *map(np.ones, shapes))

@@ -645,3 +645,10 @@ AT = "decoder.block.0.layer.0.SelfAttention.prefix"
 def test_a_malformed_prefix_is_refused(folder, params):
     with pytest.raises(CheckpointError, match=r"as many keys as values|does not fit"):
         check_fit(Prompt(params, None, None, None, {}), models.load(folder))
+
+
+def test_the_adapter_in_a_folder_is_named(tmp_path):
+    (tmp_path / "saved" / "mine").mkdir(parents=True)
+    (tmp_path / "saved" / "mine" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json; name the adapter in it: .*saved/mine"):
+        load_prompt(tmp_path / "saved")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 
-from tinyprompt import methods
+from tinyprompt import data, methods
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
 from tinyprompt.errors import DataError
@@ -236,7 +236,6 @@ def test_pronouns_off_by_one_or_with_punctuation(tmp_path, spans, text, marked):
         ("boolq", "a.json", "{}", "expected a file that ends in .tsv, .csv or .jsonl"),
         ("cb", "a.jsonl", lines(PAIR | {"label": "maybe"}), "label 'maybe': expected one of 0 or 'entailment', 1 or"),
         ("cb", "a.jsonl", lines(PAIR | {"label": 3}), "row 1: label 3: expected one of"),
-        ("cola", "a.tsv", "sentence\tlabel\nHe sat.\t1\n", "row 1: 2 fields, expected 4: source, label, mark, sen"),
         ("multirc", "a.jsonl", lines(dict(passage="text")), "row 1: 'passage': expected an object, found 'text'"),
         ("record", "a.jsonl", lines(dict(passage=NEWS, qas=[{}])), "row 1: expected 'query', found"),
         ("wsc", "a.jsonl", lines(WSC | {"text": "He fell."}), "row 1: expected 'it' as word 6 of 'He fell.'"),
@@ -504,7 +503,8 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
         "1e-3",
         "--out",
         out,
-        *QUICK,
+        *QUICK[:4],
+        *QUICK[6:],
     )
     assert tuned["label_words"] is None
     scored = call("eval", out, qqp, wsc)
@@ -578,3 +578,40 @@ def test_names_of_tasks():
     for name in ("mnli", "boolq,auto", "boolq,", ""):
         with pytest.raises(ValueError, match=r"^task '(mnli|auto|)': expected one of .*boolq"):
             registry.check_name(name)
+
+
+def test_rows_of_qqp_with_a_line_break_are_left_out_and_counted(tmp_path, caplog):
+    head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    good = "".join(f"{i}\t1\t2\tHow is it?\tHow are {i}?\t{i % 2}\n" for i in range(4))
+    path = write(tmp_path / "train.tsv", head + good + "9\t1\t2\tWho?\tIs it, and what\n\tis known?\t0\n" + good)
+    assert len(registry.read("qqp", path)) == 8
+    assert "left out 2 rows with too many or too few fields, the first at line 6" in caplog.text
+    with pytest.raises(DataError, match="row 6: 5 fields"):
+        list(data.records(path))
+
+
+def test_the_test_file_of_cola_has_a_header(tmp_path):
+    path = write(tmp_path / "test.tsv", "index\tsentence\n0\tBill whistled past the house.\n")
+    (row,) = registry.read("cola", path, labelled=False)
+    assert row.input == "sentence: Bill whistled past the house."
+
+
+def test_an_empty_answer_of_multirc_is_kept_and_groups_are_of_their_line(tmp_path):
+    def line(*texts):
+        answers = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
+        return {"passage": {"text": "It is so.", "questions": [{"question": "Is it?", "idx": 0, "answers": answers}]}}
+
+    path = write(tmp_path / "val.jsonl", lines(line("", "yes"), line("no", "never")))
+    rows = registry.read("multirc", path)
+    assert rows[0].input == "question: Is it? answer:  paragraph: It is so."
+    assert len({row.group for row in rows}) == 2  # also without idx
+
+
+def test_files_of_other_releases_are_named(tmp_path):
+    qas = [{"question": "Who ran?", "id": "2", "answers": [], "is_impossible": True}]
+    whole = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "It sat.", "qas": qas}]}]}
+    with pytest.raises(DataError, match=r"question 2: has no answer .*: this is SQuAD 2.0"):
+        registry.read("squad", write(tmp_path / "dev.json", json.dumps(whole)))
+    row = {"question": "is it so", "answer": True, "passage": "It is so."}
+    with pytest.raises(DataError, match="row 1: has 'answer' for 'label': BoolQ as first released"):
+        registry.read("boolq", write(tmp_path / "dev.jsonl", json.dumps(row)))

@@ -241,3 +241,86 @@ def test_a_sentencepiece_model_with_wrong_bytes(tiny, empty, at, wrong):
 @given(st.one_of(st.binary(), st.binary(max_size=40).map(lambda b: b"\x0a" + bytes([len(b)]) + b)))
 def test_random_bytes_raise_nothing_but_value_errors(empty, contents):
     load_broken(empty, "spiece.model", contents)
+
+
+def trained(path, **more):
+    """A sentencepiece model of the corpus with other settings, and sentencepiece's own view of it."""
+    out = io.BytesIO()
+    known = dict(vocab_size=80, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+    lines = iter(CORPUS.splitlines() * 5)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=out, **known | more)
+    path.write_bytes(out.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def test_pieces_of_bytes_become_their_letters_again(tmp_path):
+    theirs = trained(tmp_path / "spiece.model", byte_fallback=True, vocab_size=310, character_coverage=0.98)
+    words = tokenizer.load(tmp_path)
+    for text in ("the cat 好 sat", "日本", "naïf 😀 é", "the"):
+        ids = words.encode(text)
+        assert ids[:-1] == theirs.encode(text)
+        assert words.decode(ids) == theirs.decode(ids[:-1])
+
+
+def test_a_model_that_holds_its_sentinels_gets_no_others(tmp_path):
+    sentinels = [f"▁<extra_id_{i}>" for i in reversed(range(100))]
+    theirs = trained(tmp_path / "spiece.model", user_defined_symbols=sentinels, vocab_size=180)
+    words = tokenizer.load(tmp_path)
+    assert len(words) == theirs.get_piece_size() == 180
+    for text in ("the cat", "the <extra_id_0> cat <extra_id_1>"):
+        assert words.encode(text)[:-1] == theirs.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"remove_extra_whitespaces": False}, "white space"),
+        ({"treat_whitespace_as_suffix": True}, "white space"),
+        ({"eos_id": 2, "unk_id": 1}, "</s> has id 2, expected 1"),
+        ({"pad_id": 1, "eos_id": 0}, "</s> has id 0, expected 1|<pad> has id 1, expected 0"),
+    ],
+)
+def test_settings_that_no_t5_has_are_refused(tmp_path, setting, message):
+    trained(tmp_path / "spiece.model", **setting)
+    with pytest.raises(ValueError, match=message):
+        tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder"])
+def test_added_tokens_have_their_ids(tiny, tmp_path, where):
+    shutil.copy(tiny / "spiece.model", tmp_path)
+    added = {"<speaker>": 180, "<table>": 181}
+    config = {"extra_ids": 100}
+    if where == "added_tokens.json":
+        (tmp_path / where).write_text(json.dumps(added))
+    else:
+        config["added_tokens_decoder"] = {str(id): {"content": token} for token, id in added.items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    words, plain = tokenizer.load(tmp_path), tokenizer.load(tiny)
+    assert len(words) == 182
+    assert words.encode("<speaker> the cat")[0] == 180
+    assert words.encode("<table>")[:-1] == [181]
+    assert words.encode("the cat") == plain.encode("the cat")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<speaker>": 300}))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="added token '<speaker>': expected id 300, found 180"):
+        tokenizer.load(tmp_path)
+    for wrong in ("[]", "{", '{"a": "b"}', '{"a": true}'):
+        (tmp_path / "added_tokens.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"added_tokens\.json"):
+            tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a</s>b", "<pad>", "x<extra_id_0> y<extra_id_124>", "<unk>é", "<extra_id_125>"])
+def test_byt5_reads_its_special_tokens(tmp_path, text):
+    reference = transformers.ByT5Tokenizer()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    assert tokenizer.load(tmp_path).encode(text) == [*reference.encode(text, add_special_tokens=False), 1]
+
+
+def test_a_tokenizer_json_with_another_end_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="</s> has id 2, expected 1"):
+        tokenizer.load(tmp_path)

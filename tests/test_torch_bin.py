@@ -349,9 +349,11 @@ def test_transformers_own_bin_and_its_copies_of_the_table(tmp_path, folder):
     assert models.load(tmp_path / "bin").fingerprint == models.load(folder).fingerprint
 
 
-def test_safetensors_come_first_and_shards_before_a_whole(tmp_path, folder):
+def test_safetensors_come_first_and_a_whole_before_shards(tmp_path, folder):
     save(tmp_path / "bin", shards=2)
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"never read")
+    assert [path.name for path in models.weight_files(tmp_path / "bin")] == ["pytorch_model.bin"]  # as transformers
+    (tmp_path / "bin" / "pytorch_model.bin").unlink()
     assert len(models.weight_files(tmp_path / "bin")) == 2
     assert models.load(tmp_path / "bin").fingerprint == models.load(folder).fingerprint
     (folder / "pytorch_model.bin").write_bytes(b"never read")

@@ -237,19 +237,10 @@ def test_early_stopping_goes_on_counting(model):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        (f, v)
-        for f, v in vars(changed(batch_size=5, prompt_length=6, init="vocab", init_text="a", init_file="b")).items()
-        if v != vars(SHORT)[f]
-    ]
-    + [
-        ("optimizer", "adafactor-t5x"),
-        ("learning_rate", 0.2),
-        ("schedule", "linear"),
-        ("warmup_steps", 1),
-        ("z_loss", 0.0),
-    ]
-    + [("dropout", 0.1), ("eval_every", 3), ("max_input_tokens", 9), ("max_new_tokens", 9), ("seed", 1)]
-    + [("num_beams", 2), ("length_penalty", 0.5)],
+        *[("batch_size", 5), ("prompt_length", 6), ("init", "vocab"), ("optimizer", "adafactor-t5x"), ("z_loss", 0.0)],
+        *[("learning_rate", 0.2), ("schedule", "linear"), ("warmup_steps", 1), ("dropout", 0.1), ("eval_every", 3)],
+        *[("max_input_tokens", 9), ("max_new_tokens", 9), ("seed", 1), ("num_beams", 2), ("length_penalty", 0.5)],
+    ],
 )
 def test_a_resumed_run_keeps_its_settings(model, name, value):
     prompt = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS).prompt
@@ -296,9 +287,13 @@ def test_no_rows_are_an_error(model, rows, dev):
         tune(model, rows, dev, SHORT, LABELS)
 
 
-def test_a_loss_that_is_not_finite_stops(model):
+def test_what_is_not_finite_stops(model):
+    kept = []
+    with pytest.raises(FloatingPointError, match=r"not finite at step 2|loss is (nan|inf) at step 2"):
+        tune(model, rows_of(8), rows_of(2), changed(learning_rate=1e39), LABELS, each=saver(kept))
+    assert kept == []
     broken = tree.merge(model.params, {"encoder.final_layer_norm.weight": np.full(20, np.nan, np.float32)})
-    with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
+    with pytest.raises(CheckpointError, match=r"key 'encoder\.final_layer_norm\.weight' holds NaN"):
         tune(replace(model, params=broken), rows_of(8), rows_of(2), SHORT, LABELS)
 
 
@@ -333,7 +328,8 @@ def test_a_bad_setting_is_named(name, value):
 
 
 def first_of(model, length, init, labels=None, text=None, seed=0, prompt=()):
-    settings = Settings(prompt_length=length, init=init, init_text=text, seed=seed, init_file="p.safetensors")
+    file = "p.safetensors" if init == "file" else None
+    settings = Settings(prompt_length=length, init=init, init_text=text, seed=seed, init_file=file)
     return methods.init_params(model, settings, labels, prompt)
 
 

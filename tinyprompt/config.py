@@ -38,6 +38,9 @@ class Config:
                 raise ValueError(f"key {key!r}: expected a positive number, at most {most}, found {value!r}")
             return value
 
+        for key, expected in (("eos_token_id", 1), ("pad_token_id", 0), ("decoder_start_token_id", 0)):
+            if raw.get(key) not in (None, expected, [expected]):
+                raise ValueError(f"key {key!r}: expected {expected}, as in every T5 of the papers, found {raw[key]!r}")
         buckets = number("relative_attention_num_buckets", 32)
         furthest = number("relative_attention_max_distance", 128)
         if buckets < 4 or buckets % 2:

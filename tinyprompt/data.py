@@ -7,7 +7,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 50
 TASKS = ("auto", "classify", "generate")  # of files of columns: label words found, wanted or not
+csv.field_size_limit(2**30)  # characters; Python's own limit of 131,072 is less than a document may have
 NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
@@ -99,10 +100,13 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
         raise DataError(f"{path}: cannot be decompressed ({error}); fetch it again") from None
 
 
-def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict]]:
+def records(
+    path: str | Path, columns: Sequence[str] | None = None, broken: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, dict]]:
     """Each record of a .tsv (or .txt), .csv or .jsonl file with its line number.
 
-    columns: the names of the fields of a file without a header line. Raises DataError.
+    columns: the names of the fields of a file without a header line. broken: is told the line numbers of rows with too
+    many or too few fields, which are left out; without it they are an error. Raises DataError.
     """
     path = Path(path)
     packed = path.suffix.lower() in (".gz", ".xz")
@@ -129,6 +133,9 @@ def records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[
                 raise DataError(f"{path}: empty; expected a header line with column names")
             for fields in reader:
                 if not any(fields):
+                    continue
+                if len(fields) != len(header) and broken:
+                    broken(reader.line_num)
                     continue
                 if len(fields) != len(header):
                     wanted = f"{'expected' if columns else 'but the header names'} {len(header)}: {', '.join(header)}"
@@ -160,10 +167,16 @@ def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | No
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows in two random parts; the second has `share` of them (at least one)."""
-    order = np.random.default_rng(seed).permutation(len(rows))
+    """Rows in two random parts; the second has `share` of them (at least one), and of every target that repeats."""
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    of: dict[str, list[int]] = {}
+    for i in order:
+        of.setdefault(rows[i].target, []).append(i)
+    # Each target's rows are spread evenly over 0 to 1; the second part is what lies below the share.
+    place = {i: (k + 0.5) / len(places) for places in of.values() for k, i in enumerate(places)}
+    order = sorted(order, key=place.__getitem__)
     cut = max(1, round(len(rows) * share))
-    return [rows[i] for i in order[cut:]], [rows[i] for i in order[:cut]]
+    return [rows[i] for i in sorted(order[cut:])], [rows[i] for i in sorted(order[:cut])]
 
 
 def pad(sequences: Sequence[Sequence[int]], multiple: int = 8) -> tuple[np.ndarray, np.ndarray]:

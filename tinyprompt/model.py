@@ -27,10 +27,15 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over names, shapes, dtypes and values of all weights, 16-bit ones widened (hexadecimal)."""
+        """sha256 over names, shapes, dtypes and values of all weights, 16-bit ones widened (hexadecimal).
+
+        Raises CheckpointError for a weight that is not finite.
+        """
         digest = hashlib.sha256()
         for name, value in sorted(flatten(self.params).items()):
             value = ops.widen(value)
+            if not np.isfinite(value).all():
+                raise CheckpointError(f"{self.name}: key {name!r} holds NaN or infinity; download or convert it again")
             digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
             digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()

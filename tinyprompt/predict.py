@@ -9,6 +9,7 @@ from tinyprompt import generate, methods, t5
 from tinyprompt.config import Config
 from tinyprompt.data import by_length, encode_inputs, pad
 from tinyprompt.device import compile, default_device
+from tinyprompt.errors import DataError
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Model, Prompt
 from tinyprompt.settings import Settings
@@ -69,9 +70,18 @@ def batches(model: Model, settings: Settings, texts: Sequence[str]) -> Iterator[
 
 
 def target_ids(model: Model, label_words: Sequence[str] | None, label_head: bool) -> dict[str, tuple[int, ...]]:
-    """The ids that stand for each label word: its number if the head has a row for each, else its pieces and eos."""
+    """The ids that stand for each label word: its number if the head has a row for each, else its pieces and eos.
+
+    Raises DataError for two words that become the same ids.
+    """
     words = enumerate(label_words or ())
-    return {word: (i,) if label_head else tuple(model.tokenizer.encode(word)) for i, word in words}
+    found = {word: (i,) if label_head else tuple(model.tokenizer.encode(word)) for i, word in words}
+    by_ids = {ids: word for word, ids in found.items()}
+    for word, ids in found.items():
+        if by_ids[ids] != word:
+            told = f"label words {word!r} and {by_ids[ids]!r} are the same to the tokenizer (ids {list(ids)})"
+            raise DataError(f"{told}, so no answer could tell them apart; choose others, or map them with --words")
+    return found
 
 
 def has_label_head(model: Model, prompt: Prompt) -> bool:

@@ -76,6 +76,10 @@ class Settings:
             if not about["bound"].holds(value):
                 raise ValueError(f"setting {f.name}: expected {about['bound'].words}, found {value}")
 
+        for name in ("text", "file"):
+            if getattr(self, f"init_{name}") is not None and self.init != name:
+                raise ValueError(f"setting init_{name}: goes with init {name!r}, found {self.init!r}")
+
     @classmethod
     def saved(cls, values: Mapping[str, Any], path: Any = "this prompt") -> "Settings":
         """Build Settings from those of a saved prompt. Missing ones take their defaults. Raises CheckpointError."""

@@ -4,9 +4,11 @@ All three are built from a Hugging Face directory by `load`. Ids: pad 0, eos 1, 
 """
 
 import json
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import tokenizers
@@ -60,11 +62,18 @@ class PieceTokenizer:
 class ByteTokenizer:
     """ByT5: a byte b is id b + 3 (Xue et al. 2022, arXiv:2105.13626)."""
 
-    def __init__(self, extra_ids: int = 125):
+    def __init__(self, extra_ids: int = 125, added: Mapping[str, int] = MappingProxyType({})):
         self.extra_ids = extra_ids
+        sentinels = {f"<extra_id_{i}>": 259 + i for i in range(extra_ids)}
+        self.special = {"<pad>": PAD, "</s>": EOS, "<unk>": UNK} | sentinels | dict(added)
+        self.split = re.compile("|".join(sorted(map(re.escape, self.special), key=len, reverse=True)))
 
     def encode(self, text: str) -> list[int]:
-        return [*(b + 3 for b in text.encode()), EOS]
+        ids, end = [], 0
+        for found in self.split.finditer(text):
+            ids += [*(b + 3 for b in text[end : found.start()].encode()), self.special[found[0]]]
+            end = found.end()
+        return [*ids, *(b + 3 for b in text[end:].encode()), EOS]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) - 3 for i in ids if 3 <= int(i) < 259).decode(errors="ignore").strip()
@@ -83,7 +92,7 @@ def load(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     if folder.is_file():
-        return _from_json(folder) if folder.suffix == ".json" else PieceTokenizer(from_sentencepiece(folder))
+        return _from_json(folder, {}) if folder.suffix == ".json" else PieceTokenizer(from_sentencepiece(folder))
     settings: dict[str, Any] = {}
     if (path := folder / "tokenizer_config.json").exists():
         try:
@@ -93,30 +102,65 @@ def load(folder: str | Path) -> Tokenizer:
         extra = settings.get("extra_ids", 0) if isinstance(settings, dict) else None
         if not isinstance(extra, int) or not 0 <= extra <= MAX_EXTRA_IDS:
             raise ValueError(f"{path}: expected a JSON object; extra_ids, if there, from 0 to {MAX_EXTRA_IDS}")
+    added = added_tokens(folder, settings)
     if (path := folder / "tokenizer.json").exists():
-        return _from_json(path)
+        return _from_json(path, added)
     if (path := folder / "spiece.model").exists():
-        return PieceTokenizer(from_sentencepiece(path, settings.get("extra_ids", 100)))
+        return PieceTokenizer(with_added(from_sentencepiece(path, settings.get("extra_ids")), added, path))
     if settings.get("tokenizer_class") == "ByT5Tokenizer":
-        return ByteTokenizer(settings.get("extra_ids", 125))
+        return ByteTokenizer(settings.get("extra_ids", 125), {token: id for token, id in added.items() if id >= 259})
     raise FileNotFoundError(
         f"{folder}: no tokenizer; expected tokenizer.json, spiece.model, "
         "or tokenizer_config.json with tokenizer_class ByT5Tokenizer"
     )
 
 
-def _from_json(path: Path) -> Tokenizer:
+def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens that were added to a vocabulary, in added_tokens.json or in tokenizer_config.json, and their ids."""
+    added: dict[str, Any] = {}
+    decoder = settings.get("added_tokens_decoder") or {}
+    path = folder / "added_tokens.json"
     try:
-        return PieceTokenizer(tokenizers.Tokenizer.from_file(str(path)))
-    except Exception as error:  # the library raises bare Exception
+        added |= {token["content"]: int(id) for id, token in decoder.items()}
+        added |= dict(json.loads(path.read_text(encoding="utf-8")).items()) if path.exists() else {}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: or added_tokens_decoder beside it, is no map of tokens and ids ({error!r})"
+        ) from None
+    if not all(isinstance(token, str) and type(id) is int for token, id in added.items()):
+        raise ValueError(f"{path}: expected a map of tokens to ids")
+    return added
+
+
+def with_added(pipeline: tokenizers.Tokenizer, added: Mapping[str, int], path: Path) -> tokenizers.Tokenizer:
+    """A pipeline with further tokens, each under its own id. Raises ValueError where that is not to be had."""
+    for token, id in sorted(added.items(), key=lambda pair: pair[1]):
+        if pipeline.token_to_id(token) is None:
+            pipeline.add_tokens([tokenizers.AddedToken(token, normalized=False)])
+        if pipeline.token_to_id(token) != id:
+            raise ValueError(f"{path}: added token {token!r}: expected id {id}, found {pipeline.token_to_id(token)}")
+    return pipeline
+
+
+def _from_json(path: Path, added: Mapping[str, int]) -> Tokenizer:
+    try:
+        pipeline = tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:  # the library raises bare Exception, and its panics are no Exception at all
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise ValueError(f"{path}: not a file of the tokenizers library: {error}") from None
+    for token, id in (("<pad>", PAD), ("</s>", EOS)):
+        if pipeline.token_to_id(token) not in (None, id):
+            raise ValueError(f"{path}: {token} has id {pipeline.token_to_id(token)}, expected {id}, as in every T5")
+    return PieceTokenizer(with_added(pipeline, added, path))
 
 
-def from_sentencepiece(path: str | Path, extra_ids: int = 100) -> tokenizers.Tokenizer:
+def from_sentencepiece(path: str | Path, extra_ids: int | None = None) -> tokenizers.Tokenizer:
     """Build the `tokenizers` Unigram pipeline of a sentencepiece model file.
 
-    The sentinels <extra_id_0> ... are appended as T5 does, <extra_id_0> with the highest id.
-    Raises ValueError for a file that is no Unigram model.
+    The sentinels <extra_id_0> ... are appended as T5 does, <extra_id_0> with the highest id: 100 unless said otherwise,
+    or none if the file holds its own, as mT5's does. Raises ValueError for a file that is no Unigram model, or whose
+    settings no T5 has.
     """
     data = Path(path).read_bytes()
     try:
@@ -125,23 +169,32 @@ def from_sentencepiece(path: str | Path, extra_ids: int = 100) -> tokenizers.Tok
         raise ValueError(f"{path}: not a sentencepiece model of type unigram, or cut short ({error})") from None
 
 
-def _unigram(data: bytes, extra_ids: int) -> tokenizers.Tokenizer:
+def _unigram(data: bytes, extra_ids: int | None) -> tokenizers.Tokenizer:
     pieces, trainer, normalizer = _read_sentencepiece(data)
     if not pieces or trainer.get(3, 1) != 1:
         raise ValueError(f"{len(pieces)} pieces, type {trainer.get(3, 1)}")
+    if not normalizer.get(4, 1) or not normalizer.get(5, 1) or trainer.get(24, 0):
+        flags = "remove_extra_whitespaces, escape_whitespaces and not treat_whitespace_as_suffix"
+        raise ValueError(f"expected {flags}, as T5's, but it treats white space otherwise")
+    for token, id in (("<pad>", PAD), ("</s>", EOS)):
+        found = next((i for i, (piece, _, _) in enumerate(pieces) if piece == token), id)
+        if found != id:
+            raise ValueError(f"{token} has id {found}, expected {id}, as in every T5")
+    if extra_ids is None:
+        extra_ids = 0 if any(piece.endswith("<extra_id_0>") for piece, _, _ in pieces) else 100
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
     vocabulary = [(piece, score) for piece, score, _ in pieces] + [(s, 0.0) for s in sentinels]
     pipeline = tokenizers.Tokenizer(
         models.Unigram(vocabulary, unk_id=trainer.get(40, 0), byte_fallback=bool(trainer.get(35, 0)))
     )
     steps: list[Any] = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
-    if normalizer.get(4, 1):  # remove_extra_whitespaces
-        # Not normalizers.Strip, which takes all white space.
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    # Not normalizers.Strip, which takes all white space.
+    steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     pipeline.normalizer = normalizers.Sequence(steps)
     scheme = "always" if normalizer.get(3, 1) else "never"  # add_dummy_prefix
     pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    pipeline.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    metaspace = decoders.Metaspace(prepend_scheme=scheme)
+    pipeline.decoder = decoders.Sequence([decoders.ByteFallback(), metaspace]) if trainer.get(35, 0) else metaspace
     pipeline.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
     )

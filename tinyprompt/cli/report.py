@@ -96,8 +96,12 @@ TASK = argument("--task", metavar="TASK", help="another task than the prompt was
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given as options."""
-    return {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
+    """The settings that were given as options; --init-text and --init-file imply their --init."""
+    found = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
+    for name in ("text", "file"):
+        if f"init_{name}" in found:
+            found.setdefault("init", name)
+    return found
 
 
 def say(text: str) -> None:

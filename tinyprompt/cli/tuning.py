@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from io import StringIO
@@ -131,12 +132,14 @@ def tune(args: argparse.Namespace) -> Output:
     model = models.load(args.model)
     if resume:
         check_fit(resume, model, args.resume)
+    check_sizes(args, settings, model)
     rows, dev = read_parts(args, settings)
     builtin = settings.task in TASKS
     words = resume.label_words if resume and not builtin else label_words_for(args, settings.task, rows)
     say(describe_device(args.device))
     say(f"{len(rows)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(words)}" if words else "free text"))
     say_what_is_cut([row.input for row in (*rows, *dev)], model, settings)
+    say_what_is_odd(rows, dev, words, model, settings)
     init: Any = TASKS[settings.task].init if builtin else ()
     if settings.init == "file" and settings.init_file and not resume:
         init = prompts.load_prompt(settings.init_file)
@@ -148,6 +151,15 @@ def tune(args: argparse.Namespace) -> Output:
     found = {"prompt": str(path), "label_words": words, "dev": result.best_dev, "best_step": result.best_step}
     steps, seconds = len(result.history) - 1, round(result.seconds, 1)
     return Output({**found, "steps": steps, "seconds": seconds, "device": args.device}, f"{result}; saved to {path}")
+
+
+def check_sizes(args: argparse.Namespace, settings: Settings, model: Model) -> None:
+    """Raise ValueError for a size that the method does not have."""
+    shapes = methods.trained_shapes(model.config, settings, 2)
+    for name in given(args).keys() & {"prompt_length", "rank", "hidden"}:
+        other = replace(settings, **{name: getattr(settings, name) + 1})
+        if methods.trained_shapes(model.config, other, 2) == shapes:
+            raise ValueError(f"--{name.replace('_', '-')}: method {settings.method!r} has no such size; leave it out")
 
 
 def read_parts(args: argparse.Namespace, settings: Settings) -> tuple[list[Row], list[Row]]:
@@ -399,6 +411,23 @@ def say_what_is_cut(texts: Sequence[str], model: Model, settings: Settings) -> N
     cut = sum(len(model.tokenizer.encode(text)) > limit for text in texts)
     if cut:
         say(f"warning: {cut} of {len(texts)} inputs lose their end at {limit} tokens (--max-input-tokens)")
+
+
+def say_what_is_odd(
+    rows: Sequence[Row], dev: Sequence[Row], words: Sequence[str] | None, model: Model, settings: Settings
+) -> None:
+    """Warn of labels that may be typing errors, of one label alone, and of targets that are too long to be written."""
+    times = Counter(row.target for row in rows)
+    rare = [repr(word) for word in words or () if times[word] == 1]
+    if rare:
+        say(f"warning: targets of one row only, perhaps typing errors: {', '.join(rare[:5])}")
+    if not words and len(times) == 1:
+        say(f"warning: all targets are {next(iter(times))!r}; with nothing to choose from, answers are free text")
+    limit = settings.max_new_tokens
+    long = sum(len(model.tokenizer.encode(row.target)) > limit for row in dev) if not words else 0
+    if long:
+        told = f"{long} of {len(dev)} dev targets have more than the {limit} tokens that are written"
+        say(f"warning: {told}, so their answers cannot be right (--max-new-tokens)")
 
 
 def say_if_unknown(prompt: Prompt, path: str) -> None:

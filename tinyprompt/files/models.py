@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 WIDEN = 2**30  # bytes of 16-bit weights up to which they are widened once; more stay in the file
-# Copies of other weights, or leftovers that transformers ignores too; a checkpoint may hold them.
-REDUNDANT = {
-    "encoder.embed_tokens.weight",
-    "decoder.embed_tokens.weight",
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-}
+TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of shared.weight
+LEFTOVER = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # transformers ignores it too
 
 
 def default_model() -> Path:
@@ -46,7 +43,7 @@ def load(folder: str | Path | None = None, stored: bool = False) -> Model:
     _, config, weights = open_model(folder)
     words = read_tokenizer(folder, config)
     if not stored:
-        weights = _in_memory(weights)
+        weights = _in_memory(weights, folder)
     params = nest({name: np.asanyarray(value) for name, value in weights.items()})
     return Model(config, params, words, hub.name_of(folder))
 
@@ -58,8 +55,11 @@ def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]
     if is_t5x(folder):
         raw, weights = t5x.open_t5x(folder)
         return raw, Config.from_dict(raw), weights
-    config = read_config(folder / "config.json")
-    return read_json(folder / "config.json"), config, map_weights(folder, config)
+    raw, config = read_json(folder / "config.json"), read_config(folder / "config.json")
+    stored, files = stored_weights(folder)
+    if not config.tied_head and "lm_head.weight" not in stored and raw.get("tie_word_embeddings", True):
+        config = replace(config, tied_head=True)  # transformers 5 makes such: tied, but not scaled
+    return raw, config, fitted(folder, config, stored, files)
 
 
 def is_t5x(folder: Path) -> bool:
@@ -129,19 +129,22 @@ def read_config(path: Path) -> Config:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _in_memory(weights: Mapping[str, Any]) -> Flat:
+def _in_memory(weights: Mapping[str, Any], folder: Path) -> Flat:
     """Weights to compute with: 64 bits narrowed, 16 widened unless they are many; none can be written."""
     arrays: Flat = {name: np.asanyarray(value) for name, value in weights.items()}
     arrays = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in arrays.items()}
     if sum(value.nbytes for value in arrays.values() if value.dtype.itemsize == 2) <= WIDEN:
         arrays = {name: ops.widen(value) for name, value in arrays.items()}
-    for value in arrays.values():
+    small = sum(value.nbytes for value in arrays.values()) <= WIDEN  # a larger model is read when its prompt is checked
+    for name, value in arrays.items():
+        if small and not np.isfinite(value).all():
+            raise CheckpointError(f"{folder}: key {name!r} holds NaN or infinity; download or convert it again")
         value.flags.writeable = False
     return arrays
 
 
-def map_weights(folder: Path, config: Config) -> Flat:
-    """All weights of a directory, flat, as views of its files, checked against the schema of the configuration."""
+def stored_weights(folder: Path) -> tuple[Flat, dict[str, Path]]:
+    """All weights of a directory, flat, as views of its files, and the file of each."""
     stored: Flat = {}
     files: dict[str, Path] = {}
     for path in weight_files(folder):
@@ -150,24 +153,34 @@ def map_weights(folder: Path, config: Config) -> Flat:
             if name in stored:
                 raise CheckpointError(f"{path}: key {name!r} is also in {files[name].name}")
             stored[name], files[name] = value, path
-    schema = weight_shapes(config)
-    alias = next((k for k in sorted(REDUNDANT) if k in stored and k.endswith("embed_tokens.weight")), None)
-    if "shared.weight" not in stored and alias:
-        stored["shared.weight"], files["shared.weight"] = stored[alias], files[alias]
-    head = stored.pop("lm_head.weight", None) if config.tied_head else None
-    if head is not None and not np.array_equal(head, stored.get("shared.weight", head)):
-        raise CheckpointError(
-            f"{files['lm_head.weight']}: key 'lm_head.weight' differs from 'shared.weight', "
-            "but config.json says tie_word_embeddings is true; set it to false for a T5 1.1 model"
-        )
+    return stored, files
+
+
+def fitted(folder: Path, config: Config, stored: Flat, files: dict[str, Path]) -> Flat:
+    """Stored weights under the names of the schema of the configuration, one table for its copies."""
+    schema, tables = weight_shapes(config), [*TABLES, *(["lm_head.weight"] if config.tied_head else [])]
+    tables = [name for name in tables if name in stored]
+    if tables and "shared.weight" not in stored:
+        stored["shared.weight"], files["shared.weight"] = stored[tables[0]], files[tables[0]]
+    for name in tables:
+        if not np.array_equal(stored[name], stored["shared.weight"], equal_nan=True):
+            advice = "a T5 has one table for both stacks"
+            if name == "lm_head.weight":
+                advice = "but config.json says tie_word_embeddings is true; set it to false for a T5 1.1 model"
+            raise CheckpointError(f"{files[name]}: key {name!r} differs from 'shared.weight'; {advice}")
+        del stored[name]
     for name, shape in schema.items():
         if name not in stored:
-            raise CheckpointError(f"{folder}: key {name!r} is missing; expected shape {list(shape)}")
+            longer = next((other for other in stored if other.endswith(f".{name}")), None)
+            advice = f"expected shape {list(shape)}"
+            if longer:
+                advice = f"names begin with {longer.removesuffix(name)!r}, as in a wrapped model; save the inner one"
+            raise CheckpointError(f"{folder}: key {name!r} is missing; {advice}")
         if stored[name].shape != shape:
             found = list(stored[name].shape)
             raise CheckpointError(f"{files[name]}: key {name!r} has shape {found}, config.json implies {list(shape)}")
     for name in stored:
-        if name not in schema and name not in REDUNDANT:
+        if name not in schema and name != LEFTOVER:
             raise CheckpointError(f"{files[name]}: key {name!r} is no weight of the model that config.json describes")
     return {name: stored[name] for name in schema}
 
@@ -176,6 +189,8 @@ def weight_files(folder: Path) -> list[Path]:
     """The file of the weights, or the shards that an index lists: safetensors, else those that torch.save wrote."""
     for name in WEIGHTS:
         index, whole = folder / f"{name}.index.json", folder / name
+        if whole.exists():  # as transformers: an index beside it may be stale
+            return [whole]
         if index.exists():
             shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
@@ -184,7 +199,5 @@ def weight_files(folder: Path) -> list[Path]:
                 if shard in ("", ".", "..") or any(sign in shard for sign in "/\\\0"):
                     raise CheckpointError(f"{index}: key 'weight_map': expected files beside it, found {shard!r}")
             return [folder / name for name in sorted(set(shards.values()))]
-        if whole.exists():
-            return [whole]
     wanted = ", ".join(f"{name}.index.json, {name}" for name in WEIGHTS)
     raise CheckpointError(f"{folder}: no weights: no such file as {wanted}; download one of these")

@@ -234,7 +234,9 @@ def _read_peft(folder: Path) -> Prompt:
     """The soft prompt or the prefix of a PEFT adapter directory; with all that we know, if we wrote it."""
     path = folder / "adapter_config.json"
     if not path.exists():
-        raise CheckpointError(f"{folder}: no adapter_config.json; expected a file with a prompt, or a PEFT directory")
+        inner = [str(found.parent) for found in sorted(folder.glob("*/adapter_config.json"))]
+        advice = f"name the adapter in it: {', '.join(inner[:3])}" if inner else "expected a prompt or a PEFT directory"
+        raise CheckpointError(f"{folder}: no adapter_config.json; {advice}")
     config = read_json(path)
 
     def expect(key: str, ok: bool, what: str) -> Any:

@@ -226,9 +226,17 @@ def einsum(subscripts, *operands, optimize=None) -> Traced:
     if not re.fullmatch(r"[a-z]+(,[a-z]+)*->[a-z]*", subscripts):
         raise LoweringError(f"numpy.einsum of {subscripts!r} has no rule; write it as 'ab,bc->ac'")
     given, _, wanted = subscripts.partition("->")
-    length = dict(zip(given.replace(",", ""), [n for x in arrays for n in x.shape], strict=True))
+    length: dict[str, int] = {}
+    for letters, x in zip(given.split(","), arrays, strict=True):
+        if len(letters) != x.ndim:
+            raise LoweringError(f"numpy.einsum: {letters!r} does not fit the shape {x.shape}")
+        for letter, n in zip(letters, x.shape, strict=True):
+            if 1 not in (n, length.get(letter, n)) and n != length.get(letter, n):
+                raise LoweringError(f"numpy.einsum: {letter!r} is {length[letter]} and {n} long")
+            length[letter] = max(n, length.get(letter, 1))
+    full = [[length[letter] for letter in letters] for letters in given.split(",")]
+    arrays = [broadcast_to(cast(x, kind), shape) for x, shape in zip(arrays, full, strict=True)]
     shape = [length[letter] for letter in wanted]
-    arrays = [cast(x, kind) for x in arrays]
     return arrays[0].graph.emit("Einsum", *arrays, shape=shape, dtype=kind, equation=subscripts)
 
 

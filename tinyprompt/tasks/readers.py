@@ -5,6 +5,7 @@ by name, "hypothesis: ... premise: ...", sorted (unless said otherwise). White s
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,16 +39,23 @@ def label_of(value: Any, labels: Sequence[str], where: str) -> str:
     return labels[code]
 
 
-def _get(record: Any, key: str, kind: type, where: str) -> Any:
-    """A value of a JSON object or of a table's record. Raises DataError."""
+def _get(record: Any, key: str, kind: type, where: str, empty: bool = False) -> Any:
+    """A value of a JSON object or of a table's record; `empty`: a text may be so. Raises DataError."""
     if not isinstance(record, dict) or key not in record:
         found = ", ".join(map(repr, record)) if isinstance(record, dict) else repr(record)[:40]
         raise DataError(f"{where}: expected {key!r}, found {found}; is this a file of that task (--task)?")
     value = record[key]
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is str and not str(value).strip()):
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is str and not empty and not str(value).strip()):
         name = {str: "a text", list: "a list", dict: "an object", int: "a whole number"}[kind]
         raise DataError(f"{where}: {key!r}: expected {name}, found {value!r:.40}")
     return value
+
+
+def cola(path: Path) -> Iterator[Example]:
+    """CoLA's files: source, label, mark, sentence without a header line; the test file has index, sentence with one."""
+    first = data.read_text(path).partition("\n")[0].split("\t")
+    header = None if "sentence" in first else ("source", "label", "mark", "sentence")
+    return table("sentence", header=header)(path)
 
 
 def _many(record: dict, key: str, where: str) -> list:
@@ -60,20 +68,27 @@ def _unknown(value: Any) -> bool:
     return value is None or value in ("", -1, "-1")
 
 
-def table(*keys: str, label: str = "label", header: Sequence[str] | None = None, **columns: str):
+def table(*keys: str, label: str = "label", header: Sequence[str] | None = None, broken: bool = False, **columns: str):
     """The reader of a file of columns, whose texts are named by their keys.
 
     columns: another name that a file may have for a key. label: the names it may have for the label, between "|".
-    header: the names of all columns, for a file without a header line.
+    header: the names of all columns, for a file without a header line. broken: rows with other numbers of fields, of
+    which the data set has some, are left out, and their number is logged.
     """
 
     def examples(path: Path) -> Iterator[Example]:
-        for number, record in data.records(path, header):
+        skipped: list[int] = []
+        for number, record in data.records(path, header, skipped.append if broken else None):
             where = f"{path}: row {number}"
             names = {key: columns[key] if columns.get(key) in record else key for key in keys}
             texts = [f"{key}: {_get(record, name, str, where)}" for key, name in names.items()]
             target = next((record[name] for name in label.split("|") if name in record), None)
+            if target is None and "answer" in record and "passage" in keys:
+                raise DataError(f"{where}: has 'answer' for 'label': BoolQ as first released; name SuperGLUE's file")
             yield Example(where, " ".join(texts), None if _unknown(target) else target)
+        if skipped:
+            told = f"left out {len(skipped)} rows with too many or too few fields, the first at line {skipped[0]}"
+            logging.getLogger("tinyprompt").warning("warning: %s: %s", path, told)
 
     return examples
 
@@ -88,10 +103,12 @@ def multirc(path: Path) -> Iterator[Example]:
             question, group = _get(q, "question", str, where), str(_get(q, "idx", int, where))
             for answer in _get(q, "answers", list, f"{where}: question {group}"):
                 here = f"{where}: question {group}"
-                joined = f"question: {question} answer: {_get(answer, 'text', str, here)} paragraph: {text}"
+                joined = f"question: {question} answer: {_get(answer, 'text', str, here, empty=True)} paragraph: {text}"
                 joined = re.sub("</?b>", "", joined.replace("<br>", " "))
                 target = answer.get("label")
-                yield Example(here, joined, None if _unknown(target) else target, group=f"{record.get('idx')}-{group}")
+                yield Example(
+                    here, joined, None if _unknown(target) else target, group=f"{record.get('idx', number)}-{group}"
+                )
 
 
 def record(path: Path) -> Iterator[Example]:
@@ -145,6 +162,8 @@ def squad(path: Path) -> Iterator[Example]:
         answers = [_get(a, "text", str, where) if isinstance(a, dict) else a for a in _many(qa, "answers", where)]
         if not all(isinstance(answer, str) and answer.strip() for answer in answers):
             raise DataError(f"{where}: expected answers that are texts, found {answers!r:.60}")
+        if qa.get("is_impossible") is True:
+            raise DataError(f"{where}: has no answer (is_impossible): this is SQuAD 2.0; v1.1 and MRQA's are read")
         first = [_get(found, "text", str, where) for found in _many(qa, "detected_answers", where)][:1] or answers[:1]
         target = spaced(first[0]) if answers else None
         joined = f"question: {spaced(question)} context: {spaced(context)}"

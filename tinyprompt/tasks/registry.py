@@ -13,7 +13,7 @@ from tinyprompt.errors import DataError
 from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import predict
 from tinyprompt.tasks import metrics
-from tinyprompt.tasks.readers import Example, agnews, label_of, multirc, record, squad, table, trec, wsc
+from tinyprompt.tasks.readers import Example, agnews, cola, label_of, multirc, record, squad, table, trec, wsc
 
 PLAIN = data.TASKS
 
@@ -215,9 +215,7 @@ TASKS = {
     "axb": Task(table("hypothesis", "premise", hypothesis="sentence2", premise="sentence1"), MATTHEWS, ENTAILMENT),
     "axg": Task(table("hypothesis", "premise"), ACCURACY, ENTAILMENT),
     # GLUE
-    "cola": Task(
-        table("sentence", header=("source", "label", "mark", "sentence")), MATTHEWS, ("unacceptable", "acceptable")
-    ),
+    "cola": Task(cola, MATTHEWS, ("unacceptable", "acceptable")),
     "glue-rte": Task(table("sentence1", "sentence2"), ACCURACY, ENTAILMENT),
     "mrpc": Task(
         table("sentence1", "sentence2", label="label|Quality", sentence1="#1 String", sentence2="#2 String"),
@@ -225,7 +223,9 @@ TASKS = {
         ("not_equivalent", "equivalent"),
     ),
     "qqp": Task(
-        table("question1", "question2", label="label|is_duplicate", question1="text_a", question2="text_b"),
+        table(
+            "question1", "question2", label="label|is_duplicate", broken=True, question1="text_a", question2="text_b"
+        ),
         F1 | ACCURACY,
         ("not_duplicate", "duplicate"),
     ),

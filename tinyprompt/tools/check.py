@@ -126,6 +126,10 @@ def load_case(path: str | Path, model: Model) -> Case:
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: not a .npz file with the arrays {', '.join(names)} ({error})") from None
 
+    if (arrays.get("labels", np.zeros(1)) == -100).any():
+        told = "holds -100, as Hugging Face's collators pad; write 0 in its place, and 0 in 'weights'"
+        raise CheckpointError(f"{path}: array 'labels' {told}")
+
     def array(name, kind, *shape):
         if name not in arrays:
             raise CheckpointError(f"{path}: no array {name!r}; expected {', '.join(names)}, found {sorted(arrays)}")
@@ -362,6 +366,10 @@ def check_vjp(function: Callable, *arguments: np.ndarray, seed: int = 0) -> Repo
             wanted = np.asarray(compute(*exact))
         except NotImplementedError:
             notes.append(f"{what}: no rule for its gradient")
+            continue
+        except (ValueError, TypeError) as problem:
+            notes.append(f"{what}: autograd cannot differentiate it: {problem}")
+            findings.append(Finding(what, "gradient", float("inf"), EXACT))
             continue
         if i is not None:
 
