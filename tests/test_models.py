@@ -314,7 +314,7 @@ def test_a_stack_with_a_table_of_its_own_is_refused(tmp_path, name):
     both = model_dir(
         tmp_path / "n", lambda flat: flat.update({ours: flat.pop("shared.weight"), theirs: np.ones((VOCAB, 4), "f")})
     )
-    with pytest.raises(CheckpointError, match="differs from 'shared.weight'"):
+    with pytest.raises(CheckpointError, match=r"differs from 'shared\.weight'"):
         models.load(both)
 
 

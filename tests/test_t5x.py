@@ -235,7 +235,7 @@ def test_weights_keep_their_dtype_and_lose_their_copies(dtype, tmp_path):
     flat["shared.weight"] = flat["shared.weight"].astype(np.float32)  # of two dtypes: each must lie aligned
     more = {f"{part}.embed_tokens.weight": flat["shared.weight"] for part in ("encoder", "decoder")}
     out = convert(write(tmp_path / "a", SMALL, flat | more), tmp_path / "b")
-    found = models.map_weights(out, models.read_config(out / "config.json"))
+    _, _, found = models.open_model(out)
     assert sum(value.nbytes for value in flat.values()) < (out / "model.safetensors").stat().st_size
     for name, value in flat.items():
         assert (found[name].dtype, found[name].tobytes()) == (value.dtype, value.tobytes())
