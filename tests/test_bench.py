@@ -143,4 +143,4 @@ def test_the_peak_is_forgotten():
 
 def test_weights_in_the_file_lie_aligned(tmp_path):
     bench.write_model(tmp_path, "tiny")
-    assert {value.offset % 4 for value in flatten(models.load(tmp_path).params).values()} == {0}
+    assert {value.offset % 4 for value in flatten(models.load(tmp_path, stored=True).params).values()} == {0}

@@ -131,7 +131,7 @@ def test_free_text_is_written_as_predict_is_told(call, fails, models, prompt, tm
     for wrong in (("--json",), ("--num-beams", "2")):
         assert "--stream: goes with free text" in fails("predict", path, "a film", *model, "--stream", *wrong)
     assert "--stream: goes with free text" in fails("predict", prompt, "a film", *model, "--stream")
-    assert "setting num_beams: expected at least 1, found 0" in fails(
+    assert "setting num_beams: expected 1 to 100, found 0" in fails(
         "predict", path, "a film", *model, "--num-beams", "0"
     )
 
@@ -630,3 +630,56 @@ def test_the_demo_learns(tmp_path):
     assert out["majority"] == 0.2
     assert out["tuned"] >= out["majority"] + 0.25
     assert out["tuned"] > out["unprompted"]
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(call, fails, models, tmp_path):
+    evil = "\x1b[31mred\x07"
+    rows, out = (
+        write_rows(tmp_path / "rows.jsonl", [(text, evil if i % 2 else "b") for i, (text, _) in enumerate(NAMED)]),
+        tmp_path / "p.safetensors",
+    )
+    shown, err = call("tune", rows, "--dev", rows, "--model", models[0], "--out", out, *QUICK)
+    told = [shown, *err.splitlines()[:2], *call("eval", out, rows, "--model", models[0])]
+    told += [call("predict", out, "a", "b", "--model", models[0])[0], call("inspect", out, "--model", models[0])[0]]
+    told.append(fails("eval", out, write_rows(tmp_path / "other.jsonl", [("a", "\x1b[0m")]), "--model", models[0]))
+    assert not any("\x1b" in text or "\x07" in text for text in told)
+    assert "\\x1b[31mred\\x07" in "".join(told)
+
+
+def test_a_message_is_one_line_and_not_too_long(fails, models, tmp_path):
+    long = write_rows(tmp_path / "long.tsv", [("a", "y" * 9000), ("b", "n")])
+    told = fails("eval", write_rows(tmp_path / "no.tsv", NAMED), long)
+    assert len(told) < 1200
+
+
+@pytest.mark.parametrize("given", [b"fine\n\xff\xfe\n", None])
+def test_standard_input_that_cannot_be_read(models, prompt, tmp_path, given):
+    command = [sys.executable, "-m", "tinyprompt", "predict", prompt, "--model", models[0]]
+    env = os.environ | {"PYTHONPATH": str(Path(tinyprompt.__file__).parents[1]), "PYTHONIOENCODING": "utf-8"}
+    if given is None:
+        done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], env=env, capture_output=True, text=True)
+    else:
+        done = subprocess.run(command, env=env, input=given, capture_output=True)
+        done.stderr = done.stderr.decode()
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert ("standard input: byte 5: not UTF-8" if given else "nothing to predict") in done.stderr
+
+
+def test_arguments_that_are_no_utf8(models, prompt, fails):
+    assert "text 2: holds \\udcff, half of a character" in fails(
+        "predict", prompt, "a", "b\udcff", "--model", models[0]
+    )
+
+
+def test_a_panic_of_a_library_is_one_line(fails, models, prompt, monkeypatch):
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    def panic(self, text):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(ByteTokenizer, "encode", panic)
+    assert "the tokenizers library broke off: index out of bounds" in fails(
+        "predict", prompt, "a", "--model", models[0], told=True
+    )

@@ -312,3 +312,15 @@ def test_a_split_keeps_the_shares_of_the_targets(counts, seed):
         assert data.split(rows, 0.2, seed) == (train, dev)
     if len(rows) > 20:
         assert any(data.split(rows, 0.2, other)[1] != dev for other in range(seed + 1, seed + 5))
+
+
+def test_half_of_a_character_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"input": "fine", "target": "x"}\n{"input": "\\ud83d", "target": "x"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl: row 2: holds .ud83d, half of a character"):
+        data.read_rows(tmp_path / "a.jsonl")
+
+
+def test_a_target_that_is_too_long_is_named(tmp_path):
+    (tmp_path / "a.tsv").write_text("input\ttarget\na\tb\nc\t" + "d" * 10_001 + "\n")
+    with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; the most"):
+        data.read_rows(tmp_path / "a.tsv")

@@ -1,8 +1,11 @@
 """Files are written whole or not at all, and nothing that lies in the way is followed or lost."""
 
+import gzip
+import lzma
 import os
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,8 +18,9 @@ from reference import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from tinyprompt import data
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import io
+from tinyprompt.files import io, prompts
 from tinyprompt.files.safetensors import DTYPES, dump, map_tensors
 
 
@@ -297,3 +301,57 @@ def test_each_tensor_is_read_when_its_turn_has_come():
     for count in range(3):
         next(parts)
         assert len(read) == count
+
+
+def bomb(path, size):
+    """A file that is small until it is decompressed."""
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", bytes(size))
+    else:
+        opener = {".gz": gzip.open, ".xz": lzma.open}[path.suffix]
+        with opener(path, "wb") as file:
+            file.write(b"input\ttarget\n" + bytes(size))
+    assert path.stat().st_size < size / 10
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.tsv.gz", "a.tsv.xz"])
+def test_what_is_too_large_once_decompressed_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(io, "LARGEST", 100_000)
+    monkeypatch.setattr(data, "LARGEST", 100_000)
+    path = bomb(tmp_path / name, 1_000_000)
+    with pytest.raises(ValueError, match=rf"{name}: holds .*100,000"):
+        io.load_numpy(path) if name.endswith("npz") else data.read_rows(path)
+
+
+@pytest.mark.parametrize("read", [io.load_numpy, io.read_json, data.read_rows, prompts.load_prompt])
+def test_a_pipe_and_a_device_are_refused(tmp_path, read):
+    path = tmp_path / "a.tsv"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is a device or a pipe"):
+        read(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="is a device or a pipe"):
+        read(path)
+
+
+def test_a_file_that_is_written_by_another_run_is_refused(tmp_path):
+    path = tmp_path / "new" / "p.safetensors"
+    with (
+        io.claimed(path),
+        pytest.raises(CheckpointError, match=r"p\.safetensors: another run writes there"),
+        io.claimed(path),
+    ):
+        pass
+    with io.claimed(path):  # again, once it is done
+        pass
+    assert list(path.parent.iterdir()) == []
+    (path.parent / ".p.safetensors.lock").touch()  # left from a run that was killed
+    with io.claimed(path):
+        pass
+    (path.parent / ".p.safetensors.lock").symlink_to("far")
+    with pytest.raises(OSError, match=r"symbolic links|loop"), io.claimed(path):
+        pass
+    assert not (path.parent / "far").exists()

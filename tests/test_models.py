@@ -3,6 +3,7 @@
 import contextlib
 import json
 import mmap
+import os
 import re
 
 import numpy as np
@@ -18,6 +19,8 @@ from tinyprompt import generate, methods, t5, tree
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
 from tinyprompt.files.safetensors import map_tensors
+from tinyprompt.model import Prompt
+from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
 
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q.weight"
@@ -64,6 +67,7 @@ def test_many_16_bit_weights_stay_in_the_file(dtype, tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text(WORDS)
     wide = models.load(tmp_path)
     monkeypatch.setattr(models, "WIDEN", 0)
+    monkeypatch.setattr(models, "COPY", 0)
     model = models.load(tmp_path)
     for name, value in tree.flatten(model.params).items():
         assert isinstance(value, np.memmap)
@@ -83,7 +87,8 @@ def test_64_bit_weights_are_computed_with_in_float32(folder, tmp_path):
     assert all((found[name] == wanted[name]).all() for name in wanted)
 
 
-def test_float32_weights_are_views_of_the_file(folder):
+def test_large_float32_weights_are_views_of_the_file(folder, monkeypatch):
+    monkeypatch.setattr(models, "COPY", 0)
     for value in tree.flatten(models.load(folder).params).values():
         assert not value.flags.owndata
         assert not value.flags.writeable
@@ -374,3 +379,26 @@ def test_a_model_that_transformers_5_made_is_tied_and_not_scaled(tmp_path, famil
         wanted = reference(input_ids=torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(out)).logits.numpy()
     found = t5.forward(model.params, model.config, ids, np.ones_like(ids), out)
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_a_file_that_changes_while_it_is_mapped_is_noticed(folder, monkeypatch):
+    prompt, texts = Prompt(label_words=("bad", "good")), ["a film"]
+    small = models.load(folder)
+    monkeypatch.setattr(models, "COPY", 0)
+    large, path = models.load(folder), folder / "model.safetensors"
+    wanted, whole = predict(large, prompt, texts, "numpy"), path.read_bytes()
+    path.write_bytes(whole[:-4] + b"\0\0\0\0")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: was written while it was in use"):
+        predict(large, prompt, texts, "numpy")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: was written"):
+        large.check_files()
+    assert predict(small, prompt, texts, "numpy") == wanted  # a small model is a copy
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_pipe_in_place_of_a_file_is_refused(folder, name):
+    (folder / "model.safetensors").unlink() if name != "config.json" else (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is a device or a pipe"):
+        models.load(folder)

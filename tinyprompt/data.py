@@ -6,11 +6,12 @@ import io
 import json
 import lzma
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tinyprompt.settings import Settings
 
 MAX_LABELS = 50
+LARGEST = 2**28  # bytes of a file of rows, once it is decompressed
+LONGEST = 10_000  # characters of a target
 TASKS = ("auto", "classify", "generate")  # of files of columns: label words found, wanted or not
 csv.field_size_limit(2**30)  # characters; Python's own limit of 131,072 is less than a document may have
 NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -73,6 +76,9 @@ def read_rows(
             if isinstance(value, bool | list | dict) or value is None or not str(value).strip():
                 raise DataError(f"{here}: column {column!r}: expected a text, found {value!r}")
             values.append(str(value).strip())
+        if len(values[1]) > LONGEST:
+            found = f"{len(values[1]):,} characters; the most that can be learned is {LONGEST:,}"
+            raise DataError(f"{here}: column {target_column!r}: a target of {found}")
         if words and target_column is not None:
             if values[1] not in words:
                 raise DataError(f"{here}: target {values[1]!r} has no label word; given for {', '.join(sorted(words))}")
@@ -86,9 +92,15 @@ def read_rows(
 def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
     """The text of a file, which may be compressed (.gz, .xz). Raises DataError."""
     path = Path(path)
-    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix.lower(), bytes)
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
-        return unpack(path.read_bytes()).decode(encoding)
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise DataError(f"{path}: is a device or a pipe; expected a file")
+        with opener(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise DataError(f"{path}: holds more than {LARGEST:,} bytes, the most that is read; split it")
+        return content.decode(encoding)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -98,6 +110,15 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
         raise DataError(f"{path}: row {row}: not UTF-8; convert it first") from None
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise DataError(f"{path}: cannot be decompressed ({error}); fetch it again") from None
+
+
+def check_text(text: str, where: str) -> None:
+    """Raise DataError for a text that is no UTF-8: it has one half of a character (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        broken = text[error.start : error.end].encode("unicode_escape").decode()
+        raise DataError(f"{where}: holds {broken}, half of a character; write the text in UTF-8") from None
 
 
 def records(
@@ -122,6 +143,8 @@ def records(
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{path}: row {number}: not valid JSON ({error})") from None
+                if "\\u" in line:
+                    check_text(json.dumps(record, ensure_ascii=False), f"{path}: row {number}")
                 if not isinstance(record, dict):
                     raise DataError(f"{path}: row {number}: expected a JSON object, found {line.strip()[:40]!r}")
                 yield number, record

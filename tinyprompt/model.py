@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class Model:
     params: Tree
     tokenizer: Tokenizer
     name: str
+    check_files: Callable[[], None] = lambda: None  # raises CheckpointError if the files of the weights have changed
 
     @functools.cached_property
     def fingerprint(self) -> str:

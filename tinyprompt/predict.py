@@ -43,6 +43,7 @@ def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: st
         step = next_token(params, model.config, *batch, settings.num_beams, device)
         for i, ids in zip(chosen, write(step, len(chosen), settings), strict=True):
             answers[i] = model.tokenizer.decode(ids)
+    model.check_files()
     return answers
 
 
@@ -59,6 +60,11 @@ def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str
     scores = np.empty((len(texts), len(words)), np.float32)
     for chosen, batch in batches(model, settings, texts):
         scores[chosen] = rank(params, model.config, *batch, words, settings.length_penalty or 0.0)
+    if not np.isfinite(scores).all():
+        raise FloatingPointError(
+            "the log probabilities of the labels are not finite: the prompt or the model is damaged"
+        )
+    model.check_files()
     return scores
 
 

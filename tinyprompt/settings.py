@@ -22,6 +22,7 @@ POSITIVE = Bound(lambda x: 0 < x < math.inf, "more than 0")
 COUNT = Bound(lambda x: x >= 1, "at least 1")
 NOT_NEGATIVE = Bound(lambda x: 0 <= x < math.inf, "0 or more")
 SHARE = Bound(lambda x: 0 <= x < 1, "0 to below 1")
+BEAMS = Bound(lambda x: 1 <= x <= 100, "1 to 100")
 POWER = Bound(lambda x: -10 <= x <= 10, "-10 to 10")
 
 
@@ -59,7 +60,7 @@ class Settings:
     patience: int = setting(0, "optimiser", "dev scores without a better one before stopping; 0: never", NOT_NEGATIVE)
     seed: int = setting(0, "optimiser", "seed of the first values, the order of the rows, and dropout", NOT_NEGATIVE)
     max_new_tokens: int = setting(32, "text", "tokens of a free-text answer that are written", COUNT)
-    num_beams: int = setting(1, "text", "beams of a free-text answer; 1 is greedy", COUNT)
+    num_beams: int = setting(1, "text", "beams of a free-text answer; 1 is greedy", BEAMS)
     length_penalty: float | None = setting(
         None, "text", "an answer's log probability is divided by length ** this; labels: 0, text: 1", POWER)
     # fmt: on

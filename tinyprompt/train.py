@@ -197,6 +197,7 @@ def run(
             if not all(np.isfinite(x).all() for x in trainable.values()):
                 raise FloatingPointError(f"what is trained is not finite at step {step}; lower the learning rate")
             state = scored(state)
+            model.check_files()
             if step % settings.eval_every == 0:  # a last score off the beat is not part of a run that goes on
                 kept = state
             prompt = replace(empty, params=methods.stored(state.best, model.config), train_state=kept.pack())

@@ -12,6 +12,7 @@ from tinyprompt.cli.report import model as model_argument
 from tinyprompt.data import Batch
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
+from tinyprompt.files.io import load_numpy
 from tinyprompt.tools import bench
 from tinyprompt.tools import check as checks
 
@@ -46,10 +47,7 @@ def check(args: argparse.Namespace) -> Output:
 
 def read_array(path: str) -> np.ndarray:
     """The array of floats in a .npy file. Raises CheckpointError."""
-    try:
-        array = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a .npy file ({error})") from None
+    array = load_numpy(Path(path))
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         raise CheckpointError(f"{path}: expected one array of floats, as numpy.save writes it")
     return array

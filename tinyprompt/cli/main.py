@@ -10,7 +10,7 @@ from typing import Any
 
 from tinyprompt import __version__
 from tinyprompt.cli import checking, files, tuning  # noqa: F401 - they declare their commands
-from tinyprompt.cli.report import COMMANDS, say
+from tinyprompt.cli.report import COMMANDS, say, visible
 from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import DeviceError
 from tinyprompt.lowering import LoweringError
@@ -75,18 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             print(json.dumps(out.data))
         elif out.text is not None:
-            print(out.text)
+            print(visible(out.text))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (DeviceError, LoweringError, ValueError, FloatingPointError, OSError, ImportError) as error:
-        say(f"tinyprompt: {error}")
+        say(f"tinyprompt: {' '.join(str(error).split())}")
         return 2
-    except (MemoryError, OverflowError) as error:
-        say(f"tinyprompt: too large for this machine: {error}")
+    except (MemoryError, OverflowError, RecursionError) as error:
+        say(f"tinyprompt: too large for this machine: {' '.join(str(error).split()) or type(error).__name__}")
         return 2
     except KeyboardInterrupt as stop:
         say(f"tinyprompt: stopped; {str(stop) or 'nothing was saved'}")
         return 130
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":  # of a library in Rust, which is no Exception
+            raise
+        say(f"tinyprompt: the tokenizers library broke off: {panic}")
+        return 2
     return 0 if out.ok else 1

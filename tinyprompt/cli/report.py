@@ -104,9 +104,19 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def say(text: str) -> None:
+def visible(text: Any, most: int | None = None) -> str:
+    """A text that a terminal only shows: control characters and lone surrogates are escaped, line breaks are kept.
+
+    most: characters after which it is cut.
+    """
+    text = str(text)
+    text = text if most is None or len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: Any) -> None:
     """Print a line on standard error."""
-    print(text, file=sys.stderr)
+    print(visible(text, 1000), file=sys.stderr)
 
 
 def chunks(texts: Sequence[str], show: bool = True) -> Iterator[Sequence[str]]:

@@ -16,7 +16,20 @@ from typing import Any
 import numpy as np
 
 from tinyprompt import data, methods, train
-from tinyprompt.cli.report import COLUMNS, DEVICE, INPUT, PROMPT, TASK, Output, argument, chunks, command, given, say
+from tinyprompt.cli.report import (
+    COLUMNS,
+    DEVICE,
+    INPUT,
+    PROMPT,
+    TASK,
+    Output,
+    argument,
+    chunks,
+    command,
+    given,
+    say,
+    visible,
+)
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
 from tinyprompt.data import Row
@@ -93,10 +106,11 @@ def tuned(
     """Tune with a progress bar, and save the best prompt at every dev score. After Ctrl-C, say where it is."""
     started, saved, run = time.perf_counter(), False, train.run(model, task, settings, args.device, resume)
     try:
-        for progress in train.with_bar(run, settings.steps):
-            if progress.prompt:
-                prompts.save_prompt(progress.prompt, path)
-                saved = True
+        with io.claimed(path):
+            for progress in train.with_bar(run, settings.steps):
+                if progress.prompt:
+                    prompts.save_prompt(progress.prompt, path)
+                    saved = True
     except KeyboardInterrupt:
         if not saved:
             raise
@@ -125,7 +139,9 @@ def tune(args: argparse.Namespace) -> Output:
     """
     check_plot(args.plot)
     resume = prompts.load_prompt(args.resume) if args.resume else None
-    settings = Settings.saved(resume.settings | given(args), args.resume) if resume else Settings(**given(args))
+    settings = Settings(**given(args))
+    if resume:
+        settings = Settings.saved(resume.settings | given(args), args.resume)
     registry.check_name(settings.task)
     path = Path(args.out or (args.resume if resume and resume.train_state else "prompt.safetensors"))
     prompts.check_target(path, settings.method)
@@ -254,9 +270,11 @@ def predict_texts(args: argparse.Namespace) -> Output:
     texts = args.text
     if args.data:
         texts = [row.input for row in read(args, [args.data], settings.task, labelled=False, named=of_mixture(prompt))]
-    texts = texts or [line.strip() for line in sys.stdin]
+    texts = texts or lines_of_standard_input()
     if not any(texts):
         raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
+    for i, text in enumerate(texts, 1):
+        data.check_text(text, f"text {i}")
     if args.stream and (args.json or prompt.label_words or settings.num_beams > 1):
         raise ValueError("--stream: goes with free text, written with one beam and without --json")
     say(describe_device(args.device))
@@ -266,17 +284,27 @@ def predict_texts(args: argparse.Namespace) -> Output:
         answers = [show(stream(model, prompt, text, args.device)) for text in texts]
     for part in chunks([] if args.stream else texts, show=args.json):
         answers += predict(model, prompt, part, args.device)
-        if not args.json:
-            print("\n".join(answers[-len(part) :]), flush=True)
+        if not args.json:  # a line a text
+            print("\n".join(visible(said).replace("\n", "\\n") for said in answers[-len(part) :]), flush=True)
     found = [{"input": text, "prediction": said} for text, said in zip(texts, answers, strict=True)]
     return Output({"predictions": found})
+
+
+def lines_of_standard_input() -> list[str]:
+    """The lines that are piped in, without white space at their ends. Raises DataError."""
+    if sys.stdin is None:
+        return []
+    try:
+        return [line.strip() for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: byte {error.start}: not UTF-8; convert it first") from None
 
 
 def show(pieces: Iterable[str]) -> str:
     """Print pieces of a text as they come, in one line; returns the text."""
     text = ""
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(visible(piece).replace("\n", "\\n"), end="", flush=True)
         text += piece
     print()
     return text
@@ -380,6 +408,7 @@ def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
     prompt, model = prompts.load_prompt(args.prompt), models.load(args.model)
     check_fit(prompt, model, args.prompt)
     say_if_unknown(prompt, args.prompt)
+    Settings(**given(args))  # so that an error is about the option, and not about the file
     settings = Settings.saved(prompt.settings | given(args), args.prompt)
     registry.check_name(settings.task)
     if "," in settings.task and not of_mixture(prompt):

@@ -1,17 +1,24 @@
 """Files of any kind: written whole or not at all, and JSON objects read."""
 
 import contextlib
+import errno
 import filecmp
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyprompt.errors import CheckpointError
 
+LARGEST = 2**28  # bytes of a file that is read whole, once it is decompressed
 Content = bytes | Iterable[bytes | memoryview] | Path  # of a file: whole, in parts, or that of another
 
 
@@ -92,12 +99,74 @@ def remove(paths: Iterable[Path]) -> None:
                 path.unlink()
 
 
+def regular(path: Path, most: int | None = None) -> Path:
+    """The path of a file that can be read as a whole. most: bytes. Raises CheckpointError for anything else."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {'no such file' if error.errno == errno.ENOENT else error.strerror}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise CheckpointError(f"{path}: is a directory; expected a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path}: is a device or a pipe; expected a file")
+    if most is not None and found.st_size > most:
+        raise CheckpointError(f"{path}: has {found.st_size:,} bytes; at most {most:,} are read")
+    return path
+
+
+def load_numpy(path: Path) -> Any:
+    """The array of a .npy file, or a dict of those of a .npz file. Pickles are refused, and so is too much.
+
+    Raises CheckpointError.
+    """
+    content = regular(path, LARGEST).read_bytes()
+    try:
+        if content.startswith(b"PK"):
+            size = sum(member.file_size for member in zipfile.ZipFile(BytesIO(content)).infolist())
+            if size > LARGEST:
+                raise CheckpointError(f"{path}: holds {size:,} bytes, once decompressed; at most {LARGEST:,} are read")
+        found = np.load(BytesIO(content), allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else {name: np.asarray(found[name]) for name in found}
+    except CheckpointError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise ten kinds for damaged files
+        reason = "is no file of NumPy arrays, or damaged; download it again"
+        if "allow_pickle" in str(error) and content[:1] in (b"\x80", b"\x93", b"P"):
+            reason = "holds pickled Python objects, which could run code and are never loaded; np.save float32 vectors"
+        raise CheckpointError(f"{path}: {reason}") from None
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other runs from writing to a path, as long as this one goes on. Raises CheckpointError if one does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CheckpointError(f"{path}: another run writes there; wait for its end, or name another file") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+        value = json.loads(regular(path, LARGEST).read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):

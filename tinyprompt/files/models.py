@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, safetensors, t5x, torch_bin
 from tinyprompt.files.io import Content, read_json, write_folder
 from tinyprompt.model import Model
-from tinyprompt.tree import Flat, nest
+from tinyprompt.tree import Flat, flatten, nest
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that is there, whole or as shards
 TOKENIZER_FILES = (
     "tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
+COPY = 2**26  # bytes of all weights up to which they are copied into memory
 WIDEN = 2**30  # bytes of 16-bit weights up to which they are widened once; more stay in the file
 TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of shared.weight
 LEFTOVER = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # transformers ignores it too
@@ -45,7 +47,25 @@ def load(folder: str | Path | None = None, stored: bool = False) -> Model:
     if not stored:
         weights = _in_memory(weights, folder)
     params = nest({name: np.asanyarray(value) for name, value in weights.items()})
-    return Model(config, params, words, hub.name_of(folder))
+    mapped = {Path(str(x.filename)) for x in flatten(params).values() if isinstance(x, np.memmap)}
+    return Model(
+        config, params, words, hub.name_of(folder), partial(check_files, {path: state(path) for path in mapped})
+    )
+
+
+def state(path: Path) -> tuple[int, int]:
+    """Size and time stamp of a file; (-1, 0) if it is gone."""
+    found = path.stat() if path.exists() else None
+    return (found.st_size, found.st_mtime_ns) if found else (-1, 0)
+
+
+def check_files(before: Mapping[Path, tuple[int, int]]) -> None:
+    """Raise CheckpointError if a mapped file is not what it was: what has been computed since may be wrong."""
+    for path, known in before.items():
+        if state(path) != known:
+            raise CheckpointError(
+                f"{path}: was written while it was in use; nothing more is saved or answered: start again"
+            )
 
 
 def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]:
@@ -135,9 +155,11 @@ def _in_memory(weights: Mapping[str, Any], folder: Path) -> Flat:
     arrays = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in arrays.items()}
     if sum(value.nbytes for value in arrays.values() if value.dtype.itemsize == 2) <= WIDEN:
         arrays = {name: ops.widen(value) for name, value in arrays.items()}
-    small = sum(value.nbytes for value in arrays.values()) <= WIDEN  # a larger model is read when its prompt is checked
+    total = sum(value.nbytes for value in arrays.values())
+    if total <= COPY:  # a file that is cut short while it is mapped would end the process
+        arrays = {name: np.array(value) for name, value in arrays.items()}
     for name, value in arrays.items():
-        if small and not np.isfinite(value).all():
+        if total <= WIDEN and not np.isfinite(value).all():
             raise CheckpointError(f"{folder}: key {name!r} holds NaN or infinity; download or convert it again")
         value.flags.writeable = False
     return arrays

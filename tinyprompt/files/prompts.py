@@ -14,12 +14,13 @@ from safetensors import safe_open
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub
-from tinyprompt.files.io import read_json, write
+from tinyprompt.files.io import load_numpy, read_json, regular, write
 from tinyprompt.files.safetensors import dump, map_tensors
 from tinyprompt.files.torch_bin import map_pickle
 from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.tree import Flat
 
+MAX_LABELS = 1000
 STATE = "state."  # how the names of the training state begin in our own file;
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINING_STATE = "training_state.safetensors"  # and its own file in a PEFT directory
@@ -69,11 +70,10 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
     if path.is_dir():
         return {hub.name_of(path): _read_peft(path)}
     try:
-        with open(path, "rb") as opened:
+        with open(regular(path), "rb") as opened:
             start = opened.read(6)
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise CheckpointError(f"{path}: {reason}") from None
+        raise CheckpointError(f"{path}: {error.strerror}") from None
     if path.name in ADAPTER_WEIGHTS and (path.parent / "adapter_config.json").exists():
         raise CheckpointError(f"{path}: is a part of a PEFT adapter; name the directory")
     if start == b"\x93NUMPY" or start.startswith(b"PK") or path.suffix in (".npy", ".npz"):
@@ -166,18 +166,10 @@ def _checked(array: np.ndarray, where: str, vectors: bool = True) -> np.ndarray:
 
 def _read_numpy(path: Path, name: str | None = None) -> dict[str, Prompt]:
     """The prompts of an .npy or .npz file; of the latter only one where a name is given."""
-    try:
-        stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        alone = isinstance(stored, np.ndarray)
-        names = [path.stem if path.suffix == ".npy" else path.name] if alone else list(stored)
-        arrays = {n: stored if alone else np.asarray(stored[n]) for n in names if name in (None, n)}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except Exception as error:  # NumPy and zipfile raise ten kinds for damaged files
-        reason = "is no file of NumPy arrays, or damaged; download it again"
-        if "allow_pickle" in str(error):
-            reason = "holds pickled Python objects, which could run code and are never loaded; np.save float32 vectors"
-        raise CheckpointError(f"{path}: {reason}") from None
+    stored = load_numpy(path)
+    alone = isinstance(stored, np.ndarray)
+    names = [path.stem if path.suffix == ".npy" else path.name] if alone else list(stored)
+    arrays = {n: stored if alone else stored[n] for n in names if name in (None, n)}
     if not arrays:
         expected = "a prompt" if name is None else f"the prompt {name!r}"
         raise CheckpointError(f"{path}: expected {expected}, found {', '.join(names) or 'nothing'}")
@@ -222,8 +214,10 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
         words, settings = json.loads(about.get("label_words", "null")), json.loads(about["settings"])
         if not isinstance(settings, dict) or not isinstance(words, list | None):
             raise ValueError("expected a list of labels and a dict of settings")
-        if not all(isinstance(word, str) for word in words or ()):
-            raise ValueError("expected labels that are words")
+        if not all(isinstance(word, str) for word in words or ()) or len(words or ()) > MAX_LABELS:
+            raise ValueError(f"expected labels that are words, at most {MAX_LABELS}")
+        if about.get("fingerprint") and not isinstance(settings.get("method", "prompt"), str):
+            raise ValueError("expected the name of a method")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error})") from None
     words = None if words is None else tuple(words)

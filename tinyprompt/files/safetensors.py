@@ -15,6 +15,7 @@ from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files.io import regular
 from tinyprompt.tree import Flat
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16}
@@ -49,13 +50,9 @@ def map_tensors(path: Path) -> Flat:
 
     Raises CheckpointError for a file that is cut short or no safetensors file.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a directory; expected a safetensors file")
     try:
-        with safe_open(path, "numpy"):  # checks that the header is sound and its tensors fill the file
+        with safe_open(regular(path), "numpy"):  # checks that the header is sound and its tensors fill the file
             pass
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: {_what_is_wrong(path)}; download it again ({error})") from None
     with open(path, "rb") as file:

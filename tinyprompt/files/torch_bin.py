@@ -22,6 +22,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files.io import regular
 from tinyprompt.tree import Flat
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the number that opens the layout before torch 1.6
@@ -77,11 +78,11 @@ def map_pickle(path: Path) -> Flat:
     Raises CheckpointError for a file that is cut short, no state dict, or asks for anything but tensors.
     """
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open(regular(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             tensors, starts = _zipped(file, data) if data[:4] == b"PK\3\4" else _legacy(data)
         return {name: _map(path, tensor, starts[tensor.storage.key]) for name, tensor in tensors.items()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+    except CheckpointError:
+        raise
     except (ValueError, OverflowError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 

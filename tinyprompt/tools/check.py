@@ -12,8 +12,6 @@ of its own.
 
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +26,7 @@ from tinyprompt.config import Config
 from tinyprompt.data import Batch, random_batch
 from tinyprompt.device import compile, version
 from tinyprompt.errors import CheckpointError, DeviceError
+from tinyprompt.files.io import load_numpy
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.settings import Settings
 from tinyprompt.tools.process import Engine
@@ -118,13 +117,9 @@ def load_case(path: str | Path, model: Model) -> Case:
     Raises CheckpointError that names the file and the array.
     """
     names = ("prompt", *Batch._fields)
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(f"{path}: not a .npz file with the arrays {', '.join(names)} ({error})") from None
+    arrays = load_numpy(Path(path))
+    if not isinstance(arrays, dict):
+        raise CheckpointError(f"{path}: holds one array; expected a .npz file of {', '.join(names)}")
 
     if (arrays.get("labels", np.zeros(1)) == -100).any():
         told = "holds -100, as Hugging Face's collators pad; write 0 in its place, and 0 in 'weights'"
