@@ -34,7 +34,7 @@ from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
 from tinyprompt.data import Row
 from tinyprompt.device import describe_device
-from tinyprompt.errors import DataError
+from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import hub, io, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Model, Prompt
@@ -111,6 +111,10 @@ def tuned(
                 if progress.prompt:
                     prompts.save_prompt(progress.prompt, path)
                     saved = True
+    except (CheckpointError, DataError) as error:
+        if resume and not str(error).startswith(str(path)):
+            raise type(error)(f"{args.resume}: {error}") from None
+        raise
     except KeyboardInterrupt:
         if not saved:
             raise
@@ -142,7 +146,7 @@ def tune(args: argparse.Namespace) -> Output:
     settings = Settings(**given(args))
     if resume:
         settings = Settings.saved(resume.settings | given(args), args.resume)
-    registry.check_name(settings.task)
+    check_task(settings.task, args.resume if resume and "task" not in given(args) else "--task")
     path = Path(args.out or (args.resume if resume and resume.train_state else "prompt.safetensors"))
     prompts.check_target(path, settings.method)
     model = models.load(args.model)
@@ -327,7 +331,7 @@ def few_shot(args: argparse.Namespace) -> Output:
     if args.k < 0:
         raise ValueError(f"--k: expected 0 or more, found {args.k}")
     settings = Settings(**{"max_input_tokens": 512} | given(args))
-    registry.check_name(settings.task)
+    check_task(settings.task, "--task")
     if "," in settings.task:
         raise ValueError(f"--task {settings.task}: expected one task")
     model = models.load(args.model)
@@ -388,6 +392,14 @@ def count(args: argparse.Namespace) -> Output:
 # ---- what they share ----
 
 
+def check_task(task: str, where: str) -> None:
+    """Raise ValueError, naming where it was found, for a task that does not exist."""
+    try:
+        registry.check_name(task)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def check_ending(path: str | None, *endings: str) -> None:
     """Raise ValueError for the name of a file, if there is one, with another ending."""
     if path is not None and Path(path).suffix not in endings:
@@ -410,7 +422,7 @@ def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
     say_if_unknown(prompt, args.prompt)
     Settings(**given(args))  # so that an error is about the option, and not about the file
     settings = Settings.saved(prompt.settings | given(args), args.prompt)
-    registry.check_name(settings.task)
+    check_task(settings.task, "--task" if args.task else args.prompt)
     if "," in settings.task and not of_mixture(prompt):
         raise ValueError(f"--task {settings.task}: {args.prompt} was tuned without the names of tasks; name one")
     changed = {name: value for name, value in given(args).items() if name != "task"}  # that of the rows, not its own

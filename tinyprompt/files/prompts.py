@@ -214,11 +214,12 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
         words, settings = json.loads(about.get("label_words", "null")), json.loads(about["settings"])
         if not isinstance(settings, dict) or not isinstance(words, list | None):
             raise ValueError("expected a list of labels and a dict of settings")
-        if not all(isinstance(word, str) for word in words or ()) or len(words or ()) > MAX_LABELS:
-            raise ValueError(f"expected labels that are words, at most {MAX_LABELS}")
+        "".join(words or ()).encode()  # raises UnicodeEncodeError, a ValueError, for half of a character
+        if len(words or ()) > MAX_LABELS:
+            raise ValueError(f"expected at most {MAX_LABELS} label words")
         if about.get("fingerprint") and not isinstance(settings.get("method", "prompt"), str):
             raise ValueError("expected the name of a method")
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error})") from None
     words = None if words is None else tuple(words)
     return Prompt(params, about.get("model"), about.get("fingerprint"), words, settings, state)

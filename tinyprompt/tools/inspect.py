@@ -281,6 +281,16 @@ def describe_graph(path: Path) -> dict[str, Any]:
     if not model.graph.output:
         raise CheckpointError(f"{path}: no ONNX model: it has no outputs")
     try:
+        return _graph(model)
+    except (KeyError, TypeError, ValueError) as error:  # types and names that ONNX does not have
+        raise CheckpointError(f"{path}: damaged: {error!r}; export or download it again") from None
+
+
+def _graph(model: Any) -> dict[str, Any]:
+    """An onnx.ModelProto as `describe_graph` returns it."""
+    import onnx
+
+    try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except Exception:  # the graph breaks a rule, or holds 2 GiB of weights: shapes that it does not state stay unknown
         graph = model.graph
