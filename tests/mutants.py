@@ -1,19 +1,26 @@
 """Faults planted on purpose: each must be caught by the test that is named beside it.
 
-    python tests/mutants.py            # all of them, two at a time: "38 of 38 caught"
+    python tests/mutants.py            # all of them, two at a time: "57 of 57 caught"
     python tests/mutants.py softmax    # those whose description has the word
+    python tests/mutants.py --random 40 7   # 40 small mutations of the core, drawn with seed 7: how many are caught?
 
 A fault is a piece of text that occurs once in a module, and what is put in its place, in a copy of the package.
 """
 
+import ast
+import contextlib
+import copy
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PARITY = "test_parity.py::test_logits_loss_and_prompt_gradient_are_those_of_transformers"
@@ -292,31 +299,239 @@ MUTANTS = [
         "float(np.mean(list(found.values())))",
         "test_tasks.py::test_a_mixture_is_scored_task_by_task",
     ),
+    Mutant(
+        "lora on queries and keys",
+        "methods",
+        'for part in ("q", "v"):',
+        'for part in ("q", "k"):',
+        "test_details.py::test_lora_is_on_queries_and_values",
+    ),
+    Mutant(
+        "BitFit without the position biases",
+        "methods",
+        'if "layer_norm." in name or "relative_attention_bias" in name:',
+        'if "layer_norm." in name:',
+        "test_details.py::test_bitfit_is_every_vector_and_every_position_bias",
+    ),
+    Mutant(
+        "the z-loss is ignored in training",
+        "train",
+        "next(batches), drop, settings.z_loss)",
+        "next(batches), drop, 0.0)",
+        "test_details.py::test_the_z_loss_is_part_of_what_is_trained",
+    ),
+    Mutant(
+        "the seed of dropout is ignored",
+        "train",
+        "np.random.default_rng([settings.seed, 1])",
+        "np.random.default_rng([0, 1])",
+        "test_details.py::test_dropout_follows_the_seed_of_the_settings",
+    ),
+    Mutant(
+        "the schedule is a step ahead",
+        "train",
+        "learning_rate(step - 1)",
+        "learning_rate(step)",
+        "test_details.py::test_the_learning_rate_of_a_step_is_that_of_its_number",
+    ),
+    Mutant(
+        "no shuffling",
+        "data",
+        "waiting += rng.permutation(len(rows)).tolist()",
+        "waiting += list(range(len(rows)))",
+        "test_details.py::test_rows_are_shuffled_anew_in_every_epoch",
+    ),
+    Mutant(
+        "the length penalty is ignored in rank classification",
+        "generate",
+        "* len(label) ** -length_penalty",
+        "* len(label) ** -0.0",
+        "test_details.py::test_rank_classification_divides_by_a_power_of_the_length",
+    ),
+    Mutant(
+        "decoding with a cache sees padding",
+        "t5",
+        "states_bias=additive(mask, x.dtype), **weights)\n    new",
+        "states_bias=additive(mask * 0 + 1, x.dtype), **weights)\n    new",
+        "test_details.py::test_the_next_token_sees_no_padding_of_the_input",
+    ),
+    Mutant(
+        "Adafactor without its epsilon",
+        "optim",
+        "square = g * g + epsilon",
+        "square = g * g",
+        "test_details.py::test_adafactor_clips_at_a_root_mean_square_of_1_and_has_an_epsilon",
+    ),
+    Mutant(
+        "Adafactor clips at 2",
+        "optim",
+        "clipping_threshold: float = 1.0",
+        "clipping_threshold: float = 2.0",
+        "test_details.py::test_adafactor_clips_at_a_root_mean_square_of_1_and_has_an_epsilon",
+    ),
+    Mutant(
+        "SQuAD keeps the article a",
+        "tasks/metrics",
+        'r"\\b(a|an|the)\\b"',
+        'r"\\b(an|the)\\b"',
+        "test_details.py::test_squad_leaves_out_all_three_articles",
+    ),
+    Mutant(
+        "a fingerprint is compared in part",
+        "fit",
+        "prompt.fingerprint != model.fingerprint:",
+        "prompt.fingerprint[:12] != model.fingerprint[:12]:",
+        "test_details.py::test_a_fingerprint_is_compared_whole",
+    ),
+    Mutant(
+        "bfloat16 is not widened",
+        "ops",
+        "if weight.dtype in (np.float16, bfloat16) else weight",
+        "if weight.dtype == np.float16 else weight",
+        "test_details.py::test_16_bits_are_widened",
+    ),
+    Mutant(
+        "mT5's head may be tied",
+        "config",
+        'is not False and family != "mt5"',
+        "is not False",
+        "test_details.py::test_mt5_has_a_head_of_its_own_whatever_its_configuration_says",
+    ),
+    Mutant(
+        "no dropout on the weights of attention for few queries",
+        "t5",
+        'weights_BNL = visit("attention_weights", ops.softmax(scores_BHTL))',
+        "weights_BNL = ops.softmax(scores_BHTL)",
+        "test_details.py::test_dropout_falls_on_the_weights_of_attention_for_few_queries_too",
+    ),
+    Mutant(
+        "ties go to the earlier step",
+        "train",
+        "(score, -dev_loss) >= self.best_score",
+        "(score, -dev_loss) > self.best_score",
+        "test_train.py::test_ties_go_to_the_lower_loss_and_then_to_the_later_step",
+    ),
+    Mutant(
+        "ties ignore the loss",
+        "train",
+        "(score, -dev_loss) >= self.best_score",
+        "score >= self.best_score[0]",
+        "test_train.py::test_ties_go_to_the_lower_loss_and_then_to_the_later_step",
+    ),
+    Mutant(
+        "patience ends a dev score late",
+        "train",
+        "step - state.best_step >= settings.patience * settings.eval_every:\n            break",
+        "step - state.best_step > settings.patience * settings.eval_every:\n            break",
+        "test_details.py::test_patience_counts_dev_scores_since_the_best",
+    ),
+    Mutant(
+        "a short check misses far buckets",
+        "tools/check",
+        "model.config.relative_attention_max_distance + 22",
+        "model.config.relative_attention_max_distance - 22",
+        "test_details.py::test_the_cases_of_a_check_reach_the_last_bucket",
+    ),
 ]
+
+
+def fails(module: str, text: str, words: list[str]) -> subprocess.CompletedProcess:
+    """Run tests on a copy of the package in which a module has another text."""
+    with tempfile.TemporaryDirectory() as made:
+        copied = Path(made)
+        shutil.copytree(ROOT / "tinyprompt", copied / "tinyprompt")
+        shutil.copytree(ROOT / "tests", copied / "tests")
+        for name in ("weights", "docs", "lessons"):
+            (copied / name).symlink_to(ROOT / name)
+        for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
+            shutil.copy(ROOT / name, copied)
+        (copied / "tinyprompt" / f"{module}.py").write_text(text, encoding="utf-8")
+        environment = os.environ | {"PYTHONPATH": str(copied), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", *words]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return subprocess.run(command, cwd=copied, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.CompletedProcess(command, 1, "a loop without end", "")
 
 
 def caught(mutant: Mutant) -> bool:
     """Plant a fault in a copy of the package and run its test there."""
-    with tempfile.TemporaryDirectory() as made:
-        copy = Path(made)
-        shutil.copytree(ROOT / "tinyprompt", copy / "tinyprompt")
-        shutil.copytree(ROOT / "tests", copy / "tests")
-        for name in ("weights", "docs"):
-            (copy / name).symlink_to(ROOT / name)
-        for name in ("pyproject.toml", "README.md"):
-            shutil.copy(ROOT / name, copy)
-        path = copy / "tinyprompt" / f"{mutant.module}.py"
-        text = path.read_text(encoding="utf-8")
-        if text.count(mutant.right) != 1:
-            raise SystemExit(f"{mutant.fault}: {text.count(mutant.right)} times in {path.name}: {mutant.right!r}")
-        path.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
-        words = [sys.executable, "-m", "pytest", "-x", "--hypothesis-profile", "first", f"tests/{mutant.test}"]
-        environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True)
+    path = ROOT / "tinyprompt" / f"{mutant.module}.py"
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.right) != 1:
+        raise SystemExit(f"{mutant.fault}: {text.count(mutant.right)} times in {path.name}: {mutant.right!r}")
+    words = ["-x", "--hypothesis-profile", "first", f"tests/{mutant.test}"]
+    done = fails(mutant.module, text.replace(mutant.right, mutant.wrong), words)
     # A fault gives wrong numbers; a crash would prove nothing.
-    if done.returncode > 1 or (done.returncode and "AssertionError" not in done.stdout):
+    if done.returncode > 1 or (done.returncode and not re.search("AssertionError|Failed: DID NOT", done.stdout)):
         raise SystemExit(f"{mutant.fault}: {mutant.test} did not fail by an assertion:\n{done.stdout[-2000:]}")
     return done.returncode == 1
+
+
+# Which tests are asked about a mutation that is drawn in a module.
+TESTS = {
+    "ops": "test_ops test_parity",
+    "t5": "test_t5 test_parity test_details test_generate",
+    "methods": "test_methods test_details test_train",
+    "optim": "test_optim test_details",
+    "generate": "test_generate test_details test_train",
+    "predict": "test_train test_generate test_cli",
+    "train": "test_train test_details test_cli",
+    "data": "test_data test_details test_train",
+    "fit": "test_methods test_prompts test_details",
+    "tasks/metrics": "test_metrics test_tasks test_details",
+    "lowering/rules": "test_lowering test_parity test_device",
+    "lowering/primitives": "test_lowering test_parity test_device",
+}
+OPERATORS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def mutations(module: str) -> Iterator[tuple[str, Any, str, ast.AST]]:
+    """Every small mutation of a module: where it is, the source, and the source that is put in its place."""
+    text = (ROOT / "tinyprompt" / f"{module}.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    unseen = {id(n) for node in ast.walk(tree) if isinstance(node, ast.Raise | ast.JoinedStr) for n in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in unseen or not hasattr(node, "lineno"):
+            continue
+        other = copy.deepcopy(node)
+        if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in OPERATORS:
+            other.op = OPERATORS[type(node.op)]()
+        elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
+            other.ops[0] = OPERATORS[type(node.ops[0])]()
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+            other.value = not node.value if isinstance(node.value, bool) else node.value + 1
+        else:
+            continue
+        yield f"{module}.py, line {node.lineno}", ast.get_source_segment(text, node), ast.unparse(other), node
+
+
+def survives(drawn: tuple[str, Any, str, Any]) -> bool:
+    """Whether no related test fails on a mutation."""
+    where, source, other, node = drawn
+    module = where.partition(".py")[0]
+    text = (ROOT / "tinyprompt" / f"{module}.py").read_text(encoding="utf-8")
+    lines = text.split("\n")
+    start = sum(len(line) + 1 for line in lines[: node.lineno - 1]) + node.col_offset
+    changed = f"{text[:start]}({other}){text[start + len(source) :]}"
+    tests = [f"tests/{name}.py" for name in TESTS[module].split()]
+    return not fails(module, changed, ["-x", "--hypothesis-profile", "first", *tests]).returncode
+
+
+def draw(number: int, seed: int) -> int:
+    """Draw mutations, print those that no test notices, and the share that one does. Exit status 0."""
+    every = [one for module in TESTS for one in mutations(module)]
+    chosen = random.Random(seed).sample(every, min(number, len(every)))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(survives, chosen))
+    for (where, source, other, _), alive in zip(chosen, found, strict=True):
+        if alive:
+            print(f"alive  {where}: {' '.join(source.split())} -> {other}")
+    print(f"{len(found) - sum(found)} of {len(found)} drawn mutations caught, of {len(every)} (seed {seed})")
+    return 0
 
 
 def main(word: str = "") -> int:
@@ -333,4 +548,5 @@ def main(word: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    words = sys.argv[1:]
+    sys.exit(draw(int(words[1]), int(words[2]) if words[2:] else 0) if words[:1] == ["--random"] else main(*words))

@@ -99,10 +99,14 @@ class Case(NamedTuple):
 
 
 def draw(model: Model, seed: int = 0, length: int = 20) -> Case:
-    """A random batch, and a prompt of vocabulary rows: (length, d_model) float32."""
+    """A random batch, and a prompt of vocabulary rows: (length, d_model) float32.
+
+    Every third batch is longer than the distance from which all positions share a bucket.
+    """
     settings = Settings(prompt_length=length, init="vocab", seed=seed)
     prompt = methods.init_params(model, settings, None)[PROMPT]
-    return Case(prompt, random_batch(model.config.vocab_size, 3, 24, 5, seed))
+    tokens = 24 if seed % 3 < 2 else model.config.relative_attention_max_distance + 22
+    return Case(prompt, random_batch(model.config.vocab_size, 3, tokens, 5, seed))
 
 
 def save_case(case: Case, path: str | Path) -> None:
