@@ -339,3 +339,12 @@ def test_what_autograd_cannot_differentiate_is_reported():
     report = check_vjp(lambda x, w: anp.einsum("nd,nn->d", x, w), np.ones((4, 2)), np.ones((4, 4)))
     assert not report.ok
     assert "argument 1: autograd cannot differentiate it" in str(report)
+
+
+def test_without_torch_a_sum_over_the_vocabulary_may_round():
+    errors = {"numpy float32": {"gradient": [6e-7] * 3}, "onnxruntime cpu float32": {"gradient": [8e-6, 9e-6, 9e-6]}}
+    assert [f.ok for f in check.judge(errors)] == [True, False]
+    assert [f.ok for f in check.judge(errors, 16_128)] == [True, True]
+    assert [f.ok for f in check.judge(errors | {"torch float32": {"gradient": [6e-7] * 3}}, 16_128)][1] is False
+    errors["onnxruntime cpu float32"] = {"gradient": [1e-4] * 3}
+    assert [f.ok for f in check.judge(errors, 16_128)] == [True, False]

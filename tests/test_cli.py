@@ -535,6 +535,20 @@ def test_text_and_file_of_the_first_prompt_imply_it(call, models, prompt, tmp_pa
     assert prompts.load_prompt(out).settings["init"] == "file"
 
 
+def test_what_a_newcomer_gets_wrong(call, fails, models, prompt, tmp_path):
+    rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
+    assert "rows.tsv: is a file of rows and no prompt; the prompt comes first" in fails("predict", rows, prompt, *model)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").touch()
+    told = fails("predict", prompt, "a", "--model", tmp_path / "folder")
+    assert "folder: has no config.json, so it is no model directory; found notes.txt" in told
+    (tmp_path / "a.csv").write_text("input;target\na;b\n")
+    assert "one column, 'input;target': separated by semicolons" in fails("eval", prompt, tmp_path / "a.csv", *model)
+    more = ("--out", tmp_path / "p.safetensors", *model, "--steps", 1, "--device", "numpy")
+    assert "slow, and much memory" in call("tune", rows, *more, "--prompt-length", 501, "--batch-size", 2)[1]
+    assert "slow, and much memory" not in call("tune", rows, *more, "--prompt-length", 5, "--batch-size", 2)[1]
+
+
 def test_what_is_odd_about_the_rows_is_said(call, models, tmp_path):
     more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
     typo = write_rows(tmp_path / "typo.tsv", [*NAMED, ("film", "goood")])

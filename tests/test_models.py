@@ -156,7 +156,7 @@ def shards(*parts, index=True):
 Q = WEIGHT.replace(".", "__")
 TIED = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=True)
 BROKEN = {
-    "no config": (without("config.json"), ["config.json", "no such file"]),
+    "no config": (without("config.json"), ["config.json", "has no config.json"]),
     "config no JSON": (text("config.json", "{"), ["config.json", "JSON"]),
     "config no text": (lambda f: (f / "config.json").write_bytes(b"\xff"), ["config.json", "JSON"]),
     "config a list": (text("config.json", "[]"), ["config.json", "list"]),

@@ -68,6 +68,8 @@ def read_rows(
             if column is None:
                 values.append("")
                 continue
+            if column not in record and len(record) == 1 and ";" in next(iter(record)):
+                raise DataError(f"{here}: one column, {next(iter(record))!r}: separated by semicolons; expected commas")
             if column not in record:
                 found = ", ".join(repr(str(k)) for k in record)
                 advice = "name yours with --input or --target, or a built-in task with --task"

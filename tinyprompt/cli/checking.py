@@ -11,7 +11,7 @@ from tinyprompt.cli.report import Argument, Output, argument, command, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.data import Batch
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import models
+from tinyprompt.files import hub, models
 from tinyprompt.files.io import load_numpy
 from tinyprompt.tools import bench
 from tinyprompt.tools import check as checks
@@ -30,7 +30,7 @@ def check(args: argparse.Namespace) -> Output:
 
     Without --batch: three random batches. With --gradient: is this the gradient of that batch's loss?
     """
-    folder: str | Path = args.model or models.default_model()
+    folder = hub.find(args.model) if args.model else models.default_model()
     model = models.load(folder)
     cases = [checks.load_case(args.batch, model)] if args.batch else [checks.draw(model, i) for i in range(3)]
     if args.save:

@@ -52,6 +52,7 @@ DEMO_SETTINGS = Settings(
 )  # fmt: skip
 LENGTHS = (1, 5, 20, 50, 100, 150)  # of the paper's table 4
 DELIMITERS = {".tsv": "\t", ".csv": ","}
+MANY = 500  # vectors, or rows of a batch, of which the cost is said
 CONFUSION = 10  # labels up to which a confusion matrix is printed
 ROWS = "a .tsv, .csv or .jsonl file, or the task's own; of a mixture a,b one file each"
 
@@ -464,6 +465,10 @@ def say_what_is_odd(
         say(f"warning: targets of one row only, perhaps typing errors: {', '.join(rare[:5])}")
     if not words and len(times) == 1:
         say(f"warning: all targets are {next(iter(times))!r}; with nothing to choose from, answers are free text")
+    positions = settings.batch_size * (settings.prompt_length + settings.max_input_tokens)
+    if settings.prompt_length > MANY or settings.batch_size > MANY:
+        told = f"up to {positions:,} positions a step, and attention grows with the square of a row's length"
+        say(f"warning: {told}: slow, and much memory; the paper has 100 vectors and 32 rows")
     limit = settings.max_new_tokens
     long = sum(len(model.tokenizer.encode(row.target)) > limit for row in dev) if not words else 0
     if long:

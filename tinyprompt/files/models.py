@@ -75,6 +75,9 @@ def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]
     if is_t5x(folder):
         raw, weights = t5x.open_t5x(folder)
         return raw, Config.from_dict(raw), weights
+    if not (folder / "config.json").exists():
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise CheckpointError(f"{folder}: has no config.json, so it is no model directory; found {found}")
     raw, config = read_json(folder / "config.json"), read_config(folder / "config.json")
     stored, files = stored_weights(folder)
     if not config.tied_head and "lm_head.weight" not in stored and raw.get("tie_word_embeddings", True):

@@ -74,6 +74,10 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
             start = opened.read(6)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+    if path.suffix in (".tsv", ".csv", ".jsonl", ".txt"):
+        raise CheckpointError(
+            f"{path}: is a file of rows and no prompt; the prompt comes first, then the rows or texts"
+        )
     if path.name in ADAPTER_WEIGHTS and (path.parent / "adapter_config.json").exists():
         raise CheckpointError(f"{path}: is a part of a PEFT adapter; name the directory")
     if start == b"\x93NUMPY" or start.startswith(b"PK") or path.suffix in (".npy", ".npz"):
