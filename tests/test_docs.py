@@ -22,6 +22,7 @@ import pytest
 from files import SMALL, weights, write
 from test_layout import ORDER
 
+from tinyprompt import lowering
 from tinyprompt.cli.main import COMMANDS, main, parser
 from tinyprompt.files import models, prompts
 
@@ -246,3 +247,13 @@ def test_the_tree_of_contributing_is_that_of_the_package():
     assert sorted(found) == sorted(there)
     orders = [name for name in ORDER if f"{name}.py" in found and "/" not in name]
     assert [name for name in (path.removesuffix(".py") for path in found) if name in orders] == orders
+
+
+def test_the_list_of_what_lowers_is_the_table():
+    listed = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8").split("These functions of NumPy lower")[1]
+    listed = set(listed.split("```")[1].split())
+    functions = {name: getattr(np, name) for name in dir(np)}
+    functions |= {f"linalg.{name}": getattr(np.linalg, name) for name in dir(np.linalg)}
+    rules = set(map(id, lowering.RULES))
+    assert {f for f in listed if f not in functions} == set()
+    assert {id(functions[f]) for f in listed} == {id(f) for f in functions.values() if id(f) in rules}

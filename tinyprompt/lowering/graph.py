@@ -96,7 +96,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def _no_value(self, *_, **__):
         raise LoweringError(
             f"{self!r} has no numbers while it is traced: it cannot become a NumPy array or a Python number, "
-            "be iterated over, or decide an `if`"
+            "be iterated over, or decide an `if`; for autograd's array and stack, use numpy.concatenate"
         )
 
     __array__ = __iter__ = __bool__ = __int__ = __float__ = __index__ = __contains__ = _no_value

@@ -6,7 +6,7 @@ Unlike NumPy's, the max, min and argmax of ONNX Runtime may pass over a NaN.
 
 import functools
 import operator
-import re
+from collections.abc import Callable
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -28,8 +28,8 @@ def traced(*arrays) -> list[Traced]:
 
 ELEMENTWISE = {  # the ufuncs that are one operator of ONNX
     np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.true_divide: "Div", np.negative: "Neg",
-    np.maximum: "Max", np.minimum: "Min", np.absolute: "Abs", np.sign: "Sign", np.floor: "Floor", np.ceil: "Ceil",
-    np.exp: "Exp", np.log: "Log", np.sqrt: "Sqrt", np.tanh: "Tanh", np.sin: "Sin", np.cos: "Cos",
+    np.maximum: "Max", np.minimum: "Min", np.absolute: "Abs", np.floor: "Floor", np.ceil: "Ceil",
+    np.rint: "Round", np.exp: "Exp", np.log: "Log", np.sqrt: "Sqrt", np.tanh: "Tanh", np.sin: "Sin", np.cos: "Cos",
     np.greater: "Greater", np.greater_equal: "GreaterOrEqual", np.less: "Less", np.less_equal: "LessOrEqual",
     np.equal: "Equal", np.logical_and: "And", np.logical_or: "Or", np.logical_not: "Not",
 }  # fmt: skip
@@ -37,16 +37,10 @@ ELEMENTWISE = {  # the ufuncs that are one operator of ONNX
 
 def elementwise(ufunc, op: str, *inputs) -> Traced:
     """One node, after the casts and the broadcasting that NumPy would do."""
-    graph, inputs = graph_of(*inputs), tuple(map(as_array, inputs))
-    *kinds, kind = ufunc.resolve_dtypes((*(x.dtype if hasattr(x, "dtype") else type(x) for x in inputs), None))
-    if op in ("And", "Or", "Not"):
-        kinds = [np.dtype(bool)] * len(inputs)
-    elif np.dtype(bool) in kinds and op != "Equal":
+    graph, kind = graph_of(*inputs), resolved(ufunc, *inputs)[-1]
+    arrays = promoted(ufunc, *inputs, logic=op in ("And", "Or", "Not"))
+    if any(x.dtype == bool for x in arrays) and op not in ("And", "Or", "Not", "Equal"):
         raise LoweringError(f"numpy.{ufunc.__name__} of booleans has no rule; cast them first")
-    arrays = [
-        cast(x, k) if isinstance(x, Traced) else graph.array(np.asarray(x, k))
-        for x, k in zip(inputs, kinds, strict=True)
-    ]
     shape = np.broadcast_shapes(*(x.shape for x in arrays))
     if all(x.value is not None for x in arrays):
         return graph.array(ufunc(*(x.value for x in arrays)))
@@ -57,6 +51,21 @@ def elementwise(ufunc, op: str, *inputs) -> Traced:
                 return arrays[1 - i].copy()
             arrays[i] = graph.array(number)
     return graph.emit(op, *arrays, shape=shape, dtype=kind)
+
+
+def resolved(ufunc, *inputs) -> list[np.dtype]:
+    """The dtypes in which NumPy computes: one for each input, and the result's."""
+    inputs = tuple(map(as_array, inputs))
+    return list(ufunc.resolve_dtypes((*(x.dtype if hasattr(x, "dtype") else type(x) for x in inputs), None)))
+
+
+def promoted(ufunc, *inputs, logic: bool = False) -> list[Traced]:
+    """The inputs of a ufunc in the graph, cast as NumPy does; for logic, to booleans."""
+    graph, kinds = graph_of(*inputs), resolved(ufunc, *inputs)[:-1]
+    return [
+        cast(x, bool if logic else k) if isinstance(x, Traced) else graph.array(np.asarray(x, bool if logic else k))
+        for x, k in zip(inputs, kinds, strict=True)
+    ]
 
 
 def as_array(x):
@@ -70,11 +79,17 @@ def is_one_number(x: Traced) -> bool:
 
 
 NEUTRAL = {np.add: 0, np.subtract: 0, np.multiply: 1, np.true_divide: 1}
-UNROLLED = {1: lambda x: x.copy(), 2: lambda x: x * x, 3: lambda x: x * x * x, -1: lambda x: 1 / x}
+UNROLLED: dict[float, Callable] = {
+    0.5: np.sqrt,
+    1: lambda x: x.copy(),
+    2: lambda x: x * x,
+    3: lambda x: x * x * x,
+    -1: lambda x: 1 / x,
+}
 
 
 def power(x, y) -> Traced:
-    """`x ** y` of floats; as products where y is a small whole number."""
+    """`x ** y` of floats; as a root or as products where y is 1/2 or a small whole number."""
     kind = np.result_type(x, y)
     if kind.kind != "f":
         raise LoweringError("numpy.power of integers has no rule; cast them first")
@@ -191,53 +206,64 @@ def reduction(op: str):
         axes = sorted(range(a.ndim) if axis is None else normalize_axis_tuple(axis, a.ndim))
         if a.size == 0 and op != "ReduceSum":
             raise LoweringError(f"{op} of {a!r}, which is empty, has no rule")
-        if op == "ReduceSum" and a.dtype.kind in "bi":
+        if op in ("ReduceSum", "ReduceProd") and a.dtype.kind in "bi":
             a = cast(a, np.int64)
         if op == "ReduceMean" and a.dtype.kind != "f":
             a = cast(a, np.float64)
         shape = [1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes]
         if all(a.shape[i] == 1 for i in axes):
             return reshape(a, shape)
+        if op in PAIRED and a.dtype.kind == "i" and a.size:
+            kept = [i for i in range(a.ndim) if i not in axes]
+            last = reshape(transpose(a, kept + axes), *(a.shape[i] for i in kept), -1)
+            return reshape(in_pairs(PAIRED[op], last), shape)
         return a.graph.emit(op, a, np.array(axes, np.int64), shape=shape, dtype=a.dtype, keepdims=int(keepdims))
 
     return rule
 
 
-def argmax(a, axis=None, *, keepdims=False) -> Traced:
-    if axis is None:
-        return argmax(reshape(a, -1), 0)
-    axis = normalize_axis_index(axis, a.ndim)
-    shape = [1 if i == axis else n for i, n in enumerate(a.shape) if keepdims or i != axis]
-    return a.graph.emit("ArgMax", a, shape=shape, dtype=np.int64, axis=axis, keepdims=int(keepdims))
+PAIRED = {"ReduceSum": np.add, "ReduceProd": np.multiply}
 
 
-def dot(a, b) -> Traced:
-    if np.ndim(b) > 2:
-        raise LoweringError("numpy.dot with more than two axes on the right has no rule; use numpy.matmul")
-    return np.matmul(a, b) if np.ndim(a) and np.ndim(b) else a * b
+def in_pairs(ufunc, x: Traced) -> Traced:
+    """The sum or product over the last axis by halving it: ONNX Runtime's own rounds integers to 53 bits."""
+    while (n := x.shape[-1]) > 1:
+        halves = ufunc(x[..., : n // 2], x[..., n // 2 : n // 2 * 2])
+        x = concatenate([halves, x[..., -1:]], axis=-1) if n % 2 else halves
+    return x
 
 
-def einsum(subscripts, *operands, optimize=None) -> Traced:
-    """The inner product over the last axis is a product and a sum; other sums go to ONNX's Einsum."""
-    arrays = traced(*operands)
+def position(op: str):
+    """A rule for np.argmax and np.argmin."""
+
+    def rule(a, axis=None, *, keepdims=False):
+        if axis is None:
+            shape = (1,) * a.ndim if keepdims else ()
+            return reshape(rule(reshape(a, -1), 0), shape)
+        axis = normalize_axis_index(axis, a.ndim)
+        shape = [1 if i == axis else n for i, n in enumerate(a.shape) if keepdims or i != axis]
+        return a.graph.emit(op, a, shape=shape, dtype=np.int64, axis=axis, keepdims=int(keepdims))
+
+    return rule
+
+
+def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
+    """A sum of products in which every axis has a letter: `terms` one string an array, `wanted` the result's."""
     kind = np.result_type(*(x.dtype for x in arrays))
-    if subscripts == "...i,...i->...":
-        return cast(np.sum(arrays[0] * arrays[1], axis=-1), kind)
-    if not re.fullmatch(r"[a-z]+(,[a-z]+)*->[a-z]*", subscripts):
-        raise LoweringError(f"numpy.einsum of {subscripts!r} has no rule; write it as 'ab,bc->ac'")
-    given, _, wanted = subscripts.partition("->")
+    if [*terms] == [terms[0]] * 2 and wanted == terms[0][:-1] and len(set(terms[0])) == len(terms[0]) > 0:
+        return cast(np.sum(arrays[0] * arrays[1], axis=-1), kind)  # quicker than ONNX's Einsum
     length: dict[str, int] = {}
-    for letters, x in zip(given.split(","), arrays, strict=True):
-        if len(letters) != x.ndim:
-            raise LoweringError(f"numpy.einsum: {letters!r} does not fit the shape {x.shape}")
+    for letters, x in zip(terms, arrays, strict=True):
         for letter, n in zip(letters, x.shape, strict=True):
             if 1 not in (n, length.get(letter, n)) and n != length.get(letter, n):
                 raise LoweringError(f"numpy.einsum: {letter!r} is {length[letter]} and {n} long")
             length[letter] = max(n, length.get(letter, 1))
-    full = [[length[letter] for letter in letters] for letters in given.split(",")]
+    if len(set(wanted)) < len(wanted) or not set(wanted) <= set(length):
+        raise LoweringError(f"numpy.einsum: {wanted!r} must name each axis of the result once, from {terms}")
+    full = [[length[letter] for letter in letters] for letters in terms]
     arrays = [broadcast_to(cast(x, kind), shape) for x, shape in zip(arrays, full, strict=True)]
-    shape = [length[letter] for letter in wanted]
-    return arrays[0].graph.emit("Einsum", *arrays, shape=shape, dtype=kind, equation=subscripts)
+    equation = f"{','.join(terms)}->{wanted}"
+    return arrays[0].graph.emit("Einsum", *arrays, shape=[length[x] for x in wanted], dtype=kind, equation=equation)
 
 
 def concatenate(arrays, axis=0) -> Traced:
@@ -341,8 +367,20 @@ def add_at(total, index, x) -> None:
     total.become(total + reshape(sums, total.shape))
 
 
+def sign(x) -> Traced:
+    """Of NaN, ONNX Runtime's in float16 is 0, and NumPy's is NaN."""
+    kind = np.sign.resolve_dtypes((x.dtype, None))[-1]
+    return cast(elementwise(np.sign, "Sign", cast(x, np.float32) if kind == np.float16 else x), kind)
+
+
+def round(a, decimals=0) -> Traced:
+    if decimals:
+        raise LoweringError("numpy.round to decimals has no rule")
+    return np.rint(a)
+
+
 NAMESAKES = (
-    power, matmul, argmax, dot, einsum, reshape, transpose, swapaxes, broadcast_to, concatenate, stack, where, clip,
+    power, sign, round, matmul, reshape, transpose, swapaxes, broadcast_to, concatenate, stack, where, clip,
     take, take_along_axis,
 )  # fmt: skip
 RULES |= {getattr(np, rule.__name__): rule for rule in NAMESAKES}
@@ -350,7 +388,6 @@ RULES |= {ufunc: functools.partial(elementwise, ufunc, op) for ufunc, op in ELEM
 RULES |= {
     np.not_equal: lambda x, y: np.logical_not(np.equal(x, y)),
     np.square: lambda x: x * x,
-    np.cosh: lambda x: (np.exp(x) + np.exp(-x)) / 2,  # in autograd's gradient of tanh
     np.conjugate: lambda x: x.copy(),
     np.add.at: add_at,
     operator.getitem: getitem,
@@ -366,6 +403,9 @@ RULES |= {
     np.mean: reduction("ReduceMean"),
     np.max: reduction("ReduceMax"),
     np.min: reduction("ReduceMin"),
+    np.prod: reduction("ReduceProd"),
+    np.argmax: position("ArgMax"),
+    np.argmin: position("ArgMin"),
     np.ravel: lambda a: reshape(a, -1),
     np.expand_dims: lambda a, axis: reshape(a, np.expand_dims(np.broadcast_to(False, a.shape), axis).shape),
     np.squeeze: lambda a, axis=None: reshape(a, np.squeeze(np.broadcast_to(False, a.shape), axis).shape),
@@ -378,6 +418,7 @@ def method(function):
     return lambda self, *args, **kwargs: self.__array_function__(function, (), (self, *args), kwargs)
 
 
-METHODS = "sum mean max min argmax dot reshape ravel transpose swapaxes squeeze clip take astype"
+METHODS = "round sum mean max min prod argmax argmin reshape ravel transpose swapaxes squeeze clip take astype"
 for _name in METHODS.split():
     setattr(Traced, _name, method(getattr(np, _name)))
+Traced.flatten = Traced.ravel  # type: ignore[attr-defined]
