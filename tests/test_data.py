@@ -324,3 +324,10 @@ def test_a_target_that_is_too_long_is_named(tmp_path):
     (tmp_path / "a.tsv").write_text("input\ttarget\na\tb\nc\t" + "d" * 10_001 + "\n")
     with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; the most"):
         data.read_rows(tmp_path / "a.tsv")
+
+
+def test_a_rare_target_gets_its_place_among_the_dev_rows():
+    rows = [Row(f"a {i}", "often") for i in range(10)] + [Row(f"b {i}", "rare") for i in range(2)]
+    for seed in range(20):
+        dev = [row.target for row in data.split(rows, 1 / 3, seed)[1]]
+        assert (dev.count("often"), dev.count("rare")) == (3, 1)

@@ -87,12 +87,13 @@ CASES = {
         lambda x, y: anp.einsum("...ij,...kj", x, y) + np.einsum("i...,j->...", x, y[0, 0]).sum(),
         False,
     ),
+    "einsum of ellipses of two lengths": (lambda x, y: anp.einsum("...i,...i->...", x, y[0, 0]), True),
     "gradient of einsum with ellipses": (lambda x, y: anp.einsum("...ij,...kj->...ik", x, y), True),
     "var": (lambda x, y: anp.var(anp.concatenate([x, y, 2 * y], axis=1), axis=1, ddof=2) + anp.var(y), True),
     "std": (lambda x, y: x.std((0, 2)) + np.std(np.stack([x, y]), ddof=1, keepdims=True), False),
     "gradient of std": (lambda x, y: anp.std(anp.concatenate([x, x + 1 + y * y]), axis=0), True),
     "cumsum": (lambda x, y: anp.cumsum(x, axis=1) + anp.cumsum(y)[-1], True),
-    "cumsum of booleans": (lambda x, y: (x > 0).cumsum(-1), False),
+    "cumsum of integers": (lambda x, y: (x > 0).cumsum(-1) + (9 * y).astype(np.int32).cumsum(1), False),
     "prod": (lambda x, y: anp.prod(1 + x * x, axis=1) + np.prod(y.shape), True),
     "prod of integers": (lambda x, y: np.prod((x > 0) + np.ones(x.shape, int), axis=0), False),
     "diff": (lambda x, y: anp.diff(anp.concatenate([x, y], axis=1), axis=1), True),
@@ -575,6 +576,13 @@ def test_a_function_of_two_numbers_at_its_edges(name, dtype):
         assert found.dtype == wanted.dtype
         eps = np.finfo(dtype).eps
         assert np.allclose(found, wanted, rtol=8 * eps, atol=eps * (name == "logaddexp"), equal_nan=True), second
+
+
+def test_nan_is_close_to_nan_if_so_asked():
+    x, y = np.array([np.nan, np.nan, 1, np.inf]), np.array([np.nan, 1, np.nan, np.inf])
+    for equal_nan in (False, True):
+        close = lambda x, y, equal_nan=equal_nan: np.isclose(x, y, equal_nan=equal_nan)
+        assert (compile(close, "cpu")(x, y) == close(x, y)).all()
 
 
 def test_integers_are_added_up_exactly():

@@ -32,9 +32,9 @@ CASES = {
     "gelu": (ops.gelu, lambda x: F.gelu(x, approximate="tanh"), lambda a, b, c: [(a, b, c)]),
     "geglu": (ops.geglu, lambda x, y: F.gelu(x, approximate="tanh") * y, lambda a, b, c: [(a, b, c), (a, b, c)]),
     "broadcast_to": (
-        lambda x: ops.broadcast_to(x, (4, 3, *x.shape[1:])),
-        lambda x: x.expand(4, 3, *x.shape[1:]),
-        lambda a, b, c: [(1, b, c)],
+        lambda x: ops.broadcast_to(x, (4, 3, x.shape[1], 2, x.shape[3])),
+        lambda x: x.expand(4, 3, x.shape[1], 2, x.shape[3]),
+        lambda a, b, c: [(1, b, 1, c)],
     ),
 }
 

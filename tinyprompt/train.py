@@ -300,7 +300,7 @@ class Result:
         left.set(xlabel="step", ylabel="training loss (nats a token)", ylim=(0, None))
         right.set(ylabel="dev score", ylim=(min(0, *dev), 1))
         left.set_title(f"best on dev: {self.best_dev:.2f} at step {self.best_step}", fontsize=10)
-        left.legend(handles=[left.lines[1], right.lines[0]], loc="lower left", fontsize=8)
+        left.legend(handles=[left.lines[1], right.lines[0]], loc="center right", fontsize=8)
         if path is None:
             return left
         figure.savefig(path, dpi=150)
