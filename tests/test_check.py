@@ -239,7 +239,7 @@ def test_what_is_no_array_of_floats_is_no_differentiable_argument():
 
 
 def test_a_function_that_does_not_lower_is_not_wrong():
-    report = check_vjp(anp.arctan, ARRAYS[0])
+    report = check_vjp(anp.arcsinh, ARRAYS[0])
     assert report.ok
     assert any("not lowered" in note for note in report.notes)
 
