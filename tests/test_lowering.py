@@ -585,8 +585,43 @@ def test_nan_is_close_to_nan_if_so_asked():
         assert (compile(close, "cpu")(x, y) == close(x, y)).all()
 
 
+INTEGERS = {
+    "round": np.round,
+    "norm": lambda x: [np.linalg.norm(x), np.linalg.norm(x, 1, axis=0), np.linalg.norm(x, np.inf, axis=1)],
+    "isclose": lambda x: np.isclose(x, x[::-1], 0, 1.5),
+    "sum": lambda x: [x.sum(), x.sum(0)],
+    "prod": lambda x: [np.prod(x[:, :2]), np.prod(x, axis=0)],
+    "cumsum": lambda x: x.cumsum(0),
+    "einsum": lambda x: [np.einsum("ij->i", x), np.einsum("ij,kj->ik", x, x), np.einsum("ij,k->kj", x, x[0])],
+    "var": lambda x: [x.var(), x.std(1)],
+    "diff": np.diff,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_come_out_as_numpys_or_are_refused(name, dtype):
+    x = np.array([[1, 2, 0, 7], [3, 1, 250, 6]]).astype(dtype)
+    if dtype == np.int64:
+        x[0] += 2**33
+    function = INTEGERS[name]
+    wanted = function(x)
+    try:
+        found = compile(function, "cpu")(x)
+    except LoweringError:
+        assert dtype == np.uint8
+        return
+    for one, other in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted)), strict=True):
+        assert one.dtype == other.dtype
+        assert np.allclose(one, other, rtol=1e-14, atol=0)
+
+
 def test_integers_are_added_up_exactly():
     x = np.arange(24).reshape(2, 3, 4) + 2**53
+    for equation in ("ijk->i", "ijk->kj", "i...->...", "ijk,lj->kl"):
+        others = [np.eye(3, dtype=int)] * equation.count(",")
+        run = lambda x, equation=equation, others=others: np.einsum(equation, x, *others)
+        assert (compile(run, "cpu")(x) == run(x)).all()
     for axis in (None, 0, 1, 2, (0, 1), (0, 2)):
         for function in (np.sum, np.max, np.min, np.prod):
             run = lambda x, axis=axis, function=function: function(x, axis=axis, keepdims=True)

@@ -15,7 +15,7 @@ from autograd.tracer import getval
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from tinyprompt.lowering.graph import RULES, LoweringError, Traced
-from tinyprompt.lowering.rules import cast, einsum_of_letters, method, promoted, reshape, take, traced
+from tinyprompt.lowering.rules import added_up, cast, einsum_of_letters, method, promoted, reshape, take, traced
 
 
 def truth(x: Traced):
@@ -48,7 +48,7 @@ def nansum(a, axis=None, *, keepdims=False):
 def norm(x, ord=None, axis=None, *, keepdims=False):
     """`numpy.linalg.norm` of vectors in the orders 1, 2, inf and -inf, and Frobenius' of matrices."""
     axes = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim)
-    size = np.abs(x)
+    size = np.abs(x if x.dtype.kind == "f" else cast(x, np.float64))
     if (ord is None and (axis is None or len(axes) <= 2)) or (ord, len(axes)) in ((2, 1), ("fro", 2)):
         return np.sqrt(np.sum(size * size, axis=axes, keepdims=keepdims))
     if ord == 1 and len(axes) == 1:
@@ -62,11 +62,13 @@ def cumsum(a, axis=None):
     if axis is None:
         a, axis = np.ravel(a), 0
     axis = normalize_axis_index(axis, a.ndim)
-    a = cast(a, np.int64) if a.dtype.kind in "bi" else a
+    a = added_up(a)
     return a.graph.emit("CumSum", a, np.array(axis, np.int64), shape=a.shape, dtype=a.dtype)
 
 
 def diff(a, n=1, axis=-1):
+    if n < 0:
+        raise LoweringError(f"numpy.diff: expected n of at least 0, found {n}")
     axis = normalize_axis_index(axis, a.ndim)
     full = (slice(None),) * axis
     for _ in range(n):
@@ -132,7 +134,7 @@ def einsum(subscripts, *operands, optimize=None):
 
 
 def einsum_vjp(argnum: int, ans: Traced, subscripts, *operands):
-    """The gradient is an einsum of the result's gradient, of ones for axes that nothing else has, and of the others."""
+    """An einsum of g, of ones for the axes that only this operand has, and of the other operands."""
     arrays = [*operands]  # of autograd's boxes too, in a gradient of a gradient
     terms, wanted = axes_in_letters(subscripts, arrays)
     own, array = terms.pop(argnum - 1), arrays.pop(argnum - 1)
@@ -152,7 +154,7 @@ def dot_vjp(argnum: int, ans: Traced, a, b):
 
 
 def differentiate(primitive, vjp) -> None:
-    """For traced results, replace the gradient of a primitive of autograd, if its own insists on NumPy's arrays."""
+    """Give traced results of an autograd primitive another gradient: its own calls np.array. Arrays keep it."""
     own = primitive_vjps[primitive]
 
     def of_either(argnums, ans, args, kwargs):
@@ -210,6 +212,7 @@ def flip(m, axis=None):
 
 def isclose(a, b, rtol=1e-5, atol=1e-8, equal_nan=False):
     a, b = traced(a, b)
+    b = cast(b, np.result_type(b.dtype, 1.0))  # differences of unsigned integers would wrap
     near = np.logical_and(np.less_equal(np.abs(a - b), atol + rtol * np.abs(b)), np.isfinite(b))
     near = np.logical_or(near, np.equal(a, b))
     return np.logical_or(near, np.logical_and(np.isnan(a), np.isnan(b))) if equal_nan else near

@@ -37,10 +37,12 @@ ELEMENTWISE = {  # the ufuncs that are one operator of ONNX
 
 def elementwise(ufunc, op: str, *inputs) -> Traced:
     """One node, after the casts and the broadcasting that NumPy would do."""
-    graph, kind = graph_of(*inputs), resolved(ufunc, *inputs)[-1]
-    arrays = promoted(ufunc, *inputs, logic=op in ("And", "Or", "Not"))
-    if any(x.dtype == bool for x in arrays) and op not in ("And", "Or", "Not", "Equal"):
+    graph, (*kinds, kind) = graph_of(*inputs), resolved(ufunc, *inputs)
+    if op in ("And", "Or", "Not"):
+        kinds = [np.dtype(bool)] * len(inputs)
+    elif np.dtype(bool) in kinds and op != "Equal":
         raise LoweringError(f"numpy.{ufunc.__name__} of booleans has no rule; cast them first")
+    arrays = of_kinds(inputs, kinds)
     shape = np.broadcast_shapes(*(x.shape for x in arrays))
     if all(x.value is not None for x in arrays):
         return graph.array(ufunc(*(x.value for x in arrays)))
@@ -59,13 +61,18 @@ def resolved(ufunc, *inputs) -> list[np.dtype]:
     return list(ufunc.resolve_dtypes((*(x.dtype if hasattr(x, "dtype") else type(x) for x in inputs), None)))
 
 
-def promoted(ufunc, *inputs, logic: bool = False) -> list[Traced]:
-    """The inputs of a ufunc in the graph, cast as NumPy does; for logic, to booleans."""
-    graph, kinds = graph_of(*inputs), resolved(ufunc, *inputs)[:-1]
+def of_kinds(arrays, kinds) -> list[Traced]:
+    """Arrays and numbers in the graph, each cast to its dtype."""
+    graph = graph_of(*arrays)
     return [
-        cast(x, bool if logic else k) if isinstance(x, Traced) else graph.array(np.asarray(x, bool if logic else k))
-        for x, k in zip(inputs, kinds, strict=True)
+        cast(x, kind) if isinstance(x, Traced) else graph.array(np.asarray(x, kind))
+        for x, kind in zip(arrays, kinds, strict=True)
     ]
+
+
+def promoted(ufunc, *inputs) -> list[Traced]:
+    """The inputs of a ufunc in the graph, cast as NumPy does."""
+    return of_kinds(inputs, resolved(ufunc, *inputs)[:-1])
 
 
 def as_array(x):
@@ -206,8 +213,8 @@ def reduction(op: str):
         axes = sorted(range(a.ndim) if axis is None else normalize_axis_tuple(axis, a.ndim))
         if a.size == 0 and op != "ReduceSum":
             raise LoweringError(f"{op} of {a!r}, which is empty, has no rule")
-        if op in ("ReduceSum", "ReduceProd") and a.dtype.kind in "bi":
-            a = cast(a, np.int64)
+        if op in PAIRED and a.dtype.kind != "f":
+            a = added_up(a)
         if op == "ReduceMean" and a.dtype.kind != "f":
             a = cast(a, np.float64)
         shape = [1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes]
@@ -223,6 +230,13 @@ def reduction(op: str):
 
 
 PAIRED = {"ReduceSum": np.add, "ReduceProd": np.multiply}
+
+
+def added_up(a: Traced) -> Traced:
+    """An array in the dtype of its sum."""
+    if a.dtype.kind == "u":
+        raise LoweringError("sums and products of unsigned integers have no rule; cast them to int64 first")
+    return cast(a, np.int64) if a.dtype.kind in "bi" else a
 
 
 def in_pairs(ufunc, x: Traced) -> Traced:
@@ -262,8 +276,23 @@ def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
         raise LoweringError(f"numpy.einsum: {wanted!r} must name each axis of the result once, from {terms}")
     full = [[length[letter] for letter in letters] for letters in terms]
     arrays = [broadcast_to(cast(x, kind), shape) for x, shape in zip(arrays, full, strict=True)]
+    if kind.kind != "f":  # ONNX Runtime's Einsum rounds integers to 53 bits
+        return cast(sum_of_products(terms, wanted, arrays), kind)
     equation = f"{','.join(terms)}->{wanted}"
     return arrays[0].graph.emit("Einsum", *arrays, shape=[length[x] for x in wanted], dtype=kind, equation=equation)
+
+
+def sum_of_products(terms, wanted: str, arrays) -> Traced:
+    """An einsum as one product over all axes and one sum."""
+    letters = wanted + "".join(sorted(set("".join(terms)) - set(wanted)))
+    factors = []
+    for term, x in zip(terms, arrays, strict=True):
+        if len(set(term)) < len(term):
+            raise LoweringError(f"numpy.einsum of integers with {term!r} has no rule; cast them to float64 first")
+        length = dict(zip(term, x.shape, strict=True))
+        x = transpose(x, [term.index(letter) for letter in letters if letter in term])
+        factors.append(reshape(x, [length.get(letter, 1) for letter in letters]))
+    return np.sum(functools.reduce(operator.mul, factors), axis=tuple(range(len(wanted), len(letters))))
 
 
 def concatenate(arrays, axis=0) -> Traced:
@@ -376,7 +405,7 @@ def sign(x) -> Traced:
 def round(a, decimals=0) -> Traced:
     if decimals:
         raise LoweringError("numpy.round to decimals has no rule")
-    return np.rint(a)
+    return a.copy() if a.dtype.kind in "iu" else np.rint(a)
 
 
 NAMESAKES = (
