@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 from reference import batch, pair, raw_config
-from tuning import prompt_of, saver, tune
+from tuning import byte_model, prompt_of, saver, tune
 
-from tinyprompt import data, generate, methods, ops, optim, t5, train
+from tinyprompt import data, methods, ops, optim, t5, train
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.data import Row
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
 from tinyprompt.fit import check_fit
 from tinyprompt.methods import PROMPT
+from tinyprompt.model import Prompt
+from tinyprompt.predict import label_scores
 from tinyprompt.settings import Settings
 from tinyprompt.tasks.metrics import normalize_answer
 from tinyprompt.tools import check
@@ -91,15 +93,14 @@ def test_rows_are_shuffled_anew_in_every_epoch(model):
     assert not any(part == [row.input for row in rows[i : i + 8]] for part in parts for i in range(57))
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, -1.0])
+@pytest.mark.parametrize("penalty", [0.5, 1.0, -1.0])
 def test_rank_classification_divides_by_a_power_of_the_length(penalty):
-    table = np.random.default_rng(0).normal(size=(3, 7, 7))
-    logits_of = lambda ids: table[np.arange(3)[:, None], ids]
-    words = [(2, 1), (3, 4, 5, 1)]
-    found = generate.rank(logits_of, 3, words, penalty)
-    for i, word in enumerate(words):
-        log_p = ops.log_softmax(table)[:, [0, *word[:-1]], word].sum(1)
-        assert np.allclose(found[:, i], log_p / len(word) ** penalty)
+    model, words = byte_model(), ("no", "maybe")
+    plain, found = (
+        label_scores(model, Prompt(label_words=words, settings={"length_penalty": p}), ["a", "bc"], "numpy")
+        for p in (None, penalty)
+    )
+    assert np.allclose(found, plain / np.array([3, 6]) ** penalty, rtol=1e-6)  # bytes, and eos
 
 
 def test_the_next_token_sees_no_padding_of_the_input():

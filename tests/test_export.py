@@ -21,7 +21,7 @@ from tinyprompt.config import Config, weight_shapes
 from tinyprompt.files import models, prompts
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
-from tinyprompt.predict import ranked
+from tinyprompt.predict import labels_of, ranked
 from tinyprompt.tools import export
 from tinyprompt.tree import flatten, nest
 
@@ -122,7 +122,7 @@ def test_the_score_is_that_of_rank_classification(tmp_path):
     )  # fmt: skip
     model = models.load(folder)
     params = nest(flatten(model.params) | {PROMPT: prompt})
-    wanted = ranked(params, model.config, ids, mask, (tuple(word),))[:, 0]
+    wanted = ranked(params, model.config, ids, mask, *labels_of([[word]] * 3))[:, 0]
     assert np.allclose(found["log_probability"], wanted, rtol=1e-5)
 
 

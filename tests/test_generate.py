@@ -13,7 +13,7 @@ from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_c
 from tinyprompt import generate, t5, tree
 from tinyprompt.config import Config
 from tinyprompt.device import default_device
-from tinyprompt.predict import next_token
+from tinyprompt.predict import labels_of, next_token
 from tinyprompt.tasks import metrics
 
 EOS = 1
@@ -108,11 +108,9 @@ def test_rank_is_the_sum_of_the_log_probabilities(rows, seed, labels):
     table = np.random.default_rng(seed).normal(0, 3, (rows, 7, 7))
     log_p = table - np.log(np.exp(table).sum(-1, keepdims=True))
     wanted = [[sum(one[a, b] for a, b in zip([0, *label], label, strict=False)) for label in labels] for one in log_p]
-    scores = generate.rank(table_logits(table), rows, labels)
+    scores = generate.rank(table_logits(table), *labels_of([labels] * rows))
     assert scores.shape == (rows, len(labels))
     assert np.allclose(scores, wanted)
-    means = generate.rank(table_logits(table), rows, labels, length_penalty=1.0)
-    assert np.allclose(means, np.array(wanted) / [len(label) for label in labels])
 
 
 class Problem(NamedTuple):

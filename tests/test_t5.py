@@ -79,8 +79,8 @@ def test_a_prefix_has_the_positions_before_the_first(family, stack):
     length, more, block = 5, 150, params[stack]["block"]  # so that far buckets are met too
     prefixed = tree.merge(block, {f"{i}.layer.0.SelfAttention.prefix.key": np.ones((more, 18)) for i in "01"})
     zeros = lambda n: np.zeros((1, 1, n, n))
-    found = t5.position_biases(prefixed, zeros(length), length, stack == "encoder", config)
-    whole = t5.position_biases(block, zeros(more + length), more + length, stack == "encoder", config)
+    found = t5.position_biases(prefixed, zeros(length), np.arange(length), stack == "encoder", config)
+    whole = t5.position_biases(block, zeros(more + length), np.arange(more + length), stack == "encoder", config)
     assert [(one == two[:, :, more:]).all() for one, two in zip(found, whole, strict=True)] == [True, True]
 
 

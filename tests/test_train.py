@@ -16,7 +16,7 @@ from tinyprompt.files import prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Model, Prompt
-from tinyprompt.predict import stream
+from tinyprompt.predict import labels_of, stream
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
 from tinyprompt.tokenizer import ByteTokenizer
@@ -422,7 +422,7 @@ def test_padding_and_batches_do_not_change_a_prediction(model):
         ids = np.array([model.tokenizer.encode(text)])
         context, mask = t5.encode(params, CONFIG, ids, np.ones_like(ids))
         logits_of = lambda out, c=context, m=mask: t5.decode(params, CONFIG, out, c, m)
-        scores = generate.rank(logits_of, 1, [model.tokenizer.encode(label) for label in labels])
+        scores = generate.rank(logits_of, *labels_of([[model.tokenizer.encode(label) for label in labels]]))
         wanted.append(labels[scores[0].argmax()])
     assert answer(model, texts, labels, delta) == wanted
     assert len(set(wanted)) > 1
@@ -497,7 +497,7 @@ def test_loss_is_teacher_forced_cross_entropy(model):
         context, mask = t5.encode(tree.merge(model.params, delta), CONFIG, *ids)
         label = row[: int(batch.weights[i].sum())].tolist()
         logits_of = lambda out, c=context, m=mask: t5.decode(model.params, CONFIG, out, c, m)
-        scores.append(generate.rank(logits_of, 1, [label])[0, 0])
+        scores.append(generate.rank(logits_of, *labels_of([[label]]))[0, 0])
     assert np.isclose(
         train.loss(delta, model.params, model.config, batch), -sum(scores) / batch.weights.sum(), rtol=1e-5
     )

@@ -2,11 +2,25 @@
 
 from dataclasses import asdict
 
-from tinyprompt import train
-from tinyprompt.model import Prompt
+import numpy as np
+from reference import random_weights, raw_config
+
+from tinyprompt import train, tree
+from tinyprompt.config import Config
+from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
+from tinyprompt.tokenizer import ByteTokenizer
 from tinyprompt.train import Result, TaskData, right_answers
+
+
+def byte_model(family="t5-1.1", dtype=np.float32, seed=0):
+    """A small random model that reads bytes, and is sure enough of itself to be taught."""
+    config = Config.from_dict(raw_config(family, vocab_size=384))
+    flat = random_weights(config, seed)
+    if "lm_head.weight" in flat:
+        flat["lm_head.weight"] *= 3
+    return Model(config, tree.nest({k: v.astype(dtype) for k, v in flat.items()}), ByteTokenizer(), "tiny")
 
 
 def tune(model, rows, dev, settings, labels, device=None, resume=None, init=(), each=None):

@@ -2,10 +2,10 @@
 
 What writes freely asks a `step(tokens, rows)`: given the newest token of every row, (B,), first the pad token, it
 returns the logits of the next one, (B, V), and remembers the token. `rows`, where it is not None, are the rows whose
-past each of the tokens goes on from. What scores given labels asks a `logits_of(decoder_ids)`, (B, T) to (B, T, V).
+past each of the tokens goes on from. What scores given labels asks a `logits_of(decoder_ids)`, (..., T) to (..., T, V).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,8 +17,8 @@ LogitsOf = Callable[[np.ndarray], np.ndarray]
 
 
 def shift_right(labels: np.ndarray) -> np.ndarray:
-    """Decoder input for given labels: pad in front, the last label dropped. Shapes (B, T)."""
-    return np.concatenate([np.full_like(labels[:, :1], PAD), labels[:, :-1]], axis=1)
+    """Decoder input for given labels: pad in front, the last label dropped. Shapes (..., T)."""
+    return np.concatenate([np.full_like(labels[..., :1], PAD), labels[..., :-1]], axis=-1)
 
 
 def stream(step: Step, rows: int, max_tokens: int) -> Iterator[np.ndarray]:
@@ -84,19 +84,15 @@ def to_eos(ids: np.ndarray) -> list[list[int]]:
     return [row[: row.index(EOS)] if EOS in row else row for row in ids.tolist()]
 
 
-def rank(logits_of: LogitsOf, rows: int, labels: Sequence[Sequence[int]], length_penalty: float = 0.0) -> np.ndarray:
-    """Rank classification: log probability of every label (ids with eos), shape (rows, labels).
+def rank(logits_of: LogitsOf, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Rank classification: the log probability of every label of every row, (B, N).
 
-    It is divided by `length ** length_penalty`, eos counted, as in `beam_search`; 1 makes it the mean a token.
+    Shapes: labels (B, N, T), ids with eos and padding behind it; weights (B, N, T), 1 at their tokens and 0 at padding.
     """
-    scores = []
-    for label in labels:
-        ids = np.broadcast_to(np.asarray(label), (rows, len(label)))
-        scores.append(log_probability(logits_of, ids).sum(-1) * len(label) ** -length_penalty)
-    return np.stack(scores, axis=1)
+    return (log_probability(logits_of, labels) * weights).sum(-1)
 
 
 def log_probability(logits_of: LogitsOf, labels: np.ndarray) -> np.ndarray:
-    """Log probability of every label token after those before it. Shapes (B, T)."""
+    """Log probability of every label token after those before it. Shapes (..., T)."""
     log_p = ops.log_softmax(logits_of(shift_right(labels)))
     return np.take_along_axis(log_p, labels[..., None], -1)[..., 0]

@@ -1,23 +1,24 @@
 """Answers of a frozen model with a prompt: label words by rank classification, or free text."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyprompt import generate, methods, t5
+from tinyprompt import generate, methods, ops, t5
 from tinyprompt.config import Config
 from tinyprompt.data import by_length, encode_inputs, pad
 from tinyprompt.device import compile, default_device
 from tinyprompt.errors import DataError
 from tinyprompt.fit import check_fit
-from tinyprompt.model import Model, Prompt
+from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.settings import Settings
-from tinyprompt.tokenizer import EOS
+from tinyprompt.tokenizer import EOS, PAD
 from tinyprompt.tree import Flat, Tree
 
 ROWS = 64  # of a batch
 SLOTS = 32  # of a cache, which double when they are full
+LOGITS = 2**19  # of the labels of a row that go through the decoder together
 
 
 def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: str | None = None) -> Any:
@@ -56,16 +57,133 @@ def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str
     check_fit(prompt, model)
     settings, rank = Settings.saved(prompt.settings), compile(ranked, device or default_device())
     params = methods.apply(model.params, prompt.params)
-    words = tuple(target_ids(model, prompt.label_words, has_label_head(model, prompt)).values())
+    words = list(target_ids(model, prompt.label_words, has_label_head(model, prompt)).values())
     scores = np.empty((len(texts), len(words)), np.float32)
     for chosen, batch in batches(model, settings, texts):
-        scores[chosen] = rank(params, model.config, *batch, words, settings.length_penalty or 0.0)
+        scores[chosen] = rank(params, model.config, *batch, *labels_of([words] * len(chosen)))
+    model.check_files()
+    return finite(scores / np.array([len(ids) for ids in words]) ** (settings.length_penalty or 0.0))
+
+
+def finite(scores: np.ndarray) -> np.ndarray:
+    """The scores, float32, if all of them are numbers. Raises FloatingPointError."""
     if not np.isfinite(scores).all():
         raise FloatingPointError(
             "the log probabilities of the labels are not finite: the prompt or the model is damaged"
         )
+    return scores.astype(np.float32)
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """The probability of each label among them all, from their log probabilities (..., labels)."""
+    return np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
+
+
+class Answer(NamedTuple):
+    """What a model says to a text and, of label words, the probability of each among them all."""
+
+    text: str
+    probabilities: dict[str, float]  # empty for free text
+
+
+def answer(model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None = None) -> list[Answer]:
+    """Answer texts, each with a prompt of its own, in shared batches: one frozen model, many tasks.
+
+    Prompts may differ in length, in label words, and in free text or not. Row for row, the answer is that of
+    `predict`: the vectors stand directly before the tokens, and all padding is behind them. Lester et al. 2021, section
+    1. Raises CheckpointError for a prompt that belongs to another model or is of another method.
+
+    Example: `answer(model, [(topic, "Two goals in the last minute."), (sentiment, "The soup was cold.")])`.
+    """
+    device = device or default_device()
+    asked = {id(prompt): Asked.of(model, prompt) for prompt, _ in rows}
+    mixed = [(asked[id(prompt)], asked[id(prompt)].encode(model, text)) for prompt, text in rows]
+    answers: dict[int, Answer] = {}
+    ranks = [i for i, (task, _) in enumerate(mixed) if task.words]
+    width = max((len(task.words) for task in asked.values()), default=0)
+    length = max((len(ids) for task in asked.values() for ids in task.words.values()), default=0)
+    rank = compile(ranked, device)
+    for chosen, batch in mixed_batches(model, mixed, ranks):
+        labels = labels_of([[*mixed[i][0].words.values()] for i in chosen], width, length)
+        found = rank(model.params, model.config, *batch, *labels)
+        answers |= {i: mixed[i][0].choose(scores) for i, scores in zip(chosen, found, strict=True)}
+    writers: dict[Any, list[int]] = {}
+    for i, (task, _) in enumerate(mixed):
+        if not task.words:
+            writers.setdefault(task.writing, []).append(i)
+    for places in writers.values():
+        settings = mixed[places[0]][0].settings
+        for chosen, batch in mixed_batches(model, mixed, places):
+            step = next_token(model.params, model.config, *batch, settings.num_beams, device)
+            written = write(step, len(chosen), settings)
+            answers |= {i: Answer(model.tokenizer.decode(ids), {}) for i, ids in zip(chosen, written, strict=True)}
     model.check_files()
-    return scores
+    return [answers[i] for i in range(len(rows))]
+
+
+class Asked(NamedTuple):
+    """A prompt of `answer` with what each of its rows needs."""
+
+    vectors: np.ndarray  # (P, d_model)
+    words: dict[str, tuple[int, ...]]  # ids of each label word; empty for free text
+    settings: Settings
+
+    @classmethod
+    def of(cls, model: Model, prompt: Prompt) -> "Asked":
+        """Raises CheckpointError for a prompt that cannot share a batch."""
+        check_fit(prompt, model)
+        if prompt.params:
+            prompt.vectors("this prompt")
+        vectors = prompt.params.get(PROMPT, np.zeros((0, model.config.d_model), np.float32))
+        return cls(vectors, target_ids(model, prompt.label_words, False), Settings.saved(prompt.settings))
+
+    def encode(self, model: Model, text: str) -> list[int]:
+        """Ids of a text behind places for the vectors."""
+        (ids,) = encode_inputs([text], model.tokenizer, self.settings.max_input_tokens)
+        return [PAD] * len(self.vectors) + ids
+
+    @property
+    def writing(self) -> tuple:
+        """Rows that agree in this are written together."""
+        return self.settings.num_beams, self.settings.max_new_tokens, self.settings.length_penalty
+
+    def choose(self, scores: np.ndarray) -> Answer:
+        """The likeliest label word, given the log probability of each and of some padding."""
+        lengths = np.array([len(ids) for ids in self.words.values()])
+        own = finite(scores[: len(lengths)] / lengths ** (self.settings.length_penalty or 0.0))
+        shares = dict(zip(self.words, probabilities(own).tolist(), strict=True))
+        return Answer(max(shares, key=shares.__getitem__), shares)
+
+
+def mixed_batches(
+    model: Model, mixed: Sequence[tuple[Asked, list[int]]], places: Sequence[int]
+) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
+    """Rows of similar length together: their places, and what the encoder reads, vectors (B, L, D) and mask (B, L)."""
+    for part in by_length([len(mixed[i][1]) for i in places], ROWS):
+        chosen = [places[i] for i in part]
+        ids, mask = pad([mixed[i][1] for i in chosen])
+        x = np.array(ops.embedding(model.params["shared"]["weight"], ids))
+        for row, i in zip(x, chosen, strict=True):
+            vectors = mixed[i][0].vectors
+            row[: len(vectors)] = vectors
+        yield chosen, (x, mask)
+
+
+def labels_of(
+    words: Sequence[Sequence[Sequence[int]]], width: int = 0, length: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label words of each row as `generate.rank` reads them: ids (B, N, T) and weights, float32.
+
+    N and T are those of the widest row and the longest word, or more.
+    """
+    width, length = max(width, *map(len, words)), max(length, *(len(ids) for row in words for ids in row))
+    labels = np.full((len(words), width, length), PAD)
+    weights = np.zeros(labels.shape, np.float32)
+    for i, row in enumerate(words):
+        for j, ids in enumerate(row):
+            labels[i, j, : len(ids)] = ids
+            weights[i, j, : len(ids)] = 1
+    return labels, weights
 
 
 def batches(model: Model, settings: Settings, texts: Sequence[str]) -> Iterator[tuple[Any, tuple[Any, Any]]]:
@@ -80,7 +198,10 @@ def target_ids(model: Model, label_words: Sequence[str] | None, label_head: bool
 
     Raises DataError for two words that become the same ids.
     """
-    words = enumerate(label_words or ())
+    for word in (label_words := tuple(label_words or ())):
+        if label_words.count(word) > 1:
+            raise DataError(f"label word {word!r} is given twice; give each once")
+    words = enumerate(label_words)
     found = {word: (i,) if label_head else tuple(model.tokenizer.encode(word)) for i, word in words}
     by_ids = {ids: word for word, ids in found.items()}
     for word, ids in found.items():
@@ -95,11 +216,16 @@ def has_label_head(model: Model, prompt: Prompt) -> bool:
     return len(prompt.params.get(methods.HEAD, ())) not in (0, model.config.vocab_size)
 
 
-def ranked(params: Tree, config: Config, input_ids, attention_mask, words, length_penalty: float = 0.0):
-    """The score of `generate.rank` for each row and each label, given as ids with eos: (B, labels)."""
+def ranked(params: Tree, config: Config, input_ids, attention_mask, labels, weights):
+    """The log probability of each label of each row, (B, N), float32. Shapes of labels and weights: `generate.rank`.
+
+    Some labels go through the decoder side by side, as many as have LOGITS a row.
+    """
     states, mask = t5.encode(params, config, input_ids, attention_mask)
     logits_of = lambda ids: t5.decode(params, config, ids, states, mask)
-    return generate.rank(logits_of, len(input_ids), words, length_penalty)
+    some = max(1, LOGITS // (config.vocab_size * labels.shape[2]))
+    parts = [slice(i, i + some) for i in range(0, labels.shape[1], some)]
+    return np.concatenate([generate.rank(logits_of, labels[:, part], weights[:, part]) for part in parts], axis=1)
 
 
 def stream(model: Model, prompt: Prompt, text: str, device: str | None = None) -> Iterator[str]:

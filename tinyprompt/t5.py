@@ -83,28 +83,28 @@ def behind_prefix(mask, prefix: Tree | None):
     return onp.concatenate([onp.zeros((*mask.shape[:-1], prefix["key"].shape[-2]), mask.dtype), mask], axis=-1)
 
 
-def position_biases(block: Tree, mask, length: int, bidirectional: bool, config: Config, position=None) -> list:
+def position_biases(block: Tree, mask, positions, bidirectional: bool, config: Config, query=None) -> list:
     """Relative position bias plus mask for each layer; a layer without a table shares the one before it.
 
-    Shapes: mask additive (B or 1, 1, length or 1, length), each result (B or 1, H, length, length), or
-    (..., P + length) in a layer with a prefix, which has the positions before the first. With `position`, integer (T,),
-    only the rows of these queries: (..., T, length).
+    Shapes: positions integer (L,), mask additive (B or 1, 1, L or 1, L), each result (B or 1, H, L, L), or
+    (..., P + L) in a layer with a prefix, which has the positions before 0. With `query`, integer (T,), only the rows
+    of these queries: (..., T, L).
     """
     biases: list = []
     table, before = None, 0
     for i in range(config.num_layers if bidirectional else config.num_decoder_layers):
         weights = block[str(i)]["layer"]["0"]["SelfAttention"]
         keys = behind_prefix(mask, weights.get("prefix"))
-        first = length - keys.shape[-1]
+        first = len(positions) - keys.shape[-1]
         if "relative_attention_bias" in weights or first != before:
             table, before = weights.get("relative_attention_bias", table), first
             buckets = relative_position_bucket(
-                onp.arange(first, length)[None, :] - onp.arange(length)[:, None],
+                onp.concatenate([onp.arange(first, 0), positions])[None, :] - positions[:, None],
                 bidirectional,
                 config.relative_attention_num_buckets,
                 config.relative_attention_max_distance,
             )
-            buckets = buckets if position is None else ops.embedding(buckets, position)
+            buckets = buckets if query is None else ops.embedding(buckets, query)
             biases.append(np.transpose(ops.embedding(table["weight"], buckets), (2, 0, 1))[None] + keys)
         else:
             biases.append(biases[-1])
@@ -244,34 +244,40 @@ def scoped(visit: Visit, scope: str) -> Visit:
 def encode(params: Tree, config: Config, input_ids, attention_mask, visit: Visit = unchanged):
     """Run the encoder, with the soft prompt in front if `params` has `encoder.prompt.embedding`.
 
-    Shapes: input_ids integer (B, L), attention_mask (B, L) with 0 at padding, prompt (P, D) or one
-    for each row (B, P, D). Returns the encoder states (B, S, D) and their mask (B, S), S = P + L.
+    Shapes: input_ids integer (B, L), or vectors (B, L, D) in their place (`inputs_embeds` in transformers);
+    attention_mask (B, L) with 0 at padding; prompt (P, D), or one for each row (B, P, D). Returns the encoder states
+    (B, S, D) and their mask (B, S), S = P + L.
     Raises ValueError for a row without a token (which a lowered graph cannot).
     """
     if isinstance(attention_mask, onp.ndarray) and not attention_mask.any(1).all():
         raise ValueError(f"row {int(attention_mask.any(1).argmin())} has no token: its attention_mask is 0 everywhere")
     weights = params["encoder"]
-    x = ops.embedding(params["shared"]["weight"], input_ids)
+    x = input_ids if input_ids.ndim == 3 else ops.embedding(params["shared"]["weight"], input_ids)
     mask = attention_mask
     if "prompt" in weights:
         prompt = weights["prompt"]["embedding"]
         rows = (len(input_ids), *prompt.shape[-2:])
         x = np.concatenate([ops.broadcast_to(prompt, rows), x], axis=1)
         mask = onp.concatenate([onp.ones(rows[:2], mask.dtype), mask], axis=1)
-    biases = position_biases(weights["block"], additive(mask, x.dtype), mask.shape[1], True, config)
+    biases = position_biases(weights["block"], additive(mask, x.dtype), onp.arange(mask.shape[1]), True, config)
     return stack(x, biases, scoped(visit, "encoder"), config, **weights), mask
 
 
 def decode(params: Tree, config: Config, decoder_input_ids, states, mask, visit: Visit = unchanged):
-    """Run the decoder over given tokens. Shapes: ids (B, T), states and mask of `encode`; logits (B, T, V)."""
-    weights = params["decoder"]
-    x = ops.embedding(params["shared"]["weight"], decoder_input_ids)
-    length = decoder_input_ids.shape[1]
-    biases = position_biases(weights["block"], causal(length, x.dtype)[None, None], length, False, config)
+    """Run the decoder over given tokens: the logits of the next one at each place.
+
+    Shapes: ids (B, T), states and mask of `encode`, logits (B, T, V). Or ids (B, N, T) and logits (B, N, T, V): N
+    sequences side by side in each row, which do not see each other and read the same states.
+    """
+    weights, shape = params["decoder"], decoder_input_ids.shape
+    x = ops.embedding(params["shared"]["weight"], decoder_input_ids.reshape(shape[0], -1))
+    earlier = causal(shape[-1], x.dtype, math.prod(shape[1:-1]))
+    positions = onp.arange(x.shape[1]) % shape[-1]
+    biases = position_biases(weights["block"], earlier[None, None], positions, False, config)
     x = stack(
         x, biases, scoped(visit, "decoder"), config, states=states, states_bias=additive(mask, x.dtype), **weights
     )
-    return logits(params, config, x)
+    return logits(params, config, x).reshape(*shape, -1)
 
 
 def first_cache(params: Tree, config: Config, states) -> Flat:
@@ -304,7 +310,7 @@ def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, wid
             slots[name.replace(".key", ".slot")] = ops.embedding(one_hot, position)
     weights = merge(params["decoder"], cache | slots)
     earlier = ops.embedding(causal(width, x.dtype), position)[None, None]
-    biases = position_biases(weights["block"], earlier, width, False, config, position)
+    biases = position_biases(weights["block"], earlier, onp.arange(width), False, config, position)
     seen: Flat = {}
     x = stack(x, biases, recorder(seen), config, states_bias=additive(mask, x.dtype), **weights)
     new = {name.replace("new_", "SelfAttention.kv_cache."): y for name, y in seen.items() if ".new_" in name}
@@ -319,9 +325,10 @@ def logits(params: Tree, config: Config, x):
     return ops.linear(x, head["weight"])
 
 
-def causal(length: int, dtype):
-    """An additive mask (length, length) that hides from each token those after it."""
-    return onp.triu(onp.full((length, length), MASKED, dtype), 1)
+def causal(length: int, dtype, sequences: int = 1):
+    """An additive mask that hides from each token those after it, and other sequences: (sequences * length) squared."""
+    seen = onp.kron(onp.eye(sequences), onp.tri(length))
+    return onp.where(seen, 0, MASKED).astype(dtype)
 
 
 def additive(mask, dtype):

@@ -1,0 +1,181 @@
+"""Rows of different tasks in one batch: each is answered as if it were alone."""
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import examples
+from reference import FAMILIES
+from tuning import byte_model
+
+from tinyprompt import device, generate, methods, predict, t5
+from tinyprompt.data import pad
+from tinyprompt.device import default_device
+from tinyprompt.errors import CheckpointError, DataError
+from tinyprompt.model import PROMPT, Prompt
+from tinyprompt.predict import Answer, Asked, answer, label_scores, labels_of, mixed_batches, probabilities, ranked
+from tinyprompt.settings import Settings
+
+needs_onnx = pytest.mark.skipif(default_device() == "numpy", reason="needs onnx")
+WORDS = [("bad", "good"), ("a", "bb", "ccc", "dddd", "e"), ("yes", "no", "perhaps"), None, ("one",)]
+
+
+def prompts_of(model, lengths, seed=0, dtype=np.float32, **settings):
+    """A prompt of each length with its own label words, or free text; of length 0, the bare model."""
+    rng = np.random.default_rng(seed)
+    width = model.config.d_model
+    vectors = [rng.normal(0, 1, (length, width)).astype(dtype) for length in lengths]
+    return [
+        Prompt(
+            {PROMPT: x} if len(x) else {}, label_words=WORDS[i % len(WORDS)], settings={"max_new_tokens": 5} | settings
+        )
+        for i, x in enumerate(vectors)
+    ]
+
+
+def texts_of(count, seed=0, most=40):
+    rng = np.random.default_rng(seed)
+    return ["".join(map(chr, rng.integers(97, 123, rng.integers(1, most)))) for _ in range(count)]
+
+
+def alone(model, prompt, text, device="numpy"):
+    """The answer by the path of one task, and the log probabilities of its label words."""
+    if not prompt.label_words:
+        return predict(model, prompt, text, device), None
+    scores = label_scores(model, prompt, [text], device)[0]
+    return prompt.label_words[scores.argmax()], scores
+
+
+@examples(15)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+    rows=st.integers(1, 9),
+    seed=st.integers(0, 999),
+    beams=st.sampled_from([1, 1, 3]),
+    penalty=st.sampled_from([None, 1.0]),
+)
+def test_every_row_is_answered_as_if_it_were_alone(family, lengths, rows, seed, beams, penalty):
+    model = byte_model(family, np.float64, seed)
+    prompts = prompts_of(model, lengths, seed, np.float64, num_beams=beams, length_penalty=penalty)
+    rng = np.random.default_rng(seed)
+    asked = [(prompts[rng.integers(len(prompts))], text) for text in texts_of(rows, seed)]
+    for (prompt, text), found in zip(asked, answer(model, asked, "numpy"), strict=True):
+        wanted, scores = alone(model, prompt, text)
+        assert found.text == wanted
+        assert tuple(found.probabilities) == (prompt.label_words or ())
+        if scores is not None:
+            assert np.abs(np.array([*found.probabilities.values()]) - probabilities(scores)).max() < 1e-6
+
+
+@examples(15)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    lengths=st.lists(st.integers(1, 100), min_size=5, max_size=5),
+    seed=st.integers(0, 999),
+)
+def test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64(family, lengths, seed):
+    """The encoder states of each row, and the log probabilities of its labels."""
+    model = byte_model(family, np.float64, seed)
+    prompts = prompts_of(model, lengths, seed, np.float64)
+    tasks = [Asked.of(model, prompt) for prompt in prompts]
+    texts = texts_of(5, seed)
+    mixed = [(task, task.encode(model, text)) for task, text in zip(tasks, texts, strict=True)]
+    ((chosen, batch),) = mixed_batches(model, mixed, range(5))
+    labels = labels_of([[(7, 8, 1), (9, 1)]] * 5)
+    states, _ = t5.encode(model.params, model.config, *batch)
+    scores = ranked(model.params, model.config, *batch, *labels)
+    for i, row, score in zip(chosen, states, scores, strict=True):
+        params = methods.apply(model.params, prompts[i].params)
+        inputs = pad([model.tokenizer.encode(texts[i])], 1)
+        wanted, _ = t5.encode(params, model.config, *inputs)
+        assert np.abs(row[: wanted.shape[1]] - wanted[0]).max() < 1e-12
+        wanted = ranked(params, model.config, *inputs, labels[0][:1], labels[1][:1])[0]
+        assert np.abs(score - wanted).max() < 1e-12
+
+
+@needs_onnx
+def test_on_onnx_runtime_to_float32_rounding():
+    model = byte_model()
+    prompts = prompts_of(model, [1, 100, 17, 5, 40])
+    asked = [(prompts[i % 5], text) for i, text in enumerate(texts_of(20))]
+    for (prompt, text), found in zip(asked, answer(model, asked, "cpu"), strict=True):
+        wanted, scores = alone(model, prompt, text, "numpy")
+        assert found.text == wanted
+        if scores is not None:
+            assert np.abs(np.array([*found.probabilities.values()]) - probabilities(scores)).max() < 1e-5
+
+
+@needs_onnx
+def test_another_prompt_of_the_same_sizes_opens_no_session(monkeypatch):
+    model, opened = byte_model(), []
+    monkeypatch.setattr(device, "open_session", lambda *a, f=device.open_session: opened.append(1) or f(*a))
+    texts = texts_of(4)
+    answer(model, list(zip(prompts_of(model, [9, 9, 9, 9]), texts, strict=True)), "cpu")
+    before = len(opened)
+    answer(model, list(zip(prompts_of(model, [9, 9, 9, 9], seed=1), texts, strict=True)), "cpu")
+    answer(model, list(zip(prompts_of(model, [10, 8, 9, 10], seed=2), texts, strict=True)), "cpu")  # padded to the same
+    assert len(opened) == before > 0
+
+
+def test_labels_go_through_the_decoder_in_parts(monkeypatch):
+    model = byte_model(dtype=np.float64)
+    (prompt,) = prompts_of(model, [3])
+    prompt = Prompt(prompt.params, label_words=("a", "bb", "ccc", "dddd", "e"))
+    whole = label_scores(model, prompt, texts_of(3), "numpy")
+    for some in (1, 2, 4):
+        monkeypatch.setattr(sys.modules["tinyprompt.predict"], "LOGITS", 384 * 5 * some)
+        assert np.abs(label_scores(model, prompt, texts_of(3), "numpy") - whole).max() < 1e-6
+
+
+@examples(20)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    count=st.integers(1, 4),
+    length=st.integers(1, 5),
+    prefix=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_sequences_side_by_side_do_not_see_each_other(family, count, length, prefix, seed):
+    model = byte_model(family, np.float64, seed)
+    rng = np.random.default_rng(seed)
+    params = model.params
+    if prefix:
+        shapes = methods.trained_shapes(model.config, Settings(method="prefix", prompt_length=4), 2)
+        params = methods.apply(params, {name: rng.normal(0, 1, shape) for name, shape in shapes.items()})
+    ids, mask = pad([model.tokenizer.encode(text) for text in texts_of(3, seed)])
+    states, mask = t5.encode(params, model.config, ids, mask)
+    sequences = rng.integers(0, 384, (3, count, length))
+    found = t5.decode(params, model.config, sequences, states, mask)
+    assert found.shape == (3, count, length, 384)
+    for i in range(count):
+        wanted = t5.decode(params, model.config, sequences[:, i], states, mask)
+        assert np.abs(found[:, i] - wanted).max() < 1e-11
+
+
+def test_what_cannot_share_a_batch():
+    model = byte_model()
+    lora = Prompt({"encoder.block.0.layer.0.SelfAttention.q.lora.down": np.ones((2, 20), np.float32)})
+    with pytest.raises(
+        CheckpointError, match=r"expected 'encoder.prompt.embedding' of \(P, 20\)|expected a soft prompt"
+    ):
+        answer(model, [(lora, "a")])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        answer(model, [(Prompt({PROMPT: np.ones((2, 19), np.float32)}), "a")])
+    with pytest.raises(DataError, match="label word 'a' is given twice"):
+        answer(model, [(Prompt(label_words=("a", "a")), "a")])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        answer(model, [(Prompt({PROMPT: np.full((2, 20), np.nan, np.float32)}, label_words=("a", "b")), "a")], "numpy")
+    assert answer(model, []) == []
+    assert answer(model, [(Prompt(label_words=("a",)), "x")], "numpy") == [Answer("a", {"a": 1.0})]
+
+
+def test_rank_reads_no_padding_of_a_label():
+    logits = np.random.default_rng(0).normal(size=(2, 3, 4, 9))
+    labels, weights = labels_of([[(5, 1), (6, 7, 1)], [(8, 1)]], 3, 4)
+    found = generate.rank(lambda ids: logits, labels, weights)
+    other = np.where(weights > 0, labels, 3)
+    assert (found == generate.rank(lambda ids: logits, other, weights)).all()
+    assert (found[1, 1:] == 0).all()
