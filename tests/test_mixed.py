@@ -14,6 +14,7 @@ from tinyprompt import device, generate, methods, predict, t5
 from tinyprompt.data import pad
 from tinyprompt.device import default_device
 from tinyprompt.errors import CheckpointError, DataError
+from tinyprompt.files.prompts import Prompts, save_prompt
 from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.predict import Answer, Asked, answer, label_scores, labels_of, mixed_batches, probabilities, ranked
 from tinyprompt.settings import Settings
@@ -179,3 +180,59 @@ def test_rank_reads_no_padding_of_a_label():
     other = np.where(weights > 0, labels, 3)
     assert (found == generate.rank(lambda ids: logits, other, weights)).all()
     assert (found[1, 1:] == 0).all()
+
+
+def save(folder, name, seed=0, length=3, width=20, words=("bad", "good")):
+    """A saved prompt; (fingerprint None, so that only its shape is checked)."""
+    vectors = np.random.default_rng(seed).normal(size=(length, width)).astype(np.float32)
+    return save_prompt(Prompt({PROMPT: vectors}, label_words=words), folder / name)
+
+
+def test_a_folder_of_prompts_follows_what_is_on_disk(tmp_path):
+    save(tmp_path, "topic.safetensors")
+    save(tmp_path, "peft", 1)
+    save(tmp_path, "bare.npy", 2)
+    (tmp_path / "notes.txt").write_text("no prompt")
+    (tmp_path / "empty").mkdir()
+    prompts = Prompts(tmp_path, byte_model())
+    assert sorted(prompts) == ["bare", "peft", "topic"]
+    assert len(prompts) == 3
+    assert prompts.errors == {}
+    assert repr(prompts) == f"Prompts({tmp_path}: bare, peft, topic; of tiny)"
+    first = prompts["topic"]
+    assert prompts.refresh() == []
+    assert prompts["topic"] is first  # nothing is read twice
+    save(tmp_path, "topic.safetensors", 3)
+    save(tmp_path, "new.safetensors", 4)
+    (tmp_path / "bare.npy").unlink()
+    assert prompts.refresh() == ["bare", "new", "topic"]
+    assert sorted(prompts) == ["new", "peft", "topic"]
+    assert (prompts["topic"].array != first.array).all()
+
+
+def test_a_damaged_file_leaves_the_prompt_that_was_there(tmp_path):
+    whole = save(tmp_path, "topic.safetensors").read_bytes()
+    prompts = Prompts(tmp_path, byte_model())
+    first = prompts["topic"]
+    (tmp_path / "topic.safetensors").write_bytes(whole[:-10])  # as while it is copied
+    save(tmp_path, "other.npy", width=19)
+    assert prompts.refresh() == []
+    assert prompts["topic"] is first
+    assert sorted(prompts.errors) == ["other.npy", "topic.safetensors"]
+    assert "does not fit 'tiny'" in prompts.errors["other.npy"]
+    assert str(tmp_path / "topic.safetensors") in prompts.errors["topic.safetensors"]
+    (tmp_path / "topic.safetensors").write_bytes(whole)
+    assert prompts.refresh() == ["topic"]
+    assert sorted(prompts.errors) == ["other.npy"]
+
+
+def test_two_files_of_one_name(tmp_path):
+    save(tmp_path, "topic.npy", 1)
+    save(tmp_path, "topic.safetensors", 2)
+    prompts = Prompts(tmp_path, byte_model())
+    assert prompts["topic"].label_words is None  # that of the .npy, which comes first
+    assert prompts.errors["topic.safetensors"].endswith("topic.npy has the prompt 'topic' already; rename one")
+    with pytest.raises(CheckpointError, match="expected a folder of prompts"):
+        Prompts(tmp_path / "none", byte_model())
+    with pytest.raises(KeyError):
+        prompts["other"]

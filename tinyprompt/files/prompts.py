@@ -4,7 +4,8 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tinyprompt.files import hub
 from tinyprompt.files.io import load_numpy, read_json, regular, write
 from tinyprompt.files.safetensors import dump, map_tensors
 from tinyprompt.files.torch_bin import map_pickle
-from tinyprompt.model import PROMPT, Prompt
+from tinyprompt.fit import check_fit
+from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.tree import Flat
 
 MAX_LABELS = 1000
@@ -83,6 +85,73 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
     if start == b"\x93NUMPY" or start.startswith(b"PK") or path.suffix in (".npy", ".npz"):
         return _read_numpy(path)
     return {path.stem: _read_safetensors(path)}
+
+
+class Prompts(Mapping[str, Prompt]):
+    """The prompts of a folder that fit one model, by name: those of files, and of folders that PEFT reads.
+
+    `refresh` reads what has changed since. A file that cannot be used is left out, or stands as it was before; `errors`
+    says why, by the name of the file. Raises CheckpointError for a folder that is not there.
+
+    Example: `Prompts("prompts", model)["topic"]`.
+    """
+
+    def __init__(self, folder: str | Path, model: Model):
+        self.folder, self.model = Path(folder), model
+        self.errors: dict[str, str] = {}
+        self._read: dict[str, tuple[Any, dict[str, Prompt]]] = {}  # of each entry: its state on disk, and its prompts
+        self._prompts: dict[str, Prompt] = {}
+        self.refresh()
+
+    def refresh(self) -> list[str]:
+        """Read what is new or different; forget what is gone. Returns the names of the prompts that changed."""
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: expected a folder of prompts")
+        self.errors = {}
+        prompts: dict[str, Prompt] = {}
+        source: dict[str, Path] = {}
+        entries = [
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.suffix in (".safetensors", ".npy", ".npz") or (path / "adapter_config.json").exists()
+        ]
+        self._read = {path.name: self._one(path) for path in entries}
+        for path in entries:
+            for name, prompt in self._read[path.name][1].items():
+                if name in prompts:
+                    self.errors[path.name] = f"{path}: {source[name]} has the prompt {name!r} already; rename one"
+                else:
+                    prompts[name], source[name] = prompt, path
+        before, self._prompts = self._prompts, prompts
+        return sorted(name for name in before.keys() | prompts.keys() if before.get(name) is not prompts.get(name))
+
+    def _one(self, path: Path) -> tuple[Any, dict[str, Prompt]]:
+        """The prompts of an entry: the known ones if it has not changed, or cannot be used now."""
+        before, known = self._read.get(path.name, (None, {}))
+        try:
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            state = [(file.name, s.st_mtime_ns, s.st_size, s.st_ino) for file in files for s in [file.stat()]]
+            if state == before:
+                return state, known
+            found = {name: replace(prompt, train_state=None) for name, prompt in load_prompts(path).items()}
+            for prompt in found.values():
+                check_fit(prompt, self.model, path)
+            return state, found
+        except (CheckpointError, OSError) as error:
+            self.errors[path.name] = str(error)
+            return None, known
+
+    def __getitem__(self, name: str) -> Prompt:
+        return self._prompts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._prompts)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __repr__(self) -> str:
+        return f"Prompts({self.folder}: {', '.join(self) or 'none'}; of {self.model.name})"
 
 
 def save_prompt(prompt: Prompt, path: str | Path) -> Path:
