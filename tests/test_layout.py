@@ -13,9 +13,11 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # In the order in which data pass: a module imports only from those before it, or from its own folder.
 ORDER = [
     *("errors", "tree", "ops", "config", "optim", "tokenizer", "model", "data", "lowering", "device", "t5", "generate"),
-    *("methods", "settings", "fit", "tasks/metrics", "predict", "train", "files", "tasks", "tools", "cli"),
+    *("methods", "settings", "fit", "tasks/metrics", "predict", "train", "files", "tasks", "tools", "serve", "cli"),
 ]
 ALONE = {"tools/check_torch.py", "tools/bench_peft.py"}  # in processes of their own, with torch
+SERVER = {"serve/app.py", "serve/metrics.py"}  # imported by the command `serve` alone, when it runs
+SERVED = {"starlette", "uvicorn", "prometheus_client"}
 LAZY = {"onnx", "onnxruntime", "matplotlib", "huggingface_hub", "msgpack", "google", "resource"}  # inside functions
 ALWAYS = {"numpy", "autograd", "ml_dtypes", "tokenizers", "safetensors", "tqdm"}
 
@@ -88,7 +90,16 @@ def test_what_is_installed_is_what_is_imported(file):
         name = module.split(".")[0]
         if name == "tinyprompt" or name in ALWAYS or name in __import__("sys").stdlib_module_names - {"resource"}:
             continue
+        if file in SERVER and name in SERVED:
+            continue
         assert file in ALONE or (inside and name in LAZY), f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f not in SERVER])
+def test_the_server_is_imported_when_it_runs(file):
+    names = {path.removesuffix(".py").replace("/", ".") for path in SERVER}
+    for module, inside in modules_of(file):
+        assert inside or module.removeprefix("tinyprompt.") not in names, f"{file} imports {module}"
 
 
 def functions(file):

@@ -31,6 +31,20 @@ def setting(default: Any, group: str, help: str, bound: Bound = ANY, choices: It
     return field(default=default, metadata=dict(group=group, help=help, bound=bound, choices=tuple(choices)))
 
 
+def check_fields(found: Any) -> None:
+    """Check a dataclass whose fields are settings. Raises TypeError or ValueError that names the setting."""
+    for f in fields(found):
+        value, kinds, about = getattr(found, f.name), get_args(f.type) or (f.type,), f.metadata
+        if isinstance(value, bool) or not isinstance(value, (*kinds, int) if float in kinds else kinds):
+            raise TypeError(f"setting {f.name}: expected {kinds[0].__name__}, found {value!r}")
+        if value is None:
+            continue
+        if about["choices"] and value not in about["choices"]:
+            raise ValueError(f"setting {f.name}: expected one of {', '.join(about['choices'])}, found {value!r}")
+        if not about["bound"].holds(value):
+            raise ValueError(f"setting {f.name}: expected {about['bound'].words}, found {value}")
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a method is tuned. The defaults are the paper's, except `steps` (30,000 there). Section 2, appendix A.
@@ -66,17 +80,7 @@ class Settings:
     # fmt: on
 
     def __post_init__(self):
-        for f in fields(self):
-            value, kinds, about = getattr(self, f.name), get_args(f.type) or (f.type,), f.metadata
-            if isinstance(value, bool) or not isinstance(value, (*kinds, int) if float in kinds else kinds):
-                raise TypeError(f"setting {f.name}: expected {kinds[0].__name__}, found {value!r}")
-            if value is None:
-                continue
-            if about["choices"] and value not in about["choices"]:
-                raise ValueError(f"setting {f.name}: expected one of {', '.join(about['choices'])}, found {value!r}")
-            if not about["bound"].holds(value):
-                raise ValueError(f"setting {f.name}: expected {about['bound'].words}, found {value}")
-
+        check_fields(self)
         for name in ("text", "file"):
             if getattr(self, f"init_{name}") is not None and self.init != name:
                 raise ValueError(f"setting init_{name}: goes with init {name!r}, found {self.init!r}")

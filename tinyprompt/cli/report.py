@@ -62,10 +62,10 @@ def command(name: str, example: str, *arguments: Argument | list[Argument]) -> C
     return declare
 
 
-def settings(*groups: str, names: Sequence[str] = ()) -> list[Argument]:
+def settings(*groups: str, names: Sequence[str] = (), of: Any = Settings) -> list[Argument]:
     """Options for the settings of some groups, or of some names; what is not given is not in the namespace."""
     out = []
-    for f in fields(Settings):
+    for f in fields(of):
         about, kind = f.metadata, (get_args(f.type) or (f.type,))[0]  # of `float | None`: float
         if about["group"] not in groups and f.name not in names:
             continue
@@ -95,9 +95,9 @@ PROMPT = argument("prompt", metavar="PROMPT", help="saved prompt of any format")
 TASK = argument("--task", metavar="TASK", help="another task than the prompt was tuned on")
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
+def given(args: argparse.Namespace, of: Any = Settings) -> dict[str, Any]:
     """The settings that were given as options; --init-text and --init-file imply their --init."""
-    found = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
+    found = {f.name: getattr(args, f.name) for f in fields(of) if getattr(args, f.name, None) is not None}
     for name in ("text", "file"):
         if f"init_{name}" in found:
             found.setdefault("init", name)

@@ -1,0 +1,53 @@
+"""The command that answers over HTTP."""
+
+import argparse
+import importlib.util
+from typing import Any
+
+from tinyprompt.cli.report import DEVICE, Output, argument, command, given, say
+from tinyprompt.cli.report import model as model_argument
+from tinyprompt.cli.report import settings as options
+from tinyprompt.device import describe_device
+from tinyprompt.files import models
+from tinyprompt.files.prompts import Prompts
+from tinyprompt.serve.limits import Limits
+
+NEEDED = ("starlette", "uvicorn", "prometheus_client")
+
+
+@command(
+    "serve",
+    "prompts --port 8000",
+    argument("folder", metavar="FOLDER", help="folder of saved prompts; the name of a file is the name of its task"),
+    model_argument(),
+    argument("--host", metavar="HOST", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of them"),
+    argument("--port", type=int, metavar="N", default=8000, help="port to listen at; 0 is any that is free"),
+    DEVICE,
+    options("limits", "batches", of=Limits),
+)
+def serve(args: argparse.Namespace) -> Output:
+    """Answer over HTTP: many tasks, one frozen model.
+
+    Prompts are read again when the folder changes. SIGTERM or Ctrl-C answers what has arrived, and ends.
+    """
+    missing = [name for name in NEEDED if not importlib.util.find_spec(name)]
+    if missing:
+        raise ImportError(f"serve: {', '.join(missing)} not installed; pip install 'tinyprompt[serve]'")
+    from tinyprompt.serve import app
+
+    limits = Limits(**given(args, Limits))
+    model = models.load(args.model)
+    prompts = Prompts(args.folder, model)
+    for error in prompts.errors.values():
+        say(f"warning: {error}")
+    if not prompts:
+        say(f"warning: {args.folder}: no prompt yet; one that is put there is read")
+    with app.listen(args.host, args.port) as sock:
+        service = app.Service(model, prompts, limits, args.device, say)
+        host, port = sock.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        say(describe_device(args.device))
+        say(f"{len(service.tasks)} tasks at {url} (page), {url}/docs (API); Ctrl-C ends")
+        app.run(service, sock)
+    found: dict[str, Any] = service.metrics.totals()
+    return Output(found, f"answered {found['rows']:,} rows of {found['requests']:,} requests")

@@ -1,0 +1,120 @@
+"""Rows that arrive together share a batch: a bounded queue, and one thread that works it off. Knows no HTTP, no T5."""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, NamedTuple
+
+from tinyprompt.serve.limits import Limits
+
+
+class Full(Exception):
+    """The queue has no room for these rows, or takes no more at all."""
+
+
+class Place(NamedTuple):
+    """A row that waits: whose it is, which of its rows, and since when."""
+
+    future: Future
+    results: list[tuple[Any] | None]  # of all rows that came with it; None as long as one is not known
+    at: int
+    row: Any
+    since: float
+
+
+class Batcher:
+    """Calls `work(rows)`, a result for each row, from one thread: for the rows of several callers at once.
+
+    A row waits at most `limits.batch_wait` seconds for others. A batch has at most `limits.batch_rows` rows.
+
+    Example: `Batcher(lambda rows: [row + 1 for row in rows], Limits()).submit([1, 2]).result()`.
+    """
+
+    def __init__(self, work: Callable[[list[Any]], Sequence[Any]], limits: Limits):
+        self._work, self._limits = work, limits
+        self._queue: deque[Place] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return len(self._queue)
+
+    @property
+    def alive(self) -> bool:
+        """Whether rows are worked off."""
+        return self._thread.is_alive() and not self._closed
+
+    def submit(self, rows: Sequence[Any], urgent: bool = False) -> Future:
+        """A future of the results of some rows, in their order. One that is cancelled is not computed.
+
+        urgent: the rows come before all others, and always fit. Raises Full if the rows do not fit into the queue: all
+        are taken, or none.
+        """
+        future: Future = Future()
+        results: list[tuple[Any] | None] = [None] * len(rows)
+        now = time.monotonic()
+        with self._changed:
+            if self._closed or (not urgent and len(self._queue) + len(rows) > self._limits.max_waiting):
+                raise Full
+            places = [Place(future, results, i, row, now) for i, row in enumerate(rows)]
+            self._queue.extendleft(reversed(places)) if urgent else self._queue.extend(places)
+            self._changed.notify()
+        if not rows:
+            future.set_result([])
+        return future
+
+    def close(self) -> None:
+        """Take no more rows, and return when those that wait are answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (batch := self._take()) is not None:
+            self._answer(batch)
+
+    def _take(self) -> list[Place] | None:
+        """The next batch, without rows that nobody waits for any more. None: closed, and nothing is left."""
+        size = self._limits.batch_rows
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed)
+            if not self._queue:
+                return None
+            left = self._queue[0].since + self._limits.batch_wait - time.monotonic()
+            self._changed.wait_for(lambda: len(self._queue) >= size or self._closed, max(left, 0))
+            batch: list[Place] = []
+            while self._queue and len(batch) < size:
+                place = self._queue.popleft()
+                batch += [] if place.future.done() else [place]
+            return batch
+
+    def _answer(self, batch: list[Place]) -> None:
+        """Compute a batch. If that fails, compute each row alone: a row fails only those that came with it."""
+        try:
+            results = self._work([place.row for place in batch]) if batch else []
+            found = list(zip(batch, results, strict=True))
+        except BaseException as error:  # also what a library in Rust raises: the thread must go on
+            if len(batch) == 1:
+                settle(batch[0].future.set_exception, error)
+            for place in batch if len(batch) > 1 else ():
+                if not place.future.done():
+                    self._answer([place])
+            return
+        for place, result in found:
+            place.results[place.at] = (result,)
+            if None not in place.results:
+                settle(place.future.set_result, [result[0] for result in place.results if result])
+
+
+def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+    """Give a future its outcome, unless it was cancelled meanwhile."""
+    with contextlib.suppress(InvalidStateError):
+        set_outcome(outcome)

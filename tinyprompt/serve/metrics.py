@@ -1,0 +1,75 @@
+"""What a server counts, for Prometheus."""
+
+import time
+from collections import Counter as Count
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The numbers of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        names = ("path", "status")
+        self.requests = Counter(
+            "tinyprompt_requests", "Requests, by what they were answered.", names, registry=registry
+        )
+        self.seconds = Histogram(
+            "tinyprompt_request_seconds", "From a request to its answer.", ["path"], buckets=SECONDS, registry=registry
+        )
+        self.rows = Counter("tinyprompt_rows", "Rows that were answered.", ["task"], registry=registry)
+        self.batch_rows = Histogram("tinyprompt_batch_rows", "Rows of a batch.", buckets=ROWS, registry=registry)
+        self.batch_seconds = Histogram(
+            "tinyprompt_batch_seconds", "Seconds for a batch.", buckets=SECONDS, registry=registry
+        )
+        self.waiting = Gauge("tinyprompt_rows_waiting", "Rows in the queue.", registry=registry)
+        self.tasks = Gauge("tinyprompt_tasks", "Prompts in use.", registry=registry)
+        self.errors = Gauge("tinyprompt_prompt_errors", "Files of the folder that cannot be used.", registry=registry)
+
+    def answered(self, tasks: Sequence[str]) -> None:
+        """Count answered rows by their tasks."""
+        for name, rows in Count(tasks).items():
+            # The name of a file may hold bytes that are no UTF-8.
+            self.rows.labels(name.encode(errors="backslashreplace").decode()).inc(rows)
+
+    def batch(self, rows: int, seconds: float) -> None:
+        """Count a batch."""
+        self.batch_rows.observe(rows)
+        self.batch_seconds.observe(seconds)
+
+    def totals(self) -> dict[str, int]:
+        """All requests, and all rows that were answered."""
+        return {name: self._sum(counter) for name, counter in (("requests", self.requests), ("rows", self.rows))}
+
+    @staticmethod
+    def _sum(counter: Counter) -> int:
+        samples = (sample for metric in counter.collect() for sample in metric.samples)
+        return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+
+
+class Measured:
+    """ASGI middleware that counts the requests for some paths, and those for all others together."""
+
+    def __init__(self, app: Any, metrics: Metrics, paths: Sequence[str]):
+        self.app, self.metrics, self.paths = app, metrics, paths
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, path = time.perf_counter(), scope["path"] if scope["path"] in self.paths else "other"
+
+        async def noted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.requests.labels(path, message["status"]).inc()
+                self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
+            await send(message)
+
+        await self.app(scope, receive, noted)
