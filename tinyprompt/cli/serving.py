@@ -38,8 +38,6 @@ def serve(args: argparse.Namespace) -> Output:
     limits = Limits(**given(args, Limits))
     model = models.load(args.model)
     prompts = Prompts(args.folder, model)
-    for error in prompts.errors.values():
-        say(f"warning: {error}")
     if not prompts:
         say(f"warning: {args.folder}: no prompt yet; one that is put there is read")
     with app.listen(args.host, args.port) as sock:

@@ -54,7 +54,7 @@ class Json(JSONResponse):
 class Service:
     """A model and a folder of prompts behind HTTP.
 
-    tell: is given a line when a prompt was read again.
+    tell: is given a line when a prompt was read, or cannot be.
     """
 
     def __init__(self, model: Model, prompts: Prompts, limits: Limits, device: str, tell: Callable[[str], None]):
@@ -64,9 +64,11 @@ class Service:
         self.metrics = Metrics()
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         self.metrics.tasks.set_function(lambda: len(self.tasks))
-        self.metrics.errors.set_function(lambda: len(self.prompts.errors | self.errors))
+        self.metrics.errors.set_function(lambda: len(self.problems))
         self.batcher = Batcher(self.work, limits)
         self.take(prompts)
+        for error in self.problems.values():
+            tell(f"warning: {error}")
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -97,13 +99,27 @@ class Service:
             await asyncio.to_thread(self.batcher.close)
 
     async def watch(self) -> None:
-        """Read prompts again when their files change, as long as the server runs."""
+        """Look at the folder of prompts again and again, as long as the server runs."""
         while True:
             await asyncio.sleep(self.limits.reload_every)
-            try:
-                await asyncio.to_thread(lambda: self.take(self.prompts.refresh()))
-            except (CheckpointError, OSError) as error:
-                self.tell(f"warning: {error}; the prompts read before stay in use")
+            await asyncio.to_thread(self.refresh)
+
+    def refresh(self) -> None:
+        """Read prompts again whose files have changed, and tell what is wrong now and was not before."""
+        before, folder = self.problems, str(self.prompts.folder)
+        self.errors.pop(folder, None)
+        try:
+            self.take(self.prompts.refresh())
+        except (CheckpointError, OSError) as error:
+            self.errors[folder] = str(error)
+        for name, told in self.problems.items():
+            if before.get(name) != told:
+                self.tell(f"warning: {told}; what was read before stays in use")
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is wrong in the folder, by the name of a file or a prompt."""
+        return self.prompts.errors | self.errors
 
     def take(self, changed: Iterable[str]) -> None:
         """Use prompts that are new or different, if they answer a row, and forget those that are gone.
@@ -113,13 +129,15 @@ class Service:
         tasks = {name: prompt for name, prompt in self.tasks.items() if name in self.prompts}
         for name in changed:
             self.errors.pop(name, None)
-            if name in self.prompts:
-                try:
-                    self.batcher.submit([(self.prompts[name], "")], urgent=True).result()
-                    tasks[name] = self.prompts[name]
-                except FAILURES as error:
-                    self.errors[name] = f"{self.prompts.folder}: prompt {name!r}: {error}"
-            self.tell(self.errors.get(name, f"{name}: {'ready' if name in tasks else 'removed'}"))
+            if name not in self.prompts:
+                self.tell(f"{name}: removed")
+                continue
+            try:
+                self.batcher.submit([(self.prompts[name], "")], urgent=True).result()
+                tasks[name] = self.prompts[name]
+                self.tell(f"{name}: ready")
+            except FAILURES as error:
+                self.errors[name] = f"{self.prompts.folder}: prompt {name!r}: {error}"
         self.tasks = tasks
 
     def work(self, rows: list[tuple[Prompt, str]]) -> list[Answer]:
@@ -157,7 +175,7 @@ class Service:
     async def list_tasks(self, request: Request) -> Response:
         """GET /tasks."""
         found = [{"task": name, **about(prompt)} for name, prompt in sorted(self.tasks.items())]
-        return Json({"model": self.model.name, "tasks": found, "errors": self.prompts.errors | self.errors})
+        return Json({"model": self.model.name, "tasks": found, "errors": self.problems})
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 as long as rows are answered."""

@@ -1,6 +1,7 @@
 """Rows that arrive together share a batch: a bounded queue, and one thread that works it off. Knows no HTTP, no T5."""
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -54,16 +55,16 @@ class Batcher:
     def submit(self, rows: Sequence[Any], urgent: bool = False) -> Future:
         """A future of the results of some rows, in their order. One that is cancelled is not computed.
 
-        urgent: the rows come before all others, and always fit. Raises Full if the rows do not fit into the queue: all
-        are taken, or none.
+        urgent: the rows come before all others, wait for none, and always fit. Raises Full if the rows do not fit into
+        the queue: all are taken, or none.
         """
         future: Future = Future()
         results: list[tuple[Any] | None] = [None] * len(rows)
-        now = time.monotonic()
+        since = -math.inf if urgent else time.monotonic()
         with self._changed:
             if self._closed or (not urgent and len(self._queue) + len(rows) > self._limits.max_waiting):
                 raise Full
-            places = [Place(future, results, i, row, now) for i, row in enumerate(rows)]
+            places = [Place(future, results, i, row, since) for i, row in enumerate(rows)]
             self._queue.extendleft(reversed(places)) if urgent else self._queue.extend(places)
             self._changed.notify()
         if not rows:

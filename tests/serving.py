@@ -1,0 +1,69 @@
+"""A server in a process of its own, for tests; its prompts, and requests."""
+
+import contextlib
+import http.client
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import files
+import numpy as np
+from tuning import prompt_of
+
+from tinyprompt.files import models
+from tinyprompt.files.prompts import save_prompt
+from tinyprompt.model import PROMPT
+from tinyprompt.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def small_model(folder):
+    return models.load(files.write(folder / "t5", files.SMALL, files.weights()))
+
+
+def three_prompts(model, folder):
+    """A folder with two tasks of label words and one of free text."""
+    save_prompt(a_prompt(model, ("food", "sport", "other")), folder / "topic.safetensors")
+    save_prompt(a_prompt(model, ("bad", "good"), 1, 5), folder / "sentiment.safetensors")
+    save_prompt(a_prompt(model, None, 2), folder / "free.safetensors")
+    return folder
+
+
+def a_prompt(model, words, seed=0, length=3):
+    vectors = np.random.default_rng(seed).normal(size=(length, model.config.d_model)).astype(np.float32)
+    settings = Settings(prompt_length=length, max_new_tokens=4)
+    return prompt_of(model, {PROMPT: vectors}, words, settings)
+
+
+def body_of(*pairs):
+    return {"rows": [{"task": task, "input": text} for task, text in pairs]}
+
+
+@contextlib.contextmanager
+def started(model, folder, options):
+    """A server in a process: it, and its port."""
+    command = [sys.executable, "-m", "tinyprompt", "serve", str(folder), "--model", str(model), "--device", "numpy"]
+    words = [f"--{name}={value}" for name, value in options.items()]
+    server = subprocess.Popen([*command, "--port", "0", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        port = None
+        while port is None:
+            line = server.stderr.readline()
+            assert line, f"the server ended: {server.wait()}"
+            port = (found := re.search(r"http://127\.0\.0\.1:(\d+)", line)) and int(found[1])
+        yield server, port
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+
+
+def post(port, body, timeout=10):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    with contextlib.closing(connection):
+        connection.request("POST", "/predict", json.dumps(body))
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())

@@ -1,0 +1,181 @@
+"""The page that `serve` shows, in headless Chromium: keyboard, phone, light and dark."""
+
+import shutil
+import time
+
+import files
+import pytest
+from serving import a_prompt, small_model, started, three_prompts
+
+from tinyprompt.files.prompts import Prompts, save_prompt
+from tinyprompt.predict import answer
+
+pytest.importorskip("uvicorn", reason="needs the extra serve: pip install '.[serve,test]'")
+CHROMIUM = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
+    if None in CHROMIUM:
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM[0]
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(word)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMIUM[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return three_prompts(model, tmp_path_factory.mktemp("prompts"))
+
+
+@pytest.fixture(scope="module")
+def site(folder, model, tmp_path_factory):
+    """The address of a server with a prompt whose label words are long, and look like HTML."""
+    made = tmp_path_factory.mktemp("site")
+    at = shutil.copytree(folder, made / "p")
+    save_prompt(a_prompt(model, ("<b onclick=x>", "w" * 90, "good")), at / "<img src=x>.safetensors")
+    small = files.write(made / "t5", files.SMALL, files.weights())
+    with started(small, at, {"batch-wait": 0, "reload-every": 0.1}) as (_, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def shown(browser, site, width=1100, dark=False):
+    """The page at a width, once it knows the tasks."""
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(site)
+    until(lambda: browser.find_elements("css selector", "#task option"))
+    return browser
+
+
+def until(found, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+def press(browser, *keys):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    chain = ActionChains(browser)
+    for key in keys:
+        chain = chain.send_keys(key)
+    chain.perform()
+
+
+def cards(browser):
+    """What each card shows: its task, and its words with their shares from the top."""
+    read = "return [...document.querySelectorAll('article')].map(a => [a.querySelector('h2').textContent, "
+    read += "[...a.querySelectorAll('li')].map(li => [...li.querySelectorAll('span')].map(s => s.textContent)), "
+    read += "[...a.querySelectorAll('b')].map(b => b.getBoundingClientRect().width)])"
+    return browser.execute_script(read)
+
+
+def test_two_prompts_side_by_side_by_keyboard_alone(browser, site, model, folder):
+    from selenium.webdriver.common.keys import Keys
+
+    shown(browser, site)
+    press(browser, Keys.TAB, Keys.TAB)  # past the link, to the task
+    assert browser.switch_to.active_element.get_attribute("id") == "task"
+    press(browser, "topic", Keys.TAB, "sentiment", Keys.TAB, "The soup was cold.", Keys.TAB, Keys.ENTER)
+    found = until(lambda: len(cards(browser)) == 2 and cards(browser))
+    tasks = Prompts(folder, model)
+    for (name, bars, widths), task in zip(found, ("topic", "sentiment"), strict=True):
+        wanted = answer(model, [(tasks[task], "The soup was cold.")], "numpy")[0]
+        ranked = sorted(wanted.probabilities.items(), key=lambda pair: -pair[1])
+        assert (name, bars) == (task, [[word, f"{100 * share:.1f}%"] for word, share in ranked])
+        assert widths == sorted(widths, reverse=True)
+        assert widths[0] / widths[1] == pytest.approx(ranked[0][1] / ranked[1][1], rel=0.05)
+    places = browser.execute_script("return [...document.querySelectorAll('article')].map(a => a.offsetTop)")
+    assert places[0] == places[1]
+    status = browser.find_element("css selector", "[role=status]")
+    assert status.text.startswith(f"topic: {found[0][1][0][0]}; sentiment: {found[1][1][0][0]}, in ")
+
+
+def test_enter_with_control_answers_and_free_text_is_a_quote(browser, site):
+    from selenium.webdriver.common.keys import Keys
+
+    shown(browser, site).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
+    until(lambda: len(cards(browser)) == 1)
+    browser.find_element("id", "task").send_keys("free")
+    browser.find_element("id", "text").send_keys(Keys.CONTROL, Keys.ENTER)
+    until(lambda: cards(browser)[0][0] == "free")
+    assert not browser.find_elements("css selector", "li")
+
+
+def test_names_are_text_and_a_phone_need_not_scroll_sideways(browser, site):
+    from selenium.webdriver.common.keys import Keys
+
+    shown(browser, site, width=320)
+    browser.find_element("id", "task").send_keys("<img")
+    browser.find_element("id", "text").send_keys("x" * 300, Keys.CONTROL, Keys.ENTER)
+    (name, bars, _), *_ = until(lambda: cards(browser))
+    assert name == "<img src=x>"
+    assert {word for word, _ in bars} == {"<b onclick=x>", "w" * 90, "good"}
+    assert not browser.find_elements("css selector", "article img, article b[onclick]")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 320
+    sizes = "return [...document.querySelectorAll('select, textarea')].map(x => getComputedStyle(x).fontSize)"
+    assert set(browser.execute_script(sizes)) == {"16px"}  # smaller ones make a phone zoom in
+
+
+def test_an_error_is_said_aloud_and_in_red(browser, site):
+    from selenium.webdriver.common.keys import Keys
+
+    text = shown(browser, site).find_element("id", "text")
+    browser.execute_script("arguments[0].value = 'x'.repeat(10001)", text)
+    text.send_keys(Keys.CONTROL, Keys.ENTER)
+    status = browser.find_element("css selector", "[role=status]")
+    until(lambda: "has 10,001 characters; at most 10,000" in status.text)
+    assert status.get_attribute("class") == "wrong"
+    assert browser.find_element("css selector", "button").is_enabled()
+
+
+CONTRAST = """
+const parts = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+const light = text => parts(text).map(x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4)
+  .reduce((sum, x, i) => sum + x * [.2126, .7152, .0722][i], 0);
+const ground = node => { const c = getComputedStyle(node).backgroundColor;
+  return c === 'rgba(0, 0, 0, 0)' ? ground(node.parentElement) : c };
+return [...document.querySelectorAll('h1, h2, p, label, select, textarea, button, a, li span, li b, [role=status]')]
+  .filter(x => x.textContent.trim() || x.matches('li b')).map(x => {
+    const style = getComputedStyle(x), bar = x.matches('li b');
+    const [a, b] = [light(bar ? style.backgroundColor : style.color), light(bar ? ground(x.parentElement) : ground(x))];
+    return [x.tagName, (Math.max(a, b) + .05) / (Math.min(a, b) + .05)] });
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_everything_can_be_read_in_light_and_in_dark(browser, site, dark):
+    from selenium.webdriver.common.keys import Keys
+
+    shown(browser, site, dark=dark).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
+    until(lambda: cards(browser))
+    grounds = (
+        browser.execute_script("return getComputedStyle(document.body).backgroundColor").strip("rgba()").split(",")
+    )
+    assert (int(grounds[0]) < 128) is dark
+    found = browser.execute_script(CONTRAST)
+    assert len(found) > 10
+    assert not [pair for pair in found if pair[1] < (1.5 if pair[0] == "B" else 4.5)]  # WCAG 2.2, 1.4.3
+
+
+def test_the_page_of_the_api_shows_every_path(browser, site):
+    browser.get_log("browser")  # of the pages before
+    browser.get(f"{site}/docs")
+    until(lambda: len(browser.find_elements("css selector", "section")) == 4)
+    assert "curl" in browser.find_element("css selector", "section").text
+    assert browser.get_log("browser") == []

@@ -1,0 +1,564 @@
+"""Answers over HTTP: the batches, every refusal, prompts that change, signals, and the page in a browser."""
+
+import contextlib
+import importlib
+import json
+import re
+import shutil
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import files
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import examples
+from serving import a_prompt, body_of, post, small_model, started, three_prompts
+from tuning import prompt_of
+
+from tinyprompt.cli.main import main
+from tinyprompt.files import models
+from tinyprompt.files.prompts import Prompts, save_prompt
+from tinyprompt.methods import init_params
+from tinyprompt.predict import answer
+from tinyprompt.serve.batcher import Batcher, Full
+from tinyprompt.serve.limits import Limits
+from tinyprompt.settings import Settings
+
+WHY = "needs the extra serve: pip install '.[serve,test]'"
+pytest.importorskip("uvicorn", reason=WHY)
+pytest.importorskip("prometheus_client", reason=WHY)
+TestClient = pytest.importorskip("starlette.testclient", reason=WHY).TestClient
+app = importlib.import_module("tinyprompt.serve.app")
+HERE, Service = app.HERE, app.Service
+
+QUICK = Limits(
+    max_bytes=20_000,
+    max_rows=8,
+    max_characters=100,
+    max_waiting=16,
+    batch_rows=4,
+    batch_wait=0.0,
+    timeout=5.0,
+    reload_every=0.05,
+)
+
+# ---- batches ----
+
+
+@given(
+    st.lists(st.lists(st.integers(), max_size=9), max_size=12),
+    st.integers(1, 8),
+    st.sampled_from([0.0, 0.001]),
+    st.sets(st.integers(0, 40), max_size=2),
+)
+@examples(40)
+def test_every_request_gets_its_own_results_in_order(requests, size, wait, bad):
+    sizes = []
+
+    def work(rows):
+        sizes.append(len(rows))
+        if bad & set(rows):
+            raise ValueError("bad row")
+        return [2 * row for row in rows]
+
+    batcher = Batcher(work, Limits(batch_rows=size, batch_wait=wait))
+    futures = [batcher.submit(rows) for rows in requests]
+    for rows, future in zip(requests, futures, strict=True):
+        if bad & set(rows):
+            with pytest.raises(ValueError, match="bad row"):
+                future.result(5)
+        else:
+            assert future.result(5) == [2 * row for row in rows]
+    batcher.close()
+    assert not batcher.alive
+    assert max(sizes, default=1) <= size
+
+
+class Gate:
+    """Work that waits to be let through, and remembers its batches."""
+
+    def __init__(self):
+        self.batches, self.begun, self.open = [], threading.Semaphore(0), threading.Event()
+
+    def __call__(self, rows):
+        self.batches.append(rows)
+        self.begun.release()
+        assert self.open.wait(5)
+        return rows
+
+
+def blocked(limits):
+    """A batcher whose thread is busy with a first row."""
+    gate = Gate()
+    batcher = Batcher(gate, limits)
+    first = batcher.submit([0])
+    assert gate.begun.acquire(timeout=5)
+    return batcher, gate, first
+
+
+def test_requests_that_arrive_together_share_a_batch():
+    batcher, gate, _ = blocked(Limits(batch_rows=5, batch_wait=0.0))
+    last = [batcher.submit(rows) for rows in ([1], [2, 3], [4, 5, 6])][-1]
+    gate.open.set()
+    assert last.result(5) == [4, 5, 6]
+    assert gate.batches == [[0], [1, 2, 3, 4, 5], [6]]
+    batcher.close()
+
+
+def test_a_row_waits_for_others_but_not_for_long():
+    gate = Gate()
+    gate.open.set()
+    batcher = Batcher(gate, Limits(batch_rows=2, batch_wait=0.3))
+    started = time.monotonic()
+    batcher.submit([1])
+    batcher.submit([2]).result(5)
+    assert time.monotonic() - started < 0.25  # the batch is full
+    assert gate.batches == [[1, 2]]
+    started = time.monotonic()
+    batcher.submit([3]).result(5)
+    assert 0.25 < time.monotonic() - started < 3
+    batcher.close()
+
+
+def test_the_queue_is_bounded_and_what_is_urgent_comes_first():
+    batcher, gate, first = blocked(Limits(max_waiting=3, max_rows=3, batch_rows=1))
+    kept = batcher.submit([1, 2])
+    with pytest.raises(Full):
+        batcher.submit([3, 4])
+    assert batcher.waiting == 2
+    batcher.submit([3])
+    urgent = batcher.submit([9, 8], urgent=True)
+    gate.open.set()
+    assert [x.result(5) for x in (first, kept, urgent)] == [[0], [1, 2], [9, 8]]
+    batcher.close()
+    assert gate.batches == [[0], [9], [8], [1], [2], [3]]
+    with pytest.raises(Full):
+        batcher.submit([1])
+
+
+def test_what_nobody_waits_for_is_not_computed():
+    batcher, gate, _ = blocked(Limits(batch_rows=4))
+    gone, kept = batcher.submit([1, 2]), batcher.submit([3])
+    assert gone.cancel()
+    gate.open.set()
+    assert kept.result(5) == [3]
+    with pytest.raises(CancelledError):
+        gone.result(5)
+    batcher.close()
+    assert gate.batches == [[0], [3]]
+
+
+@pytest.mark.parametrize("fault", [MemoryError("no room"), type("PanicException", (BaseException,), {})("a panic")])
+def test_the_thread_survives_any_error(fault):
+    def work(rows):
+        if rows == ["bad"]:
+            raise fault
+        return [] if "short" in rows else rows
+
+    batcher = Batcher(work, Limits(batch_wait=0.0))
+    for row, kind in (("bad", type(fault)), ("short", ValueError)):
+        with pytest.raises(kind):
+            batcher.submit([row]).result(5)
+    assert batcher.submit(["good"]).result(5) == ["good"]
+    batcher.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(max_rows=0), dict(timeout=0.0), dict(batch_wait=-1.0), dict(max_rows=9, max_waiting=8)]
+)
+def test_a_limit_that_cannot_be_is_named(wrong):
+    with pytest.raises(ValueError, match="|".join(f"setting {name}: expected" for name in wrong)):
+        Limits(**wrong)
+
+
+# ---- requests ----
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return three_prompts(model, tmp_path_factory.mktemp("prompts"))
+
+
+@contextlib.contextmanager
+def serving(model, folder, limits=QUICK, told=None):
+    service = Service(model, Prompts(folder, model), limits, "numpy", (told if told is not None else []).append)
+    with TestClient(service.app()) as client:
+        client.service = service
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(model, folder):
+    with serving(model, folder) as client:
+        yield client
+
+
+def near(found, wanted):
+    assert [one["text"] for one in found] == [one.text for one in wanted]
+    for one, like in zip(found, wanted, strict=True):
+        assert one["probabilities"] == pytest.approx(like.probabilities, abs=1e-6)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@given(data=st.data())
+@examples(15)
+def test_an_answer_over_http_is_that_of_python(client, model, data):
+    tasks = st.sampled_from(["topic", "sentiment", "free"])
+    pairs = data.draw(st.lists(st.tuples(tasks, TEXTS), min_size=1, max_size=8))
+    reply = client.post("/predict", json=body_of(*pairs))
+    assert reply.status_code == 200
+    near(reply.json()["answers"], answer(model, [(client.service.tasks[task], text) for task, text in pairs], "numpy"))
+
+
+def test_odd_texts_are_texts(client):
+    for text in ("", "\0", " \n", "\u202e", "e\u0301\U0001f35c" * 10, "</script>", "%s{0}"):
+        assert client.post("/predict", json=body_of(("topic", text))).status_code == 200
+    same = client.post("/predict", json=body_of(("topic", "soup"), ("topic", "soup"))).json()["answers"]
+    assert same[0] == same[1]
+
+
+REFUSED = {
+    "no JSON": (b"rows", 400, "not valid JSON"),
+    "nothing": (b"", 400, "not valid JSON"),
+    "not UTF-8": (b'{"rows": "\xff"}', 400, "not valid JSON"),
+    "deep": (b"[" * 19_000, 400, "not valid JSON"),
+    "a long number": (b"1" * 19_000, 400, "not valid JSON"),
+    "a key twice": (b'{"rows": [{"task": "a", "task": "b", "input": ""}]}', 400, "a key occurs twice"),
+    "a list": (b"[1]", 422, "expected an object with 'rows', found [1]"),
+    "null": (b"null", 422, "found None"),
+    "another key": (b'{"texts": []}', 422, "found the keys 'texts'"),
+    "one key more": (b'{"rows": [], "x": 1}', 422, "found the keys 'rows', 'x'"),
+    "no list": (b'{"rows": {}}', 422, "'rows': expected a list, found {}"),
+    "no rows": (b'{"rows": []}', 422, "expected 1 to 8, found 0"),
+    "too many rows": (json.dumps(body_of(*[("topic", "x")] * 9)).encode(), 422, "expected 1 to 8, found 9"),
+    "a row that is a text": (b'{"rows": ["soup"]}', 422, "row 1: expected an object with 'task' and 'input'"),
+    "a row without input": (b'{"rows": [{"task": "topic"}]}', 422, "row 1: expected an object"),
+    "an input that is a number": (b'{"rows": [{"task": "topic", "input": 1}]}', 422, "'input': expected a text"),
+    "a task that is null": (b'{"rows": [{"task": null, "input": ""}]}', 422, "'task': expected a text, found None"),
+    "an unknown task": (
+        json.dumps(body_of(("topic", ""), ("x", ""))).encode(),
+        404,
+        "row 2: no task 'x'; the tasks are",
+    ),
+    "half a character in a task": (b'{"rows": [{"task": "\\ud800", "input": ""}]}', 404, r"no task '\ud800'"),
+    "half a character": (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422, "half of a character"),
+    "a long row": (json.dumps(body_of(("topic", "x" * 101))).encode(), 422, "has 101 characters; at most 100"),
+    "a long task": (json.dumps(body_of(("t" * 9999, ""))).encode(), 404, "row 1: no task"),
+    "a large body": (b" " * 20_001, 413, "more than 20,000 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_and_why(client, case):
+    body, status, told = REFUSED[case]
+    reply = client.post("/predict", content=body)
+    assert reply.status_code == status
+    assert reply.json().keys() == {"error"}
+    assert told in reply.json()["error"]
+    assert len(reply.json()["error"]) < 300
+
+
+@pytest.mark.parametrize("path", ["/predict", "/none", "/../etc/passwd", "/page.html"])
+def test_pages_that_are_not_there(client, path):
+    reply = client.get(path)
+    assert reply.status_code == (405 if path == "/predict" else 404)
+    assert "see /docs" in reply.json()["error"]
+
+
+def test_a_body_in_parts_is_bounded_too(client):
+    sent = []
+
+    def parts():
+        for _ in range(1000):
+            sent.append(1)
+            yield b" " * 1000
+
+    assert client.post("/predict", content=parts()).status_code == 413
+
+
+def test_a_full_queue_and_a_late_answer_are_told(model, folder):
+    with serving(model, folder, Limits(max_waiting=4, max_rows=4, batch_rows=1, batch_wait=0.0, timeout=0.5)) as client:
+        gate, work = Gate(), client.service.batcher._work
+        client.service.batcher._work = lambda rows: work(gate(rows))
+        with ThreadPoolExecutor() as pool:
+            late = pool.submit(client.post, "/predict", json=body_of(("topic", "a")))
+            assert gate.begun.acquire(timeout=5)
+            waits = pool.submit(client.post, "/predict", json=body_of(*[("topic", "b")] * 3))
+            while client.service.batcher.waiting < 3:
+                time.sleep(0.01)
+            full = client.post("/predict", json=body_of(*[("topic", "c")] * 2))
+            assert full.status_code == 503
+            assert "3 rows wait already, of at most 4" in full.json()["error"]
+            for reply in (late.result(), waits.result()):
+                assert reply.status_code == 504
+                assert "no answer within 0.5 s" in reply.json()["error"]
+                assert reply.headers["retry-after"] == full.headers["retry-after"] == "1"
+            gate.open.set()
+        assert client.post("/predict", json=body_of(*[("topic", "d")] * 4)).status_code == 200
+        assert sum(len(batch) for batch in gate.batches if batch[0][1] == "b") == 0  # nobody waited for them any more
+
+
+def test_what_the_model_raises_is_one_sentence(model, folder):
+    with serving(model, folder) as client:
+
+        def work(rows):
+            raise FloatingPointError("not\nfinite") if rows[0][1] == "known" else KeyError("a fault")
+
+        client.service.batcher._work = work
+        reply = client.post("/predict", json=body_of(("topic", "known")))
+        assert (reply.status_code, reply.json()) == (500, {"error": "not finite"})
+        with pytest.raises(KeyError):
+            client.post("/predict", json=body_of(("topic", "unknown")))  # goes to the log
+        quiet = TestClient(client.app, raise_server_exceptions=False)
+        reply = quiet.post("/predict", json=body_of(("topic", "unknown")))
+        assert (reply.status_code, reply.json()) == (500, {"error": "the server has a fault; its log says more"})
+
+
+def test_tasks_health_and_metrics(model, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "p")
+    (tmp_path / "p" / "bad.npy").write_bytes(b"bad")
+    with serving(model, tmp_path / "p") as client:
+        found = client.get("/tasks").json()
+        assert [one["task"] for one in found["tasks"]] == ["free", "sentiment", "topic"]
+        assert [one["label_words"] for one in found["tasks"]] == [None, ["bad", "good"], ["food", "sport", "other"]]
+        assert found["errors"].keys() == {"bad.npy"}
+        assert client.get("/health").json() == {"status": "ok", "tasks": 3, "waiting": 0}
+        client.post("/predict", json=body_of(("topic", "a"), ("topic", "b"), ("free", "c")))
+        client.post("/predict", json=body_of(("none", "a")))
+        client.get("/anything")
+        text = client.get("/metrics").text
+        for line in (
+            'tinyprompt_requests_total{path="/predict",status="200"} 1.0',
+            'tinyprompt_requests_total{path="/predict",status="404"} 1.0',
+            'tinyprompt_requests_total{path="other",status="404"} 1.0',
+            'tinyprompt_rows_total{task="topic"} 2.0',
+            "tinyprompt_tasks 3.0",
+            "tinyprompt_prompt_errors 1.0",
+            "tinyprompt_batch_rows_count 4.0",  # three when the prompts were read
+        ):
+            assert f"\n{line}\n" in text
+        client.service.batcher.close()
+        assert client.get("/health").status_code == 503
+
+
+def test_health_tells_that_the_weights_have_changed(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(models, "COPY", 0)  # so that they are mapped, as large ones are
+    at = files.write(tmp_path / "t5", files.SMALL, files.weights())
+    with serving(models.load(at), folder) as client:
+        files.write(at, files.SMALL, files.weights(seed=1))
+        reply = client.get("/health")
+        assert reply.status_code == 503
+        assert "model.safetensors" in reply.json()["error"]
+
+
+def test_the_api_page_and_its_schema_are_what_the_server_does(client):
+    schema = client.get("/openapi.json").json()
+    served = {route.path: route.methods - {"HEAD"} for route in client.app.routes}
+    for path in ("/", "/docs", "/openapi.json"):
+        assert client.get(path).status_code == 200
+        assert served.pop(path) == {"GET"}
+    assert served == {path: {method.upper() for method in about} for path, about in schema["paths"].items()}
+    parts = schema["components"]["schemas"]
+    post = schema["paths"]["/predict"]["post"]
+    reply = client.post("/predict", json=post["requestBody"]["content"]["application/json"]["example"])
+    assert set(reply.json()) == set(parts["Answers"]["required"])
+    assert set(reply.json()["answers"][0]) == set(parts["Answers"]["properties"]["answers"]["items"]["required"])
+    assert set(client.get("/tasks").json()) == set(parts["Tasks"]["required"])
+    assert set(client.get("/tasks").json()["tasks"][0]) == set(
+        parts["Tasks"]["properties"]["tasks"]["items"]["required"]
+    )
+    assert set(client.get("/health").json()) == set(parts["Health"]["required"])
+    source = (HERE / "app.py").read_text(encoding="utf-8")
+    statuses = set(re.findall(r"\b([45]\d\d)\b", source)) - {"405"}  # 405 is no answer to what the page shows
+    assert {status for status in post["responses"] if status != "200"} == statuses
+
+
+def test_the_pages_load_nothing_from_elsewhere(client):
+    for path in ("/", "/docs"):
+        page = client.get(path)
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert not re.search(r"(?:src|href)=\"(?!data:|docs|\.|openapi|metrics)|https?://|@import|url\(", page.text)
+
+
+# ---- prompts that change ----
+
+
+def test_prompts_are_read_again_and_never_in_part(model, folder, tmp_path):
+    at, told = shutil.copytree(folder, tmp_path / "p"), []
+    other, path = a_prompt(model, ("food", "sport", "other"), 7), at / "topic.safetensors"
+    whole = save_prompt(other, tmp_path / "other.safetensors").read_bytes()
+    old = Prompts(folder, model)["topic"]
+
+    def asked(client):
+        near(client.post("/predict", json=body_of(("topic", "soup"))).json()["answers"], answer(model, [(now, "soup")]))
+
+    def until(line):
+        deadline = time.monotonic() + 5
+        while line not in "\n".join(told):
+            assert time.monotonic() < deadline, told
+            time.sleep(0.01)
+
+    with serving(model, at, told=told) as client:
+        now = old
+        asked(client)
+        told.clear()
+        path.write_bytes(whole[: len(whole) // 2])
+        until("what was read before stays in use")
+        asked(client)  # with the one that was read before
+        assert "topic.safetensors" in client.get("/tasks").json()["errors"]
+        told.clear()
+        path.write_bytes(whole)
+        until("topic: ready")
+        now = other
+        asked(client)
+        assert client.get("/tasks").json()["errors"] == {}
+        path.unlink()
+        until("topic: removed")
+        assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 404
+        told.clear()
+        shutil.move(at, tmp_path / "away")
+        until("expected a folder of prompts")
+        assert client.post("/predict", json=body_of(("sentiment", "soup"))).status_code == 200
+        shutil.move(tmp_path / "away", at)
+        save_prompt(other, path)
+        until("topic: ready")
+        asked(client)
+
+
+def test_a_prompt_that_cannot_answer_is_not_used(model, folder, tmp_path):
+    at = shutil.copytree(folder, tmp_path / "p")
+    settings = Settings(method="lora", rank=2)
+    save_prompt(
+        prompt_of(model, init_params(model, settings, ("a", "b")), ("a", "b"), settings), at / "lora.safetensors"
+    )
+    with serving(model, at) as client:
+        found = client.get("/tasks").json()
+        assert "lora" not in [one["task"] for one in found["tasks"]]
+        assert "expected a soft prompt" in found["errors"]["lora"]
+        assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 200
+
+
+# ---- a server of its own ----
+
+TIGHT = {"timeout": 0.5, "max-connections": 6, "batch-wait": 0.3, "batch-rows": 64, "max-rows": 40, "max-waiting": 400}
+
+
+def raw(port, *parts, wait=0.0, timeout=8):
+    """What a server says to bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for part in parts:
+                sock.sendall(part)
+                time.sleep(wait)
+        said = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := sock.recv(4096):
+                said += part
+        return said
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %s\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def tight(folder, tmp_path_factory):
+    at = files.write(tmp_path_factory.mktemp("tight") / "t5", files.SMALL, files.weights())
+    with started(at, folder, TIGHT) as (_, port):
+        yield port
+
+
+@pytest.mark.parametrize(
+    ("parts", "wait", "status"),
+    [
+        ([HEAD % b"x"], 0, b"400"),
+        ([HEAD % b"-1"], 0, b"400"),
+        ([HEAD % b"99999999999"], 0, b"413"),
+        ([HEAD % b"50", b'{"rows": '], 0, b"408"),  # less than it says
+        ([HEAD % b"3000", *[b" "] * 30], 0.04, b"408"),  # slowly
+        ([b"GET / HT"], 0, b""),  # never a whole header: cut off
+        ([], 0, b""),  # nothing at all
+        ([b"\x16\x03\x01\x02\x00\x01"], 0, b"400"),  # TLS
+        ([b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n"], 0, b"400"),
+        ([b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 50_000], 0, b"400"),
+    ],
+)
+def test_odd_clients_get_a_word_or_are_cut_off(tight, parts, wait, status):
+    started = time.monotonic()
+    said = raw(tight, *parts, wait=wait)
+    assert said.partition(b" ")[2][:3] == status
+    assert time.monotonic() - started < 4
+    assert b"Traceback" not in said
+    assert post(tight, body_of(("topic", "soup")))[0] == 200
+
+
+def test_a_client_that_leaves_harms_nobody(tight):
+    body = json.dumps(body_of(*[("topic", "soup")] * 20)).encode()
+    for _ in range(4):
+        with socket.create_connection(("127.0.0.1", tight)) as sock:
+            sock.sendall(HEAD % str(len(body)).encode() + body[: len(body) // 2])
+        with socket.create_connection(("127.0.0.1", tight)) as sock:
+            sock.sendall(HEAD % str(len(body)).encode() + body)
+    time.sleep(0.1)
+    assert post(tight, body_of(("topic", "soup")))[0] == 200
+
+
+def test_connections_are_bounded(tight):
+    time.sleep(0.2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(socket.create_connection(("127.0.0.1", tight)))
+        time.sleep(0.1)
+        status, told = post(tight, body_of(("topic", "soup")))
+        assert status == 503
+        assert "6 connections are open already" in told["error"]
+    time.sleep(0.1)
+    assert post(tight, body_of(("topic", "soup")))[0] == 200
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_it_when_all_is_answered(folder, tmp_path, name):
+    at = files.write(tmp_path / "t5", files.SMALL, files.weights())
+    options = {"batch-wait": 1, "batch-rows": 400, "max-waiting": 400}
+    with started(at, folder, options) as (server, port):
+        with ThreadPoolExecutor(10) as pool:
+            asked = [pool.submit(post, port, body_of(*[("topic", f"soup {i}")] * 4)) for i in range(10)]
+            time.sleep(0.5)
+            server.send_signal(getattr(signal, name))
+            time.sleep(0.2)
+            with pytest.raises(ConnectionRefusedError):
+                post(port, body_of(("topic", "too late")))
+            for future in asked:
+                status, found = future.result(10)
+                assert status == 200
+                assert len(found["answers"]) == 4
+        assert server.wait(5) == 0
+        assert "Traceback" not in server.stderr.read()
+
+
+def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    at = str(files.write(tmp_path / "t5", files.SMALL, files.weights()))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, told in (
+            ([str(folder), "--port", port], f"127.0.0.1:{port}: cannot be served at (Address already in use"),
+            ([str(folder), "--port", "99999"], "99999: cannot be served at"),
+            ([str(folder), "--host", "no.such.host.invalid"], "no.such.host.invalid:8000: cannot be served at"),
+            ([str(tmp_path / "none")], "none: expected a folder of prompts"),
+            ([str(folder), "--max-rows", "0"], "setting max_rows: expected at least 1"),
+        ):
+            assert main(["serve", *words, "--model", at, "--device", "numpy"]) == 2
+            assert told in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["serve", str(folder), "--model", at, "--device", "numpy"]) == 2
+    assert "pip install 'tinyprompt[serve]'" in capsys.readouterr().err
