@@ -1,0 +1,390 @@
+"""A server under load, and whether any answer is lost or wrong.
+
+    python tests/load.py                                    # all stages, --model base: about a quarter of an hour
+    python tests/load.py --requests 1000 --seconds 20       # a quick look
+    python tests/load.py --only replaced --rate 100         # one stage; rate: requests a second that the server can take
+
+The requests are mixed: one to sixteen rows of five tasks, and one in fifty is refused as it should be. Every answer is
+compared with `predict` for its task alone: the same word or text, each probability within 1e-4. Right is exit status 0.
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import numpy as np
+from tuning import prompt_of
+
+from tinyprompt import data, methods
+from tinyprompt.files import models
+from tinyprompt.files.prompts import save_prompt
+from tinyprompt.model import PROMPT, Model, Prompt
+from tinyprompt.predict import label_scores, predict, probabilities
+from tinyprompt.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+NEAR = 1e-4  # how far a probability may be from that of `predict`
+SIZES, SHARES = (1, 2, 4, 8, 16), (0.5, 0.2, 0.15, 0.1, 0.05)  # rows of a request
+TEXTS = 100  # of each task that are asked
+WORKERS = 200  # requests that are under way at most
+REFUSED = [  # what is refused, and how
+    (b'{"rows": [{"task": "none", "input": "soup"}]}', 404),
+    (b'{"rows": []}', 422),
+    (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422),
+    (b'{"rows": [', 400),
+    (b" " * (2**20 + 1), 413),
+]
+
+
+class Wanted(NamedTuple):
+    """The answer of `predict`, and its probabilities."""
+
+    text: str
+    probabilities: dict[str, float]
+
+
+class Reply(NamedTuple):
+    """What became of a request. status 0: it was lost; found: None unless it was answered."""
+
+    status: int
+    found: Any
+    seconds: float  # since it was due
+    body: Any  # its rows, or the status with which it should be refused
+
+
+def prompts_of(model: Model) -> dict[str, Prompt]:
+    """Prompts of several lengths and label words, and one of free text, none of which needs training here."""
+    found = {}
+    for seed, (name, length, words) in enumerate(
+        [
+            ("topic", 20, ("food", "money", "music", "nature", "sport")),
+            ("sentiment", 20, ("bad", "good")),
+            ("short", 5, ("yes", "no", "perhaps")),
+            ("long", 60, ("question", "answer")),
+            ("free", 20, None),
+        ]
+    ):
+        settings = Settings(prompt_length=length, init="vocab", seed=seed, max_new_tokens=8)
+        found[name] = prompt_of(model, methods.init_params(model, settings, words, ()), words, settings)
+    return found
+
+
+def wanted_of(model: Model, prompt: Prompt, texts: list[str]) -> dict[str, Wanted]:
+    """What `predict` says to each text."""
+    said = predict(model, prompt, texts)
+    shares: list[dict] = [{}] * len(texts)
+    if prompt.label_words:
+        found = probabilities(label_scores(model, prompt, texts)).tolist()
+        shares = [dict(zip(prompt.label_words, row, strict=True)) for row in found]
+    return {text: Wanted(*one) for text, one in zip(texts, zip(said, shares, strict=True), strict=True)}
+
+
+def off(found: Any, wanted: Wanted) -> float:
+    """How far an answer is from the wanted one; infinity if it is another one."""
+    if found["text"] != wanted.text or found["probabilities"].keys() != wanted.probabilities.keys():
+        return np.inf
+    return max((abs(x - wanted.probabilities[word]) for word, x in found["probabilities"].items()), default=0.0)
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, model: str, folder: Path):
+        self.words = [sys.executable, "-m", "tinyprompt", "serve", str(folder), "--model", model]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.start()
+
+    def start(self) -> float:
+        """Start it, and wait until it answers; the seconds that took."""
+        started = time.monotonic()
+        words = [*self.words, "--port", str(self.port)]
+        self.process = subprocess.Popen(words, cwd=ROOT, stderr=open(os.devnull, "w"))
+        while ask(self.port, b'{"rows": [{"task": "topic", "input": "soup"}]}')[0] != 200:
+            if self.process.poll() is not None:
+                raise SystemExit(f"the server ended with {self.process.returncode}: {' '.join(words)}")
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    @property
+    def memory(self) -> float:
+        """What it holds in memory, MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def ask(port: int, body: bytes, kept: dict | None = None) -> tuple[int, Any]:
+    """Post a body; status and answers. kept: holds a connection that is used again. Status 0: no reply."""
+    connection = (kept or {}).get("connection") or http.client.HTTPConnection("127.0.0.1", port, timeout=90)
+    try:
+        connection.request("POST", "/predict", body)
+        reply = connection.getresponse()
+        status, found = reply.status, json.loads(reply.read())
+        if kept is not None:
+            kept["connection"] = connection
+        return status, found.get("answers")
+    except (OSError, http.client.HTTPException):
+        connection.close()
+        if kept:  # the server may close a connection that is not in use: that one request is sent again
+            kept.clear()
+            return ask(port, body, kept)
+        return 0, None
+
+
+class Load:
+    """Requests that threads send to a server, and what became of each."""
+
+    def __init__(self, texts: dict[str, list[str]], seed: int = 0):
+        self.rng, self.texts, self.lock = np.random.default_rng(seed), texts, threading.Lock()
+
+    def request(self) -> tuple[bytes, Any]:
+        """A body, and its rows, or the status with which it should be refused."""
+        with self.lock:
+            if self.rng.random() < 0.02:
+                return REFUSED[self.rng.integers(len(REFUSED))]
+            tasks = self.rng.choice(list(self.texts), self.rng.choice(SIZES, p=SHARES))
+            rows = [(str(task), self.texts[task][self.rng.integers(TEXTS)]) for task in tasks]
+        return json.dumps({"rows": [{"task": task, "input": text} for task, text in rows]}).encode(), rows
+
+    def send(self, port: int, due: Iterator[float], clients: int) -> list[Reply]:
+        """Send a request at each time that is due (time.monotonic(); 0: at once), from some clients."""
+        replies: list[Reply] = []
+
+        def client() -> None:
+            kept: dict = {}
+            while True:
+                with self.lock:
+                    at = next(due, None)
+                if at is None:
+                    return
+                body, rows = self.request()
+                time.sleep(max(at - time.monotonic(), 0))
+                at = at or time.monotonic()
+                replies.append(Reply(*ask(port, body, kept), time.monotonic() - at, rows))
+
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return replies
+
+
+class Verdict(NamedTuple):
+    """A count of what became of requests."""
+
+    answered: int
+    rows: int
+    refused: int  # as they should be
+    busy: int  # 503 or 504
+    lost: int
+    wrong: int
+    off: float  # the largest difference of a probability
+    p50: float
+    p99: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.answered:,} answered ({self.rows:,} rows), {self.refused} refused as they should be, "
+            f"{self.busy:,} told to come again, {self.lost} lost, {self.wrong} wrong; largest difference {self.off:.1e}; "
+            f"p50 {1000 * self.p50:.0f} ms, p99 {1000 * self.p99:.0f} ms"
+        )
+
+
+def judge(replies: list[Reply], right: Callable[[list, list], float]) -> Verdict:
+    """right: how far the answers to some rows are from what is right."""
+    counts: Counter[str] = Counter()
+    most, times = 0.0, []
+    for status, found, seconds, body in replies:
+        if status == 0:
+            counts["lost"] += 1
+        elif isinstance(body, int):
+            counts["refused" if status == body else "wrong"] += 1
+        elif status in (503, 504):
+            counts["busy"] += 1
+        elif status != 200 or len(found) != len(body) or (distance := right(found, body)) > NEAR:
+            counts["wrong"] += 1
+        else:
+            most, counts["rows"] = max(most, distance), counts["rows"] + len(body)
+            times.append(seconds)
+    p50, p99 = np.percentile(times or [0], [50, 99])
+    names = ("rows", "refused", "busy", "lost", "wrong")
+    return Verdict(len(times), *(counts[name] for name in names), most, float(p50), float(p99))
+
+
+class Bench:
+    """The stages: each prints a line, and returns whether all was right."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        self.args, self.folder, self.model = args, folder, models.load(args.model)
+        self.prompts = prompts_of(self.model)
+        rows = [data.read_rows(ROOT / "tinyprompt" / "demo" / f"{name}.test.tsv") for name in ("topic", "sentiment")]
+        some = [row.input for pair in zip(*rows, strict=True) for row in pair][:TEXTS]
+        self.texts = dict.fromkeys(self.prompts, some)
+        self.wanted = {name: wanted_of(self.model, prompt, some) for name, prompt in self.prompts.items()}
+        for name, prompt in self.prompts.items():
+            save_prompt(prompt, folder / (name if name == "short" else f"{name}.safetensors"))  # one as PEFT has it
+        self.server = Server(args.model, folder)
+        self.rate = args.rate
+
+    def right(self, found: list, rows: list) -> float:
+        """How far answers are from those of `predict`."""
+        return max(off(one, self.wanted[task][text]) for one, (task, text) in zip(found, rows, strict=True))
+
+    def say(self, stage: str, text: Any) -> None:
+        print(f"{stage:<10}{text}", flush=True)
+
+    def mixed(self) -> bool:
+        """Many requests, as fast as some clients can send them. What they come to a second is what the server can take."""
+        started = time.monotonic()
+        replies = Load(self.texts).send(self.server.port, itertools.repeat(0.0, self.args.requests), self.args.clients)
+        seconds = time.monotonic() - started
+        verdict = judge(replies, self.right)
+        self.rate = self.rate or verdict.answered / seconds
+        self.say("mixed", f"{len(replies):,} requests of {self.args.clients} clients in {seconds:.0f} s: {verdict}")
+        self.say("", f"{verdict.answered / seconds:.1f} requests, {verdict.rows / seconds:.0f} rows a second")
+        return not verdict.lost and not verdict.wrong and not verdict.busy and len(replies) == self.args.requests
+
+    def steady(self, stage: str, share: float, seconds: float) -> Verdict:
+        """Requests at random times, so many a second on average, whatever becomes of them."""
+        memory, done = [self.server.memory], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(1):
+                memory.append(self.server.memory)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        gaps = np.random.default_rng(1).exponential(1 / (share * self.rate), int(share * self.rate * seconds))
+        replies = Load(self.texts, 1).send(self.server.port, iter(time.monotonic() + np.cumsum(gaps)), WORKERS)
+        done.set()
+        watcher.join()
+        verdict = judge(replies, self.right)
+        self.say(stage, f"{share * self.rate:.1f} requests a second for {gaps.sum():.0f} s: {verdict}")
+        half = len(memory) // 2
+        grown = f"{memory[0]:.0f} MiB before, {memory[half]:.0f} half-way, {memory[-1]:.0f} after, {max(memory):.0f} at most"
+        self.say("", f"memory of the server: {grown}")
+        return verdict
+
+    def half(self) -> bool:
+        """Half of what it can take."""
+        verdict = self.steady("half", 0.5, min(self.args.seconds, 60))
+        return not verdict.lost and not verdict.wrong and not verdict.busy
+
+    def twice(self) -> bool:
+        """Twice what it can take."""
+        verdict = self.steady("twice", 2, self.args.seconds)
+        return not verdict.lost and not verdict.wrong and verdict.busy > 0
+
+    def replaced(self) -> bool:
+        """A prompt is replaced again and again: each request is answered by the one or by the other, whole."""
+        other = replace(self.prompts["topic"], params={PROMPT: self.prompts["topic"].params[PROMPT][::-1].copy()})
+        both = [self.wanted["topic"], wanted_of(self.model, other, self.texts["topic"])]
+        used: Counter[int] = Counter()
+
+        def one_of_both(found: list, rows: list) -> float:
+            distances = [
+                max(off(one, wanted[text]) for one, (_, text) in zip(found, rows, strict=True)) for wanted in both
+            ]
+            used[int(np.argmin(distances))] += 1
+            return min(distances)
+
+        replies: list[Reply] = []
+        load = Load({"topic": self.texts["topic"]}, 2)
+        due = itertools.takewhile(lambda _: not done.is_set(), itertools.repeat(0.0))
+        done, port = threading.Event(), self.server.port
+        sender = threading.Thread(target=lambda: replies.extend(load.send(port, due, 16)))
+        sender.start()
+        for i in range(21):
+            save_prompt((other, self.prompts["topic"])[i % 2], self.folder / "topic.safetensors")
+            time.sleep(1.3)
+        done.set()
+        sender.join()
+        verdict = judge(replies, one_of_both)
+        self.say("replaced", f"21 times under load: {verdict}; by the first {used[0]:,}, by the second {used[1]:,}")
+        time.sleep(2)
+        rows = [("topic", text) for text in self.texts["topic"]]
+        last = [ask(port, json.dumps({"rows": [{"task": t, "input": x}]}).encode())[1][0] for t, x in rows]
+        now = max(off(one, both[1][text]) for one, (_, text) in zip(last, rows, strict=True))
+        self.say("", f"after the last one, all answers are its own: {now <= NEAR}")
+        save_prompt(self.prompts["topic"], self.folder / "topic.safetensors")
+        time.sleep(2)
+        return not verdict.lost and not verdict.wrong and min(used[0], used[1]) > 0 and now <= NEAR
+
+    def killed(self) -> bool:
+        """kill -9 under load, and a start at the same port: whoever asks again is answered."""
+        replies: list[Reply] = []
+        load, port, done = Load(self.texts, 3), self.server.port, threading.Event()
+        due = itertools.takewhile(lambda _: not done.is_set(), itertools.repeat(0.0))
+        sender = threading.Thread(target=lambda: replies.extend(load.send(port, due, self.args.clients)))
+        sender.start()
+        time.sleep(3)
+        self.server.stop(signal.SIGKILL)
+        before = len(replies)
+        seconds = self.server.start()
+        time.sleep(5)
+        done.set()
+        sender.join()
+        verdict = judge(replies, self.right)
+        after = sum(reply.status == 200 for reply in replies[before:])
+        self.say("killed", f"answers again {seconds:.1f} s after kill -9; {after:,} answered since; {verdict}")
+        return not verdict.wrong and after > 0 and self.server.process.poll() is None
+
+    def stopped(self) -> bool:
+        """SIGTERM under load: what has arrived is answered."""
+        load, port, replies = Load(self.texts, 4), self.server.port, []
+        due = itertools.takewhile(lambda _: self.server.process.poll() is None, itertools.repeat(0.0))
+        sender = threading.Thread(target=lambda: replies.extend(load.send(port, due, self.args.clients)))
+        sender.start()
+        time.sleep(3)
+        started = time.monotonic()
+        status = self.server.stop()
+        seconds = time.monotonic() - started
+        sender.join()
+        verdict = judge(replies, self.right)
+        self.say("stopped", f"exit status {status} in {seconds:.1f} s after SIGTERM; {verdict._replace(lost=0)}")
+        return status == 0 and not verdict.wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--requests", type=int, default=10_000, help="of the first stage")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=300, help="at twice what the server can take")
+    parser.add_argument("--rate", type=float, help="requests a second that the server can take (measured)")
+    parser.add_argument("--only", help="stages, with commas between them")
+    args = parser.parse_args()
+    stages = args.only.split(",") if args.only else ["mixed", "half", "twice", "replaced", "killed", "stopped"]
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, Path(folder))
+        try:
+            wrong = [stage for stage in stages if not getattr(bench, stage)()]
+        finally:
+            bench.server.process.kill()
+    print(f"not right: {', '.join(wrong)}" if wrong else "all right")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
