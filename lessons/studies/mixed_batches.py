@@ -4,8 +4,8 @@
 
 The five prompts have 1, 10, 25, 50 and 100 random vectors. `mixed` gives every fifth row to each of them, in one call.
 `single` gives all rows to one prompt of 100 vectors. `fifths` makes five calls, one for each task with its own rows.
-The cases take turns; a number is the median of the rounds. `label words` ranks five of them, `free text` writes 8 tokens
-a row.
+The cases take turns; a number is the median of the rounds. `label words` ranks five of them, `free text` writes 8
+tokens a row.
 """
 
 import argparse
