@@ -84,7 +84,7 @@ def test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64(family, 
     tasks = [Asked.of(model, prompt) for prompt in prompts]
     texts = texts_of(5, seed)
     mixed = [(task, task.encode(model, text)) for task, text in zip(tasks, texts, strict=True)]
-    ((chosen, batch),) = mixed_batches(model, mixed, range(5))
+    ((chosen, batch),) = mixed_batches(model, mixed, range(5), 5)
     labels = labels_of([[(7, 8, 1), (9, 1)]] * 5)
     states, _ = t5.encode(model.params, model.config, *batch)
     scores = ranked(model.params, model.config, *batch, *labels)

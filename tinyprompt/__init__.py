@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from tinyprompt.data import Row, label_words, read_rows
+from tinyprompt.ensemble import Ensemble, ensemble
 from tinyprompt.errors import CheckpointError, DataError, DeviceError
 from tinyprompt.files.models import load
 from tinyprompt.files.prompts import Prompts, load_prompt, save_prompt
@@ -18,6 +19,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DeviceError",
+    "Ensemble",
     "Model",
     "Prompt",
     "Prompts",
@@ -27,6 +29,7 @@ __all__ = [
     "check_gradient",
     "check_model",
     "check_vjp",
+    "ensemble",
     "evaluate",
     "gradient",
     "intermediates",

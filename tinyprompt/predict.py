@@ -8,7 +8,7 @@ import numpy as np
 from tinyprompt import generate, methods, ops, t5
 from tinyprompt.config import Config
 from tinyprompt.data import by_length, encode_inputs, pad
-from tinyprompt.device import compile, default_device
+from tinyprompt.device import DEVICES, compile, default_device
 from tinyprompt.errors import DataError
 from tinyprompt.fit import check_fit
 from tinyprompt.model import PROMPT, Model, Prompt
@@ -16,7 +16,8 @@ from tinyprompt.settings import Settings
 from tinyprompt.tokenizer import EOS, PAD
 from tinyprompt.tree import Flat, Tree
 
-ROWS = 64  # of a batch
+ROWS = 64  # of a batch that is written
+RANKED = {"numpy": 16, "cpu": 16, "cuda": 64}  # rows of a batch of which labels are ranked: what a CPU's cache holds
 SLOTS = 32  # of a cache, which double when they are full
 LOGITS = 2**19  # of the labels of a row that go through the decoder together
 
@@ -40,7 +41,7 @@ def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: st
     check_fit(prompt, model)
     settings, device = Settings.saved(prompt.settings), device or default_device()
     params, answers = methods.apply(model.params, prompt.params), [""] * len(texts)
-    for chosen, batch in batches(model, settings, texts):
+    for chosen, batch in batches(model, settings, texts, ROWS):
         step = next_token(params, model.config, *batch, settings.num_beams, device)
         for i, ids in zip(chosen, write(step, len(chosen), settings), strict=True):
             answers[i] = model.tokenizer.decode(ids)
@@ -55,11 +56,12 @@ def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str
     Raises CheckpointError if the prompt belongs to another model.
     """
     check_fit(prompt, model)
-    settings, rank = Settings.saved(prompt.settings), compile(ranked, device or default_device())
+    device, settings = device or default_device(), Settings.saved(prompt.settings)
+    rank, rows = compile(ranked, device), RANKED[DEVICES[device][0]]
     params = methods.apply(model.params, prompt.params)
     words = list(target_ids(model, prompt.label_words, has_label_head(model, prompt)).values())
     scores = np.empty((len(texts), len(words)), np.float32)
-    for chosen, batch in batches(model, settings, texts):
+    for chosen, batch in batches(model, settings, texts, rows):
         scores[chosen] = rank(params, model.config, *batch, *labels_of([words] * len(chosen)))
     model.check_files()
     return finite(scores / np.array([len(ids) for ids in words]) ** (settings.length_penalty or 0.0))
@@ -103,7 +105,7 @@ def answer(model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None 
     width = max((len(task.words) for task in asked.values()), default=0)
     length = max((len(ids) for task in asked.values() for ids in task.words.values()), default=0)
     rank = compile(ranked, device)
-    for chosen, batch in mixed_batches(model, mixed, ranks):
+    for chosen, batch in mixed_batches(model, mixed, ranks, RANKED[DEVICES[device][0]]):
         labels = labels_of([[*mixed[i][0].words.values()] for i in chosen], width, length)
         found = rank(model.params, model.config, *batch, *labels)
         answers |= {i: mixed[i][0].choose(scores) for i, scores in zip(chosen, found, strict=True)}
@@ -113,7 +115,7 @@ def answer(model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None 
             writers.setdefault(task.writing, []).append(i)
     for places in writers.values():
         settings = mixed[places[0]][0].settings
-        for chosen, batch in mixed_batches(model, mixed, places):
+        for chosen, batch in mixed_batches(model, mixed, places, ROWS):
             step = next_token(model.params, model.config, *batch, settings.num_beams, device)
             written = write(step, len(chosen), settings)
             answers |= {i: Answer(model.tokenizer.decode(ids), {}) for i, ids in zip(chosen, written, strict=True)}
@@ -156,10 +158,10 @@ class Asked(NamedTuple):
 
 
 def mixed_batches(
-    model: Model, mixed: Sequence[tuple[Asked, list[int]]], places: Sequence[int]
+    model: Model, mixed: Sequence[tuple[Asked, list[int]]], places: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
     """Rows of similar length together: their places, and what the encoder reads, vectors (B, L, D) and mask (B, L)."""
-    for part in by_length([len(mixed[i][1]) for i in places], ROWS):
+    for part in by_length([len(mixed[i][1]) for i in places], size):
         chosen = [places[i] for i in part]
         ids, mask = pad([mixed[i][1] for i in chosen])
         x = np.array(ops.embedding(model.params["shared"]["weight"], ids))
@@ -186,10 +188,10 @@ def labels_of(
     return labels, weights
 
 
-def batches(model: Model, settings: Settings, texts: Sequence[str]) -> Iterator[tuple[Any, tuple[Any, Any]]]:
-    """Texts of similar length together: their places, and their ids and mask (B, L)."""
+def batches(model: Model, settings: Settings, texts: Sequence[str], size: int) -> Iterator[tuple[Any, tuple[Any, Any]]]:
+    """Texts of similar length together: their places, and their ids and mask (B, L), B at most `size`."""
     sequences = encode_inputs(texts, model.tokenizer, settings.max_input_tokens)
-    for chosen in by_length([len(ids) for ids in sequences], ROWS):
+    for chosen in by_length([len(ids) for ids in sequences], size):
         yield chosen, pad([sequences[i] for i in chosen])
 
 

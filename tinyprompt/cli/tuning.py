@@ -131,6 +131,7 @@ def tuned(
     argument("--dev", metavar="FILE", action="append", help="dev rows (a fifth of the training rows)"),
     model_argument(),
     argument("--out", metavar="FILE", help="where the prompt goes (prompt.safetensors, or that of --resume)"),
+    argument("--seeds", type=int, metavar="N", help="tune N prompts, with seeds from --seed on: FILE-0 to FILE-(N-1)"),
     argument("--resume", metavar="PROMPT", help="saved prompt whose training goes on (--steps may grow)"),
     argument("--plot", metavar="FILE", help="where to draw the learning curve, a .png file"),
     DEVICE,
@@ -149,11 +150,27 @@ def tune(args: argparse.Namespace) -> Output:
         settings = Settings.saved(resume.settings | given(args), args.resume)
     check_task(settings.task, args.resume if resume and "task" not in given(args) else "--task")
     path = Path(args.out or (args.resume if resume and resume.train_state else "prompt.safetensors"))
-    prompts.check_target(path, settings.method)
+    runs = {path: settings}
+    if args.seeds is not None:
+        if args.seeds < 1 or args.resume or args.plot:
+            wrong = "expected 1 or more" if args.seeds < 1 else "goes without --resume and --plot"
+            raise ValueError(f"--seeds {args.seeds}: {wrong}")
+        seeds = range(settings.seed, settings.seed + args.seeds)
+        runs = {path.with_stem(f"{path.stem}-{seed}"): replace(settings, seed=seed) for seed in seeds}
+    for path in runs:
+        prompts.check_target(path, settings.method)
     model = models.load(args.model)
     if resume:
         check_fit(resume, model, args.resume)
     check_sizes(args, settings, model)
+    done = [tune_one(args, model, settings, path, resume) for path, settings in runs.items()]
+    if args.seeds is None:
+        return done[0]
+    return Output({"prompts": [one.data for one in done]}, "\n".join(str(one.text) for one in done))
+
+
+def tune_one(args: argparse.Namespace, model: Model, settings: Settings, path: Path, resume: Prompt | None) -> Output:
+    """Tune with one seed."""
     rows, dev = read_parts(args, settings)
     builtin = settings.task in TASKS
     words = resume.label_words if resume and not builtin else label_words_for(args, settings.task, rows)
@@ -419,15 +436,20 @@ def check_plot(path: str | None) -> None:
 def open_prompt(args: argparse.Namespace) -> tuple[Model, Prompt, Settings]:
     """The model and the prompt, which must belong together, with the settings that the arguments change."""
     prompt, model = prompts.load_prompt(args.prompt), models.load(args.model)
-    check_fit(prompt, model, args.prompt)
-    say_if_unknown(prompt, args.prompt)
+    return model, *as_asked(args, args.prompt, prompt, model)
+
+
+def as_asked(args: argparse.Namespace, path: str, prompt: Prompt, model: Model) -> tuple[Prompt, Settings]:
+    """A prompt that belongs to the model, with the settings that the arguments change."""
+    check_fit(prompt, model, path)
+    say_if_unknown(prompt, path)
     Settings(**given(args))  # so that an error is about the option, and not about the file
-    settings = Settings.saved(prompt.settings | given(args), args.prompt)
-    check_task(settings.task, "--task" if args.task else args.prompt)
+    settings = Settings.saved(prompt.settings | given(args), path)
+    check_task(settings.task, "--task" if args.task else path)
     if "," in settings.task and not of_mixture(prompt):
-        raise ValueError(f"--task {settings.task}: {args.prompt} was tuned without the names of tasks; name one")
+        raise ValueError(f"--task {settings.task}: {path} was tuned without the names of tasks; name one")
     changed = {name: value for name, value in given(args).items() if name != "task"}  # that of the rows, not its own
-    return model, replace(prompt, settings=prompt.settings | changed), settings
+    return replace(prompt, settings=prompt.settings | changed), settings
 
 
 def of_mixture(prompt: Prompt) -> bool:

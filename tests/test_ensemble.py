@@ -1,0 +1,92 @@
+"""Several prompts of one task as one answer."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from profiles import examples
+from test_mixed import prompts_of, texts_of
+from tuning import byte_model
+
+from tinyprompt.cli.main import main
+from tinyprompt.ensemble import _vote, ensemble
+from tinyprompt.errors import DataError
+from tinyprompt.model import Prompt
+from tinyprompt.predict import Answer, label_scores, predict, probabilities
+
+WORDS = ("bad", "good", "so")
+
+
+def several(model, count, seed=0, words=WORDS):
+    return [Prompt(p.params, label_words=words, settings=p.settings) for p in prompts_of(model, [4] * count, seed)]
+
+
+@examples(10)
+@given(count=st.integers(1, 5), rows=st.integers(1, 6), seed=st.integers(0, 999))
+def test_each_prompt_answers_as_alone_and_the_most_votes_win(count, rows, seed):
+    model = byte_model(seed=seed)
+    prompts, texts = several(model, count, seed), texts_of(rows, seed)
+    found = ensemble(model, prompts, texts, "numpy")
+    assert found.each == [predict(model, prompt, texts, "numpy") for prompt in prompts]
+    means = np.mean([probabilities(label_scores(model, prompt, texts, "numpy")) for prompt in prompts], axis=0)
+    assert found.mean == [WORDS[i] for i in means.argmax(1)]
+    for row, (said, mean) in enumerate(zip(found.majority, means, strict=True)):
+        votes = Counter(one[row] for one in found.each)
+        assert votes[said] == max(votes.values())
+        assert mean[WORDS.index(said)] == max(mean[WORDS.index(w)] for w in votes if votes[w] == votes[said])
+
+
+def test_of_answers_with_as_many_votes():
+    sure, unsure = Answer("a", {"a": 0.9, "b": 0.1}), Answer("b", {"a": 0.4, "b": 0.6})
+    assert _vote([unsure, sure]) == "a"  # the mean of a is .65
+    assert _vote([unsure, unsure, sure]) == "b"  # though the mean of a is higher
+    assert _vote([Answer("x", {}), Answer("y", {})]) == "x"
+    assert _vote([Answer("x", {}), Answer("y", {}), Answer("y", {})]) == "y"
+
+
+def test_free_text_and_what_is_refused():
+    model = byte_model()
+    found = ensemble(model, several(model, 3, words=None), texts_of(2), "numpy")
+    assert found.mean is None
+    assert len(found.majority) == 2
+    with pytest.raises(DataError, match="same label words, found a, b and bad, good, so"):
+        ensemble(model, [*several(model, 1), *several(model, 1, words=("a", "b"))], ["x"], "numpy")
+    with pytest.raises(DataError, match="found no prompt"):
+        ensemble(model, [], ["x"], "numpy")
+    one, other = several(model, 2)
+    other = Prompt(other.params, label_words=WORDS[::-1], settings=other.settings)
+    assert ensemble(model, [one, other], ["x"], "numpy").mean  # their order does not matter
+
+
+def test_from_one_command_with_seeds_to_the_table(tmp_path, folder, capsys):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("input\ttarget\n" + "".join(f"soup {i}\t{('bad', 'good')[i % 2]}\n" for i in range(20)))
+    model = ["--model", str(folder)]
+    tune = ["tune", str(rows), "--dev", str(rows), *model, "--steps", "2", "--prompt-length", "3", "--seed", "4"]
+    assert main([*tune, "--out", str(tmp_path / "mine.safetensors"), "--seeds", "3", "--json"]) == 0
+    paths = [str(tmp_path / f"mine-{seed}.safetensors") for seed in (4, 5, 6)]
+    out = capsys.readouterr().out
+    assert [one["prompt"] for one in json.loads(out)["prompts"]] == paths
+    assert main(["ensemble", *paths, "--data", str(rows), *model]) == 0
+    out, _ = capsys.readouterr()
+    assert [line.split("  ")[1] for line in out.splitlines()[1:]] == [
+        "average",
+        "best alone",
+        "majority vote",
+        "mean score",
+    ]
+    for wrong, message in (
+        (["--seeds", "0"], "expected 1 or more"),
+        (["--seeds", "2", "--plot", "x.png"], "goes without --resume and --plot"),
+        (["--seeds", "2", "--resume", paths[0]], "goes without --resume and --plot"),
+    ):
+        assert main([*tune, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["ensemble", paths[0], str(tmp_path / "none.safetensors"), "--data", str(rows), *model]) == 2
+    assert "none.safetensors: no such file" in capsys.readouterr().err
+    np.save(tmp_path / "bare.npy", np.ones((2, 4), np.float32))
+    assert main(["ensemble", paths[0], str(tmp_path / "bare.npy"), "--data", str(rows), *model]) == 2
+    assert "same label words" in capsys.readouterr().err

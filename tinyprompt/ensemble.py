@@ -1,0 +1,50 @@
+"""Several prompts of one task as one answer: a majority vote, and the mean of their scores."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tinyprompt.errors import DataError
+from tinyprompt.model import Model, Prompt
+from tinyprompt.predict import Answer, answer
+
+
+class Ensemble(NamedTuple):
+    """What several prompts say to each text, alone and together."""
+
+    each: list[list[str]]  # of each prompt, the answers to all texts
+    majority: list[str]
+    mean: list[str] | None  # None for free text, which has no scores
+
+
+def ensemble(model: Model, prompts: Sequence[Prompt], texts: Sequence[str], device: str | None = None) -> Ensemble:
+    """Answer every text with every prompt in one pass, as rows of mixed batches. Lester et al. 2021, section 6.
+
+    majority: the answer that most prompts give. Of answers with as many votes, the one with the higher mean
+    probability, or, of free text, the one of the first prompt. mean: the label word with the highest mean probability.
+    Raises DataError for prompts of different label words, and as `predict.answer`.
+
+    Example: `ensemble(model, [load_prompt(f"mine-{i}.safetensors") for i in range(5)], texts).majority`.
+    """
+    words = {frozenset(prompt.label_words or ()) for prompt in prompts}
+    if len(words) != 1:
+        some = " and ".join(", ".join(sorted(one)) or "free text" for one in sorted(words, key=sorted)) or "no prompt"
+        raise DataError(f"an ensemble needs prompts of the same label words, found {some}; tune them on one task")
+    found = answer(model, [(prompt, text) for text in texts for prompt in prompts], device)
+    rows = [found[i : i + len(prompts)] for i in range(0, len(found), len(prompts))]
+    each = [[row[i].text for row in rows] for i in range(len(prompts))]
+    mean = [max(shares, key=shares.__getitem__) for shares in map(_means, rows)] if any(words) else None
+    return Ensemble(each, [_vote(row) for row in rows], mean)
+
+
+def _means(row: Sequence[Answer]) -> dict[str, float]:
+    """The mean probability of each label word."""
+    return {word: float(np.mean([one.probabilities[word] for one in row])) for word in row[0].probabilities}
+
+
+def _vote(row: Sequence[Answer]) -> str:
+    """The answer of most; `max` takes the first of those that are equal."""
+    votes, means = Counter(one.text for one in row), _means(row)
+    return max(votes, key=lambda text: (votes[text], means.get(text, 0.0)))
