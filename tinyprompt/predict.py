@@ -102,7 +102,7 @@ def answer(model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None 
     mixed = [(asked[id(prompt)], asked[id(prompt)].encode(model, text)) for prompt, text in rows]
     answers: dict[int, Answer] = {}
     ranks = [i for i, (task, _) in enumerate(mixed) if task.words]
-    width = max((len(task.words) for task in asked.values()), default=0)
+    width = max((len(task.words) for task in asked.values()), default=1)
     length = max((len(ids) for task in asked.values() for ids in task.words.values()), default=0)
     rank = compile(ranked, device)
     for chosen, batch in mixed_batches(model, mixed, ranks, RANKED[DEVICES[device][0]]):
@@ -157,13 +157,23 @@ class Asked(NamedTuple):
         return Answer(max(shares, key=shares.__getitem__), shares)
 
 
+def few(size: int, least: int = 1) -> int:
+    """A size rounded up to a power of two of at least `least`, or to three quarters of a greater one."""
+    power = max(least, 1 << (size - 1).bit_length())
+    return power * 3 // 4 if max(size, least) <= power * 3 // 4 else power
+
+
 def mixed_batches(
     model: Model, mixed: Sequence[tuple[Asked, list[int]]], places: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
-    """Rows of similar length together: their places, and what the encoder reads, vectors (B, L, D) and mask (B, L)."""
+    """Rows of similar length together: their places, and what the encoder reads, vectors (B, L, D) and mask (B, L).
+
+    The last place is repeated, and L is rounded up, so that few shapes arise: each is a graph of its own.
+    """
     for part in by_length([len(mixed[i][1]) for i in places], size):
         chosen = [places[i] for i in part]
-        ids, mask = pad([mixed[i][1] for i in chosen])
+        chosen += chosen[-1:] * (few(len(chosen)) - len(chosen))
+        ids, mask = pad([mixed[i][1] for i in chosen], few(max(len(mixed[i][1]) for i in chosen), 8))
         x = np.array(ops.embedding(model.params["shared"]["weight"], ids))
         for row, i in zip(x, chosen, strict=True):
             vectors = mixed[i][0].vectors

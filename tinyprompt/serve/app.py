@@ -33,7 +33,6 @@ from tinyprompt.settings import Settings
 
 HERE = Path(__file__).parent
 SHOWN = 60  # characters of what a client sent that an error repeats
-WIDEST = 64  # rows up to which a batch has a power of two
 # Pages load nothing from elsewhere, and what is in them cannot either.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -141,12 +140,9 @@ class Service:
         self.tasks = tasks
 
     def work(self, rows: list[tuple[Prompt, str]]) -> list[Answer]:
-        """The answers to a batch, in the thread of the batcher.
-
-        Every number of rows is a graph of its own, so the last row is repeated up to the next power of two.
-        """
-        started, size = time.perf_counter(), min(1 << (len(rows) - 1).bit_length(), max(WIDEST, len(rows)))
-        found = answer(self.model, rows + rows[-1:] * (size - len(rows)), self.device)[: len(rows)]
+        """The answers to a batch, in the thread of the batcher."""
+        started = time.perf_counter()
+        found = answer(self.model, rows, self.device)
         self.metrics.batch(len(rows), time.perf_counter() - started)
         return found
 

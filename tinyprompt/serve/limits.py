@@ -14,9 +14,9 @@ class Limits:
 
     # fmt: off
     max_bytes: int = setting(2**20, "limits", "bytes of a request's body", COUNT)
-    max_rows: int = setting(256, "limits", "rows of a request", COUNT)
+    max_rows: int = setting(64, "limits", "rows of a request", COUNT)
     max_characters: int = setting(10_000, "limits", "characters of a row", COUNT)
-    max_waiting: int = setting(512, "limits", "rows that wait to be answered; more are refused", COUNT)
+    max_waiting: int = setting(256, "limits", "rows that wait to be answered; more are refused", COUNT)
     max_connections: int = setting(256, "limits", "connections at once; more are refused", COUNT)
     timeout: float = setting(30.0, "limits", "seconds for a request, until it is answered", POSITIVE)
     batch_rows: int = setting(32, "batches", "rows that are computed together", COUNT)
