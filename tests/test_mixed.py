@@ -16,7 +16,7 @@ from tinyprompt.device import default_device
 from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files.prompts import Prompts, save_prompt
 from tinyprompt.model import PROMPT, Prompt
-from tinyprompt.predict import Answer, Asked, answer, label_scores, labels_of, mixed_batches, probabilities, ranked
+from tinyprompt.predict import Answer, Asked, answer, few, label_scores, labels_of, mixed_batches, probabilities, ranked
 from tinyprompt.settings import Settings
 
 needs_onnx = pytest.mark.skipif(default_device() == "numpy", reason="needs onnx")
@@ -85,7 +85,7 @@ def test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64(family, 
     texts = texts_of(5, seed)
     mixed = [(task, task.encode(model, text)) for task, text in zip(tasks, texts, strict=True)]
     ((chosen, batch),) = mixed_batches(model, mixed, range(5), 5)
-    labels = labels_of([[(7, 8, 1), (9, 1)]] * 5)
+    labels = labels_of([[(7, 8, 1), (9, 1)]] * len(chosen))
     states, _ = t5.encode(model.params, model.config, *batch)
     scores = ranked(model.params, model.config, *batch, *labels)
     for i, row, score in zip(chosen, states, scores, strict=True):
@@ -95,6 +95,29 @@ def test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64(family, 
         assert np.abs(row[: wanted.shape[1]] - wanted[0]).max() < 1e-12
         wanted = ranked(params, model.config, *inputs, labels[0][:1], labels[1][:1])[0]
         assert np.abs(score - wanted).max() < 1e-12
+
+
+@examples(50)
+@given(st.integers(1, 5000), st.sampled_from([1, 8]))
+def test_a_size_is_rounded_up_to_one_of_few(size, least):
+    found = few(size, least)
+    assert max(size, least) <= found < max(1.5 * size, least + 1)
+    assert found in {least << k for k in range(13)} | {least * 3 << k >> 1 for k in range(1, 13)} | {3}
+    assert few(found, least) == found
+
+
+def test_batches_have_few_shapes():
+    model, shapes = byte_model(), set()
+    prompts = prompts_of(model, [1, 20, 40])
+    tasks = [Asked.of(model, prompt) for prompt in prompts]
+    for rows in range(1, 17):
+        mixed = [(tasks[i % 3], tasks[i % 3].encode(model, "x" * (i * rows % 50))) for i in range(rows)]
+        ((chosen, (x, mask)),) = mixed_batches(model, mixed, range(rows), 16)
+        assert set(chosen) == set(range(rows))
+        assert len(chosen) == len(x) == len(mask)
+        shapes.add(mask.shape)
+    assert {rows for rows, _ in shapes} == {1, 2, 3, 4, 6, 8, 12, 16}
+    assert {width for _, width in shapes} <= {8, 12, 16, 24, 32, 48, 64, 96}
 
 
 @needs_onnx

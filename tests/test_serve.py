@@ -140,10 +140,12 @@ def test_the_queue_is_bounded_and_what_is_urgent_comes_first():
         batcher.submit([1])
 
 
-def test_what_nobody_waits_for_is_not_computed():
-    batcher, gate, _ = blocked(Limits(batch_rows=4))
+def test_what_nobody_waits_for_is_not_computed_and_takes_no_room():
+    batcher, gate, _ = blocked(Limits(batch_rows=4, max_waiting=3, max_rows=3))
     gone, kept = batcher.submit([1, 2]), batcher.submit([3])
     assert gone.cancel()
+    late = batcher.submit([4])
+    assert late.cancel()
     gate.open.set()
     assert kept.result(5) == [3]
     with pytest.raises(CancelledError):

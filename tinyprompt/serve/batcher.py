@@ -62,7 +62,11 @@ class Batcher:
         results: list[tuple[Any] | None] = [None] * len(rows)
         since = -math.inf if urgent else time.monotonic()
         with self._changed:
-            if self._closed or (not urgent and len(self._queue) + len(rows) > self._limits.max_waiting):
+            if not urgent and len(self._queue) + len(rows) > self._limits.max_waiting:
+                self._queue = deque(place for place in self._queue if not place.future.done())
+                if len(self._queue) + len(rows) > self._limits.max_waiting:
+                    raise Full
+            if self._closed:
                 raise Full
             places = [Place(future, results, i, row, since) for i, row in enumerate(rows)]
             self._queue.extendleft(reversed(places)) if urgent else self._queue.extend(places)
