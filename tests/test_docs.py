@@ -34,6 +34,7 @@ NOT_RUN = {
     r"google/": "a model that `pull` has fetched",
     r"tinyprompt demo": "takes minutes; test_cli.py runs it on a small model",
     r"tinyprompt bench": "takes minutes, and times what else the machine does; test_bench.py runs it on a tiny shape",
+    r"tinyprompt serve": "answers until it is stopped; test_serve.py starts it, and asks as the page does",
     r"--device cuda": "needs a GPU",
     r"t5x/": "needs a T5X checkpoint; test_t5x.py makes one",
 }

@@ -10,13 +10,14 @@ import socket
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import fields
 
 import files
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
-from serving import a_prompt, body_of, post, small_model, started, three_prompts
+from serving import ROOT, a_prompt, body_of, post, small_model, started, three_prompts
 from tuning import prompt_of
 
 from tinyprompt.cli.main import main
@@ -564,3 +565,27 @@ def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["serve", str(folder), "--model", at, "--device", "numpy"]) == 2
     assert "pip install 'tinyprompt[serve]'" in capsys.readouterr().err
+
+
+# ---- its page in docs/ ----
+
+GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_asks_as_one_can(tight, capsys):
+    guide = GUIDE.replace("127.0.0.1:8000", f"127.0.0.1:{tight}")
+    (body,) = re.findall(r"curl \S+/predict --data '(.*)'", guide)
+    status, found = post(tight, json.loads(body))
+    assert (status, len(found["answers"])) == (200, 1)
+    (snippet,) = re.findall(r"```py\n(.*?)```", guide, re.S)
+    exec(snippet, {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["topic", "sentiment"]
+
+
+def test_the_guide_has_every_limit_and_every_status(client):
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in GUIDE.splitlines() if line[:1] == "|"]
+    limits = [[f"--{f.name.replace('_', '-')}", str(f.default), f.metadata["help"]] for f in fields(Limits)]
+    assert [row for row in rows if row[0].startswith("--") and row[1] != "---"] == limits
+    answers = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
+    told = {status: about["description"] for status, about in answers.items() if status not in ("200", "500")}
+    assert {row[0]: row[1].partition("; `Retry")[0] for row in rows if row[0].isdigit()} == told
