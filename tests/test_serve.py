@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import fields
 
 import files
@@ -51,7 +52,7 @@ QUICK = Limits(
 
 
 @given(
-    st.lists(st.lists(st.integers(), max_size=9), max_size=12),
+    st.lists(st.lists(st.integers(0, 40), max_size=9), max_size=12),
     st.integers(1, 8),
     st.sampled_from([0.0, 0.001]),
     st.sets(st.integers(0, 40), max_size=2),
@@ -68,6 +69,7 @@ def test_every_request_gets_its_own_results_in_order(requests, size, wait, bad):
 
     batcher = Batcher(work, Limits(batch_rows=size, batch_wait=wait))
     futures = [batcher.submit(rows) for rows in requests]
+    assert not wait_for(futures, 5).not_done
     for rows, future in zip(requests, futures, strict=True):
         if bad & set(rows):
             with pytest.raises(ValueError, match="bad row"):
