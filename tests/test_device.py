@@ -140,27 +140,74 @@ def test_the_cpu_reads_weights_where_they_lie():
     assert devices.on_device(w, "cpu").data_ptr() == w.ctypes.data
 
 
-def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array(monkeypatch, tmp_path):
+@pytest.fixture
+def gpu(monkeypatch):
+    """The CPU in the place of a GPU: what is copied there, and the sessions that are opened, as (graph, capture)."""
+    copied, opened, open_session = [], [], devices.open_session
+    monkeypatch.setattr(devices, "check_device", lambda device: "cuda")
+    place, value = ort.OrtValue.ortvalue_from_shape_and_type, ort.OrtValue.ortvalue_from_numpy
+    monkeypatch.setattr(
+        ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *_: place(shape, kind, "cpu", 0)
+    )
+    monkeypatch.setattr(
+        ort.OrtValue, "ortvalue_from_numpy", lambda a, *_: copied.append(a) or value(a.copy(), "cpu", 0)
+    )
+    monkeypatch.setattr(devices, "_fill", lambda value, a, f=devices._fill: copied.append(a) or f(value, a))
+
+    def session(graph, device, capture=False):
+        opened.append((graph, capture))
+        return open_session(graph, "cpu")
+
+    monkeypatch.setattr(devices, "open_session", session)
+    return copied, opened
+
+
+def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array(gpu, tmp_path):
+    copied, opened = gpu
     np.ones(3, np.float32).tofile(tmp_path / "w")
     gc.collect()
     before = len(devices._made)
-    copied, original = [], ort.OrtValue.ortvalue_from_numpy
-    monkeypatch.setattr(
-        ort.OrtValue, "ortvalue_from_numpy", lambda a, *_: copied.append(a) or original(a.copy(), "cpu", 0)
-    )
-    monkeypatch.setattr(devices, "check_device", lambda device: "cuda")
-    open_session = devices.open_session
-    monkeypatch.setattr(devices, "open_session", lambda graph, device: open_session(graph, "cpu"))
     run = compile(lambda w, prompt: w + prompt, "cuda")
     frozen, prompt = np.memmap(tmp_path / "w", np.float32, "r"), np.ones(3, np.float32)
     for _ in range(3):
         assert (run(frozen, prompt) == 2).all()
-    assert len(copied) == 4
+    assert len(copied) == 4  # the weight, and the prompt three times
     assert len(devices._made) == before + 1
+    assert [capture for _, capture in opened] == [True]
     copied.clear()
     del frozen
     gc.collect()
     assert len(devices._made) == before
+
+
+def test_a_recorded_run_reads_what_it_is_given_now(gpu):
+    """Other inputs, the weights of another model of the same shapes, and the first one again."""
+    copied, opened = gpu
+    run = compile(lambda tree, x, scale, cache: (tree["w"] @ x * scale + cache.sum(), x + 1), "cuda")
+    rng = np.random.default_rng(0)
+    models = [{"w": rng.normal(size=(2, 3)).astype(np.float32)} for _ in range(2)]
+    caches = [rng.normal(size=(2, 1, 3)).astype(np.float32) for _ in range(2)]
+    for x in (*(model["w"] for model in models), *caches):
+        x.flags.writeable = False
+    for i, j in ((0, 0), (0, 0), (1, 0), (0, 1), (1, 1)):
+        x, scale = rng.normal(size=3).astype(np.float32), np.float32(rng.normal())
+        found, more = run(models[i], x, scale, caches[j])
+        assert np.allclose(found, models[i]["w"] @ x * scale + caches[j].sum(), rtol=1e-5)
+        assert (more == x + 1).all()
+    assert len(opened) == 1
+    # Each weight once; x and scale at each run; the cache, of more than two axes, where it is another than before.
+    assert sum(a.shape == (2, 3) for a in copied) == 2
+    assert sum(a.shape == (3,) for a in copied) == sum(a.shape == () for a in copied) == 5
+    assert sum(a.shape == (2, 1, 3) for a in copied) == 4
+
+
+def test_what_is_not_recorded(gpu):
+    _, opened = gpu
+    x, rng = np.ones((2, 3), np.float32), np.random.default_rng(0)
+    compile(lambda x: ops.keep(x, 0.5, rng), "cuda")(x)
+    assert compile(lambda x, y: np.concatenate([x, y]), "cuda")(x, x[:0]).shape == (2, 3)
+    compile(lambda x: x + 1, "cuda")(x)
+    assert [capture for _, capture in opened] == [False, False, True]
 
 
 def test_no_argument_is_changed():
@@ -267,6 +314,8 @@ def test_what_a_gpu_session_is_asked_for(monkeypatch):
     options, [(provider, settings)], fallback = devices.open_session(graph, "cuda").asked
     assert provider == "CUDAExecutionProvider"
     assert settings["use_tf32"] == "0"  # float32 is float32
+    assert settings["enable_cuda_graph"] == "0"
+    assert devices.open_session(graph, "cuda", True).asked[1][0][1]["enable_cuda_graph"] == "1"
     assert not fallback
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
@@ -285,7 +334,7 @@ def test_bfloat16_goes_to_the_gpu_as_its_bits(monkeypatch):
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", allocate)
     w = np.array([[1.0, -2.5]], bfloat16)
     devices.on_device(w, "cuda")
-    assert sent["asked"] == ((1, 2), devices.BFLOAT16, "cuda")
+    assert sent["asked"] == ([1, 2], devices.BFLOAT16, "cuda")
     assert (sent["bits"].view(bfloat16) == w).all()
     assert devices.BFLOAT16 == onnx.TensorProto.BFLOAT16
 
@@ -294,13 +343,14 @@ def test_in_bf16_frozen_weights_reach_the_gpu_in_16_bits_only(monkeypatch):
     seen = []
     monkeypatch.setattr(devices, "check_device", lambda device: "cuda")
     monkeypatch.setattr(devices, "_value", lambda x, device: seen.append(x) or x)
+    monkeypatch.setattr(devices.Captured, "fits", lambda graph: False)
 
     class Session:
         def run_with_ort_values(self, _, inputs):
             assert [v.dtype for v in inputs.values()] == [np.float32, bfloat16]
             return [ort.OrtValue.ortvalue_from_numpy(np.zeros((2, 3), np.float32))]
 
-    monkeypatch.setattr(devices, "open_session", lambda graph, device: Session())
+    monkeypatch.setattr(devices, "open_session", lambda graph, device, capture: Session())
     w = np.ones((3, 4), np.float32)
     w.flags.writeable = False
     run = compile(lambda x, tree: ops.linear(x, tree["w"]), "cuda-bf16")

@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,22 @@ def describe_device(device: str) -> str:
 
 @functools.cache
 def _probe_cuda() -> None:
-    """Open a session of one node on the GPU: ONNX Runtime's own list of providers promises what it cannot do."""
+    """Run a product and a maximum on the GPU: ONNX Runtime's own list of providers promises what it cannot do.
+
+    A session opens without cuDNN, which only a reduction needs, and without cuBLAS's kernels for this GPU.
+    """
     import onnxruntime as ort
 
     ort.preload_dlls()
-    open_session(lower(lambda x: x + 1, np.zeros(1, np.float32))[0], "cuda")
+    x = np.arange(4, dtype=np.float32).reshape(2, 2)
+    graph, _ = lower(lambda x: (x @ x).max(-1), x)
+    session, name = open_session(graph, "cuda"), graph.inputs[0].name
+    try:
+        (found,) = (value.numpy() for value in session.run_with_ort_values(None, {name: _value(x, "cuda")}))
+    except Exception as error:
+        raise DeviceError(f"device 'cuda': ONNX Runtime cannot compute on this GPU: {error}") from None
+    if found.tolist() != [3.0, 11.0]:
+        raise DeviceError(f"device 'cuda': a product of 2 x 2 came out as {found.tolist()}; update the driver")
 
 
 @functools.cache
@@ -97,8 +108,11 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(cpu, None)
 
 
-def open_session(graph, device: str):
-    """An onnxruntime.InferenceSession of a lowered graph. Raises DeviceError."""
+def open_session(graph, device: str, capture: bool = False):
+    """An onnxruntime.InferenceSession of a lowered graph. Raises DeviceError.
+
+    capture: on the GPU, record the kernels of a run as a CUDA graph and launch that from then on (see `Captured`).
+    """
     import onnxruntime as ort
 
     _share_memory()
@@ -117,7 +131,12 @@ def open_session(graph, device: str):
     provider: Any = "CPUExecutionProvider"
     if device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        provider = ("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
+        settings = {
+            "use_tf32": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": str(int(capture)),
+        }
+        provider = ("CUDAExecutionProvider", settings)
     try:
         session = ort.InferenceSession(graph.to_onnx().SerializeToString(), options, [provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions have no common base below this one
@@ -153,14 +172,31 @@ def _itself(array: np.ndarray) -> tuple[np.ndarray]:
 def _value(array: np.ndarray | np.generic, device: str) -> Any:
     import onnxruntime as ort
 
-    array = np.asarray(array, order="C")
     if array.dtype != bfloat16:
-        return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+        return ort.OrtValue.ortvalue_from_numpy(_bits(array), device, 0)
     if device == "cpu":
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
-    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
-    value.update_inplace(array.view(np.uint16))
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_bits(array), BFLOAT16)
+    value = _place(array.shape, array.dtype)
+    _fill(value, array)
     return value
+
+
+def _place(shape: Sequence[int], dtype: np.dtype) -> Any:
+    """Memory for an array on the GPU."""
+    import onnxruntime as ort
+
+    kind = BFLOAT16 if dtype == bfloat16 else dtype
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, "cuda", 0)
+
+
+def _fill(value: Any, array: np.ndarray | np.generic) -> None:
+    value.update_inplace(_bits(array))
+
+
+def _bits(array: np.ndarray | np.generic) -> np.ndarray:
+    """An array as ONNX Runtime takes it: contiguous, and bfloat16, which it does not know, as 16 bits."""
+    array = np.asarray(array, order="C")
+    return array.view(np.uint16) if array.dtype == bfloat16 else array
 
 
 def _key(value: Any) -> Any:
@@ -172,6 +208,84 @@ def _key(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value), tuple(map(_key, value))
     return type(value), value
+
+
+class Session:
+    """A graph that is open on a place: arrays by the names of the inputs in, arrays out. Raises DeviceError."""
+
+    def __init__(self, graph, place: str, capture: bool = False):
+        self.graph, self.place = graph, place
+        self.session = open_session(graph, place, capture)
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        inputs = {x.name: on_device(arrays[x.name], self.place) for x in self.graph.inputs} | self.derived(arrays)
+        return [x.numpy() for x in self.session.run_with_ort_values(None, inputs)]
+
+    def derived(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The inputs that are computed once from others."""
+        out: dict[str, Any] = {}
+        for (source, recipe), parts in self.graph.derived.items():
+            values = derived(arrays[source], recipe, self.place)
+            out |= {x.name: value for x, value in zip(parts, values, strict=True)}
+        return out
+
+
+class Captured(Session):
+    """A session on the GPU whose kernels are recorded as a CUDA graph in the first run, and launched at once after it.
+
+    A recorded graph reads and writes where it did when it was recorded. So all but the weights is copied to fixed
+    places, and for the weights of another model it is recorded anew. Not for a graph that draws random numbers, which
+    would repeat.
+    """
+
+    def __init__(self, graph):
+        super().__init__(graph, "cuda", capture=True)
+        self.bound: dict[tuple[int, ...], Any] = {}  # by the places of the weights: (binding, options, inputs, outputs)
+        self.recorded = 0
+
+    @staticmethod
+    def fits(graph) -> bool:
+        """Whether the kernels of a graph are the same in every run, and no array is empty."""
+        arrays = (*graph.all_inputs(), *graph.outputs)
+        return all(x.size for x in arrays) and not any(x.op == "RandomUniformLike" for x in graph.nodes)
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        given = {name: x if isinstance(x, np.ndarray) else np.array(x) for name, x in arrays.items()}
+        given = {x.name: given[x.name] for x in self.graph.inputs}
+        weights = {name: x for name, x in given.items() if np.ndim(x) <= 2 and is_frozen(x)}
+        values = {name: on_device(x, self.place) for name, x in weights.items()} | self.derived(arrays)
+        places = tuple(value.data_ptr() for value in values.values())
+        if places not in self.bound:
+            self.bound[places] = self.bind(values, {name: x for name, x in given.items() if name not in weights})
+            for x in weights.values():
+                weakref.finalize(x, self.bound.pop, places, None)  # or the GPU would keep what nobody uses
+        binding, options, inputs, outputs = self.bound[places]
+        for name, (value, known) in inputs.items():
+            x = given[name]
+            if not is_frozen(x) or known() is not x:
+                _fill(value, x)
+                inputs[name] = value, weakref.ref(x) if is_frozen(x) else _nothing
+        self.session.run_with_iobinding(binding, options)
+        return [x.numpy() for x in outputs]
+
+    def bind(self, weights: Mapping[str, Any], others: Mapping[str, np.ndarray]) -> tuple:
+        """Give every input and output its place."""
+        import onnxruntime as ort
+
+        self.recorded += 1
+        binding, options = self.session.io_binding(), ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(self.recorded))
+        inputs = {name: (_place(np.shape(x), x.dtype), _nothing) for name, x in others.items()}
+        outputs = [_place(x.shape, x.dtype) for x in self.graph.outputs]
+        for name, value in (dict(weights) | {name: value for name, (value, _) in inputs.items()}).items():
+            binding.bind_ortvalue_input(name, value)
+        for output, value in zip(self.session.get_outputs(), outputs, strict=True):
+            binding.bind_ortvalue_output(output.name, value)
+        return binding, options, inputs, outputs
+
+
+def _nothing() -> None:
+    """A reference to no array."""
 
 
 @functools.lru_cache(64)
@@ -194,19 +308,15 @@ def compile(function: Callable, device: str) -> Callable:
         if key not in sessions:
             graph, result = lower(function, *arguments, **DEVICES[device][1])
             names = [name for name, x in named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
-            sessions[key] = open_session(graph, place), graph, names, result
+            session = Captured(graph) if place == "cuda" and Captured.fits(graph) else Session(graph, place)
+            sessions[key] = session, names, result
             if len(sessions) > SESSIONS:
                 sessions.popitem(last=False)
         sessions.move_to_end(key)
-        session, graph, names, result = sessions[key]
+        session, names, result = sessions[key]
         found = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
-        arrays = dict(zip(names, found, strict=True))
-        inputs = {x.name: on_device(arrays[x.name], place) for x in graph.inputs}
-        for (source, recipe), parts in graph.derived.items():
-            values = derived(arrays[source], recipe, place)
-            inputs |= {x.name: value for x, value in zip(parts, values, strict=True)}
         try:
-            outputs = iter([x.numpy() for x in session.run_with_ort_values(None, inputs)])
+            outputs = iter(session.run(dict(zip(names, found, strict=True))))
         except Exception as error:
             raise DeviceError(f"device {device!r}: ONNX Runtime: {error}") from None
         return refill(result, (next(outputs) if isinstance(x, Traced) else x for _, x in leaves(result)))

@@ -1,4 +1,4 @@
-"""Lower a NumPy function to an ONNX graph: call it on traced arrays and write down what it does.
+"""Traced arrays and the graph that they write: what a NumPy function does, as nodes of ONNX.
 
     graph, result = lower(lambda x, w: np.tanh(x @ w.T).mean(-1), x, w)
     print(graph)                # one line a node
@@ -13,11 +13,9 @@ The graph knows no rule: `rules` and `primitives` fill `RULES`. Equal nodes are 
 that no output needs are dropped.
 """
 
-import inspect
 import operator
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +23,6 @@ import numpy as np
 from autograd.extend import VSpace
 from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vspaces import ArrayVSpace
-
-from tinyprompt.tree import leaves, refill
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
 SHORT = 6  # elements of a constant that is printed in place
@@ -197,6 +193,11 @@ class Graph:
             self.nodes.append(self._known[key])
         return self._known[key].copy()
 
+    def clear(self) -> list[Traced]:
+        """Forget all nodes, so that a pass can write them anew; the nodes that there were."""
+        nodes, self.nodes, self._known = self.nodes, [], {}
+        return nodes
+
     def finish(self, outputs: Iterable[Traced]) -> "Graph":
         """Name the outputs and drop what none of them needs."""
         self.outputs = list(outputs)
@@ -278,57 +279,3 @@ def listing(given: Iterable, texts: Mapping[str, str | None], nodes: Iterable, o
         arguments = [*show(names), *(f"{key}={value}" for key, value in attributes.items())]
         lines.append(f"{', '.join(map(str, arrays))} = {op}({', '.join(arguments)})")
     return [*lines, f"return {', '.join(show(outputs))}"]
-
-
-def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
-    """All leaves of the arguments with the names they have as inputs.
-
-    The leaves of a dict keep their dotted names (those of a checkpoint). Others begin with the parameter's name.
-    """
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:
-        parameters = []
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    used = set()
-    for i, argument in enumerate(arguments):
-        parameter = names[i] if i < len(names) else f"argument_{i}"
-        for name, leaf in leaves(argument, "" if isinstance(argument, dict) else parameter):
-            while name in used or re.fullmatch(r"([vc]|output_)\d+|", name):  # the graph's own names
-                name = f"{parameter}.{name}"
-            used.add(name)
-            yield name, leaf
-
-
-def is_frozen(array: Any) -> bool:
-    """Whether neither an array nor what it is a view of can be written, so that what is made of it once stays true."""
-    while isinstance(array, np.ndarray):
-        if array.flags.writeable:
-            return False
-        array = array.base
-    return True
-
-
-def lower(function: Callable, *arguments, int8: str | None = None, bf16: bool = False) -> tuple[Graph, Any]:
-    """Call `function` on traced arrays in place of every array in `arguments`.
-
-    Arrays may stand in dicts, tuples, lists and named tuples. Only their shapes and dtypes are read, and whether they
-    are frozen (see `is_frozen`). Everything else (numbers, strings, functions, arrays that the function has from
-    elsewhere) becomes part of the graph.
-    int8: frozen weights of 16 or 32 bits whose names begin with this are quantised where `ops.linear` multiplies them.
-    bf16: float32 matrices are multiplied as bfloat16. All else, above all softmax and loss, keeps its dtype.
-    Returns the graph, and the function's result with a traced array for every output.
-    Raises LoweringError for what ONNX cannot say.
-    """
-    graph = Graph(int8, bf16)
-
-    def given(name, x):
-        if not isinstance(x, np.ndarray | np.generic):
-            return x
-        if x.ndim == 2 and is_frozen(x):
-            graph.frozen.add(name)
-        return graph.input(name, x.shape, x.dtype)
-
-    result = function(*refill(arguments, (given(name, x) for name, x in named(function, arguments))))
-    found = [graph.array(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in leaves(result)]
-    return graph.finish(x for x in found if isinstance(x, Traced)), refill(result, iter(found))

@@ -6,8 +6,9 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt import ops
-from tinyprompt.lowering.graph import MICROSOFT, RULES, Traced, lower
+from tinyprompt.lowering.graph import MICROSOFT, RULES, Traced
 from tinyprompt.lowering.rules import reshape, take, untransposed
+from tinyprompt.lowering.trace import lower
 
 TINY = np.float32(1e-30)  # instead of 0 in a denominator
 FEW = 32  # rows with which a large matrix is better on the left of a product

@@ -1,0 +1,17 @@
+"""No graph asks CUDA for what it has no kernel for: all that they ask is in the list of what ran there."""
+
+import json
+
+from cuda_kernels import LIST, kernels, problems
+
+from tinyprompt.lowering import lower
+
+
+def test_the_list_is_what_the_graphs_ask_for():
+    known, asked = set(json.loads(LIST.read_text())), {}
+    for name, function, arguments in problems():
+        for bf16 in (False, True):
+            asked |= {kernel: name for kernel in kernels(lower(function, *arguments, bf16=bf16)[0])}
+    new = {kernel: name for kernel, name in asked.items() if kernel not in known}
+    assert not new, "run tests/cuda_kernels.py on a GPU, and see that it works"
+    assert asked.keys() == known
