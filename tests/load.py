@@ -155,6 +155,7 @@ class Load:
 
     def __init__(self, texts: dict[str, list[str]], seed: int = 0):
         self.rng, self.texts, self.lock = np.random.default_rng(seed), texts, threading.Lock()
+        self.replies: list[Reply] = []
 
     def request(self) -> tuple[bytes, Any]:
         """A body, and its rows, or the status with which it should be refused."""
@@ -167,7 +168,6 @@ class Load:
 
     def send(self, port: int, due: Iterator[float], clients: int) -> list[Reply]:
         """Send a request at each time that is due (time.monotonic(); 0: at once), from some clients."""
-        replies: list[Reply] = []
 
         def client() -> None:
             kept: dict = {}
@@ -179,7 +179,7 @@ class Load:
                 body, rows = self.request()
                 time.sleep(max(at - time.monotonic(), 0))
                 at = at or time.monotonic()
-                replies.append(reply := Reply(*ask(port, body, kept), time.monotonic() - at, rows))
+                self.replies.append(reply := Reply(*ask(port, body, kept), time.monotonic() - at, rows))
                 time.sleep(0 if reply.status else 0.1)
 
         threads = [threading.Thread(target=client) for _ in range(clients)]
@@ -187,7 +187,7 @@ class Load:
             thread.start()
         for thread in threads:
             thread.join()
-        return replies
+        return self.replies
 
 
 class Verdict(NamedTuple):
@@ -308,18 +308,17 @@ class Bench:
             used[int(np.argmin(distances))] += 1
             return min(distances)
 
-        replies: list[Reply] = []
         load = Load({"topic": self.texts["topic"]}, 2)
         due = itertools.takewhile(lambda _: not done.is_set(), itertools.repeat(0.0))
         done, port = threading.Event(), self.server.port
-        sender = threading.Thread(target=lambda: replies.extend(load.send(port, due, 16)))
+        sender = threading.Thread(target=load.send, args=(port, due, 16))
         sender.start()
         for i in range(21):
             save_prompt((other, self.prompts["topic"])[i % 2], self.folder / "topic.safetensors")
             time.sleep(1.3)
         done.set()
         sender.join()
-        verdict = judge(replies, one_of_both)
+        verdict = judge(load.replies, one_of_both)
         self.say("replaced", f"21 times under load: {verdict}; by the first {used[0]:,}, by the second {used[1]:,}")
         time.sleep(2)
         rows = [("topic", text) for text in self.texts["topic"]]
@@ -332,35 +331,35 @@ class Bench:
 
     def killed(self) -> bool:
         """kill -9 under load, and a start at the same port: whoever asks again is answered."""
-        replies: list[Reply] = []
         load, port, done = Load(self.texts, 3), self.server.port, threading.Event()
         due = itertools.takewhile(lambda _: not done.is_set(), itertools.repeat(0.0))
-        sender = threading.Thread(target=lambda: replies.extend(load.send(port, due, self.args.clients)))
+        sender = threading.Thread(target=load.send, args=(port, due, self.args.clients))
         sender.start()
         time.sleep(3)
         self.server.stop(signal.SIGKILL)
-        before = len(replies)
+        before = sum(reply.status == 200 for reply in load.replies)
         seconds = self.server.start()
         time.sleep(5)
         done.set()
         sender.join()
-        verdict = judge(replies, self.right)
-        after = sum(reply.status == 200 for reply in replies[before:])
-        self.say("killed", f"answers again {seconds:.1f} s after kill -9; {after:,} answered since; {verdict}")
+        verdict = judge(load.replies, self.right)
+        after = verdict.answered - before
+        told = f"answers again {seconds:.1f} s after kill -9; {before:,} answered before, {after:,} since"
+        self.say("killed", f"{told}; lost: under way or while it was down; {verdict}")
         return not verdict.wrong and after > 0 and self.server.process.poll() is None
 
     def stopped(self) -> bool:
         """SIGTERM under load: what has arrived is answered."""
-        load, port, replies = Load(self.texts, 4), self.server.port, []
+        load, port = Load(self.texts, 4), self.server.port
         due = itertools.takewhile(lambda _: self.server.process.poll() is None, itertools.repeat(0.0))
-        sender = threading.Thread(target=lambda: replies.extend(load.send(port, due, self.args.clients)))
+        sender = threading.Thread(target=load.send, args=(port, due, self.args.clients))
         sender.start()
         time.sleep(3)
         started = time.monotonic()
         status = self.server.stop()
         seconds = time.monotonic() - started
         sender.join()
-        verdict = judge(replies, self.right)
+        verdict = judge(load.replies, self.right)
         self.say("stopped", f"exit status {status} in {seconds:.1f} s after SIGTERM; {verdict._replace(lost=0)}")
         return status == 0 and not verdict.wrong
 
