@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -272,6 +273,39 @@ def test_what_is_refused_and_why(client, case):
     assert reply.json().keys() == {"error"}
     assert told in reply.json()["error"]
     assert len(reply.json()["error"]) < 300
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["topic", "rows", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["rows", "task", "input", "x"]), inner, max_size=3)
+        | st.fixed_dictionaries({"rows": st.lists(st.fixed_dictionaries({"task": inner, "input": inner}), max_size=3)})
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON | st.binary(max_size=50))
+@examples(100)
+def test_whatever_is_posted_the_answer_is_one_object(client, value):
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    reply = client.post("/predict", content=body)
+    assert reply.status_code in (200, 400, 404, 422)
+    assert reply.json().keys() == {"answers" if reply.status_code == 200 else "error"}
+
+
+def test_the_name_of_a_file_may_be_no_text(model, folder, tmp_path):
+    at = shutil.copytree(folder, tmp_path / "p")
+    try:
+        shutil.copy(at / "topic.safetensors", os.fsencode(at / "x") + b"\xff.safetensors")
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    with serving(model, at) as client:
+        (name,) = {one["task"] for one in client.get("/tasks").json()["tasks"]} - {"topic", "sentiment", "free"}
+        assert client.post("/predict", content=json.dumps(body_of((name, "soup")))).status_code == 200
+        assert client.post("/predict", json=body_of(("none", "soup"))).json()["error"].endswith("topic, x\\udcff")
+        assert 'task="x\\\\udcff"' in client.get("/metrics").text
 
 
 @pytest.mark.parametrize("path", ["/predict", "/none", "/../etc/passwd", "/page.html"])
