@@ -475,6 +475,20 @@ def test_prompts_are_read_again_and_never_in_part(model, folder, tmp_path):
         asked(client)
 
 
+def test_a_fault_while_prompts_are_read_is_told_and_forgotten(model, folder, tmp_path, monkeypatch):
+    at, told = shutil.copytree(folder, tmp_path / "p"), []
+    with serving(model, at, told=told) as client:
+        right = client.service.prompts.refresh
+        monkeypatch.setattr(client.service.prompts, "refresh", lambda: 1 / 0)
+        deadline = time.monotonic() + 5
+        while "ZeroDivisionError: division by zero" not in "\n".join(told):
+            assert time.monotonic() < deadline
+        monkeypatch.setattr(client.service.prompts, "refresh", right)
+        (at / "topic.safetensors").rename(at / "other.safetensors")
+        while "other: ready" not in told:
+            assert time.monotonic() < deadline
+
+
 def test_a_prompt_that_cannot_answer_is_not_used(model, folder, tmp_path):
     at = shutil.copytree(folder, tmp_path / "p")
     settings = Settings(method="lora", rank=2)

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -33,10 +33,13 @@ from tinyprompt.settings import Settings
 
 HERE = Path(__file__).parent
 SHOWN = 60  # characters of what a client sent that an error repeats
+LISTED = 20  # tasks that an error lists
+KEEP_ALIVE = 5.0  # seconds that a connection is kept without a request, if a request may take as long
 # Pages load nothing from elsewhere, and what is in them cannot either.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
 }
 FAILURES = (ValueError, FloatingPointError, DeviceError)  # of a model or a prompt that is damaged
 BUSY = {"Retry-After": "1"}
@@ -72,13 +75,13 @@ class Service:
     def app(self) -> Starlette:
         """The ASGI application."""
         routes = [
-            Route("/", page("page.html")),
-            Route("/docs", page("docs.html")),
+            Route("/", static("page.html", "text/html")),
+            Route("/docs", static("docs.html", "text/html")),
             Route("/predict", self.predict, methods=["POST"]),
             Route("/tasks", self.list_tasks),
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
-            Route("/openapi.json", self.openapi),
+            Route("/openapi.json", static("openapi.json", "application/json")),
         ]
         return Starlette(
             routes=routes,
@@ -101,7 +104,10 @@ class Service:
         """Look at the folder of prompts again and again, as long as the server runs."""
         while True:
             await asyncio.sleep(self.limits.reload_every)
-            await asyncio.to_thread(self.refresh)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception as error:  # whatever is wrong with a file, the next look may find it right
+                self.tell(f"warning: {self.prompts.folder}: {type(error).__name__}: {error}")
 
     def refresh(self) -> None:
         """Read prompts again whose files have changed, and tell what is wrong now and was not before."""
@@ -154,8 +160,7 @@ class Service:
         try:
             async with asyncio.timeout(self.limits.timeout):
                 body = await read_body(request, self.limits.max_bytes)
-                tasks = self.tasks
-                names, rows = rows_of(body, tasks, self.limits)
+                names, rows = rows_of(body, self.tasks, self.limits)
                 stage = HTTPException(504, f"no answer within {self.limits.timeout:g} s; try again later", BUSY)
                 answers = await asyncio.wrap_future(self.batcher.submit(rows))
         except TimeoutError:
@@ -188,17 +193,13 @@ class Service:
         """GET /metrics."""
         return Response(generate_latest(self.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def openapi(self, request: Request) -> Response:
-        """GET /openapi.json."""
-        return Json(json.loads((HERE / "openapi.json").read_text(encoding="utf-8")))
 
-
-def page(name: str) -> Callable:
-    """An endpoint that gives a page."""
+def static(name: str, kind: str) -> Callable:
+    """An endpoint that gives a file of this folder."""
     text = (HERE / name).read_text(encoding="utf-8")
 
     async def endpoint(request: Request) -> Response:
-        return HTMLResponse(text, headers=PAGE_HEADERS)
+        return Response(text, media_type=kind, headers=PAGE_HEADERS)
 
     return endpoint
 
@@ -235,7 +236,7 @@ def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list
     for number, row in enumerate(rows, 1):
         name, text = fields(row, f"row {number}", {"task": str, "input": str})
         if name not in tasks:
-            known = ", ".join(sorted(tasks)) or "none"
+            known = ", ".join([*sorted(tasks)[:LISTED], *["..."] * (len(tasks) > LISTED)]) or "none"
             raise HTTPException(404, f"row {number}: no task {shown(name)}; the tasks are: {ascii(known)[1:-1]}")
         if len(text) > limits.max_characters:
             told = f"has {len(text):,} characters; at most {limits.max_characters:,} are taken"
@@ -318,8 +319,9 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def start_timer(self) -> None:
-        """Twice the time of a request: it may come late, and its answer be read slowly."""
-        self.timer = self.loop.call_later(2 * self.limits.timeout, self.transport.abort)
+        """A connection may wait for a request; both the request and its answer may be slow."""
+        seconds = self.timeout_keep_alive + 2 * self.limits.timeout
+        self.timer = self.loop.call_later(seconds, self.transport.abort)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -345,6 +347,7 @@ def run(service: Service, sock: socket.socket) -> None:
             log_level="warning",
             access_log=False,
             server_header=False,
+            timeout_keep_alive=math.ceil(min(KEEP_ALIVE, service.limits.timeout)),
             timeout_graceful_shutdown=math.ceil(service.limits.timeout) + 1,
         )
     )
