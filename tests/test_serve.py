@@ -555,6 +555,23 @@ def test_odd_clients_get_a_word_or_are_cut_off(tight, parts, wait, status):
     assert post(tight, body_of(("topic", "soup")))[0] == 200
 
 
+def test_a_client_that_does_not_read_is_cut_off(tight):
+    asked = 4000
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(4)
+        sock.connect(("127.0.0.1", tight))
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * asked)
+            time.sleep(2.5)
+        said = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := sock.recv(2**20):
+                said += part
+    assert said.count(b"HTTP/1.1 200") < asked
+    assert post(tight, body_of(("topic", "soup")))[0] == 200
+
+
 def test_a_client_that_leaves_harms_nobody(tight):
     body = json.dumps(body_of(*[("topic", "soup")] * 20)).encode()
     for _ in range(4):
