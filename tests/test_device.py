@@ -201,6 +201,22 @@ def test_a_recorded_run_reads_what_it_is_given_now(gpu):
     assert sum(a.shape == (2, 1, 3) for a in copied) == 4
 
 
+def test_what_cannot_be_recorded_runs_all_the_same(gpu, monkeypatch):
+    """As where a library allocates memory meanwhile, which CUDA refuses."""
+    _, opened = gpu
+
+    def fails(self, arrays):
+        raise RuntimeError("CUDA failure 901: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(devices.Captured, "launch", fails)
+    run = compile(lambda x, i: np.take(x, i, axis=0) + 1, "cuda")
+    for x in np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32):
+        assert (run(x, np.array([1])) == x[1:] + 1).all()
+    assert [capture for _, capture in opened] == [True, False]
+    with pytest.raises(DeviceError, match="ONNX Runtime"):
+        run(x, np.array([7]))
+
+
 def test_what_is_not_recorded(gpu):
     _, opened = gpu
     x, rng = np.ones((2, 3), np.float32), np.random.default_rng(0)

@@ -33,6 +33,7 @@ DEVICES: dict[str, tuple[str, dict[str, Any]]] = {
     "cuda-bf16": ("cuda", {"bf16": True}),
 }
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+WARM_UP = 2  # runs before the kernels of a graph are recorded
 SESSIONS = 32  # open at once for one function; the least recently used is closed first
 
 
@@ -235,13 +236,14 @@ class Captured(Session):
 
     A recorded graph reads and writes where it did when it was recorded. So all but the weights is copied to fixed
     places, and for the weights of another model it is recorded anew. Not for a graph that draws random numbers, which
-    would repeat.
+    would repeat. Nothing can allocate memory while it is recorded: runs before that make the arena large enough, and a
+    graph that fails all the same is run as any other from then on.
     """
 
     def __init__(self, graph):
         super().__init__(graph, "cuda", capture=True)
         self.bound: dict[tuple[int, ...], Any] = {}  # by the places of the weights: (binding, options, inputs, outputs)
-        self.recorded = 0
+        self.recorded, self.refused = 0, False
 
     @staticmethod
     def fits(graph) -> bool:
@@ -250,12 +252,24 @@ class Captured(Session):
         return all(x.size for x in arrays) and not any(x.op == "RandomUniformLike" for x in graph.nodes)
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if not self.refused:
+            try:
+                return self.launch(arrays)
+            except Exception:  # ONNX Runtime's own exceptions have no common base below this one
+                self.refused = True
+                self.bound.clear()
+                self.session = open_session(self.graph, self.place)
+        return super().run(arrays)
+
+    def launch(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Launch the recorded graph, or record it."""
         given = {name: x if isinstance(x, np.ndarray) else np.array(x) for name, x in arrays.items()}
         given = {x.name: given[x.name] for x in self.graph.inputs}
         weights = {name: x for name, x in given.items() if np.ndim(x) <= 2 and is_frozen(x)}
         values = {name: on_device(x, self.place) for name, x in weights.items()} | self.derived(arrays)
         places = tuple(value.data_ptr() for value in values.values())
-        if places not in self.bound:
+        new = places not in self.bound
+        if new:
             self.bound[places] = self.bind(values, {name: x for name, x in given.items() if name not in weights})
             for x in weights.values():
                 weakref.finalize(x, self.bound.pop, places, None)  # or the GPU would keep what nobody uses
@@ -265,6 +279,8 @@ class Captured(Session):
             if not is_frozen(x) or known() is not x:
                 _fill(value, x)
                 inputs[name] = value, weakref.ref(x) if is_frozen(x) else _nothing
+        for _ in range(WARM_UP if new else 0):
+            self.session.run_with_iobinding(binding, _unrecorded())
         self.session.run_with_iobinding(binding, options)
         return [x.numpy() for x in outputs]
 
@@ -282,6 +298,15 @@ class Captured(Session):
         for output, value in zip(self.session.get_outputs(), outputs, strict=True):
             binding.bind_ortvalue_output(output.name, value)
         return binding, options, inputs, outputs
+
+
+def _unrecorded() -> Any:
+    """Options of a run that is not recorded."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
 
 
 def _nothing() -> None:

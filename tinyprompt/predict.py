@@ -297,6 +297,8 @@ def next_token(
     encode, first_cache, decode_next = (compile(f, device) for f in (t5.encode, t5.first_cache, t5.decode_next))
     states, mask = encode(params, config, input_ids, attention_mask)
     cache = {name: np.repeat(x, beams, 0) for name, x in first_cache(params, config, states).items()}
+    for name, x in cache.items():
+        x.flags.writeable = "SelfAttention" in name  # the rest stays as it is, so that a GPU is given it once
     mask, position, width = np.repeat(mask, beams, 0), 0, 0
     params = {name: part for name, part in params.items() if name != "encoder"}
 

@@ -147,7 +147,7 @@ def random_weights(size: str, dtype: Any) -> dict[str, Made]:
         if len(shape) == 1:
             return np.ones(shape, dtype)
         scale = 1.0 if name == "shared.weight" else shape[-1] ** -0.5 * (D_KV**-0.5 if ".q." in name else 1)
-        return (np.resize(np.roll(normal, -i), shape) * np.float32(scale)).astype(dtype)
+        return np.resize((np.roll(normal, -i) * np.float32(scale)).astype(dtype), shape)
 
     shapes = enumerate(weight_shapes(config_of(size)).items())
     return {name: Made(shape, np.dtype(dtype), partial(weight, i, name, shape)) for i, (name, shape) in shapes}
