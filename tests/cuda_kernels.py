@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
-from reference import batch, random_weights, raw_config
+from random_models import batch, random_weights, raw_config
 
 from tinyprompt import methods, t5, train
 from tinyprompt.config import Config

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from reference import random_weights, raw_config
+from random_models import random_weights, raw_config
 from safetensors.numpy import save_file
 
 from tinyprompt.config import Config

@@ -1,45 +1,17 @@
-"""Random models of every T5 family, in tinyprompt and in transformers, with the same float64 weights."""
+"""Random models of every T5 family in transformers, with the same float64 weights as those of `random_models`."""
 
 import copy
 
 import numpy as np
 import pytest
+from random_models import FAMILIES, SHAPE, batch, random_weights, raw_config  # noqa: F401 - for who compares with them
 
 from tinyprompt import tree
-from tinyprompt.config import Config, weight_shapes
+from tinyprompt.config import Config
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install '.[test]'")
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
 check_torch = pytest.importorskip("tinyprompt.tools.check_torch")
-
-# Every dimension different; d_model != num_heads * d_kv.
-SHAPE = dict(vocab_size=61, d_model=20, d_kv=6, d_ff=28, num_heads=3, num_layers=2, num_decoder_layers=3)
-FAMILIES = {
-    "t5-1.0": dict(model_type="t5", feed_forward_proj="relu"),
-    "t5-1.1": dict(model_type="t5", feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "byt5": dict(model_type="t5", feed_forward_proj="gated-gelu", tie_word_embeddings=False, num_decoder_layers=1),
-    "mt5": dict(model_type="mt5", feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "umt5": dict(model_type="umt5", feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "umt5-tied": dict(model_type="umt5", feed_forward_proj="gated-gelu"),
-}
-
-
-def raw_config(family, **changes):
-    """A config.json dict of a small model of one family."""
-    return SHAPE | FAMILIES[family] | changes
-
-
-def random_weights(config, seed):
-    """Random float64 weights for a configuration, flat; scaled so that activations stay near 1."""
-    rng = np.random.default_rng(seed)
-
-    def one(name, shape):
-        if name.endswith("layer_norm.weight"):
-            return rng.uniform(0.5, 1.5, shape)
-        scale = 1.0 if name == "shared.weight" or "bias" in name else shape[-1] ** -0.5
-        return rng.normal(0, scale, shape)
-
-    return {name: one(name, shape) for name, shape in weight_shapes(config).items()}
 
 
 def hugging_face(raw, flat):
@@ -64,19 +36,6 @@ def hugging_face(raw, flat):
     assert set(missing) <= copies
     assert not surplus
     return model
-
-
-def batch(seed, vocab, rows, length, out, left=False):
-    """Random ids with padding in all rows but one. Returns input ids, mask, labels, label weights."""
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(3, vocab, (rows, length))
-    lengths = rng.integers(1, length + 1, rows)
-    lengths[rng.integers(rows)] = length
-    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)[:, :: -1 if left else 1]
-    labels = rng.integers(1, vocab, (rows, out))
-    ends = rng.integers(1, out + 1, rows)
-    weights = (np.arange(out) < ends[:, None]).astype(float)
-    return ids * mask, mask, np.where(weights > 0, labels, 0), weights
 
 
 def pair(family, seed=0, **changes):

@@ -13,7 +13,7 @@ from files import SMALL, VOCAB, weights, write
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
-from reference import FAMILIES, raw_config
+from random_models import FAMILIES, raw_config
 
 from tinyprompt import ops, tree
 from tinyprompt.cli.main import main
@@ -41,6 +41,7 @@ def gradient_of(model, case, dtype=np.float64):
 @needs_ort
 @pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
 def test_every_engine_is_right(family, tmp_path):
+    pytest.importorskip("transformers", reason="torch's engine needs transformers: pip install '.[test]'")
     raw = raw_config(family, vocab_size=VOCAB)
     folder = write(tmp_path / family, raw, weights(raw))
     seen = []

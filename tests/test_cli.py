@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import random_weights, raw_config
+from random_models import random_weights, raw_config
 from safetensors.numpy import save_file
 
 import tinyprompt

@@ -179,6 +179,8 @@ def test_what_a_page_shows_runs(page, work, tmp_path, monkeypatch, capsys):
     names = {}
     for line, kind, text in blocks(page.read_text(encoding="utf-8")):
         if kind == "snippet":
+            for package in re.findall(r"^(?:from|import) (torch|peft|transformers)", text, re.M):
+                pytest.importorskip(package, reason=f"line {line} needs {package}: pip install '.[test]'")
             exec(compile(text, f"{page.name} as of line {line}", "exec"), names)
         elif (words := words_of(text)) and refused(words) is None and not why_not_run(text):
             monkeypatch.setattr(sys, "stdin", io.StringIO("a line\n"))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 from profiles import examples
-from reference import FAMILIES, batch, random_weights, raw_config
+from random_models import FAMILIES, batch, random_weights, raw_config
 from safetensors.numpy import save_file
 
 from tinyprompt.cli.main import main

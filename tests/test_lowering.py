@@ -573,6 +573,8 @@ def test_a_function_of_two_numbers_at_its_edges(name, dtype):
     function = getattr(np, name)
     for second in [*values.tolist(), 0.5, 2]:
         found, wanted = compile(lambda x, second=second: function(x, second), "cpu")(values), function(values, second)
+        if name == "power":  # np.power(-inf, 0.5) is infinite before NumPy 2.3, but the operator never was
+            wanted = values**second
         assert found.dtype == wanted.dtype
         eps = np.finfo(dtype).eps
         assert np.allclose(found, wanted, rtol=8 * eps, atol=eps * (name == "logaddexp"), equal_nan=True), second

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
-from reference import FAMILIES
+from random_models import FAMILIES
 from tuning import byte_model
 
 from tinyprompt import device, generate, methods, predict, t5

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 import numpy as np
-from reference import random_weights, raw_config
+from random_models import random_weights, raw_config
 
 from tinyprompt import train, tree
 from tinyprompt.config import Config
