@@ -374,3 +374,22 @@ def test_a_run_can_wait_for_another_one(tmp_path):
         thread.join(10)
     assert order == ["first", "second", "second", "second"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_that_wait_one_runs_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def runs():
+        for _ in range(50):
+            with io.claimed(tmp_path / "p.json", wait=True):
+                inside.append(1)
+                time.sleep(0.0002)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=runs) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1] * 200
