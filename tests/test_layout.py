@@ -16,7 +16,10 @@ ORDER = [
     *("methods", "settings", "fit", "tasks/metrics", "predict", "train", "files", "tasks", "tools", "cli"),
 ]
 ALONE = {"tools/check_torch.py", "tools/bench_peft.py"}  # in processes of their own, with torch
-LAZY = {"onnx", "onnxruntime", "matplotlib", "huggingface_hub", "msgpack", "google", "resource"}  # inside functions
+LAZY = {  # inside functions
+    *("onnx", "onnxruntime", "matplotlib", "huggingface_hub", "msgpack", "google", "resource"),
+    *("joblib", "dask", "distributed", "ray", "sklearn"),
+}
 ALWAYS = {"numpy", "autograd", "ml_dtypes", "tokenizers", "safetensors", "tqdm"}
 
 

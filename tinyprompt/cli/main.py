@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyprompt import __version__
-from tinyprompt.cli import checking, files, tuning  # noqa: F401 - they declare their commands
+from tinyprompt.cli import checking, files, study, tuning  # noqa: F401 - they declare their commands
 from tinyprompt.cli.report import COMMANDS, say, visible
 from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import DeviceError
