@@ -168,6 +168,15 @@ def test_what_is_done_is_not_done_again(run, tmp_path, monkeypatch):
     assert "7 cells: 7 done, 0 to compute" in err
 
 
+def test_what_a_killed_run_left_half_written_is_taken_away(run, at, tmp_path):
+    key = read(at, tmp_path).cells[0].key
+    part = tmp_path / "out" / "cells" / f".{key}.json.0123abcd.part"
+    part.parent.mkdir(parents=True)
+    part.write_text("{")
+    assert run()[0] == 0
+    assert not part.exists()
+
+
 def test_more_seeds_compute_only_these(run, monkeypatch):
     run()
     done, compute = [], cells.compute
@@ -218,6 +227,19 @@ def test_shots_are_drawn_from_the_training_rows(number, seed, draw):
     assert study.Task("t", "auto", rows, dev, {}, None).parts(seed, None) == (rows, dev)
 
 
+def test_every_seed_draws_other_shots():
+    rows = [Row(f"{i}", "a") for i in range(40)]
+    task = study.Task("t", "auto", rows, rows[:1], {}, None)
+    drawn = [tuple(task.parts(seed, 20)[0]) for seed in (0, 0, 1, 2)]
+    assert len(set(drawn)) == 3
+
+
+def test_dev_rows_limits_those_of_a_file(at, tmp_path):
+    task = read(at, tmp_path, TEXT.replace('dev = "dev.tsv"', 'dev = "dev.tsv"\ndev_rows = 6')).cells[0].task
+    assert len(task.dev) == 6
+    assert set(task.dev) <= set(data.read_rows(at / "dev.tsv"))
+
+
 def test_few_shots_stand_in_front_and_are_all_that_is_tuned_on(at, tmp_path, monkeypatch):
     text = TEXT.replace('"none", "prompt"', '"few-shot", "prompt"').replace("learning_rate = [0.1, 0.5]", "shots = [3]")
     few, prompt = read(at, tmp_path, text.replace("[0, 1, 2]", "[1]")).cells
@@ -252,6 +274,7 @@ def test_a_bag_of_words_needs_no_model(run, at):
 
 
 def test_a_task_is_tested_on_the_rows_and_words_of_another(at, tmp_path):
+    table_of(at / "plain.tsv", [("He sat.", "same"), ("She ran.", "different")])
     text = TEXT.replace(
         'train = "train.tsv"\ndev = "dev.tsv"\ntest = "test.tsv"',
         """
@@ -259,6 +282,7 @@ def test_a_task_is_tested_on_the_rows_and_words_of_another(at, tmp_path):
         train = "mrpc.txt"
         words = { not_equivalent = "different", equivalent = "same" }
         test.news = "mrpc.txt"
+        test.plain = { file = "plain.tsv", task = "auto" }
         test.questions = { file = "qqp.tsv", task = "qqp", words = { duplicate = "same", not_duplicate = "different" } }
         """,
     )
@@ -268,7 +292,7 @@ def test_a_task_is_tested_on_the_rows_and_words_of_another(at, tmp_path):
     assert questions.rows[:2] == [Row("question1: Why 0? question2: How?", "same"), Row(
         "question1: Why 1? question2: How?", "different")]  # fmt: skip
     row = cells.compute(replace(found, answers=True))
-    assert list(row["tests"]) == ["news", "questions"]
+    assert list(row["tests"]) == ["news", "plain", "questions"]
     said, targets = row["answers"]["questions"], [one.target for one in questions.rows]
     assert row["tests"]["questions"]["scores"] == {
         "f1": metrics.f1(said, targets, "same"),
