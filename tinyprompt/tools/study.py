@@ -241,33 +241,36 @@ class Reader:
 
     def cell(self, chosen: dict[str, Any], varied: set[str]) -> Cell:
         """The cell of some values of the grid. Raises TypeError or ValueError that names the setting."""
+        method = chosen["method"]
+        if method not in (*METHODS, *BASELINES):
+            raise DataError(f"method: expected one of {', '.join((*METHODS, *BASELINES))}, found {method!r}")
+        task, values = self.values(chosen)
+        used = {"task", "method", *BASELINES.get(method, ("model", "shots", *SETTINGS))}
+        settings = Settings(**{name: x for name, x in values.items() if name in {*SETTINGS} & used}, task=task.kind)
+        settings = replace(settings, method=method) if method in METHODS else settings
+        shots = values.get("shots") if "shots" in used else None
+        every = vars(settings) | {"shots": shots} | chosen
+        axes = {name: every[name] for name in GRID if name in used & (varied | {"task", "method", "model"})}
+        axes = {name: x for name, x in axes.items() if x is not None}
+        path, fingerprint = self.model(chosen["model"]) if "model" in used else (Path(), "")
+        device, init = self.device if "model" in used else "", self.first(settings) if method in METHODS else ()
+        keep = self.found.get("ensemble", False)
+        return Cell(axes, method, settings, shots, task, path, fingerprint, device, init, keep)
+
+    def values(self, chosen: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
+        """The task and the settings of some values of the grid, all checked, also those that a baseline ignores."""
         name, method = chosen["task"], chosen["method"]
         if name not in self.tasks:
             raise DataError(f"task: expected one of {', '.join(self.tasks)}, found {name!r}")
-        if method not in (*METHODS, *BASELINES):
-            raise DataError(f"method: expected one of {', '.join((*METHODS, *BASELINES))}, found {method!r}")
         task, own = self.tasks[name], self.found["tasks"][name].get("settings", {})
         values = self.settings | own | self.methods.get(method, {}) | chosen
-        values = {key: value for key, value in values.items() if key in (*SETTINGS, "shots")}
-        shots = values.pop("shots", None)
-        if method == "few-shot" and shots is None:
+        Settings(**{name: x for name, x in values.items() if name in SETTINGS}, task=task.kind)
+        if "shots" in values:
+            most = len(task.rows) - (task.dev if isinstance(task.dev, int) else 0)
+            check_number(values["shots"], most, "shots", f"training rows of task {name}")
+        elif method == "few-shot":
             raise DataError("method 'few-shot': how many examples? Give shots")
-        learned = len(task.rows) - (task.dev if isinstance(task.dev, int) else 0)
-        if shots is not None:
-            check_number(shots, learned, "shots", f"training rows of task {name}")
-        Settings(**values, task=task.kind)  # that a baseline does not use them is no reason to let errors pass
-        used = {"task", "method", *BASELINES.get(method, ("model", "shots", *SETTINGS))}
-        settings = Settings(**{key: x for key, x in values.items() if key in used}, task=task.kind)
-        every = vars(settings) | {"shots": shots} | chosen
-        axes = {key: every[key] for key in GRID if key in used & (varied | {"task", "method", "model"})}
-        axes = {key: x for key, x in axes.items() if x is not None}
-        path, fingerprint, device = *self.model(chosen["model"]), self.device
-        if "model" not in used:
-            path, fingerprint, device = Path(), "", ""
-        init, shots = self.first(settings) if method in METHODS else (), shots if "shots" in used else None
-        keep = self.found.get("ensemble", False)
-        settings = replace(settings, method=method) if method in METHODS else settings
-        return Cell(axes, method, settings, shots, task, path, fingerprint, device, init, keep)
+        return task, values
 
     def model(self, name: Any) -> tuple[Path, str]:
         """The folder of a model, and the fingerprint of its weights.
