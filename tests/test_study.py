@@ -110,7 +110,8 @@ def run(at, tmp_path, capsys):
 
 
 def test_a_study_gives_what_its_runs_give_one_by_one(at, run):
-    status, found, err = run()
+    text = TEXT.replace('"prompt"', '"full"').replace("[0.1, 0.5]", "[0.01, 0.1]")  # so that the seeds differ
+    status, found, err = run(text)
     assert status == 0
     assert "7 cells: 0 done, 7 to compute" in err  # the bare model once
     model = models.load(at / "small")
@@ -121,13 +122,13 @@ def test_a_study_gives_what_its_runs_give_one_by_one(at, run):
         return metrics.accuracy(predict(model, prompt, texts, "numpy"), targets)
 
     def tuned(rate, seed):
-        given = dict(steps=2, batch_size=4, prompt_length=2, eval_every=1, optimizer="adam")
+        given = dict(steps=2, batch_size=4, prompt_length=2, eval_every=1, optimizer="adam", method="full")
         chosen = Settings(**given, learning_rate=rate, seed=seed)
         *_, last = train.run(model, train.TaskData(rows, dev, words, train.right_answers), chosen, "numpy")
         return score(last.prompt)
 
     expected = {("none", None): [score(Prompt(label_words=words))]}
-    expected |= {("prompt", rate): [tuned(rate, seed) for seed in range(3)] for rate in (0.1, 0.5)}
+    expected |= {("full", rate): [tuned(rate, seed) for seed in range(3)] for rate in (0.01, 0.1)}
     entries = {(one["axes"]["method"], one["axes"].get("learning_rate")): one for one in found["table"]}
     assert {name: one["scores"] for name, one in entries.items()} == expected
     for name, one in entries.items():
@@ -166,6 +167,17 @@ def test_what_is_done_is_not_done_again(run, tmp_path, monkeypatch):
     status, again, err = run()
     assert (status, again) == (0, first)
     assert "7 cells: 7 done, 0 to compute" in err
+
+
+def test_a_smaller_study_keeps_the_rows_of_a_larger_one(run, tmp_path):
+    run()
+    rows = tmp_path / "out" / "rows.jsonl"
+    before = rows.read_text().splitlines()
+    for path in (tmp_path / "out" / "cells").iterdir():
+        path.unlink()
+    _, found, _ = run(TEXT.replace("[0, 1, 2]", "[1]"))
+    assert (found["cells"], found["done"]) == (3, 3)
+    assert sorted(rows.read_text().splitlines()) == sorted(before)
 
 
 def test_what_a_killed_run_left_half_written_is_taken_away(run, at, tmp_path):
@@ -313,15 +325,15 @@ def test_several_grids_are_one_study(at, tmp_path):
     assert Counter(cell.method for cell in found.cells) == {"none": 1, "prompt": 6, "full": 2}
 
 
-def test_lines_of_several_grids_never_fall_together(at, tmp_path):
-    more = '[[grid]]\nmodel = ["small"]\nprompt_length = [3]\n'
-    found = read(at, tmp_path, TEXT.replace("[grid]", "[[grid]]") + more)
+@pytest.mark.parametrize("rates", [[0.1, 0.5], [0.1]])
+def test_lines_of_several_grids_never_fall_together(at, tmp_path, rates):
+    text = TEXT.replace("[grid]", "[[grid]]").replace("[0.1, 0.5]", str(rates))
+    found = read(at, tmp_path, text + '[[grid]]\nmodel = ["small"]\nprompt_length = [2, 3]\n')
     row = {"tests": {"soup": {"metric": "accuracy", "rows": 15, "score": 0.5}}}
-    table = summary.summarize(found, {cell.key: row for cell in found.cells})
-    assert table.table()[0] == ["method", "prompt_length", "learning_rate", "accuracy", "seeds"]
-    assert [line[:3] for line in table.table()[1:]] == [
-        ["none", "", ""], ["prompt", "2", "0.1"], ["prompt", "2", "0.5"], ["prompt", "3", ""]
-    ]  # fmt: skip
+    table = summary.summarize(found, {cell.key: row for cell in found.cells}).table()
+    assert table[0] == ["method", "prompt_length", "learning_rate", "accuracy", "seeds"]
+    tuned = [["prompt", "2", str(rate)] for rate in rates]
+    assert [line[:3] for line in table[1:]] == [["none", "", ""], *tuned, ["prompt", "2", ""], ["prompt", "3", ""]]
 
 
 # ---- what decides a result ----
@@ -561,6 +573,10 @@ def test_the_plot_is_over_the_number_that_varies(tmp_path, monkeypatch):
     curve, flat = axes.lines[0], axes.lines[-1]
     assert curve.get_xydata().tolist() == [[1, pytest.approx(0.1)], [2, pytest.approx(0.15)], [4, pytest.approx(0.25)]]
     assert set(flat.get_ydata()) == {0.5}
+    bars = [segment[:, 1].tolist() for segment in axes.containers[0].lines[2][0].get_segments()]
+    assert bars[0] == pytest.approx([0.1, 0.1])
+    spread = statistics.stdev([0.4, 0.1])
+    assert bars[2] == pytest.approx([0.25 - spread, 0.25 + spread])
     figures.draw_study(summary.Summary("t", table.results[-1:], ["method"], "task"), tmp_path / "dots.png")
     (axes,) = plt.gcf().axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b"]
