@@ -475,6 +475,27 @@ MUTANTS = [
         "test_details.py::test_patience_counts_dev_scores_since_the_best",
     ),
     Mutant(
+        "a study computes what another run has claimed",
+        "tools/cells",
+        "stack.enter_context(io.claimed(path, wait))",
+        "pass",
+        "test_study.py::test_two_commands_at_once_share_the_cells",
+    ),
+    Mutant(
+        "a study is not known by its rows",
+        "tools/study",
+        "self.shots, self.task.digest, self.fingerprint",
+        "self.shots, self.fingerprint",
+        "test_study.py::test_a_cell_is_another_one_if_something_decides_its_result",
+    ),
+    Mutant(
+        "the spread is that of all seeds there are",
+        "tools/summary",
+        "statistics.stdev(",
+        "statistics.pstdev(",
+        "test_study.py::test_a_study_gives_what_its_runs_give_one_by_one",
+    ),
+    Mutant(
         "a short check misses far buckets",
         "tools/check",
         "model.config.relative_attention_max_distance + 22",

@@ -25,6 +25,7 @@ from tinyprompt.tokenizer import ByteTokenizer
 
 QUICK = ["--steps", "4", "--batch-size", "4", "--prompt-length", "5", "--eval-every", "2", "--optimizer", "adam"]
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "matplotlib", "scipy", "huggingface_hub"}
+HEAVY |= {"joblib", "dask", "distributed", "ray", "sklearn"}
 
 
 def write_model(folder, seed):

@@ -317,6 +317,15 @@ def test_a_device_that_does_not_exist_is_refused(device):
         compile(train.loss, device)
 
 
+@pytest.mark.parametrize(("variable", "expected"), [("1", 1), ("3", 3), ("2,4", 2), ("", 0), ("many", 0), (None, 0)])
+def test_a_session_has_the_threads_that_the_variable_of_openmp_says(monkeypatch, variable, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    session = devices.open_session(lower(lambda x: x + 1, np.zeros(1, np.float32))[0], "cpu")
+    assert session.get_session_options().intra_op_num_threads == expected
+
+
 def test_what_a_gpu_session_is_asked_for(monkeypatch):
     class Session:
         def __init__(self, model, options, providers, enable_fallback):

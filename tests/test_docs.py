@@ -36,6 +36,8 @@ NOT_RUN = {
     r"tinyprompt bench": "takes minutes, and times what else the machine does; test_bench.py runs it on a tiny shape",
     r"tinyprompt serve": "answers until it is stopped; test_serve.py starts it, and asks as the page does",
     r"--device cuda": "needs a GPU",
+    r"lessons/studies": "takes hours; test_study.py reads the studies, and their rows",
+    r"--backend": "needs a cluster's software; test_study.py runs it where it is installed",
     r"t5x/": "needs a T5X checkpoint; test_t5x.py makes one",
 }
 # Programs that are not run either: environments, pytest in pytest, and what takes data sets or hours.
@@ -151,6 +153,10 @@ def work(tmp_path_factory):
     table(
         at / "msr_paraphrase_test.txt", quality, [(str(i % 2), "1", "2", "He sat.", "He sat down.") for i in range(8)]
     )
+    example = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+    for name, value in {"steps": "2", "eval_every": "1", "model": '["path/to/t5"]'}.items():
+        example = re.sub(rf"^{name} = .*$", f"{name} = {value}", example, flags=re.M)
+    (at / "study.toml").write_text(example)
     shutil.copytree(ROOT / "tinyprompt" / "demo", at / "tinyprompt" / "demo")
     rng, labels = np.random.default_rng(0), np.tile([9, 1, 0, 0], (16, 1))
     ids = rng.integers(3, SMALL["vocab_size"], (16, 64))

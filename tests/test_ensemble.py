@@ -12,10 +12,10 @@ from test_mixed import prompts_of, texts_of
 from tuning import byte_model
 
 from tinyprompt.cli.main import main
-from tinyprompt.ensemble import _vote, ensemble
+from tinyprompt.ensemble import ensemble, vote
 from tinyprompt.errors import DataError
 from tinyprompt.model import Prompt
-from tinyprompt.predict import Answer, label_scores, predict, probabilities
+from tinyprompt.predict import label_scores, predict, probabilities
 
 WORDS = ("bad", "good", "so")
 
@@ -40,11 +40,10 @@ def test_each_prompt_answers_as_alone_and_the_most_votes_win(count, rows, seed):
 
 
 def test_of_answers_with_as_many_votes():
-    sure, unsure = Answer("a", {"a": 0.9, "b": 0.1}), Answer("b", {"a": 0.4, "b": 0.6})
-    assert _vote([unsure, sure]) == "a"  # the mean of a is .65
-    assert _vote([unsure, unsure, sure]) == "b"  # though the mean of a is higher
-    assert _vote([Answer("x", {}), Answer("y", {})]) == "x"
-    assert _vote([Answer("x", {}), Answer("y", {}), Answer("y", {})]) == "y"
+    assert vote(["b", "a"], {"a": 0.65, "b": 0.35}) == "a"
+    assert vote(["b", "b", "a"], {"a": 0.65, "b": 0.35}) == "b"
+    assert vote(["x", "y"], {}) == "x"
+    assert vote(["x", "y", "y"], {}) == "y"
 
 
 def test_free_text_and_what_is_refused():

@@ -355,3 +355,41 @@ def test_a_file_that_is_written_by_another_run_is_refused(tmp_path):
     with pytest.raises(OSError, match=r"symbolic links|loop"), io.claimed(path):
         pass
     assert not (path.parent / "far").exists()
+
+
+def test_a_run_can_wait_for_another_one(tmp_path):
+    path, order = tmp_path / "p.json", []
+
+    def second():
+        with io.claimed(path, wait=True):
+            order.append("second")
+
+    with io.claimed(path):
+        waiting = [threading.Thread(target=second) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.1)
+        order.append("first")
+    for thread in waiting:
+        thread.join(10)
+    assert order == ["first", "second", "second", "second"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_that_wait_one_runs_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def runs():
+        for _ in range(50):
+            with io.claimed(tmp_path / "p.json", wait=True):
+                inside.append(1)
+                time.sleep(0.0002)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=runs) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1] * 200

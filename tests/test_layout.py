@@ -19,7 +19,10 @@ ORDER = [
 ALONE = {"tools/check_torch.py", "tools/bench_peft.py"}  # in processes of their own, with torch
 SERVER = {"serve/app.py", "serve/metrics.py"}  # imported by the command `serve` alone, when it runs
 SERVED = {"starlette", "uvicorn", "prometheus_client"}
-LAZY = {"onnx", "onnxruntime", "matplotlib", "huggingface_hub", "msgpack", "google", "resource"}  # inside functions
+LAZY = {  # inside functions
+    *("onnx", "onnxruntime", "matplotlib", "huggingface_hub", "msgpack", "google", "resource"),
+    *("joblib", "dask", "distributed", "ray", "sklearn"),
+}
 ALWAYS = {"numpy", "autograd", "ml_dtypes", "tokenizers", "safetensors", "tqdm"}
 
 

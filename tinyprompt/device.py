@@ -10,6 +10,7 @@ file), on "cuda" they are copied once, and all sessions share them.
 
 import functools
 import importlib.metadata
+import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,16 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(cpu, None)
 
 
+def threads() -> int:
+    """Threads of a session: OMP_NUM_THREADS, as BLAS libraries read it; 0 without it, ONNX Runtime's own choice.
+
+    ONNX Runtime itself reads neither that variable nor the affinity of the process. joblib, Dask and Ray set the
+    variable in their workers, which so share the cores.
+    """
+    found = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(found) if found.isdecimal() else 0
+
+
 def open_session(graph, device: str, capture: bool = False):
     """An onnxruntime.InferenceSession of a lowered graph. Raises DeviceError.
 
@@ -119,6 +130,7 @@ def open_session(graph, device: str, capture: bool = False):
     _share_memory()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads()
     # The graph is lean already. Prepacking and constant folding would copy the weights, the memory pattern doubles
     # what a gradient step holds.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

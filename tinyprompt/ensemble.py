@@ -1,7 +1,7 @@
 """Several prompts of one task as one answer: a majority vote, and the mean of their scores."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,8 @@ def ensemble(model: Model, prompts: Sequence[Prompt], texts: Sequence[str], devi
     rows = [found[i : i + len(prompts)] for i in range(0, len(found), len(prompts))]
     each = [[row[i].text for row in rows] for i in range(len(prompts))]
     mean = [max(shares, key=shares.__getitem__) for shares in map(_means, rows)] if any(words) else None
-    return Ensemble(each, [_vote(row) for row in rows], mean)
+    majority = [vote([one.text for one in row], _means(row)) for row in rows]
+    return Ensemble(each, majority, mean)
 
 
 def _means(row: Sequence[Answer]) -> dict[str, float]:
@@ -44,7 +45,7 @@ def _means(row: Sequence[Answer]) -> dict[str, float]:
     return {word: float(np.mean([one.probabilities[word] for one in row])) for word in row[0].probabilities}
 
 
-def _vote(row: Sequence[Answer]) -> str:
-    """The answer of most; `max` takes the first of those that are equal."""
-    votes, means = Counter(one.text for one in row), _means(row)
+def vote(texts: Sequence[str], means: Mapping[str, float]) -> str:
+    """The commonest of several answers; of equally common ones that with the highest mean, or the first."""
+    votes = Counter(texts)
     return max(votes, key=lambda text: (votes[text], means.get(text, 0.0)))

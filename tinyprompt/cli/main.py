@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinyprompt import __version__
-from tinyprompt.cli import checking, ensembles, files, serving, tuning  # noqa: F401 - they declare their commands
+from tinyprompt.cli import checking, ensembles, files, serving, study, tuning  # noqa: F401 - they declare commands
 from tinyprompt.cli.report import COMMANDS, say, visible
 from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import DeviceError

@@ -339,7 +339,7 @@ def show(pieces: Iterable[str]) -> str:
     argument("data", metavar="DATA", help="rows to score"),
     model_argument(),
     argument("--k", type=int, metavar="N", default=4, help="examples in front of every row"),
-    argument("--template", metavar="TEXT", default="{input} answer: {target}", help="how an example reads"),
+    argument("--template", metavar="TEXT", default=data.TEMPLATE, help="how an example reads"),
     DEVICE,
     COLUMNS,
     options("text", names=["task", "max_input_tokens", "seed"]),

@@ -137,8 +137,11 @@ def load_numpy(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Keep other runs from writing to a path, as long as this one goes on. Raises CheckpointError if one does."""
+def claimed(path: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other runs from writing to a path, as long as this one goes on. The end of a process ends its claim.
+
+    wait: for the end of a run that writes there. Raises CheckpointError if there is one, without it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -146,19 +149,35 @@ def claimed(path: Path) -> Iterator[None]:
         return
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
-            raise BlockingIOError
-    except BlockingIOError:
-        os.close(descriptor)
-        raise CheckpointError(f"{path}: another run writes there; wait for its end, or name another file") from None
+    while True:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if is_named(descriptor, lock):
+                break
+            if not wait:
+                raise BlockingIOError
+            os.close(descriptor)  # the run before took its file away; claim the one that is there now
+        except BlockingIOError:
+            os.close(descriptor)
+            told = f"{path}: another run writes there; wait for its end, or name another file"
+            raise CheckpointError(told) from None
+        except BaseException:  # Ctrl-C, while it waits
+            os.close(descriptor)
+            raise
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def is_named(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""The paper's figure 4, for which matplotlib must be installed."""
+"""The paper's figure 4, and the table of a study as a picture, for which matplotlib must be installed."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from tinyprompt import methods
 from tinyprompt.config import Config
+from tinyprompt.files import io
 from tinyprompt.settings import Settings
+from tinyprompt.tools.summary import Result, Summary
 
 
 def draw_parameters(
@@ -58,3 +62,68 @@ def draw_parameters(
     figure.legend(fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def draw_study(table: Summary, path: Path) -> None:
+    """The table of a study: lines over the first axis that is a number, else a dot for each entry; bars are the spread.
+
+    Over a number, what goes across has an axes of its own, and what does not depend on the number is a dashed line.
+    Raises ImportError.
+    """
+    import matplotlib.pyplot as plt
+
+    columns, lines = table.columns(), table.lines()
+    number = next((i for i, name in enumerate(table.down) if is_number(line[i] for line in lines)), None)
+    wide, high = (4 * len(columns), 3.5) if number is not None else (7, 1.2 + 0.3 * len(lines))
+    figure, all_axes = plt.subplots(
+        1, len(columns) if number is not None else 1, figsize=(wide, high), layout="constrained", squeeze=False
+    )
+    for i, column in enumerate(columns):
+        axes = all_axes[0][i if number is not None else 0]
+        found = {line: of[column] for line, of in lines.items() if column in of}
+        if number is None:
+            names = [", ".join(map(str, line)) or "score" for line in found]
+            axes.errorbar(
+                [one.mean for one in found.values()], names, xerr=[one.spread or 0 for one in found.values()],
+                fmt="o", ms=4, capsize=2, label=str(column),
+            )  # fmt: skip
+            axes.set(xlabel="score")
+            continue
+        draw_lines(axes, found, number)
+        axes.set(xlabel=table.down[number], ylabel="score", title=str(column))
+    if number is None:
+        all_axes[0][0].invert_yaxis()
+    if len(all_axes[0][0].get_legend_handles_labels()[1]) > 1:
+        all_axes[0][0].legend(fontsize=8)
+    figure.suptitle(table.title, fontsize=10)
+    io.write({path: png(figure)})
+    plt.close(figure)
+
+
+def draw_lines(axes: Any, found: Mapping[tuple, Result], number: int) -> None:
+    """A line over a number of the table's lines for each value of the others."""
+    curves: dict[tuple, dict[Any, Result]] = {}
+    for line, one in found.items():
+        curves.setdefault(line[:number] + line[number + 1 :], {})[line[number]] = one
+    for i, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {"label": ", ".join(str(x) for x in name if x != ""), "color": f"C{i}"}
+        if list(curve) == [""]:
+            axes.axhline(curve[""].mean, ls="--", **style)
+            continue
+        points = sorted((x, one) for x, one in curve.items() if x != "")
+        spreads = [one.spread or 0 for _, one in points]
+        places, means = [x for x, _ in points], [one.mean for _, one in points]
+        axes.errorbar(places, means, yerr=spreads, marker="o", ms=4, capsize=2, **style)
+
+
+def is_number(values: Iterable[Any]) -> bool:
+    """Whether these are different numbers, but for those of what does not depend on it."""
+    found = {x for x in values if x != ""}
+    return len(found) > 1 and all(isinstance(x, int | float) for x in found)
+
+
+def png(figure: Any) -> bytes:
+    """A picture's bytes."""
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    return out.getvalue()
