@@ -25,6 +25,7 @@ import tinyprompt
 from tinyprompt import data, train
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
+from tinyprompt.ensemble import vote
 from tinyprompt.errors import CheckpointError, DataError, DeviceError
 from tinyprompt.files import models
 from tinyprompt.model import Prompt
@@ -532,15 +533,6 @@ def test_what_does_not_depend_on_the_columns_stands_in_each(at, tmp_path):
     ]  # fmt: skip
 
 
-@examples(40)
-@given(st.lists(st.lists(st.sampled_from("ab"), min_size=6, max_size=6), min_size=1, max_size=7))
-def test_the_vote_is_that_of_the_majority(answers):
-    for said, votes in zip(summary.vote(answers), zip(*answers, strict=True), strict=True):
-        assert votes.count(said) * 2 >= len(votes)
-        if votes.count("a") * 2 == len(votes):
-            assert said == votes[0]
-
-
 def test_an_ensemble_is_scored_by_the_votes_of_its_members(run, at, tmp_path):
     text = TEXT.replace("title", "ensemble = true\ntitle").replace("[0.1, 0.5]", "[0.5]")
     _, found, _ = run(text)
@@ -548,7 +540,7 @@ def test_an_ensemble_is_scored_by_the_votes_of_its_members(run, at, tmp_path):
     rows = [row for row in cells.records(tmp_path / "out").values() if row["method"] == "prompt"]
     rows.sort(key=lambda row: row["settings"]["seed"])
     targets = [row.target for row in data.read_rows(at / "test.tsv")]
-    said = summary.vote([row["answers"]["soup"] for row in rows])
+    said = [vote(texts, {}) for texts in zip(*(row["answers"]["soup"] for row in rows), strict=True)]
     assert one["scores"] == [metrics.accuracy(row["answers"]["soup"], targets) for row in rows]
     assert one["ensemble"] == registry.score("auto", said, data.read_rows(at / "test.tsv"), None).mean
     study_ = read(at, tmp_path, text)
