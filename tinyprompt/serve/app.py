@@ -64,10 +64,10 @@ class Service:
         self.tasks: dict[str, Prompt] = {}  # replaced as a whole: a request sees the old ones or the new ones
         self.errors: dict[str, str] = {}  # of prompts that can be read, but do not answer
         self.metrics = Metrics()
+        self.batcher = Batcher(self.work, limits)
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         self.metrics.tasks.set_function(lambda: len(self.tasks))
         self.metrics.errors.set_function(lambda: len(self.problems))
-        self.batcher = Batcher(self.work, limits)
         self.take(prompts)
         for error in self.problems.values():
             tell(f"warning: {error}")
