@@ -106,6 +106,14 @@ CASES = {
     "pad with a number": (lambda x, y: np.pad(x, (1, 2), constant_values=3) + np.pad(y[:1, :1, :1], 1).sum(), False),
     "split": (lambda x, y: anp.split(anp.concatenate([x, y], axis=1), 2, axis=1)[0] * y, True),
     "split in unequal parts": (lambda x, y: np.array_split(x, [1, 1, 3], axis=-1) + np.array_split(y, 3), False),
+    "sort": (lambda x, y: anp.sort(anp.ravel(x)) * anp.arange(x.size) + y[0, 0, 0], True),
+    "sort along an axis": (lambda x, y: np.sort(x, 1) * y + np.sort(y) + np.sort(x, axis=None)[0], False),
+    "argsort": (
+        lambda x, y: (
+            np.argsort(x) + y.argsort(1) + np.argsort((x > 0) * 3, axis=0, kind="stable") + np.argsort(y, None)[0]
+        ),
+        False,
+    ),
     "flip": (lambda x, y: anp.flip(x, 1) + np.flip(y) + np.flip(x, axis=(0, -1)), False),
     "all and any": (lambda x, y: [x.all(1), np.any(x > 1), (y > 0).any((0, 2), keepdims=True), np.all(y)], False),
     "isclose": (
@@ -301,7 +309,7 @@ def test_the_readme_shows_what_is_printed(capsys):
         (lambda x: np.linalg.svd(x), "numpy.linalg.svd"),
         (lambda x: np.fft.fft(x), "numpy.fft.fft"),
         (lambda x: np.arcsin(x), "numpy.arcsin"),
-        (lambda x: np.sort(x), "numpy.sort"),
+        (lambda x: np.partition(x, 0), "numpy.partition"),
         (lambda x: np.round(x, 1), "numpy.round"),
         (lambda x: np.linalg.norm(x, "nuc"), "numpy.linalg.norm"),
         (lambda x: np.pad(x, 1, mode="edge"), "numpy.pad"),

@@ -166,6 +166,19 @@ def differentiate(primitive, vjp) -> None:
     primitive_vjps[primitive] = of_either
 
 
+def sort_vjp(argnum, ans, x, axis=-1, kind=None, order=None):
+    """The gradient goes back to where each element came from: by the inverse of the permutation."""
+    flat = axis is None
+
+    def vjp(g):
+        places = anp.argsort(
+            anp.argsort(anp.ravel(x) if flat else x, axis=-1 if flat else axis), axis=-1 if flat else axis
+        )
+        return anp.reshape(anp.take_along_axis(g, places, -1 if flat else axis), x.shape)
+
+    return vjp
+
+
 def tile(A, reps):
     reps = [int(n) for n in (reps if np.iterable(reps) else [reps])]
     reps = [1] * (A.ndim - len(reps)) + reps
@@ -286,6 +299,7 @@ RULES |= {
     np.isfinite: lambda x: np.less(np.abs(x), math.inf),
 }
 differentiate(anp.einsum, einsum_vjp)
+differentiate(anp.sort, sort_vjp)
 differentiate(anp.dot, dot_vjp)
 for _name in ("all", "any", "var", "std", "cumsum", "repeat", "dot"):
     setattr(Traced, _name, method(getattr(np, _name)))

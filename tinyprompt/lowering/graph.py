@@ -25,6 +25,7 @@ from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vspaces import ArrayVSpace
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
+OUTPUT = "output"  # among attributes: which one of an operator's two outputs an array is
 SHORT = 6  # elements of a constant that is printed in place
 # Frames that are not the user's.
 HIDDEN = ("tinyprompt/lowering/", "tinyprompt/ops.py", "tinyprompt/device.py", "/autograd/", "/numpy/")
@@ -238,7 +239,10 @@ class Graph:
 
         def node(x):
             attributes = {k: kind(v) if isinstance(v, np.dtype) else v for k, v in x.attributes.items()}
-            return helper.make_node(x.op, [i.name for i in x.inputs], [x.name], **attributes)
+            names, at = [x.name], attributes.pop(OUTPUT, None)
+            if at is not None:
+                names = [x.name if i == at else f"{x.name}.{i}" for i in range(2)]
+            return helper.make_node(x.op, [i.name for i in x.inputs], names, **attributes)
 
         named = dict(zip(outputs or [f"output_{i}" for i in range(len(self.outputs))], self.outputs, strict=True))
         model = helper.make_model(

@@ -1,7 +1,7 @@
 """Rules for NumPy's ufuncs and functions, and the methods of traced arrays.
 
 A rule has the signature of its function, works out shape and dtype as NumPy does, and emits nodes.
-Unlike NumPy's, the max, min and argmax of ONNX Runtime may pass over a NaN.
+Unlike NumPy's, the max, min, argmax and sort of ONNX Runtime may misplace a NaN.
 """
 
 import functools
@@ -261,6 +261,23 @@ def position(op: str):
     return rule
 
 
+def in_order(output: int):
+    """A rule for np.sort (output 0) and np.argsort (1), stable whatever `kind` says."""
+
+    def rule(a, axis=-1, kind=None, order=None, *, stable=None):
+        if axis is None:
+            return rule(reshape(a, -1), 0)
+        axis = normalize_axis_index(axis, a.ndim)
+        if a.dtype in (np.uint64, np.uint32) or a.dtype.kind not in "fiub":
+            raise LoweringError(f"numpy.sort of {a.dtype} has no rule")
+        wide = np.float64 if a.dtype == np.float64 else np.float32 if a.dtype.kind == "f" else np.int64
+        inputs, dtype = (cast(a, wide), np.array([a.shape[axis]])), (wide, np.int64)[output]
+        out = a.graph.emit("TopK", *inputs, shape=a.shape, dtype=dtype, axis=axis, largest=0, sorted=1, output=output)
+        return out if output else cast(out, a.dtype)
+
+    return rule
+
+
 def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
     """A sum of products in which every axis has a letter: `terms` one string an array, `wanted` the result's."""
     kind = np.result_type(*(x.dtype for x in arrays))
@@ -422,6 +439,7 @@ RULES |= {
     operator.getitem: getitem,
     # The next seven answer with numbers, since they depend on shape and dtype alone.
     np.shape: lambda a: a.shape,
+    np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
     np.ndim: lambda a: a.ndim,
     np.result_type: lambda *a: np.result_type(*(x.dtype if isinstance(x, Traced) else x for x in a)),
     np.iscomplexobj: lambda x: False,
@@ -435,6 +453,8 @@ RULES |= {
     np.prod: reduction("ReduceProd"),
     np.argmax: position("ArgMax"),
     np.argmin: position("ArgMin"),
+    np.sort: in_order(0),
+    np.argsort: in_order(1),
     np.ravel: lambda a: reshape(a, -1),
     np.expand_dims: lambda a, axis: reshape(a, np.expand_dims(np.broadcast_to(False, a.shape), axis).shape),
     np.squeeze: lambda a, axis=None: reshape(a, np.squeeze(np.broadcast_to(False, a.shape), axis).shape),
@@ -447,7 +467,7 @@ def method(function):
     return lambda self, *args, **kwargs: self.__array_function__(function, (), (self, *args), kwargs)
 
 
-METHODS = "round sum mean max min prod argmax argmin reshape ravel transpose swapaxes squeeze clip take astype"
+METHODS = "round sum mean max min prod argmax argmin argsort reshape ravel transpose swapaxes squeeze clip take astype"
 for _name in METHODS.split():
     setattr(Traced, _name, method(getattr(np, _name)))
 Traced.flatten = Traced.ravel  # type: ignore[attr-defined]
