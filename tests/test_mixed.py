@@ -57,13 +57,14 @@ def alone(model, prompt, text, device="numpy"):
     seed=st.integers(0, 999),
     beams=st.sampled_from([1, 1, 3]),
     penalty=st.sampled_from([None, 1.0]),
+    few_shapes=st.booleans(),
 )
-def test_every_row_is_answered_as_if_it_were_alone(family, lengths, rows, seed, beams, penalty):
+def test_every_row_is_answered_as_if_it_were_alone(family, lengths, rows, seed, beams, penalty, few_shapes):
     model = byte_model(family, np.float64, seed)
     prompts = prompts_of(model, lengths, seed, np.float64, num_beams=beams, length_penalty=penalty)
     rng = np.random.default_rng(seed)
     asked = [(prompts[rng.integers(len(prompts))], text) for text in texts_of(rows, seed)]
-    for (prompt, text), found in zip(asked, answer(model, asked, "numpy"), strict=True):
+    for (prompt, text), found in zip(asked, answer(model, asked, "numpy", few_shapes), strict=True):
         wanted, scores = alone(model, prompt, text)
         assert found.text == wanted
         assert tuple(found.probabilities) == (prompt.label_words or ())
@@ -112,7 +113,7 @@ def test_batches_have_few_shapes():
     tasks = [Asked.of(model, prompt) for prompt in prompts]
     for rows in range(1, 17):
         mixed = [(tasks[i % 3], tasks[i % 3].encode(model, "x" * (i * rows % 50))) for i in range(rows)]
-        ((chosen, (x, mask)),) = mixed_batches(model, mixed, range(rows), 16)
+        ((chosen, (x, mask)),) = mixed_batches(model, mixed, range(rows), 16, few_shapes=True)
         assert set(chosen) == set(range(rows))
         assert len(chosen) == len(x) == len(mask)
         shapes.add(mask.shape)

@@ -88,12 +88,15 @@ class Answer(NamedTuple):
     probabilities: dict[str, float]  # empty for free text
 
 
-def answer(model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None = None) -> list[Answer]:
+def answer(
+    model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None = None, few_shapes: bool = False
+) -> list[Answer]:
     """Answer texts, each with a prompt of its own, in shared batches: one frozen model, many tasks.
 
     Prompts may differ in length, in label words, and in free text or not. Row for row, the answer is that of
     `predict`: the vectors stand directly before the tokens, and all padding is behind them. Lester et al. 2021, section
-    1. Raises CheckpointError for a prompt that belongs to another model or is of another method.
+    1. few_shapes: round the sizes of batches up, for a server, where each new size opens a session.
+    Raises CheckpointError for a prompt that belongs to another model or is of another method.
 
     Example: `answer(model, [(topic, "Two goals in the last minute."), (sentiment, "The soup was cold.")])`.
     """
@@ -105,7 +108,7 @@ def answer(model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None 
     width = max((len(task.words) for task in asked.values()), default=1)
     length = max((len(ids) for task in asked.values() for ids in task.words.values()), default=0)
     rank = compile(ranked, device)
-    for chosen, batch in mixed_batches(model, mixed, ranks, RANKED[DEVICES[device][0]]):
+    for chosen, batch in mixed_batches(model, mixed, ranks, RANKED[DEVICES[device][0]], few_shapes):
         labels = labels_of([[*mixed[i][0].words.values()] for i in chosen], width, length)
         found = rank(model.params, model.config, *batch, *labels)
         answers |= {i: mixed[i][0].choose(scores) for i, scores in zip(chosen, found, strict=True)}
@@ -115,7 +118,7 @@ def answer(model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None 
             writers.setdefault(task.writing, []).append(i)
     for places in writers.values():
         settings = mixed[places[0]][0].settings
-        for chosen, batch in mixed_batches(model, mixed, places, ROWS):
+        for chosen, batch in mixed_batches(model, mixed, places, ROWS, few_shapes):
             step = next_token(model.params, model.config, *batch, settings.num_beams, device)
             written = write(step, len(chosen), settings)
             answers |= {i: Answer(model.tokenizer.decode(ids), {}) for i, ids in zip(chosen, written, strict=True)}
@@ -164,16 +167,19 @@ def few(size: int, least: int = 1) -> int:
 
 
 def mixed_batches(
-    model: Model, mixed: Sequence[tuple[Asked, list[int]]], places: Sequence[int], size: int
+    model: Model, mixed: Sequence[tuple[Asked, list[int]]], places: Sequence[int], size: int, few_shapes: bool = False
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
     """Rows of similar length together: their places, and what the encoder reads, vectors (B, L, D) and mask (B, L).
 
-    The last place is repeated, and L is rounded up, so that few shapes arise: each is a graph of its own.
+    few_shapes: the last place is repeated, and L is rounded up further, since each shape is a graph of its own.
     """
     for part in by_length([len(mixed[i][1]) for i in places], size):
         chosen = [places[i] for i in part]
-        chosen += chosen[-1:] * (few(len(chosen)) - len(chosen))
-        ids, mask = pad([mixed[i][1] for i in chosen], few(max(len(mixed[i][1]) for i in chosen), 8))
+        multiple = 8
+        if few_shapes:
+            chosen += chosen[-1:] * (few(len(chosen)) - len(chosen))
+            multiple = few(max(len(mixed[i][1]) for i in chosen), 8)
+        ids, mask = pad([mixed[i][1] for i in chosen], multiple)
         x = np.array(ops.embedding(model.params["shared"]["weight"], ids))
         for row, i in zip(x, chosen, strict=True):
             vectors = mixed[i][0].vectors

@@ -148,7 +148,7 @@ class Service:
     def work(self, rows: list[tuple[Prompt, str]]) -> list[Answer]:
         """The answers to a batch, in the thread of the batcher."""
         started = time.perf_counter()
-        found = answer(self.model, rows, self.device)
+        found = answer(self.model, rows, self.device, few_shapes=True)
         self.metrics.batch(len(rows), time.perf_counter() - started)
         return found
 
