@@ -15,7 +15,7 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Prompt
-from tinyprompt.tools import inspect
+from tinyprompt.tools import inspect, web
 from tinyprompt.tools.export import Shape, export
 
 
@@ -156,7 +156,7 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
 
 
 SHAPES = {
-    "batch_size": "rows of all inputs, always",
+    "batch_size": "rows of a step, always",
     "input_tokens": "length of input_ids, always",
     "target_tokens": "length of labels, always",
     "prompt_length": "vectors, if no --prompt brings its own",
@@ -168,19 +168,27 @@ SHAPES = {
     "--prompt mine.safetensors --batch-size 8",
     model_argument(),
     argument("--prompt", metavar="PROMPT", help="saved prompt of any format (a first one)"),
-    argument("--out", metavar="DIR", default="tinyprompt-export", help="folder for the files"),
+    argument("--out", metavar="DIR", help="folder for the files (tinyprompt-export)"),
+    argument("--web", metavar="DIR", help="folder for a page that trains a prompt in a browser, in place of --out"),
     [
-        argument(f"--{name.replace('_', '-')}", type=int, metavar="N", default=default, help=SHAPES[name])
-        for name, default in Shape()._asdict().items()
+        argument(
+            f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"{SHAPES[name]} ({size}; --web: {of_page})"
+        )
+        for (name, size), of_page in zip(Shape()._asdict().items(), web.SHAPE, strict=True)
     ],
 )
 def export_graphs(args: argparse.Namespace) -> Output:
     """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
 
     Every shape is fixed: fill up with id 0, and with 0 in attention_mask and weights.
+    --web writes them with a page for any web server: python -m http.server --directory DIR
     """
-    shape = Shape(**{name: getattr(args, name) for name in Shape._fields})
-    exported = export(args.model, args.out, shape, args.prompt)
+    if args.web and args.out:
+        raise ValueError("--web: is a folder of its own; leave out --out")
+    shape = web.SHAPE if args.web else Shape()
+    shape = shape._replace(**{name: n for name in Shape._fields if (n := getattr(args, name)) is not None})
+    write = web.export_page if args.web else export
+    exported = write(args.model, args.web or args.out or "tinyprompt-export", shape, args.prompt)
     if args.prompt:
         say_if_unknown(prompts.load_prompt(args.prompt), args.prompt)
     return Output(exported._asdict(), exported)

@@ -41,12 +41,10 @@ from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import label_scores, predict, stream
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics, registry
-from tinyprompt.tasks.registry import TASKS
+from tinyprompt.tasks.registry import DEMO, DEMO_TASKS, TASKS
 from tinyprompt.tools import bench, figures
 from tinyprompt.train import Result, TaskData
 
-DEMO = Path(__file__).parents[1] / "demo"
-DEMO_TASKS = ("topic", "sentiment")
 DEMO_SETTINGS = Settings(
     steps=400, batch_size=16, prompt_length=20, optimizer="adam", schedule="linear", eval_every=40
 )  # fmt: skip

@@ -16,6 +16,8 @@ from tinyprompt.tasks import metrics
 from tinyprompt.tasks.readers import Example, agnews, cola, label_of, multirc, record, squad, table, trec, wsc
 
 PLAIN = data.TASKS
+DEMO = Path(__file__).parents[1] / "demo"  # files of rows, TASK.PART.tsv
+DEMO_TASKS = ("topic", "sentiment")
 
 
 class Task(NamedTuple):

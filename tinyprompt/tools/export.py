@@ -8,6 +8,7 @@ no external data outside the folder of a graph, not even through a link, so that
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ class Shape(NamedTuple):
 
 
 SHAPE = Shape()
+NOTHING: Mapping[str, io.Content] = MappingProxyType({})
 
 
 class Exported(NamedTuple):
@@ -79,40 +81,53 @@ def export(
 
     Example: `export("t5-v1_1-small", "out", Shape(batch_size=4))`.
     """
-    for name, size in shape._asdict().items():
-        if size < 1:
-            raise ValueError(f"export: {name}: expected at least 1, found {size}")
-    if not version("onnx"):
-        raise DeviceError("export: onnx is not installed; pip install 'tinyprompt[ort]'")
-    folder, out = hub.find(folder) if folder is not None else models.default_model(), Path(out)
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out}: is no folder; name one for the graphs and the weights")
-    model = models.load(folder, stored=True)
-    for name, value in flatten(model.params).items():
-        if not isinstance(value, np.memmap):
-            raise CheckpointError(
-                f"{folder}: key {name!r} does not lie in its file as a graph reads it; write a folder where it does: "
-                f"tinyprompt convert {folder} TARGET"
-            )
-    if prompt is None:
-        first = init_params(model, Settings(prompt_length=shape.prompt_length, init="vocab"), None)[PROMPT]
-    else:
-        given = prompts.load_prompt(prompt)
-        check_fit(given, model, prompt)
-        first = given.vectors(prompt)
-    ids, labels = (np.zeros((shape.batch_size, n), np.int64) for n in (shape.input_tokens, shape.target_tokens))
-    inputs = {"prompt": first, **Batch(ids, ids, labels, labels.astype(np.float32))._asdict()}
-    sources = {path.resolve(): path.name for path in models.weight_files(folder)}
-    files: dict[Path, bytes | Path] = {out / name: source for source, name in sources.items()}
-    files[out / "prompt.npy"] = npy(first)
-    for function in (step, score):
-        files[out / f"{function.__name__}.onnx"] = onnx_file(function, inputs, model, sources)
-    for path in files:
-        if path.is_dir():
-            raise CheckpointError(f"{path}: is a folder; a file of this name is to be written, so remove it")
-    io.write(files)
-    sizes = {str(path): path.stat().st_size for path in files}
-    return Exported(sizes, {name: list(x.shape) for name, x in inputs.items()})
+    exported = Export(folder, Path(out), shape, prompt)
+    return exported.write({step: exported.inputs, score: exported.inputs})
+
+
+class Export:
+    """A model with what its graphs are made of: checked first, written at the end, whole or not at all."""
+
+    def __init__(self, folder: str | Path | None, out: Path, shape: Shape, prompt: str | Path | None):
+        for name, size in shape._asdict().items():
+            if size < 1:
+                raise ValueError(f"export: {name}: expected at least 1, found {size}")
+        if not version("onnx"):
+            raise DeviceError("export: onnx is not installed; pip install 'tinyprompt[ort]'")
+        folder = hub.find(folder) if folder is not None else models.default_model()
+        if out.exists() and not out.is_dir():
+            raise CheckpointError(f"{out}: is no folder; name one for the graphs and the weights")
+        self.model, self.out = models.load(folder, stored=True), out
+        for name, value in flatten(self.model.params).items():
+            if not isinstance(value, np.memmap):
+                raise CheckpointError(
+                    f"{folder}: key {name!r} does not lie in its file as a graph reads it; write a folder where it "
+                    f"does: tinyprompt convert {folder} TARGET"
+                )
+        if prompt is None:
+            first = init_params(self.model, Settings(prompt_length=shape.prompt_length, init="vocab"), None)[PROMPT]
+        else:
+            given = prompts.load_prompt(prompt)
+            check_fit(given, self.model, prompt)
+            first = given.vectors(prompt)
+        ids, labels = (np.zeros((shape.batch_size, n), np.int64) for n in (shape.input_tokens, shape.target_tokens))
+        self.inputs = {"prompt": first, **Batch(ids, ids, labels, labels.astype(np.float32))._asdict()}
+        self.sources = {path.resolve(): path.name for path in models.weight_files(folder)}
+
+    def write(self, graphs: Mapping[Callable, Flat], more: Mapping[str, io.Content] = NOTHING) -> Exported:
+        """Write a graph for each function with its inputs, the weights, prompt.npy, and more files by their names."""
+        files: dict[Path, io.Content] = {self.out / name: source for source, name in self.sources.items()}
+        files[self.out / "prompt.npy"] = npy(self.inputs["prompt"])
+        for function, inputs in graphs.items():
+            graph = onnx_file(function, inputs, self.model, self.sources)
+            files[self.out / f"{function.__name__}.onnx"] = graph
+        files |= {self.out / name: content for name, content in more.items()}
+        for path in files:
+            if path.is_dir():
+                raise CheckpointError(f"{path}: is a folder; a file of this name is to be written, so remove it")
+        io.write(files)
+        sizes = {str(path): path.stat().st_size for path in files}
+        return Exported(sizes, {name: list(x.shape) for name, x in self.inputs.items()})
 
 
 def npy(array: np.ndarray) -> bytes:
