@@ -27,6 +27,7 @@ def chromium(*words, downloads=None):
         options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMIUM[1]))
+    driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})  # files change within a second
     try:
         yield driver
     finally:

@@ -1,31 +1,22 @@
 """The page that `serve` shows, in headless Chromium: keyboard, phone, light and dark."""
 
 import shutil
-import time
 
 import files
 import pytest
+from browsing import chromium, look, until
 from serving import a_prompt, small_model, started, three_prompts
 
 from tinyprompt.files.prompts import Prompts, save_prompt
 from tinyprompt.predict import answer
 
 pytest.importorskip("uvicorn", reason="needs the extra serve: pip install '.[serve,test]'")
-CHROMIUM = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
-    if None in CHROMIUM:
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM[0]
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(word)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMIUM[1]))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +42,10 @@ def site(folder, model, tmp_path_factory):
 
 def shown(browser, site, width=1100, dark=False):
     """The page at a width, once it knows the tasks."""
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    look(browser, width, dark)
     browser.get(site)
     until(lambda: browser.find_elements("css selector", "#task option"))
     return browser
-
-
-def until(found, seconds=5):
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
 
 
 def press(browser, *keys):

@@ -88,6 +88,7 @@ def described(model: Model, shape: Shape, weights: Iterable[str]) -> dict[str, A
     shapes = {**shape._asdict(), "labels": LABELS}
     size = {folder: size for size, folder in hub.BUILT_IN.items()}.get(model.name, model.name)
     about: dict[str, Any] = {"model": model.name, "model_name": size, **shapes, **SETTINGS}
+    about["weights_dtype"] = str(model.params["shared"]["weight"].dtype)
     return about | {"tasks": DEMO_TASKS, "weights": [*weights], "probes": probes}
 
 

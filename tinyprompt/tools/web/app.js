@@ -1,12 +1,12 @@
 // The page around tune.js: rows from a text box, a curve while the prompt trains, bars while you type.
 
-import { Model, readTsv, train, writeNpy } from "./tune.js";
+import { get, Model, readTsv, train, writeNpy } from "./tune.js";
 
 const WINDOW = 20; // steps over which the curve is averaged
 const LIVE = 5; // steps after which the answer is drawn anew while the prompt trains
 const OWN = "good: The soup was hot and the bread was fresh.\nbad: We waited an hour for cold soup.\n";
 const at = id => document.getElementById(id), percent = share => (100 * share).toFixed(1) + "%";
-const state = { model: null, words: [], test: [], losses: [], stop: false, training: false, trainedOn: "" };
+const state = { model: null, rows: [], words: [], test: [], losses: [], stop: false, training: false };
 
 function say(id, text, wrong = false) {
   at(id).textContent = text;
@@ -36,6 +36,7 @@ function read() {
   try {
     const { found, words } = rows(), long = found.filter(row => state.model.encode(row.input).length > state.model.about.input_tokens);
     const cut = long.length ? `; ${long.length} longer than ${state.model.about.input_tokens} tokens, the end is cut` : "";
+    if (String(words) !== String(state.words)) forget();
     Object.assign(state, { rows: found, words });
     say("counted", `${found.length} rows; labels: ${words.join(", ")}${cut}`);
     at("train").disabled = state.training;
@@ -46,17 +47,28 @@ function read() {
   }
 }
 
+// Show the rows of a demo task, or two to go on from.
 async function begin() {
-  const task = at("task").value;
-  state.test = [];
-  at("rows").value = OWN;
-  if (task) {
-    const [all, test] = await Promise.all(["train", "test"].map(async part => readTsv(await (await fetch(`${task}.${part}.tsv`)).text())));
-    at("rows").value = all.map(row => `${row.target}: ${row.input}`).join("\n");
-    state.test = test;
-    at("text").value = test[0].input;
+  const task = at("task").value, parts = task ? ["train", "test"] : [];
+  try {
+    const [all, test] = await Promise.all(parts.map(async part => readTsv(await (await get(`${task}.${part}.tsv`)).text())));
+    at("rows").value = all ? all.map(row => `${row.target}: ${row.input}`).join("\n") : OWN;
+    at("text").value = test ? test[0].input : "";
+    state.test = test ?? [];
+    forget();
+    read();
+  } catch (error) {
+    say("counted", error.message, true);
   }
-  read();
+}
+
+// Go back to the first values of the prompt: what was trained is of other labels.
+function forget() {
+  state.losses = [];
+  state.model.prompt.data.set(state.model.first.data);
+  draw(at("steps").valueAsNumber || 1);
+  say("progress", "The first values of the prompt are embeddings of frequent words.");
+  at("save").disabled = true;
 }
 
 // ---- 2. train ----
@@ -94,6 +106,7 @@ async function run() {
   if (![at("steps"), at("rate")].every(field => field.reportValidity())) return;
   Object.assign(state, { losses: [], stop: false, training: true });
   busy(true);
+  let told, wrong = false;
   try {
     const started = performance.now();
     for await (const { step, loss } of train(state.model, state.rows, { steps, learningRate })) {
@@ -104,34 +117,39 @@ async function run() {
       if (step % LIVE === 0) answer();
       if (state.stop) break;
     }
-    const done = `${state.losses.length} steps, ${state.speed.toFixed(2)} a second; loss ${state.losses.at(-1).toFixed(3)}`;
-    await score(words, done);
+    told = `${state.losses.length} steps, ${state.speed.toFixed(2)} a second; loss ${state.losses.at(-1).toFixed(3)}; `;
+    told += await score(words, told);
   } catch (error) {
-    say("progress", error.message, true);
+    [told, wrong] = [error.message, true];
   }
   state.training = false;
   busy(false);
+  say("progress", told, wrong);
   answer();
 }
 
-// Say how many rows are answered right: of the demo's test rows, or, of your own, of those it was trained on.
+// How many rows are answered right: of the demo's test rows, or, of your own, of those it was trained on.
 async function score(words, done) {
-  const unseen = state.test.every(row => words.includes(row.target)) && state.test.length, of = unseen ? state.test : state.rows;
+  const unseen = state.test.length && state.test.every(row => words.includes(row.target)), of = unseen ? state.test : state.rows;
   const kind = unseen ? "test rows, which it never saw" : "rows that it was trained on";
-  let right = 0;
-  for (const [i, { input, target }] of of.entries()) {
+  let right = 0, asked = 0;
+  state.stop = false;
+  for (const { input, target } of of) {
     const shares = await state.model.classify(input, words);
     right += words[shares.indexOf(Math.max(...shares))] === target;
-    say("progress", `${done}; asked ${i + 1} of ${of.length} ${kind}`);
+    say("progress", `${done}asked ${++asked} of ${of.length} ${kind}`);
+    if (state.stop) break;
   }
-  state.accuracy = right / of.length;
-  say("progress", `${done}; accuracy ${state.accuracy.toFixed(3)} on ${of.length} ${kind}`);
+  state.accuracy = right / asked;
+  return `accuracy ${state.accuracy.toFixed(3)} on ${asked} ${kind}`;
 }
 
+// What cannot be changed while the prompt trains; and no screen reader reads every step aloud.
 function busy(training) {
   for (const id of ["train", "task", "rows", "steps", "rate", "device"]) at(id).disabled = training;
   at("stop").disabled = !training;
   at("save").disabled = training || !state.losses.length;
+  for (const id of ["progress", "answer"]) at(id).ariaLive = training ? "off" : "polite";
 }
 
 // ---- 3. try ----
@@ -140,7 +158,12 @@ let asked = 0;
 async function answer() {
   const text = at("text").value.trim(), { words } = state, turn = ++asked;
   if (!text || !words.length) return at("answer").replaceChildren();
-  const shares = await state.model.classify(text, words);
+  let shares;
+  try {
+    shares = await state.model.classify(text, words);
+  } catch (error) {
+    return say("status", error.message, true);
+  }
   if (turn !== asked) return; // a later text is on its way
   const best = Math.max(...shares);
   at("answer").replaceChildren(...words.map((word, i) => {
@@ -182,18 +205,24 @@ async function load() {
   busy(true);
   at("stop").disabled = true;
   try {
+    await state.model?.close();
     state.model = await Model.open(at("device").value, text => say("status", text));
     const { about, first } = state.model;
     say("about", `The frozen T5 ${about.model} reads your text behind ${first.shape[0]} vectors of ${first.shape[1]} numbers. Only these learn.`);
-    at("steps").value ||= about.steps;
-    at("rate").value ||= about.learning_rate;
-    if (!at("task").length) at("task").append(...about.tasks.map(task => new Option(`the demo task ${task}`, task)), new Option("your own rows", ""));
-    state.loaded = performance.now() - started;
+    state.loaded = (performance.now() - started) / 1000;
     busy(false);
-    await begin();
-    draw(about.steps);
-    say("status", `ready in ${(state.loaded / 1000).toFixed(1)} s`);
+    if (at("task").length) {
+      forget(); // the same rows on another device
+      read();
+    } else {
+      [at("steps").value, at("rate").value] = [about.steps, about.learning_rate];
+      at("task").append(...about.tasks.map(task => new Option(`the demo task ${task}`, task)), new Option("your own rows", ""));
+      at("device-label").hidden = !(await Model.runsOnGpu(about));
+      await begin();
+    }
+    say("status", `ready in ${state.loaded.toFixed(1)} s`);
   } catch (error) {
+    at("device").disabled = false;
     say("status", error.message, true);
   }
 }
@@ -205,8 +234,7 @@ at("stop").addEventListener("click", () => { state.stop = true; });
 at("text").addEventListener("input", answer);
 at("save").addEventListener("click", save);
 at("device").addEventListener("change", load);
-addEventListener("resize", () => state.model && draw(Math.max(at("steps").valueAsNumber || 1, state.losses.length)));
-at("device-label").hidden = !navigator.gpu;
+addEventListener("resize", () => draw(Math.max(at("steps").valueAsNumber || 1, state.losses.length)));
 load();
 
 export { state }; // for a look from the console: (await import("./app.js")).state

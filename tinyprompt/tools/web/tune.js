@@ -34,8 +34,9 @@ export function readTsv(text) {
   return lines.map(fields => Object.fromEntries(header.map((name, i) => [name, fields[i]])));
 }
 
-async function get(path) {
-  const reply = await fetch(path).catch(() => null);
+// What lies beside the page.
+export async function get(path) {
+  const reply = await fetch(path, { cache: "no-cache" }).catch(() => null);
   if (!reply?.ok) throw Error(`${path} cannot be loaded; serve the folder, for example by: python -m http.server`);
   return reply;
 }
@@ -69,6 +70,7 @@ export class Model {
     const self = new Model();
     const { Tokenizer } = await import("./vendor/tokenizers.min.mjs");
     const ort = self.ort = await import(`./vendor/ort.${device}.bundle.min.mjs`);
+    ort.env.logLevel = "error";
     ort.env.wasm.proxy = device === "wasm"; // compute in a worker, so that the page stays awake
     said("loading the page's data");
     const about = self.about = await (await get("page.json")).json();
@@ -88,6 +90,16 @@ export class Model {
     }
     self.queue = Promise.resolve();
     return self;
+  }
+
+  async close() {
+    await Promise.all([this.step.release(), this.rank.release()]);
+  }
+
+  // Whether WebGPU is there, and computes with weights of this type.
+  static async runsOnGpu({ weights_dtype }) {
+    const adapter = await navigator.gpu?.requestAdapter();
+    return Boolean(adapter) && (weights_dtype === "float32" || (weights_dtype === "float16" && adapter.features.has("shader-f16")));
   }
 
   encode(text) {

@@ -1,0 +1,85 @@
+"""Train the demo's prompt in headless Chromium with the page of `export --web`, and score it with `tinyprompt eval`.
+
+    python tests/train_in_browser.py                        # the built-in model, topic, 100 steps
+    python tests/train_in_browser.py --model small --pictures .   # and light.png, dark.png, phone.png
+
+Prints the seconds until the page is ready, steps a second, losses, and the accuracy in the page and by `tinyprompt
+eval`. Exit status 1 if these two differ.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from browsing import chromium, look, served, until
+
+from tinyprompt.cli.main import main
+from tinyprompt.tasks.registry import DEMO
+
+PICTURES = {"light": (1100, False), "dark": (1100, True), "phone": (390, False)}
+
+
+def said(browser, name):
+    return browser.find_element("id", name).text
+
+
+def train(browser, url, steps):
+    """Train as a visitor does, and return what the page says at the end."""
+    browser.get(url)
+    until(lambda: said(browser, "status").startswith("ready"), 120)
+    print(f"{said(browser, 'status')}; {said(browser, 'about')}")
+    field = browser.find_element("id", "steps")
+    field.clear()
+    field.send_keys(str(steps))
+    browser.find_element("id", "train").click()
+    until(lambda: browser.find_element("id", "train").is_enabled(), 10_000)
+    return said(browser, "progress")
+
+
+def take_pictures(browser, folder):
+    for name, (width, dark) in PICTURES.items():
+        look(browser, width, dark)
+        height = browser.execute_script("return document.documentElement.scrollHeight")
+        look(browser, width, dark, height)
+        time.sleep(0.2)  # until it is drawn
+        browser.save_screenshot(str(folder / f"{name}.png"))
+
+
+def run(args, work):
+    site, prompt = work / "site", work / "topic.safetensors"
+    if main(["export", "--web", str(site), "--model", args.model]):
+        return 2
+    with chromium(downloads=work) as browser, served(site) as url:
+        look(browser)
+        told = train(browser, url, args.steps)
+        losses = browser.execute_async_script(
+            "const done = arguments[0]; import('./app.js').then(({ state }) => done(state.losses))"
+        )
+        words = said(browser, "commands").splitlines()[0].partition("--label-words ")[2].split()
+        browser.find_element("id", "save").click()
+        until((work / "topic.npy").exists)
+        if args.pictures:
+            take_pictures(browser, args.pictures)
+    print(f"loss at steps 1, 2, 3: {', '.join(f'{loss:.6f}' for loss in losses[:3])}")
+    print(f"in the page: {told}", flush=True)
+    main(["convert", str(work / "topic.npy"), str(prompt), "--model", args.model, "--label-words", *words])
+    out = work / "answers.tsv"
+    main(["eval", str(prompt), str(DEMO / "topic.test.tsv"), "--model", args.model, "--rows", str(out)])
+    rows = [line.split("\t")[1:3] for line in out.read_text(encoding="utf-8").splitlines()[1:]]
+    accuracy = sum(target == answer for target, answer in rows) / len(rows)
+    same = f"accuracy {accuracy:.3f} on" in told
+    print("the same accuracy in the page and by tinyprompt eval" if same else "the accuracies differ")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="base", help="a model as for tinyprompt (base)")
+    parser.add_argument("--steps", type=int, default=100, help="training steps (100)")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="a folder for pictures of the page")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(run(arguments, Path(folder)))
