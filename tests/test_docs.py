@@ -36,12 +36,14 @@ NOT_RUN = {
     r"tinyprompt bench": "takes minutes, and times what else the machine does; test_bench.py runs it on a tiny shape",
     r"tinyprompt serve": "answers until it is stopped; test_serve.py starts it, and asks as the page does",
     r"--device cuda": "needs a GPU",
+    r"export --web": "needs the npm registry, and a tokenizer of pieces; test_web.py runs it",
+    r"tinyprompt \w+ topic\.": "a prompt that the page has trained; test_web.py runs these",
     r"lessons/studies": "takes hours; test_study.py reads the studies, and their rows",
     r"--backend": "needs a cluster's software; test_study.py runs it where it is installed",
     r"t5x/": "needs a T5X checkpoint; test_t5x.py makes one",
 }
 # Programs that are not run either: environments, pytest in pytest, and what takes data sets or hours.
-PROGRAMS = r"(\S*/)?(pip |pre-commit |python -m (venv|pytest)|python (lessons|weights|tests)/[\w/]+\.py)"
+PROGRAMS = r"(\S*/)?(pip |pre-commit |python -m (venv|pytest|http\.server)|python (lessons|weights|tests)/[\w/]+\.py)"
 FOREIGN = {"--hypothesis-profile"}  # options of other programs
 
 

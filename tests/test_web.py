@@ -173,7 +173,9 @@ def test_the_prompt_goes_on_in_python(browser, model, downloads, tmp_path, monke
     until(lambda: (downloads / "topic.npy").exists())
     monkeypatch.chdir(tmp_path)
     shutil.copy(downloads / "topic.npy", tmp_path)
-    for command in browser.find_element("id", "commands").text.splitlines():
+    commands = browser.find_element("id", "commands").text.replace("\\\n", "").splitlines()
+    assert [command.split()[1] for command in commands] == ["convert", "predict", "convert"]
+    for command in commands:
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)][1:]
         assert main(words) == 0, capsys.readouterr().err
     vectors = np.load("topic.npy", allow_pickle=False)

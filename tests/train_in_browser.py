@@ -8,6 +8,7 @@ eval`. Exit status 1 if these two differ.
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -58,7 +59,7 @@ def run(args, work):
         losses = browser.execute_async_script(
             "const done = arguments[0]; import('./app.js').then(({ state }) => done(state.losses))"
         )
-        words = said(browser, "commands").splitlines()[0].partition("--label-words ")[2].split()
+        words = re.search("--label-words (.*)", said(browser, "commands"))[1].split()
         browser.find_element("id", "save").click()
         until((work / "topic.npy").exists)
         if args.pictures:

@@ -53,7 +53,6 @@ async function begin() {
   try {
     const [all, test] = await Promise.all(parts.map(async part => readTsv(await (await get(`${task}.${part}.tsv`)).text())));
     at("rows").value = all ? all.map(row => `${row.target}: ${row.input}`).join("\n") : OWN;
-    at("text").value = test ? test[0].input : "";
     state.test = test ?? [];
     forget();
     read();
@@ -185,8 +184,8 @@ function commands() {
   const quoted = word => (/^[\w./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`), words = state.words.map(quoted).join(" ");
   const file = `${name()}.safetensors`, model = `--model ${quoted(state.model.about.model_name)}`;
   at("commands").textContent =
-    `tinyprompt convert ${name()}.npy ${file} ${model} --label-words ${words}\n` +
-    `tinyprompt predict ${file} ${model} "${OWN.match(/: (.*)/)[1]}"\n` +
+    `tinyprompt convert ${name()}.npy ${file} ${model} \\\n  --label-words ${words}\n` +
+    `tinyprompt predict ${file} ${model} \\\n  "Two goals in the last minute."\n` +
     `tinyprompt convert ${file} ${name()}-for-peft`;
 }
 
