@@ -26,7 +26,8 @@ function rows() {
   const lines = at("rows").value.split("\n"), found = lines.flatMap((line, i) => (line.trim() ? parse(line, i + 1) : []));
   const words = [...new Set(found.map(row => row.target))].sort(), most = state.model.about.labels;
   if (words.length < 2 || words.length > most) throw Error(`Expected 2 to ${most} different labels, found ${words.length}.`);
-  for (const word of words) state.model.encodeWord(word);
+  const ids = words.map(word => String(state.model.encodeWord(word))), twin = ids.findIndex((id, i) => ids.indexOf(id) < i);
+  if (twin > 0) throw Error(`The labels ${words[ids.indexOf(ids[twin])]} and ${words[twin]} are the same to the tokenizer; choose others.`);
   return { found, words };
 }
 
@@ -52,6 +53,7 @@ async function begin() {
   const task = at("task").value, parts = task ? ["train", "test"] : [];
   try {
     const [all, test] = await Promise.all(parts.map(async part => readTsv(await (await get(`${task}.${part}.tsv`)).text())));
+    if (task !== at("task").value) return; // another was chosen meanwhile
     at("rows").value = all ? all.map(row => `${row.target}: ${row.input}`).join("\n") : OWN;
     state.test = test ?? [];
     forget();
