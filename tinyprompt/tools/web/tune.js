@@ -10,12 +10,17 @@ const EOS = 1; // ends every text; 0 is padding
 
 // ---- arrays and files ----
 
-// A .npy file of float32: what numpy.load(file) gives. Format: numpy.org/doc/stable/reference/generated/numpy.lib.format
+// A .npy file of float32, as numpy.save writes it and numpy.load reads it (numpy.lib.format describes it).
 export function readNpy(buffer) {
-  const view = new DataView(buffer), length = view.getUint16(8, true); // behind "\x93NUMPY" and the version 1.0
+  const view = new DataView(buffer);
+  const length = view.getUint16(8, true); // behind "\x93NUMPY" and the version 1.0
   const header = new TextDecoder().decode(new Uint8Array(buffer, 10, length));
-  const shape = header.match(/'shape': \(([^)]*)\)/)[1].match(/\d+/g).map(Number);
-  if (!header.includes("'<f4'") || header.includes("True")) throw Error(`prompt.npy: expected float32, found ${header}`);
+  const shape = header
+    .match(/'shape': \(([^)]*)\)/)[1]
+    .match(/\d+/g)
+    .map(Number);
+  if (!header.includes("'<f4'") || header.includes("True"))
+    throw Error(`prompt.npy: expected float32, found ${header}`);
   return { data: new Float32Array(buffer.slice(10 + length)), shape };
 }
 
@@ -30,7 +35,10 @@ export function writeNpy({ data, shape }) {
 
 // The rows of a .tsv file with the columns input and target.
 export function readTsv(text) {
-  const [header, ...lines] = text.trim().split("\n").map(line => line.split("\t"));
+  const [header, ...lines] = text
+    .trim()
+    .split("\n")
+    .map(line => line.split("\t"));
   return lines.map(fields => Object.fromEntries(header.map((name, i) => [name, fields[i]])));
 }
 
@@ -52,12 +60,14 @@ export class Adam {
 
   // Change params in place.
   update(params, gradient, rate) {
-    const [beta1, beta2, eps] = [0.9, 0.999, 1e-8], { m, v } = this, t = ++this.t;
+    const [beta1, beta2, eps] = [0.9, 0.999, 1e-8];
+    const { m, v } = this;
+    const t = ++this.t;
     for (let i = 0; i < params.length; i++) {
       const g = gradient[i];
       m[i] = beta1 * m[i] + (1 - beta1) * g;
       v[i] = beta2 * v[i] + (1 - beta2) * g * g;
-      params[i] -= rate * (m[i] / (1 - beta1 ** t)) / (Math.sqrt(v[i] / (1 - beta2 ** t)) + eps);
+      params[i] -= (rate * (m[i] / (1 - beta1 ** t))) / (Math.sqrt(v[i] / (1 - beta2 ** t)) + eps);
     }
   }
 }
@@ -69,14 +79,15 @@ export class Model {
   static async open(device = "wasm", said = () => {}) {
     const self = new Model();
     const { Tokenizer } = await import("./vendor/tokenizers.min.mjs");
-    const ort = self.ort = await import(`./vendor/ort.${device}.bundle.min.mjs`);
+    const ort = (self.ort = await import(`./vendor/ort.${device}.bundle.min.mjs`));
     ort.env.logLevel = "error";
     ort.env.wasm.proxy = device === "wasm"; // compute in a worker, so that the page stays awake
     said("loading the page's data");
-    const about = self.about = await (await get("page.json")).json();
+    const about = (self.about = await (await get("page.json")).json());
     self.tokenizer = new Tokenizer(await (await get("tokenizer.json")).json(), {});
     for (const { text, ids } of about.probes)
-      if (String(self.encode(text)) !== String(ids)) throw Error(`The tokenizer splits ${JSON.stringify(text)} otherwise than tinyprompt does.`);
+      if (String(self.encode(text)) !== String(ids))
+        throw Error(`The tokenizer splits ${JSON.stringify(text)} otherwise than tinyprompt does.`);
     self.first = readNpy(await (await get("prompt.npy")).arrayBuffer());
     self.prompt = { ...self.first, data: self.first.data.slice() };
     said("loading the weights");
@@ -99,7 +110,10 @@ export class Model {
   // Whether WebGPU is there, and computes with weights of this type.
   static async runsOnGpu({ weights_dtype }) {
     const adapter = await navigator.gpu?.requestAdapter();
-    return Boolean(adapter) && (weights_dtype === "float32" || (weights_dtype === "float16" && adapter.features.has("shader-f16")));
+    return (
+      Boolean(adapter) &&
+      (weights_dtype === "float32" || (weights_dtype === "float16" && adapter.features.has("shader-f16")))
+    );
   }
 
   encode(text) {
@@ -108,16 +122,21 @@ export class Model {
 
   // The ids of a label word. Throws for one that has more than the graphs take.
   encodeWord(word) {
-    const ids = this.encode(word), most = this.about.target_tokens;
-    if (ids.length > most) throw Error(`The label ${word} has ${ids.length - 1} pieces; at most ${most - 1} fit. Choose a shorter one.`);
+    const ids = this.encode(word);
+    const most = this.about.target_tokens;
+    if (ids.length > most)
+      throw Error(`The label ${word} has ${ids.length - 1} pieces; at most ${most - 1} fit. Choose a shorter one.`);
     return ids;
   }
 
   // Texts as input_ids and attention_mask, (texts, L). A longer text loses its end, but keeps eos.
   inputs(texts) {
-    const L = this.about.input_tokens, ids = new BigInt64Array(texts.length * L), mask = new BigInt64Array(ids.length);
+    const L = this.about.input_tokens;
+    const ids = new BigInt64Array(texts.length * L);
+    const mask = new BigInt64Array(ids.length);
     texts.forEach((text, row) => {
-      const all = this.encode(text), kept = all.length > L ? [...all.slice(0, L - 1), EOS] : all;
+      const all = this.encode(text);
+      const kept = all.length > L ? [...all.slice(0, L - 1), EOS] : all;
       kept.forEach((id, i) => {
         ids[row * L + i] = BigInt(id);
         mask[row * L + i] = 1n;
@@ -128,12 +147,16 @@ export class Model {
 
   // Words as labels and weights, which are 1 at tokens and 0 at padding. Shape (..., T), with room for all rows of it.
   labels(words, shape) {
-    const T = this.about.target_tokens, size = shape.reduce((a, b) => a * b) * T;
-    const ids = new BigInt64Array(size), weights = new Float32Array(size);
-    words.forEach((word, row) => this.encodeWord(word).forEach((id, i) => {
-      ids[row * T + i] = BigInt(id);
-      weights[row * T + i] = 1;
-    }));
+    const T = this.about.target_tokens;
+    const size = shape.reduce((a, b) => a * b) * T;
+    const ids = new BigInt64Array(size);
+    const weights = new Float32Array(size);
+    words.forEach((word, row) =>
+      this.encodeWord(word).forEach((id, i) => {
+        ids[row * T + i] = BigInt(id);
+        weights[row * T + i] = 1;
+      }),
+    );
     return { labels: this.tensor(ids, [...shape, T]), weights: this.tensor(weights, [...shape, T]) };
   }
 
@@ -151,7 +174,10 @@ export class Model {
 
   // The loss of some rows (batch_size of them), and its gradient with respect to the prompt.
   async gradient(rows) {
-    const labels = this.labels(rows.map(row => row.target), [rows.length]);
+    const labels = this.labels(
+      rows.map(row => row.target),
+      [rows.length],
+    );
     const { loss, gradient } = await this.run("step", { ...this.inputs(rows.map(row => row.input)), ...labels });
     return { loss: loss.data[0], gradient: gradient.data };
   }
@@ -160,8 +186,10 @@ export class Model {
   async classify(text, words) {
     const labels = this.labels(words, [1, this.about.labels]);
     const { log_probability } = await this.run("rank", { ...this.inputs([text]), ...labels });
-    const scores = [...log_probability.data.subarray(0, words.length)], top = Math.max(...scores);
-    const shares = scores.map(score => Math.exp(score - top)), sum = shares.reduce((a, b) => a + b);
+    const scores = [...log_probability.data.subarray(0, words.length)];
+    const top = Math.max(...scores);
+    const shares = scores.map(score => Math.exp(score - top));
+    const sum = shares.reduce((a, b) => a + b);
     return shares.map(share => share / sum);
   }
 }
@@ -181,7 +209,7 @@ export function random(seed) {
 // Full batches without end. Every epoch is shuffled; the last rows of one open the next.
 export function* batches(rows, size, seed = 0) {
   const next = random(seed);
-  for (let waiting = []; ; ) {
+  for (let waiting = []; ;) {
     while (waiting.length < size) {
       const epoch = [...rows];
       for (let i = epoch.length - 1; i > 0; i--) {
@@ -197,7 +225,8 @@ export function* batches(rows, size, seed = 0) {
 // Train the model's prompt from its first values; yield each step. The learning rate falls to 0. A `break` stops early.
 export async function* train(model, rows, { steps, learningRate }) {
   model.prompt.data.set(model.first.data);
-  const adam = new Adam(model.prompt.data.length), batch = batches(rows, model.about.batch_size);
+  const adam = new Adam(model.prompt.data.length);
+  const batch = batches(rows, model.about.batch_size);
   for (let step = 1; step <= steps; step++) {
     const { loss, gradient } = await model.gradient(batch.next().value);
     if (!Number.isFinite(loss)) throw Error(`The loss is ${loss} at step ${step}; lower the learning rate.`);
