@@ -108,7 +108,7 @@ for found in (double, single):
 # %% [markdown]
 # Read the picture from right to left. Both curves first fall along the same line, because the formula's error does
 # not depend on the number format. Then each one turns where rounding takes over. float32 turns early, and its best
-# error is thousands of times as large.
+# error is tens of thousands of times as large.
 #
 # This is why tinyprompt judges every gradient **in float64**, also the gradients of code that trains in float32. In
 # float64 there is a wide valley in which a right gradient and a wrong one cannot be confused.
@@ -148,7 +148,9 @@ def careless_softmax(x):
     return ops.softmax(x)
 
 
-defvjp(careless_softmax, lambda y, x: lambda g: y * g)  # ... with a wrong rule
+# ... with a wrong rule. `defvjp` takes a function of the result y and the input x, which returns the rule, a function
+# of g: the gradient that arrives at the result.
+defvjp(careless_softmax, lambda y, x: lambda g: y * g)
 
 broken = tp.check_vjp(careless_softmax, logits)
 print(broken)
@@ -156,9 +158,13 @@ print(broken)
 # %% [markdown]
 # ## Number formats leak
 #
-# The second column of the report asks a quieter question: *if the input is float32, is the gradient float32?* It sounds
-# pedantic. But one operation that answers in float64 turns everything behind it into float64, at twice the memory.
-# autograd's own `mean` does that. `tinyprompt/ops.py` brings its own operations for this reason.
+# A word on the columns. *differences* is how far the rule is from measured slopes, less what rounding explains, so 0
+# means that nothing is left over. *float32* is how far the result in float32 is from that in float64. *lowered* is
+# about the graphs of lesson 8.
+#
+# The second column also asks a quieter question: *if the input is float32, is the gradient float32?* If not, it says
+# `inf`. That sounds pedantic. But one operation that answers in float64 turns everything behind it into float64, at
+# twice the memory. autograd's own `mean` does that. `tinyprompt/ops.py` brings its own operations for this reason.
 
 # %%
 half_way = np.ones(3, np.float32)
@@ -207,7 +213,8 @@ print(f"best error: float64 {model_double.min():.0e}, float32 {model_single.min(
 
 # %% [markdown]
 # The same valley. In float64 the gradient of the whole model agrees with a measured slope to many digits. In float32
-# you could not tell a right gradient from one that is off by a part in a thousand.
+# you could hardly tell a right gradient from one that is off by a part in a thousand. (Your own float32 figures may
+# differ by a factor of two or three: rounding depends on the machine.)
 
 # %% [markdown]
 # ## Exercises

@@ -6,7 +6,7 @@
 # keep the *vectors*. Put $P$ free vectors in front of the embedded text. Vectors can be moved a little, so the loss has
 # a gradient with respect to them. Move them downhill. Leave the model as it is.
 #
-# In this lesson you do exactly that, first one step by hand, then a whole run in a few seconds.
+# In this lesson you do exactly that, first one step by hand, then a whole run in less than a minute.
 
 # %%
 import os
@@ -80,18 +80,19 @@ def loss_at(vectors):
 fall = np.array([value - loss_at(prompt.array - np.float32(rate) * gradient) for rate in rates])
 predicted = rates * (gradient**2).sum()
 for rate, found, wanted in zip(rates, fall, predicted, strict=True):
-    print(f"step of {rate:8.3f} times the gradient: the loss falls by {found:8.4f}, predicted {wanted:10.4f}")
+    print(f"step of {rate:8.3f} times the gradient: the loss falls by {found:+.2e}, predicted {wanted:+.2e}")
 
 # %% [markdown]
 # For small steps the two columns agree: the gradient is right, and the step works. For large ones the ground curves
-# away. Notice how large a useful step is, though. Rates for *weights* are commonly around 0.001; here one may take
-# steps a thousand times as long. Lesson 6 is about this.
+# away, and a negative fall is a rise. Notice how large a useful step is, though. Rates for *weights* are commonly
+# around 0.001; here one may take steps a thousand times as long. Lesson 6 is about this.
 #
 # ## A whole run
 #
 # Repeat with new rows each time, and let an optimiser choose the lengths of the steps. `train.run` gives you a
-# `Progress` behind each step, so a training loop is a `for`, and stopping early is a `break`. From time to time it
-# answers the dev rows, which are not trained on, and remembers the best prompt.
+# `Progress` before the first step and after each, so a training loop is a `for`, and stopping early is a `break`. From
+# time to time it answers the dev rows, which are not trained on. Only then has the `Progress` a `prompt`: the best one
+# so far, which need not be the newest.
 
 # %%
 task = train.TaskData(rows, dev, words, train.right_answers)
@@ -181,9 +182,10 @@ plt.show()
 print("ratio 1 :", " : ".join(f"{t / alone:.1f}" for t in list(cost.values())[1:]))
 
 # %% [markdown]
-# The order is as expected, and the ratios come near. Prompt tuning saves some time. What it really saves is memory
-# and bookkeeping: an optimiser keeps one or two numbers for everything that it trains, and a task is a file of some
-# kilobytes.
+# The order is as expected, and both ratios are above the count. The count knows only the products with weights. More
+# happens on the way back, for example in attention, where both sides of a product need a gradient. Prompt tuning saves
+# some time. What it really saves is memory and bookkeeping: an optimiser keeps one or two numbers for everything that
+# it trains, and a task is a file of some kilobytes.
 
 # %% [markdown]
 # ## Exercises

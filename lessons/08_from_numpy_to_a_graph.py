@@ -59,6 +59,9 @@ class Ghost(np.lib.mixins.NDArrayOperatorsMixin):  # gives us +, *, @ and so on 
         self.program.append((result.name, function, names, shape))
         return result
 
+    def __bool__(self):  # or Python takes every ghost for true, and one branch is written down without a word
+        raise TypeError(f"{self.name} has no numbers: it cannot decide an `if`")
+
 
 def trace(function, **shapes):
     """The program of a function: (name, NumPy function, names of its inputs, shape) for each line."""
@@ -97,7 +100,7 @@ print("the program says the same as the function:", same)
 
 # %% [markdown]
 # That is a compiler's front end. What it cannot do follows from how it works: **a ghost has no numbers, so no
-# decision can depend on them.** `if x.sum() > 0` has no answer while tracing. Shapes are another matter. They are
+# decision can depend on them.** `if x > 0` has no answer while tracing. Shapes are another matter. They are
 # known, so a loop over layers, or an `if` on a length, is simply carried out, and only what it did is written down.
 # A traced program has no loops and no branches at all.
 #

@@ -103,6 +103,13 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     assert sum(hits) / 20 == scored["score"]
 
 
+def test_dev_rows_of_one_label_are_told_of(call, models, tmp_path):
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    dev = write_rows(tmp_path / "dev.tsv", [row for row in NAMED if row[1] == "good"])
+    _, err = call("tune", rows, "--dev", dev, "--out", tmp_path / "p.safetensors", "--model", models[0], *QUICK)
+    assert "warning: all 10 dev rows have the target 'good'; a dev score says little" in err
+
+
 def test_tune_eval_predict_as_text(call, models, tmp_path):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     path, model = tmp_path / "p.safetensors", ("--model", models[0])

@@ -478,13 +478,15 @@ def say_what_is_cut(texts: Sequence[str], model: Model, settings: Settings) -> N
 def say_what_is_odd(
     rows: Sequence[Row], dev: Sequence[Row], words: Sequence[str] | None, model: Model, settings: Settings
 ) -> None:
-    """Warn of labels that may be typing errors, of one label alone, and of targets that are too long to be written."""
+    """Warn of labels that may be typing errors, of one label alone, also in the dev rows, and of long targets."""
     times = Counter(row.target for row in rows)
     rare = [repr(word) for word in words or () if times[word] == 1]
     if rare:
         say(f"warning: targets of one row only, perhaps typing errors: {', '.join(rare[:5])}")
     if not words and len(times) == 1:
         say(f"warning: all targets are {next(iter(times))!r}; with nothing to choose from, answers are free text")
+    if words and len(dev) > 1 and len({row.target for row in dev}) == 1:
+        say(f"warning: all {len(dev)} dev rows have the target {dev[0].target!r}; a dev score says little")
     positions = settings.batch_size * (settings.prompt_length + settings.max_input_tokens)
     if settings.prompt_length > MANY or settings.batch_size > MANY:
         told = f"up to {positions:,} positions a step, and attention grows with the square of a row's length"
