@@ -94,8 +94,8 @@ def answer(
     """Answer texts, each with a prompt of its own, in shared batches: one frozen model, many tasks.
 
     Prompts may differ in length, in label words, and in free text or not. Row for row, the answer is that of
-    `predict`: the vectors stand directly before the tokens, and all padding is behind them. Lester et al. 2021, section
-    1. few_shapes: round the sizes of batches up, for a server, where each new size opens a session.
+    `predict`: the vectors stand directly before the tokens, and all padding is behind them (Lester et al. 2021,
+    section 1). few_shapes: round the sizes of batches up, for a server, where each new size opens a session.
     Raises CheckpointError for a prompt that belongs to another model or is of another method.
 
     Example: `answer(model, [(topic, "Two goals in the last minute."), (sentiment, "The soup was cold.")])`.
@@ -156,8 +156,8 @@ class Asked(NamedTuple):
         """The likeliest label word, given the log probability of each and of some padding."""
         lengths = np.array([len(ids) for ids in self.words.values()])
         own = finite(scores[: len(lengths)] / lengths ** (self.settings.length_penalty or 0.0))
-        shares = dict(zip(self.words, probabilities(own).tolist(), strict=True))
-        return Answer(max(shares, key=shares.__getitem__), shares)
+        words, shares = list(self.words), probabilities(own).tolist()
+        return Answer(words[own.argmax()], dict(zip(words, shares, strict=True)))
 
 
 def few(size: int, least: int = 1) -> int:

@@ -5,13 +5,17 @@ import argparse
 import numpy as np
 
 from tinyprompt.cli import tuning
-from tinyprompt.cli.report import COLUMNS, DEVICE, TASK, Output, argument, command, say
+from tinyprompt.cli.report import COLUMNS as COLUMN_ARGUMENTS
+from tinyprompt.cli.report import DEVICE, TASK, Output, argument, command, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
 from tinyprompt.device import describe_device
 from tinyprompt.ensemble import ensemble
 from tinyprompt.files import models, prompts
 from tinyprompt.tasks import registry
+
+# Of the table that is printed: three are those of the paper's table 3.
+COLUMNS = {"average": "average", "best": "best alone", "majority": "majority vote", "mean": "mean score"}
 
 
 @command(
@@ -22,7 +26,7 @@ from tinyprompt.tasks import registry
     TASK,
     model_argument(),
     DEVICE,
-    COLUMNS,
+    COLUMN_ARGUMENTS,
     options("text", names=["max_input_tokens"]),
 )
 def score_ensemble(args: argparse.Namespace) -> Output:
@@ -43,20 +47,16 @@ def score_ensemble(args: argparse.Namespace) -> Output:
     tuning.say_what_is_cut([row.input for row in rows], model, settings)
     together = ensemble(model, given, [row.input for row in rows], args.device)
     words = registry.labels_of(settings.task, tuning.words_of(args)) if settings.task in registry.TASKS else None
-    words = words or first.label_words
-    each, majority, *mean = (
-        [registry.score(settings.task, said, rows, words).as_dict() for said in some]
-        for some in (together.each, [together.majority], *([[together.mean]] if together.mean else []))
-    )
-    scores = [one["score"] for one in each]
-    found = {"prompts": args.prompts, "rows": len(rows), "metric": each[0]["metric"], "task": settings.task}
-    found |= {"average": float(np.mean(scores)), "best": max(scores), "majority": majority[0]["score"]}
-    found |= {"mean": mean[0][0]["score"] if mean else None, "each": [one["scores"] for one in each]}
-    lines = [f"{found['metric']} of {len(given)} prompts on {len(rows)} rows"]
-    for name, what in COLUMNS_OF_TABLE_3.items():
-        if found[name] is not None:
-            lines.append(f"  {what:<16}{found[name]:.3f}")
-    return Output(found | {"device": args.device}, "\n".join(lines))
-
-
-COLUMNS_OF_TABLE_3 = {"average": "average", "best": "best alone", "majority": "majority vote", "mean": "mean score"}
+    score = lambda said: registry.score(settings.task, said, rows, words or first.label_words)
+    each = [score(said) for said in together.each]
+    means = [one.mean for one in each]
+    numbers: dict[str, float | None] = {
+        "average": float(np.mean(means)),
+        "best": max(means),
+        "majority": score(together.majority).mean,
+    }
+    numbers["mean"] = score(together.mean).mean if together.mean else None
+    found = {"prompts": args.prompts, "rows": len(rows), "metric": each[0].name, "task": settings.task, **numbers}
+    lines = [f"{each[0].name} of {len(given)} prompts on {len(rows)} rows"]
+    lines += [f"  {what:<16}{numbers[name]:.3f}" for name, what in COLUMNS.items() if numbers[name] is not None]
+    return Output(found | {"each": [one.metrics for one in each], "device": args.device}, "\n".join(lines))

@@ -38,7 +38,7 @@ from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import hub, io, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Model, Prompt
-from tinyprompt.predict import label_scores, predict, stream
+from tinyprompt.predict import label_scores, predict, probabilities, stream
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics, registry
 from tinyprompt.tasks.registry import DEMO, DEMO_TASKS, TASKS
@@ -250,7 +250,7 @@ def answer(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> t
     if not words:
         return [one for part in chunks(texts) for one in predict(model, prompt, part, device)], [{}] * len(texts)
     scores = np.concatenate([label_scores(model, prompt, part, device) for part in chunks(texts)])
-    shares = np.exp(scores - np.logaddexp.reduce(scores, 1, keepdims=True))
+    shares = probabilities(scores)
     return [words[i] for i in scores.argmax(1)], [dict(zip(words, row, strict=True)) for row in shares.tolist()]
 
 

@@ -153,6 +153,13 @@ def dot_vjp(argnum: int, ans: Traced, a, b):
     return make_vjp(equal, argnum)(a, b)[0]
 
 
+def sort_vjp(argnum: int, ans: Traced, x, axis=-1, kind=None, order=None):
+    """The gradient goes back to where each element came from: by the inverse of the permutation."""
+    apart, axis = (anp.ravel(x), 0) if axis is None else (x, axis)
+    places = anp.argsort(anp.argsort(apart, axis=axis), axis=axis)
+    return lambda g: anp.reshape(anp.take_along_axis(g, places, axis), x.shape)
+
+
 def differentiate(primitive, vjp) -> None:
     """Give traced results of an autograd primitive another gradient: its own calls np.array. Arrays keep it."""
     own = primitive_vjps[primitive]
@@ -164,19 +171,6 @@ def differentiate(primitive, vjp) -> None:
         return lambda g: (vjp(g) for vjp in vjps)
 
     primitive_vjps[primitive] = of_either
-
-
-def sort_vjp(argnum, ans, x, axis=-1, kind=None, order=None):
-    """The gradient goes back to where each element came from: by the inverse of the permutation."""
-    flat = axis is None
-
-    def vjp(g):
-        places = anp.argsort(
-            anp.argsort(anp.ravel(x) if flat else x, axis=-1 if flat else axis), axis=-1 if flat else axis
-        )
-        return anp.reshape(anp.take_along_axis(g, places, -1 if flat else axis), x.shape)
-
-    return vjp
 
 
 def tile(A, reps):
@@ -299,7 +293,7 @@ RULES |= {
     np.isfinite: lambda x: np.less(np.abs(x), math.inf),
 }
 differentiate(anp.einsum, einsum_vjp)
-differentiate(anp.sort, sort_vjp)
 differentiate(anp.dot, dot_vjp)
+differentiate(anp.sort, sort_vjp)
 for _name in ("all", "any", "var", "std", "cumsum", "repeat", "dot"):
     setattr(Traced, _name, method(getattr(np, _name)))

@@ -2,8 +2,8 @@
 
 On a GPU, elementwise work costs what its arrays weigh. Products in bfloat16 with all else in float32 mean a cast after
 every product, work in float32, and a cast back. Here the work in between is done in bfloat16 too, where everything that
-reads it is converted or casts it anyway. Softmax and sums add up in float32 inside their kernels. What reaches a norm,
-an exponential, a logarithm or an output stays in float32: the residual stream, the logits and the loss.
+reads it is converted or casts it anyway. What reaches a norm, an exponential, a logarithm or an output stays in
+float32: the residual stream, the logits and the loss.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,10 @@ def is_cast(x: Traced, to: np.dtype) -> bool:
 
 
 def convertible(nodes: Sequence[Traced], outputs: Iterable[Any]) -> set[str]:
-    """The names of the nodes that are computed in bfloat16: each has an input that comes from a product through such
-    nodes only, and all that reads it is one of them or casts it."""
+    """The names of the nodes that are computed in bfloat16.
+
+    Each of them has an input from a product or from another of them, and all that reads it is one of them or casts it.
+    """
     users: dict[str, list[Traced]] = {}
     for x in nodes:
         for i in x.inputs:

@@ -268,8 +268,8 @@ def in_order(output: int):
         if axis is None:
             return rule(reshape(a, -1), 0)
         axis = normalize_axis_index(axis, a.ndim)
-        if a.dtype in (np.uint64, np.uint32) or a.dtype.kind not in "fiub":
-            raise LoweringError(f"numpy.sort of {a.dtype} has no rule")
+        if a.dtype == np.uint64 or a.dtype.kind not in "fiub":
+            raise LoweringError(f"numpy.{('sort', 'argsort')[output]} of {a.dtype} has no rule")
         wide = np.float64 if a.dtype == np.float64 else np.float32 if a.dtype.kind == "f" else np.int64
         inputs, dtype = (cast(a, wide), np.array([a.shape[axis]])), (wide, np.int64)[output]
         out = a.graph.emit("TopK", *inputs, shape=a.shape, dtype=dtype, axis=axis, largest=0, sorted=1, output=output)
