@@ -5,17 +5,19 @@ import functools
 import math
 import re
 import string
+import types
 
 import autograd.numpy as anp
 import numpy as np
 from autograd.core import primitive_vjps
 from autograd.differential_operators import make_vjp
+from autograd.numpy import numpy_wrapper
 from autograd.numpy.numpy_vjps import unbroadcast
 from autograd.tracer import getval
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from tinyprompt.lowering.graph import RULES, LoweringError, Traced
-from tinyprompt.lowering.rules import added_up, cast, einsum_of_letters, method, promoted, reshape, take, traced
+from tinyprompt.lowering.rules import added_up, cast, einsum_of_letters, method, promoted, reshape, stack, take, traced
 
 
 def truth(x: Traced):
@@ -173,6 +175,33 @@ def differentiate(primitive, vjp) -> None:
     primitive_vjps[primitive] = of_either
 
 
+def array(parts, *, dtype=None):
+    """`numpy.array` as autograd calls it: on a tuple of arrays and numbers, or on one of them."""
+    out = stack(traced(*parts)) if isinstance(parts, tuple) else parts
+    return out.copy() if dtype is None else cast(out, dtype)
+
+
+def array_of_either(parts, *args, **kwargs):
+    """A graph's array if there is a traced one among the parts, NumPy's if not."""
+    among = parts if isinstance(parts, tuple) else (parts,)
+    if not builtins.any(isinstance(x, Traced) for x in among):
+        return np.array(parts, *args, **kwargs)
+    try:
+        return array(parts, *args, **kwargs)
+    except TypeError as error:
+        raise error if isinstance(error, LoweringError) else LoweringError(f"numpy.array: {error}") from None
+
+
+def atleast(n: int):
+    """A rule for `numpy.atleast_1d` and `atleast_2d`: axes of length 1 come first."""
+    return lambda *arrays: one_or_all([reshape(x, [1] * (n - x.ndim) + list(x.shape)) for x in traced(*arrays)])
+
+
+def one_or_all(arrays):
+    """The array that is alone, or the tuple of all."""
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
 def tile(A, reps):
     reps = [int(n) for n in (reps if np.iterable(reps) else [reps])]
     reps = [1] * (A.ndim - len(reps)) + reps
@@ -215,6 +244,44 @@ def split(ary, indices_or_sections, axis=0):
 def flip(m, axis=None):
     axes = range(m.ndim) if axis is None else normalize_axis_tuple(axis, m.ndim)
     return m[tuple(slice(None, None, -1 if i in axes else 1) for i in range(m.ndim))]
+
+
+def moveaxis(a, source, destination):
+    return np.transpose(a, np.moveaxis(np.empty(range(a.ndim)), source, destination).shape)
+
+
+def roll(a, shift, axis=None):
+    if axis is None:
+        return reshape(roll(np.ravel(a), shift, 0), a.shape)
+    for n, along in np.broadcast(shift, axis):
+        a = take(a, np.roll(np.arange(a.shape[along]), n), along)
+    return a
+
+
+def triangle(function):
+    """A rule for `numpy.tril` or `triu`."""
+    return lambda m, k=0: np.where(function(np.ones(m.shape[-2:], bool), k), m, np.zeros((), m.dtype))
+
+
+def trace(a, offset=0, axis1=0, axis2=1):
+    a = np.moveaxis(a, (axis1, axis2), (-2, -1))
+    return np.sum(np.where(np.eye(a.shape[-2], a.shape[-1], offset, bool), a, np.zeros((), a.dtype)), axis=(-2, -1))
+
+
+def logarithm(ufunc, base: float):
+    """A rule for the logarithm to another base."""
+
+    def rule(x):
+        (x,) = promoted(ufunc, x)
+        return np.log(x) / x.dtype.type(math.log(base))
+
+    return rule
+
+
+def reciprocal(x):
+    if x.dtype.kind != "f":
+        raise LoweringError("numpy.reciprocal of integers has no rule; cast them first")
+    return 1 / x
 
 
 def isclose(a, b, rtol=1e-5, atol=1e-8, equal_nan=False):
@@ -283,15 +350,29 @@ def arctan(x):
 
 NAMESAKES = (
     all, any, var, std, nansum, cumsum, diff, outer, tensordot, dot, einsum, tile, repeat, pad, array_split, split,
-    flip, isclose, log1p, expm1, logaddexp, sinh, cosh, hypot, arctan,
+    flip, moveaxis, roll, trace, reciprocal, isclose, log1p, expm1, logaddexp, sinh, cosh, hypot, arctan,
 )  # fmt: skip
 RULES |= {getattr(np, rule.__name__): rule for rule in NAMESAKES}
 RULES |= {
     np.linalg.norm: norm,
+    np.atleast_1d: atleast(1),
+    np.atleast_2d: atleast(2),
+    np.vstack: lambda tup: np.concatenate([np.atleast_2d(x) for x in tup]),
+    np.hstack: lambda tup: np.concatenate([np.atleast_1d(x) for x in tup], axis=min(1, max(map(np.ndim, tup)) - 1)),
+    np.tril: triangle(np.tril),
+    np.triu: triangle(np.triu),
+    np.flipud: lambda m: np.flip(m, 0),
+    np.fliplr: lambda m: np.flip(m, 1),
+    np.tan: lambda x: np.sin(x) / np.cos(x),
+    np.log2: logarithm(np.log2, 2),
+    np.log10: logarithm(np.log10, 10),
+    np.exp2: lambda x: np.power(2.0, x),
     np.isnan: lambda x: np.not_equal(x, x),
     np.isinf: lambda x: np.equal(np.abs(x), math.inf),
     np.isfinite: lambda x: np.less(np.abs(x), math.inf),
 }
+# NumPy lets no other array answer for `numpy.array`, and autograd's own `array` and `stack` call it.
+numpy_wrapper._np = types.SimpleNamespace(**{**vars(np), "array": array_of_either})
 differentiate(anp.einsum, einsum_vjp)
 differentiate(anp.dot, dot_vjp)
 differentiate(anp.sort, sort_vjp)

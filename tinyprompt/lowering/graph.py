@@ -28,7 +28,8 @@ OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
 OUTPUT = "output"  # among attributes: which one of an operator's two outputs an array is
 SHORT = 6  # elements of a constant that is printed in place
 # Frames that are not the user's.
-HIDDEN = ("tinyprompt/lowering/", "tinyprompt/ops.py", "tinyprompt/device.py", "/autograd/", "/numpy/")
+OURS = ("lowering/", "ops.py", "device.py", "tree.py")
+HIDDEN = (*(f"tinyprompt/{name}" for name in OURS), "/autograd/", "/numpy/", "/scipy/")
 RULES: dict[Any, Callable] = {}  # what runs on traced arrays in place of a function of NumPy, Python or ops.py
 
 
@@ -36,10 +37,25 @@ class LoweringError(TypeError):
     """Something that a graph cannot hold; the message names the NumPy function and the line that called it."""
 
     def __init__(self, what: str):
-        frame: Any = sys._getframe(1)
-        while frame.f_back and any(part in frame.f_code.co_filename.replace("\\", "/") for part in HIDDEN):
-            frame = frame.f_back
-        super().__init__(f"{what} ({frame.f_code.co_filename}, line {frame.f_lineno}, in {frame.f_code.co_name})")
+        super().__init__(f"{what} ({user_line(sys._getframe(1))})")
+
+
+def user_line(frame: Any) -> str:
+    """The user's line that led to a frame; in a backward pass, the line whose gradient it is."""
+    while frame.f_back and any(part in frame.f_code.co_filename.replace("\\", "/") for part in HIDDEN):
+        if frame.f_code.co_name == "vjp_of_line":
+            return f"in the gradient of {frame.f_locals['line']}"
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}, in {frame.f_code.co_name}"
+
+
+def without_numbers(what: str) -> Callable:
+    """A method that a traced array cannot have, with what to do in its place."""
+
+    def method(self, *_, **__):
+        raise LoweringError(f"{self!r} has no numbers while it is traced: {what}")
+
+    return method
 
 
 @dataclass(eq=False, repr=False)
@@ -61,6 +77,16 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: int(np.prod(self.shape, dtype=int)))
     T = property(lambda self: np.transpose(self))
+
+    __array__ = without_numbers(
+        "a NumPy array cannot hold it; use numpy.stack, concatenate or where, or autograd's array"
+    )
+    __bool__ = without_numbers("it cannot decide an `if`, `and`, `or` or `not`; use numpy.where or numpy.logical_and")
+    __int__ = __float__ = __complex__ = __index__ = item = tolist = without_numbers(
+        "it cannot become a Python number; let the function return it"
+    )
+    __contains__ = without_numbers("`in` needs them; use numpy.any(x == y)")
+    __hash__ = object.__hash__  # the mixin's `==` is elementwise
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if any(isinstance(x, ArrayBox) for x in inputs):
@@ -90,17 +116,13 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         out = RULES[op](*args, **kwargs) if op in RULES else NotImplemented
         return function(*args, **kwargs) if out is NotImplemented else out
 
-    def _no_value(self, *_, **__):
-        raise LoweringError(
-            f"{self!r} has no numbers while it is traced: it cannot become a NumPy array or a Python number, "
-            "be iterated over, or decide an `if`; for autograd's array and stack, use numpy.concatenate"
-        )
-
-    __array__ = __iter__ = __bool__ = __int__ = __float__ = __index__ = __contains__ = _no_value
-    __hash__ = object.__hash__  # the mixin's `==` is elementwise
-
     def __len__(self):
+        if not self.shape:
+            raise LoweringError(f"{self!r} is one number and has no length")
         return self.shape[0]
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index):
         return RULES[operator.getitem](self, index)
@@ -108,9 +130,14 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def __setitem__(self, index, value):
         raise LoweringError("x[...] = y in place cannot be lowered; build the array with numpy.concatenate or where")
 
+    def __format__(self, spec):
+        return repr(self) if not spec else without_numbers(f"{spec!r} cannot format it")(self)
+
     def view(self, kind):
         """The array itself: autograd asks for a view as np.ndarray."""
-        return self if kind is np.ndarray else self._no_value()
+        if kind is not np.ndarray:
+            raise LoweringError("x.view(dtype) has no rule")
+        return self
 
     def copy(self):
         """The same array of the graph as another Python object."""
@@ -142,8 +169,30 @@ class TracedVSpace(ArrayVSpace):
     _mut_add = _add
 
 
-ArrayBox.register(Traced)
+class TracedBox(ArrayBox):
+    """What autograd wraps a traced array in; it remembers the line for errors of the backward pass."""
+
+    __slots__ = ()
+
+    def __init__(self, value, trace, node):
+        super().__init__(value, trace, node)
+        if node.parents:
+            vjp = node.vjp
+
+            def vjp_of_line(g, line=user_line(sys._getframe(1))):  # noqa: B008
+                return vjp(g)
+
+            node.vjp = vjp_of_line
+
+
+TracedBox.register(Traced)
 VSpace.register(Traced, TracedVSpace)
+
+
+def refuse_complex(dtype) -> None:
+    """Raise LoweringError for complex numbers."""
+    if np.dtype(dtype).kind == "c":
+        raise LoweringError(f"{dtype} cannot be lowered: ONNX Runtime does not compute with complex numbers")
 
 
 class Graph:
@@ -161,6 +210,7 @@ class Graph:
 
     def input(self, name: str, shape, dtype) -> Traced:
         """An array that is given when the graph runs."""
+        refuse_complex(dtype)
         self.inputs.append(Traced(self, name, shape, dtype))
         return self.inputs[-1].copy()
 
@@ -180,6 +230,7 @@ class Graph:
         if isinstance(value, Traced):
             return value
         value = np.array(value, order="C")
+        refuse_complex(value.dtype)
         key = (value.dtype, value.shape, value.tobytes())
         if key not in self.constants:
             self.constants[key] = Traced(self, f"c{len(self.constants)}", value.shape, value.dtype, value=value)

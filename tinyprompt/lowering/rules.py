@@ -41,7 +41,9 @@ def elementwise(ufunc, op: str, *inputs) -> Traced:
     if op in ("And", "Or", "Not"):
         kinds = [np.dtype(bool)] * len(inputs)
     elif np.dtype(bool) in kinds and op != "Equal":
-        raise LoweringError(f"numpy.{ufunc.__name__} of booleans has no rule; cast them first")
+        if ufunc not in OF_BOOLEANS:
+            raise LoweringError(f"numpy.{ufunc.__name__} of booleans has no rule; write x.astype(int)")
+        return OF_BOOLEANS[ufunc](*inputs)
     arrays = of_kinds(inputs, kinds)
     shape = np.broadcast_shapes(*(x.shape for x in arrays))
     if all(x.value is not None for x in arrays):
@@ -53,6 +55,23 @@ def elementwise(ufunc, op: str, *inputs) -> Traced:
                 return arrays[1 - i].copy()
             arrays[i] = graph.array(number)
     return graph.emit(op, *arrays, shape=shape, dtype=kind)
+
+
+OF_BOOLEANS: dict[np.ufunc, Callable] = {
+    np.add: np.logical_or, np.maximum: np.logical_or, np.multiply: np.logical_and, np.minimum: np.logical_and,
+    np.absolute: lambda x: x.copy(),
+}  # fmt: skip
+
+
+def bitwise(ufunc, of_booleans: Callable):
+    """A rule for `&`, `|`, `^` and `~`, which have a meaning for booleans alone."""
+
+    def rule(*inputs):
+        if any(as_array(x).dtype != bool for x in inputs if not isinstance(x, bool)):
+            raise LoweringError(f"numpy.{ufunc.__name__} of numbers has no rule; it has one for booleans")
+        return of_booleans(*inputs)
+
+    return rule
 
 
 def resolved(ufunc, *inputs) -> list[np.dtype]:
@@ -404,11 +423,9 @@ def add_at(total, index, x) -> None:
     """`numpy.add.at`, which autograd calls on zeros for the gradient of `y[index]`: the total becomes another array."""
     if not isinstance(total, Traced):
         raise LoweringError("numpy.add.at to an array that is not traced has no rule")
-    if any(isinstance(i, Traced) for i in (index if isinstance(index, tuple) else (index,))):
-        raise LoweringError("the gradient of x[indices] with traced indices has no rule")
-    at = np.arange(total.size).reshape(total.shape)[index]
+    at = getitem(total.graph.array(np.arange(total.size).reshape(total.shape)), index)
     x = reshape(broadcast_to(cast(total.graph.array(x), total.dtype), at.shape), -1)
-    operands = np.zeros(total.size, x.dtype), at.reshape(-1), x
+    operands = np.zeros(total.size, x.dtype), reshape(at, -1), x
     sums = x.graph.emit("ScatterElements", *operands, shape=(total.size,), dtype=x.dtype, reduction="add")
     total.become(total + reshape(sums, total.shape))
 
@@ -420,9 +437,12 @@ def sign(x) -> Traced:
 
 
 def round(a, decimals=0) -> Traced:
-    if decimals:
-        raise LoweringError("numpy.round to decimals has no rule")
-    return a.copy() if a.dtype.kind in "iu" else np.rint(a)
+    if a.dtype.kind in "iu":
+        if decimals < 0:
+            raise LoweringError("numpy.round of integers to tens has no rule; cast them first")
+        return a.copy()
+    scale = a.dtype.type(10.0 ** abs(decimals))
+    return np.rint(a * scale) / scale if decimals > 0 else np.rint(a / scale) * scale
 
 
 NAMESAKES = (
@@ -434,7 +454,13 @@ RULES |= {ufunc: functools.partial(elementwise, ufunc, op) for ufunc, op in ELEM
 RULES |= {
     np.not_equal: lambda x, y: np.logical_not(np.equal(x, y)),
     np.square: lambda x: x * x,
+    np.positive: lambda x: x.copy(),
     np.conjugate: lambda x: x.copy(),
+    np.real: lambda val: val.copy(),
+    np.bitwise_and: bitwise(np.bitwise_and, np.logical_and),
+    np.bitwise_or: bitwise(np.bitwise_or, np.logical_or),
+    np.bitwise_xor: bitwise(np.bitwise_xor, lambda x, y: np.not_equal(x, y)),
+    np.invert: bitwise(np.invert, np.logical_not),
     np.add.at: add_at,
     operator.getitem: getitem,
     # The next seven answer with numbers, since they depend on shape and dtype alone.
@@ -449,12 +475,15 @@ RULES |= {
     np.sum: reduction("ReduceSum"),
     np.mean: reduction("ReduceMean"),
     np.max: reduction("ReduceMax"),
+    np.amax: reduction("ReduceMax"),
     np.min: reduction("ReduceMin"),
+    np.amin: reduction("ReduceMin"),
     np.prod: reduction("ReduceProd"),
     np.argmax: position("ArgMax"),
     np.argmin: position("ArgMin"),
     np.sort: in_order(0),
     np.argsort: in_order(1),
+    np.around: round,
     np.ravel: lambda a: reshape(a, -1),
     np.expand_dims: lambda a, axis: reshape(a, np.expand_dims(np.broadcast_to(False, a.shape), axis).shape),
     np.squeeze: lambda a, axis=None: reshape(a, np.squeeze(np.broadcast_to(False, a.shape), axis).shape),

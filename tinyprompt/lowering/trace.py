@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyprompt.lowering.graph import Graph, Traced
+from tinyprompt.lowering.graph import Graph, LoweringError, Traced
 from tinyprompt.lowering.halves import in_halves
 from tinyprompt.tree import leaves, refill
 
@@ -62,7 +62,13 @@ def lower(function: Callable, *arguments, int8: str | None = None, bf16: bool = 
             graph.frozen.add(name)
         return graph.input(name, x.shape, x.dtype)
 
-    result = function(*refill(arguments, (given(name, x) for name, x in named(function, arguments))))
+    inputs = refill(arguments, (given(name, x) for name, x in named(function, arguments)))
+    try:
+        result = function(*inputs)
+    except ValueError as error:  # `y[0] = x`, of which NumPy says less than what it was told
+        if isinstance(error.__cause__, LoweringError):
+            raise error.__cause__ from None
+        raise
     found = [graph.array(x) if isinstance(x, np.ndarray | np.generic) else x for _, x in leaves(result)]
     if bf16:
         found = in_halves(graph, found)

@@ -12,6 +12,7 @@ of its own.
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -43,6 +44,7 @@ ROUGH = 0.1  # in 16 bits
 
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)  # of finite differences: small ones suffer from rounding, large ones from kinks
 DIRECTIONS = 2  # of finite differences
+WHOLE = 8  # times as long as the reference takes a whole check, most of it for the losses of finite differences
 QUANTITIES = ("logits", "loss", "gradient")
 
 
@@ -256,7 +258,9 @@ def check_model(
     cases = [draw(model, seed=seed) for seed in range(3)] if cases is None else cases
     exact, single = (in_dtype(model.params, dtype) for dtype in (np.float64, np.float32))
     report("numpy float64")
+    start = time.perf_counter()
     wanted = run(model, exact, cases, "numpy")
+    report(f"all engines: about {WHOLE * (time.perf_counter() - start):.0f} seconds, and the start of torch")
     if not wanted or not all(np.isfinite(x).all() for found in wanted for x in found.values()):
         raise ValueError(
             f"{model.name}: no finite loss and gradient in float64: NaN in the weights, or no batch at all"
