@@ -1,7 +1,7 @@
 """The site, of the files as they lie: sphinx-build -W -c docs . build/site.
 
-The root of the repository is the source, so a link in a page leads to the same file on a code host and here. Three
-things are added: the order of the pages, formulas as MathML, and pages for files and folders that texts link to.
+The root of the repository is the source, so a link in a page leads to the same file on a code host and here. Added are
+the menu, formulas as MathML, pages for the files and folders that texts link to, and what docstrings leave to Markdown.
 """
 
 import html
@@ -89,12 +89,16 @@ def display_math(self, node):
     raise nodes.SkipNode
 
 
-def linked(app, doctree):
-    """Lead links to files and folders, which would be downloads or dead, to pages that show them; trim cells."""
+def trimmed(app, doctree):
+    """Take away the empty lines at the start of a cell, which the formatter wants in the script."""
     for block in doctree.findall(nodes.literal_block):
         if block.rawsource == block.astext():
             block.rawsource = block.rawsource.strip("\n")
             block[:] = [nodes.Text(block.rawsource)]
+
+
+def linked(app, doctree):
+    """Lead links to files and folders, which would be downloads or dead, to pages that show them."""
     page = ROOT / app.env.docname
     for node in [*doctree.findall(addnodes.download_reference), *doctree.findall(addnodes.pending_xref)]:
         path = (page.parent / node["reftarget"]).resolve()
@@ -122,25 +126,30 @@ def linkcode_resolve(domain, info):
 def files(app):
     """Write a page for each file of the package, and for each file and folder that a text links to."""
     package = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tinyprompt/**/*.py")}
-    for name in sorted(app.env.shown | package):
+    for name in sorted(getattr(app.env, "shown", set()) | package):
         if (ROOT / name).is_dir():
             rows = (f'<li><a href="{Path(name).name}/{Path(one).name}.html">{one}</a></li>' for one in inside(name))
             body = f"<ul>{''.join(rows)}</ul>"
         else:
-            lexer = find_lexer_class_for_filename(name) or TextLexer
-            body = highlight(
-                (ROOT / name).read_text(encoding="utf-8"), lexer(stripnl=False), HtmlFormatter(lineanchors="L")
-            )
+            lexer, text = find_lexer_class_for_filename(name) or TextLexer, (ROOT / name).read_text(encoding="utf-8")
+            body = highlight(text, lexer(stripnl=False), HtmlFormatter(lineanchors="L"))
         yield f"files/{name}", {"title": name, "body": f"<h1>{html.escape(name)}</h1>{body}"}, "page.html"
 
 
 def docstring(app, what, name, obj, options, lines):
-    """Read indented lines of a docstring as code, as in Markdown; begin a paragraph for a parameter, and for errors."""
+    """Read indented lines of a docstring as code, as in Markdown; begin a paragraph for a parameter, and for errors.
+
+    The fields of a class have their words in its source, in a comment or in `help`.
+    """
     for i in reversed(range(1, len(lines))):
         if lines[i].startswith("    ") and (not lines[i - 1] or lines[i - 1].endswith(":")):
             lines[i:i] = ["", "::", ""]
         elif re.match(r"[a-z_]+(, [a-z_]+)*: |Raises |Shapes: ", lines[i]):
             lines.insert(i, "")
+    if what == "class" and obj.__module__.startswith(project):
+        help = {f.name: f.metadata["help"] for f in getattr(obj, "__dataclass_fields__", {}).values() if f.metadata}
+        help |= dict(re.findall(r"^    (\w+): [^#\n]+  # (.+)$", inspect.getsource(obj), re.M))
+        lines += ["", *(f"- ``{field}``: {words}" for field, words in help.items())]
 
 
 def signature(app, what, name, obj, options, arguments, returns):
@@ -163,6 +172,7 @@ def setup(app):
     """Connect these functions to Sphinx's events."""
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.connect("source-read", order)
+    app.connect("doctree-read", trimmed)
     app.connect("doctree-read", linked, priority=400)  # before downloads are collected
     app.connect("html-collect-pages", files)
     app.connect("autodoc-process-docstring", docstring)

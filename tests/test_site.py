@@ -78,7 +78,11 @@ def test_all_pages_and_all_public_names_are_there(site):
         name = page.relative_to(ROOT).with_suffix(".html").as_posix()
         assert (site / name).exists()
         assert name in index.links or name == "README.html"
-    assert {f"tinyprompt.{name}" for name in tinyprompt.__all__} <= Page(site / "docs" / "api" / "index.html").anchors
+    reference = site / "docs" / "api" / "index.html"
+    assert {f"tinyprompt.{name}" for name in tinyprompt.__all__} <= Page(reference).anchors
+    text = reference.read_text(encoding="utf-8")
+    assert "tokens of an input that are read" in text  # the help of a setting
+    assert "rows of one group are scored" in text  # the comment of a field
 
 
 def test_formulas_are_drawn(site):
