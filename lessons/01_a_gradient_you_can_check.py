@@ -123,7 +123,7 @@ for found in (double, single):
 # Take softmax, which is in every attention: $y_i = e^{x_i} / \sum_j e^{x_j}$. Its derivatives are
 # $\partial y_i / \partial x_j = y_i (\delta_{ij} - y_j)$, and so
 #
-# $$\frac{\partial L}{\partial x_j} = \sum_i g_i\, y_i (\delta_{ij} - y_j) = y_j \Big(g_j - \sum_i g_i y_i\Big).$$
+# $$\frac{\partial L}{\partial x_j} = \sum_i g_i\, y_i (\delta_{ij} - y_j) = y_j \Bigl(g_j - \sum_i g_i y_i\Bigr).$$
 #
 # In `tinyprompt/ops.py` the operation and its rule stand together. `tp.check_vjp` compares them with differences,
 # looks whether float32 stays float32, and runs the compiled form that lesson 8 is about.

@@ -40,7 +40,7 @@ for row in rows[:3]:
 #
 # The loss is the mean cross entropy of the words of the right answer, under teacher forcing (lesson 3):
 #
-# $$L(P_e) = -\frac{1}{N} \sum_{n} \log p_\theta\big(y_n \mid [P_e; X_e],\, y_{<n}\big)$$
+# $$L(P_e) = -\frac{1}{N} \sum_{n} \log p_\theta\bigl(y_n \mid [P_e; X_e],\, y_{<n}\bigr)$$
 #
 # $P_e$ are the vectors of the prompt, $X_e$ those of the text, $\theta$ the weights of the model. In `train.py` this is
 # the function `loss(trainable, params, ...)`. Its first argument is a dict with what we train, its second one the

@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from cycler import cycler
 
-import tinyprompt
+warnings.filterwarnings("ignore", "IProgress not found")  # said where tqdm is imported; no lesson shows a bar
+import tinyprompt  # noqa: E402
 
-warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's; no lesson shows a bar
 DEMO = Path(tinyprompt.__file__).parent / "demo"
 # Dark to light, so that they differ in grey too; markers and dashes differ for those who see no colour at all.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#E69F00")

@@ -1,10 +1,13 @@
 """Exported graphs: NumPy's numbers from the model's files by ONNX Runtime alone; the loop of docs/export.md; errors."""
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +21,12 @@ from safetensors.numpy import save_file
 
 from tinyprompt.cli.main import main
 from tinyprompt.config import Config, weight_shapes
-from tinyprompt.files import models, prompts
+from tinyprompt.errors import CheckpointError
+from tinyprompt.files import models, npm, prompts
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
 from tinyprompt.predict import labels_of, ranked
-from tinyprompt.tools import export
+from tinyprompt.tools import export, web
 from tinyprompt.tree import flatten, nest
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install '.[ort]'")
@@ -213,7 +217,7 @@ def alone(code, folder):
 def test_the_loop_of_the_page_needs_no_tinyprompt(tmp_path, capsys):
     """The command (but for its model and prompt), the loop and the options of docs/export.md, run elsewhere."""
     command = re.search(r"^    tinyprompt (export .*)$", PAGE, re.M)[1].split()
-    loop, options = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    loop, _, options = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     folder = write_model(tmp_path / "model", dtype=bfloat16)
     prompt = save_prompt(tmp_path / "mine.safetensors", models.load(folder), (5, 20))
     words = [str(prompt) if word == "mine.safetensors" else word for word in command]
@@ -231,6 +235,56 @@ def test_the_loop_of_the_page_needs_no_tinyprompt(tmp_path, capsys):
     assert opened in loop
     other = f"import onnxruntime as ort\n{options}" + loop.replace(opened, f"{opened}, options")
     assert np.allclose(float(alone(other, tmp_path).split()[1]), losses[0], rtol=1e-5)
+
+
+NODE = {  # what Node takes of each package
+    npm.Package(
+        "onnxruntime-common",
+        "1.30.0",
+        "sha512-7fdVWjAID1dVhH/G8qK3APARunV4VkBFoCQAP7qp4Wkab0mrorvmc+sqiT+mKXOzDqdjN5j+/Z9nb4gzNPWcyA==",
+    ): ("package.json", "dist/esm/"),
+    next(package for package in web.SCRIPTS if package.name == "onnxruntime-web"): (
+        *("package.json", "dist/ort.node.min.mjs"),
+        *("dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm"),
+    ),
+}
+
+
+def install(folder):
+    """These packages, as `npm install` lays them into a folder."""
+    for package, names in NODE.items():
+        with tarfile.open(fileobj=io.BytesIO(npm.fetch(package)), mode="r:gz") as archive:
+            members = [one for one in archive if one.name.removeprefix("package/").startswith(names)]
+            for member in members:
+                member.name = member.name.removeprefix("package/")
+            archive.extractall(folder / "node_modules" / package.name, members, filter="data")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_the_loop_of_the_page_in_javascript(tmp_path):
+    try:
+        install(tmp_path)
+    except CheckpointError as error:
+        pytest.skip(f"needs the npm registry or its packages in the cache: {error}")
+    shape, out = (
+        export.Shape(batch_size=8, input_tokens=6, target_tokens=4, prompt_length=5),
+        tmp_path / "tinyprompt-export",
+    )
+    export.export(write_model(tmp_path / "model"), out, shape)
+    ids, mask, _, _ = batch(0, 384, 9, 6, 4)
+    labels = np.tile([9, 1, 0, 0], (9, 1))
+    rows = dict(input_ids=ids, attention_mask=mask, labels=labels, weights=(labels > 0).astype(np.float32))
+    np.savez(tmp_path / "rows.npz", **rows)
+    alone("import numpy as np\n" + re.findall(r"```python\n(.*?)```", PAGE, re.S)[1], tmp_path)
+    (tmp_path / "step.mjs").write_text(re.search(r"```js\n(.*?)```", PAGE, re.S)[1])
+    done = subprocess.run(["node", "step.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    losses = [float(line.split()[1]) for line in done.stdout.splitlines()]
+    first = run(out / "step.onnx", prompt=np.load(out / "prompt.npy"), **{name: x[:8] for name, x in rows.items()})
+    assert np.isclose(losses[0], first["loss"], rtol=1e-5)
+    assert len(losses) == 100
+    assert losses[-1] < 0.8 * losses[0]
+    assert np.load(tmp_path / "tuned.npy").shape == (5, 20)
 
 
 @pytest.mark.parametrize("name", ["tinyprompt", "torch", "transformers"])

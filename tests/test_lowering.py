@@ -550,7 +550,7 @@ def check_int8(dims, seed, levels):
     assert abs(value - (x.astype(float) @ w.T * g).sum()) <= (limit(x, w.T) * np.abs(g)).sum()
     graph, _ = lower(ops.linear, x, w, int8="")
     made = {v.name: part for (_, recipe), vs in graph.derived.items() for v, part in zip(vs, recipe(w), strict=True)}
-    (found,) = open_session(graph, "cpu").run(None, {"argument_0": x} | made)
+    (found,) = open_session(graph, "cpu").run(None, {"x": x} | made)
     assert (np.abs(found - x.astype(float) @ w.T) <= limit(x, w.T)).all()
 
 

@@ -172,7 +172,7 @@ def records(
 
 
 def read(source: str | Path | Sequence[Row]) -> list[Row]:
-    """Rows as they are, or those of a file with the columns `input` and `target`."""
+    """Rows as they are, or those of a file with the columns `input` and `target`. Raises DataError."""
     if isinstance(source, str | Path):
         return read_rows(source)
     for row in source:

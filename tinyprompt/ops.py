@@ -21,8 +21,8 @@ from ml_dtypes import bfloat16
 def primitive(function, kind=autograd.extend.primitive):
     """autograd's `primitive`; an array that is not NumPy's may answer in place of `function` (see lowering)."""
 
-    @kind
     @functools.wraps(function)
+    @kind
     def op(*args, **kwargs):
         for x in args:
             if hasattr(x, "__array_primitive__"):

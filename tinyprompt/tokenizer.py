@@ -116,7 +116,10 @@ def load(folder: str | Path) -> Tokenizer:
 
 
 def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens that were added to a vocabulary, in added_tokens.json or in tokenizer_config.json, and their ids."""
+    """Tokens that were added to a vocabulary, in added_tokens.json or in tokenizer_config.json, and their ids.
+
+    Raises ValueError for anything but a map of tokens and ids.
+    """
     added: dict[str, Any] = {}
     decoder = settings.get("added_tokens_decoder") or {}
     path = folder / "added_tokens.json"

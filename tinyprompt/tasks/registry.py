@@ -127,6 +127,9 @@ def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequ
 def evaluate(model: Model, prompt: Prompt, rows: str | Path | Sequence[Row], device: str | None = None) -> Scores:
     """Score the answers of a prompt to some rows, with the metrics of the task that it was tuned on.
 
+    rows: rows, or the name of a file with the columns `input` and `target`. device: as in `predict`.
+    Raises DataError for rows that cannot be used, CheckpointError if the prompt belongs to another model.
+
     Example: `print(evaluate(model, prompt, read_rows("test.tsv")))` prints "accuracy 0.775 on 200 rows".
     """
     rows = data.read(rows)

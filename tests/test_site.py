@@ -1,0 +1,106 @@
+"""The site: it is built without a warning, every link in it leads somewhere, and nothing comes from elsewhere."""
+
+import subprocess
+import sys
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import tinyprompt
+
+for package in ("sphinx", "furo", "myst_nb"):
+    pytest.importorskip(package, reason="needs the site's tools: pip install '.[docs]'")
+ROOT = Path(__file__).parents[1]
+
+
+def build(source, out):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", str(source / "docs"), source, out]
+    return subprocess.run(command, capture_output=True, text=True, cwd=source)
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and what can be linked to in it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loads, self.anchors = [], [], {""}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.anchors.add(value)
+            elif name in ("href", "src", "data", "action"):
+                self.links.append(value)
+                if tag not in ("a", "form"):
+                    self.loads.append(value)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site")
+    done = build(ROOT, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_link_leads_somewhere(site):
+    page_of, dead, count = cache(Page), [], 0
+    for path in site.rglob("*.html"):
+        for link in page_of(path).links:
+            parts = urlsplit(link)
+            if not parts.scheme:
+                count += 1
+                target = path.parent / unquote(parts.path) if parts.path else path
+                target = target.resolve()
+                known = target.is_file() and (
+                    target.suffix != ".html" or unquote(parts.fragment) in page_of(target).anchors
+                )
+                dead += [] if known else [f"{path.relative_to(site)}: {link}"]
+    assert not dead
+    assert count > 5000
+
+
+def test_nothing_comes_from_elsewhere(site):
+    pages = [Page(path) for path in site.rglob("*.html")]
+    assert [link for page in pages for link in page.loads if urlsplit(link).scheme not in ("", "data")] == []
+    styles = [path for path in site.rglob("*.css") if "url(http" in path.read_text(encoding="utf-8").replace('"', "")]
+    assert styles == []
+
+
+def test_all_pages_and_all_public_names_are_there(site):
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.ipynb"), ROOT / "README.md", ROOT / "lessons" / "README.md"]
+    index = Page(site / "index.html")
+    for page in pages:
+        name = page.relative_to(ROOT).with_suffix(".html").as_posix()
+        assert (site / name).exists()
+        assert name in index.links or name == "README.html"
+    reference = site / "docs" / "api" / "index.html"
+    assert {f"tinyprompt.{name}" for name in tinyprompt.__all__} <= Page(reference).anchors
+    text = reference.read_text(encoding="utf-8")
+    assert "tokens of an input that are read" in text  # the help of a setting
+    assert "rows of one group are scored" in text  # the comment of a field
+
+
+def test_formulas_are_drawn(site):
+    lesson = (site / "lessons" / "01_a_gradient_you_can_check.html").read_text(encoding="utf-8")
+    assert lesson.count("<math ") > 20
+    assert "$" not in lesson.split("<article")[1].split("How small a step")[0]
+
+
+def test_a_dead_link_is_named(tmp_path):
+    (tmp_path / "docs" / "api").mkdir(parents=True)
+    for name in ("conf.py", "site.css"):
+        (tmp_path / "docs" / name).write_text((ROOT / "docs" / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "README.md").write_text(
+        "# A\n\n## B\n\n[a](docs/none.md) [b](#none) [c](docs/README.md#none) [d](none/)\n"
+    )
+    (tmp_path / "docs" / "README.md").write_text("# B\n\n[good](../README.md#b) [a file](site.css)\n")
+    done = build(tmp_path, tmp_path / "out")
+    assert done.returncode == 1
+    for target in ("'docs/none.md'", "not found: 'none'", "not found in doc 'docs/README': 'none'", "'none/'"):
+        assert target in done.stderr
+    assert "/docs/README.md:3" not in done.stderr
