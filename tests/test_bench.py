@@ -10,10 +10,11 @@ import pytest
 from tinyprompt import device as devices
 from tinyprompt.cli.main import main
 from tinyprompt.config import weight_shapes
-from tinyprompt.files import models
+from tinyprompt.files import models, prompts
 from tinyprompt.lowering import lower
-from tinyprompt.tools import bench, process
+from tinyprompt.tools import bench, bench_tuning, process
 from tinyprompt.tools.process import Engine
+from tinyprompt.tools.study import read_study
 from tinyprompt.tree import flatten
 
 SMALL = dict(batch_size=2, input_tokens=8, target_tokens=3, prompt_length=5, new_tokens=3)
@@ -76,6 +77,14 @@ def test_beside_peft():
         "generate_speedup_vs_peft_fp32",
     )
     assert all(out["ratios"][name] > 0 for name in needed)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ctranslate2"), reason="needs ctranslate2: pip install '.[test]'")
+def test_beside_ctranslate2():
+    out = bench.measure(bench.Problem("tiny", **SMALL), ["ort", "ct2-fp32", "ct2-int8"], 1, lambda line: None)
+    assert {row["what"] for row in out["rows"] if row["engine"].startswith("ct2")} == {"generate"}
+    speed = {row["engine"]: row["median"] for row in out["rows"] if row["what"] == "generate"}
+    assert out["ratios"]["generate_speedup_vs_ct2_fp32"] == speed["ort"] / speed["ct2-fp32"]
 
 
 def test_the_command_prints_one_json_object(capsys, monkeypatch):
@@ -144,3 +153,83 @@ def test_the_peak_is_forgotten():
 def test_weights_in_the_file_lie_aligned(tmp_path):
     bench.write_model(tmp_path, "tiny")
     assert {value.offset % 4 for value in flatten(models.load(tmp_path, stored=True).params).values()} == {0}
+
+
+STUDY = """
+[settings]
+steps = 3
+batch_size = 4
+prompt_length = 5
+optimizer = "adam"
+z_loss = 0.0
+schedule = "linear"
+learning_rate = 0.01
+eval_every = 2
+max_input_tokens = 16
+
+[tasks.soup]
+train = "train.tsv"
+dev = "dev.tsv"
+test = "dev.tsv"
+
+[grid]
+model = ["tiny"]
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    rows = "".join(f"soup {i} {'so ' * (i % 7)}\t{('bad', 'good')[i % 2]}\n" for i in range(16))
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text(f"input\ttarget\n{rows}")
+    (tmp_path / "study.toml").write_text(STUDY)
+    return tmp_path / "study.toml"
+
+
+def whole_runs(study, *words, engines):
+    return main(["bench", "--task", str(study), "--rounds", "1", "--engines", engines, *words])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft: pip install '.[test]'")
+def test_whole_runs_beside_peft(study, capsys):
+    assert whole_runs(study, "--json", engines="ort,peft-fp32") == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    found = {(row["engine"], row["what"]): row["median"] for row in run["rows"]}
+    target = f"to accuracy {run['reached']:.3f}"
+    for engine in ("ort", "peft-fp32"):
+        assert 0 < found[engine, target] <= found[engine, "the whole run"]
+        assert run["reached"] <= found[engine, "best accuracy"] <= 1
+    whole = [found[engine, "the whole run"] for engine in ("peft-fp32", "ort")]
+    assert run["ratios"]["ort_run_speedup_vs_peft_fp32"] == whole[0] / whole[1]
+
+
+def test_a_whole_run_on_random_weights(study, capsys):
+    pytest.importorskip("onnxruntime")
+    assert whole_runs(study, "--size", "tiny", engines="ort") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("task soup, model tiny, method prompt")
+    assert "the whole run" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words", "message"),
+    [
+        ('"adam"', '"adafactor-t5x"', (), "optimizer 'adafactor-t5x': time is compared with optimizer 'adam' alone"),
+        ("z_loss = 0.0\n", "", (), "z_loss 0.0001"),
+        ('dev = "dev.tsv"\n', 'dev = "dev.tsv"\ntask = "generate"\n', (), "free text"),
+        ("", "", ("--batch-size", "4"), "--batch-size: goes with one step"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(study, capsys, old, new, words, message):
+    study.write_text(study.read_text().replace(old, new, 1))
+    assert whole_runs(study, *words, engines="ort") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "rror" in line or message in line]
+    assert message in line
+
+
+def test_both_sides_read_the_same_run(study, tmp_path):
+    cell = read_study(study, "cpu").cells[0]
+    made = bench_tuning.run_of(cell, cell.model)
+    made.write(tmp_path)
+    assert bench_tuning.Run.read(tmp_path) == made
+    assert prompts.load_prompt(tmp_path / bench_tuning.FIRST).array.shape[0] == 5

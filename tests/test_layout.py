@@ -16,7 +16,7 @@ ORDER = [
     *("methods", "settings", "fit", "tasks/metrics", "predict", "ensemble", "train", "files", "tasks", "tools"),
     *("serve", "cli"),
 ]
-ALONE = {"tools/check_torch.py", "tools/bench_peft.py"}  # in processes of their own, with torch
+ALONE = {f"tools/{name}.py" for name in ("check_torch", "bench_peft", "bench_ctranslate2")}  # in their own processes
 SERVER = {"serve/app.py", "serve/metrics.py"}  # imported by the command `serve` alone, when it runs
 SERVED = {"starlette", "uvicorn", "prometheus_client"}
 LAZY = {  # inside functions

@@ -13,8 +13,9 @@ from tinyprompt.data import Batch
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, models
 from tinyprompt.files.io import load_numpy
-from tinyprompt.tools import bench
+from tinyprompt.tools import bench, bench_tuning
 from tinyprompt.tools import check as checks
+from tinyprompt.tools.study import read_study
 
 
 @command(
@@ -59,7 +60,8 @@ def problem_arguments() -> list[Argument]:
     for field in fields(bench.Problem):
         choices = {"size": bench.SIZES, "storage": bench.STORAGE, "device": bench.ENGINES}.get(field.name)
         options: dict[str, Any] = {"choices": choices} if choices else {"metavar": "N"}
-        options |= dict(type=type(field.default), default=field.default, help=field.metadata["help"])
+        shown = f"{field.metadata['help']} ({field.default})"
+        options |= dict(type=type(field.default), help=shown)
         out.append(argument(f"--{field.name.replace('_', '-')}", **options))
     return out
 
@@ -72,15 +74,25 @@ ENGINES = ", ".join(dict.fromkeys(name for names in bench.ENGINES.values() for n
     "--size small --rounds 3",
     argument("--engines", metavar="A,B", help=f"some of {ENGINES} (all that can run here)"),
     argument("--rounds", type=int, metavar="N", default=5, help="turns of every engine"),
+    argument("--task", metavar="STUDY", help="time whole runs: the cells of this study, as `study` reads it"),
     problem_arguments(),
 )
 def measure(args: argparse.Namespace) -> Output:
-    """Time NumPy, ONNX Runtime and, where installed, PEFT on one frozen T5 with random weights."""
-    problem = bench.Problem(**{f.name: getattr(args, f.name) for f in fields(bench.Problem)})
+    """Time NumPy, ONNX Runtime and, where installed, PEFT on one frozen T5 with random weights.
+
+    With --task: whole runs of tuning, from the start of Python to the last dev score, and the time to the accuracy that
+    all runs come to. --size then puts random weights of that shape in the place of the study's model.
+    """
     if args.rounds < 1:
         raise ValueError(f"--rounds: expected at least 1, found {args.rounds}")
-    engines = bench.available(args.device)
-    if args.engines is not None:
-        engines = list(dict.fromkeys(name.strip() for name in args.engines.split(",")))
-    found = bench.measure(problem, engines, args.rounds, say)
+    engines = None if args.engines is None else [*dict.fromkeys(name.strip() for name in args.engines.split(","))]
+    given = {f.name: getattr(args, f.name) for f in fields(bench.Problem) if getattr(args, f.name) is not None}
+    if args.task:
+        for name in given.keys() - {"size"}:
+            raise ValueError(f"--{name.replace('_', '-')}: goes with one step; of a whole run, {args.task} says it")
+        cells = read_study(Path(args.task), "cpu").cells
+        found = bench_tuning.measure(cells, engines or bench_tuning.engines_here(), args.rounds, say, args.size)
+        return Output(found, "\n\n".join(f"{run['cell']}\n{bench.table(run)}" for run in found["runs"]))
+    problem = bench.Problem(**given)
+    found = bench.measure(problem, engines or bench.available(problem.device), args.rounds, say)
     return Output(found, bench.table(found))

@@ -49,8 +49,15 @@ SIZES = {
     "base-1.0": (768, 3072, 12, 12, False),
 }
 ENGINES = {
-    "cpu": ("numpy", "ort", "ort-int8", "peft-fp32", "peft-bf16", "peft-compile"),
+    "cpu": ("numpy", "ort", "ort-int8", "peft-fp32", "peft-bf16", "peft-compile", "ct2-fp32", "ct2-int8"),
     "cuda": ("numpy", "ort", "ort-bf16", "peft-fp32", "peft-bf16"),
+}
+SIDES = {"numpy": "bench", "ort": "bench", "peft": "bench_peft", "ct2": "bench_ctranslate2"}  # whose process it is
+NEEDS = {
+    "numpy": (),
+    "ort": ("onnxruntime",),
+    "peft": ("torch", "transformers", "peft"),
+    "ct2": ("ctranslate2", "torch"),
 }
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
@@ -243,14 +250,19 @@ def cold_start(folder: Path) -> None:
 
 def command(engine: str) -> list[str]:
     """How an engine's process is started."""
-    return [sys.executable, "-m", f"tinyprompt.tools.{'bench_peft' if engine.startswith('peft') else 'bench'}"]
+    return [sys.executable, "-m", f"tinyprompt.tools.{SIDES[engine.partition('-')[0]]}"]
 
 
 def available(device: str) -> list[str]:
     """The engines that can run here, found without importing any."""
-    peft = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
-    found = {"numpy": True, "ort": default_device() != "numpy", "peft": peft}
+    found = {name: all(map(importlib.util.find_spec, needs)) for name, needs in NEEDS.items()}
+    found["ort"] = default_device() != "numpy"
     return [name for name in ENGINES[device] if found[name.partition("-")[0]]]
+
+
+def only_writes(engine: str) -> bool:
+    """Whether an engine has no loss and no gradient."""
+    return engine.startswith("ct2")
 
 
 def gpu_memory() -> float:
@@ -307,12 +319,14 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
                 words = [*command(name), name, folder, json.dumps(asdict(problem))]
                 running[name] = Engine(name, words, folder)
                 stack.callback(running[name].close)
+                if only_writes(name):
+                    continue
                 notes.add(name, "loss", "", running[name].ask("loss"))
                 notes.add(name, "first step", "s", running[name].ask("step"))
                 if problem.device == "cuda":
                     notes.add(name, "peak memory of step", "GiB", gpu_memory() - before)
-            losses = {name: notes.median(name, "loss") or 0.0 for name in running}
-            first = next(iter(losses.values()))
+            losses = {name: notes.median(name, "loss") or 0.0 for name in running if not only_writes(name)}
+            first = next(iter(losses.values()), 0.0)
             if not all(abs(x - first) <= SAME * abs(first) for x in losses.values()):
                 raise ValueError(f"the engines do not compute the same: their losses are {losses}")
             _take_turns(running, problem, rounds, notes, report)
@@ -326,6 +340,8 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
         "int8_step_speedup_vs_peft_bf16": notes.ratio("step", "peft-bf16", "ort-int8"),
         "bf16_step_speedup_vs_peft_bf16": notes.ratio("step", "peft-bf16", "ort-bf16"),
         "generate_speedup_vs_peft_fp32": notes.ratio("generate", "ort", "peft-fp32"),
+        "generate_speedup_vs_ct2_fp32": notes.ratio("generate", "ort", "ct2-fp32"),
+        "int8_generate_speedup_vs_ct2_int8": notes.ratio("generate", "ort-int8", "ct2-int8"),
         "gradient_error_vs_peft_fp32": notes.ratio("gradient error", "ort", "peft-fp32"),
         "memory_vs_peft": notes.ratio("peak memory of step", "ort", "peft-fp32"),
         "cold_start_vs_peft": notes.ratio("cold start", "ort", "peft-fp32"),
@@ -336,18 +352,20 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
 def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes: Notes, report) -> None:
     """Steps, forward passes and greedy decoding of all engines, one after the other, round after round."""
     tokens = problem.batch_size * (problem.prompt_length + problem.input_tokens + problem.target_tokens)
+    learn = {name: engine for name, engine in running.items() if not only_writes(name)}
     for engine in running.values():
-        engine.ask("score")
         engine.ask("generate")
+    for engine in learn.values():
+        engine.ask("score")
         engine.ask("forget peak")
     for i in range(rounds):
         report(f"round {i + 1} of {rounds}")
-        for name, engine in running.items():
+        for name, engine in learn.items():
             engine.ask("step")  # a step follows a step, as in training: the one after a rest is not counted
             notes.add(name, "step", "ms", 1e3 * engine.ask("step"))
             if i == 0 and problem.device == "cpu":
                 notes.add(name, "peak memory of step", "GiB", engine.ask("memory"))
-        for name, engine in running.items():
+        for name, engine in learn.items():
             seconds = engine.ask("score")
             notes.add(name, "forward", "ms", 1e3 * seconds)
             notes.add(name, "forward rate", "token/s", tokens / seconds)
@@ -368,6 +386,8 @@ def _judge(running: dict[str, Engine], folder: Path, problem: Problem, notes: No
     running["numpy"].ask("exact")
     exact = np.load(folder / "exact.npy")
     for name, engine in running.items():
+        if only_writes(name):
+            continue
         engine.ask("gradient")
         error = np.linalg.norm(np.load(folder / f"{name}.npy") - exact) / np.linalg.norm(exact)
         notes.add(name, "gradient error", "relative", float(error))

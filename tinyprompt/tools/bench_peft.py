@@ -3,6 +3,7 @@
 The only module that imports torch; no other module imports this one.
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, T5ForConditionalGeneration
 
 from tinyprompt.files.prompts import load_prompt
 from tinyprompt.tools.bench import LABELS, PROMPT_FILE, TEXT, Problem, forget_peak, peak_memory
+from tinyprompt.tools.bench_tuning import FIRST, Run, tell
 from tinyprompt.tools.process import serve
+from tinyprompt.train import right_answers
 
 
 def run(engine: str, folder: Path, problem: Problem) -> None:
@@ -69,6 +74,62 @@ def run(engine: str, folder: Path, problem: Problem) -> None:
     serve(calls | {"forget peak": forget_peak, "memory": peak_memory})
 
 
+def tune(engine: str, folder: Path) -> None:
+    """A whole run as PEFT's examples write it: a DataLoader, Adam, a schedule, and answers that are generated."""
+    run = Run.read(folder)
+    settings = run.settings
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    frozen = T5ForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+    config = PromptTuningConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=settings.prompt_length, num_transformer_submodules=1
+    )
+    model: Any = get_peft_model(frozen, config)
+    weight = model.prompt_encoder["default"].embedding.weight
+    weight.data.copy_(torch.from_numpy(load_prompt(folder / FIRST).array))
+
+    def tokenized(rows):
+        inputs = tokenizer([row.input for row in rows], truncation=True, max_length=settings.max_input_tokens)
+        labels = tokenizer([row.target for row in rows]).input_ids
+        return [dict(zip((*inputs, "labels"), row, strict=True)) for row in zip(*inputs.values(), labels, strict=True)]
+
+    collate = DataCollatorForSeq2Seq(tokenizer)
+    options: Any = {"batch_size": settings.batch_size, "collate_fn": collate}
+    order = torch.Generator().manual_seed(settings.seed)
+    training = DataLoader(tokenized(run.train), shuffle=True, generator=order, **options)
+    dev = DataLoader(tokenized(run.dev), **options)
+    longest = max(len(tokenizer(word).input_ids) for word in run.label_words)
+    optimizer = torch.optim.Adam([weight], lr=run.learning_rate)
+    falls = settings.schedule == "linear"
+    schedule = LambdaLR(optimizer, lambda step: 1 - step / settings.steps if falls else 1.0)
+
+    def precision():
+        return torch.autocast("cpu", torch.bfloat16, enabled=engine == "peft-bf16")
+
+    def accuracy():
+        model.eval()
+        said: list[str] = []
+        with torch.no_grad(), precision():
+            for batch in dev:
+                batch.pop("labels")
+                said += tokenizer.batch_decode(
+                    model.generate(**batch, max_new_tokens=longest), skip_special_tokens=True
+                )
+        model.train()
+        return right_answers(said, run.dev)
+
+    tell(accuracy())
+    batches = itertools.chain.from_iterable(itertools.repeat(training))
+    for step, batch in enumerate(itertools.islice(batches, settings.steps), 1):
+        with precision():
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % settings.eval_every == 0 or step == settings.steps:
+            tell(accuracy())
+
+
 def cold_start(folder: Path) -> None:
     """The first prediction of a fresh process: the likelier of two labels."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -83,7 +144,9 @@ def cold_start(folder: Path) -> None:
 
 if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
-    if what == "cold":
+    if what == "tune":
+        tune(where, Path(rest[0]))
+    elif what == "cold":
         cold_start(Path(where))
     else:
         run(what, Path(where), Problem(**json.loads(rest[0])))
