@@ -44,6 +44,13 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "the weights of another model stay in a session of 8 bits",
+        "device",
+        "key = tuple(map(id, sources))",
+        "key = ()",
+        "test_device.py::test_a_text_in_int8_is_written_by_the_weights_that_are_given",
+    ),
+    Mutant(
         "padding is attended to",
         "t5",
         "return ((1 - mask.astype(dtype)) * onp.asarray(MASKED, dtype))",

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import weakref
 
 import autograd.numpy as anp
 import numpy as np
@@ -20,6 +21,7 @@ from tinyprompt.data import Batch
 from tinyprompt.device import compile, default_device, describe_device
 from tinyprompt.errors import DeviceError
 from tinyprompt.lowering import lower
+from tinyprompt.predict import next_token
 from tinyprompt.tree import flatten, nest
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
@@ -309,6 +311,61 @@ def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
     labels, weights = (np.pad(x, ((0, 0), (0, 2))) for x in (batch.labels, batch.weights))
     run(delta, params, config, batch._replace(labels=labels, weights=weights))  # another session
     assert len(devices._made) == held
+
+
+def frozen_model(seed):
+    """Parameters whose matrices are wide enough for 8 bits to be near."""
+    config = Config.from_dict(raw_config("t5-1.1", d_model=48, d_kv=16, d_ff=96))
+    weights = {name: value.astype(np.float32) for name, value in random_weights(config, seed).items()}
+    for value in weights.values():
+        value.flags.writeable = False
+    return config, nest(weights)
+
+
+def next_logits(model, tokens, device):
+    """The logits of each next token, as decoding asks for them."""
+    config, params = model
+    ids, mask, *_ = batch(0, config.vocab_size, len(tokens), 7, 4)
+    step = next_token(params, config, ids, mask, 1, device)
+    return [step(column, None) for column in tokens.T]
+
+
+@examples(5)
+@given(rows=st.integers(1, 5), steps=st.integers(1, 6), seed=st.integers(0, 99))
+def test_a_text_in_int8_is_written_by_the_weights_that_are_given(rows, steps, seed):
+    one, other = frozen_model(seed), frozen_model(seed + 1)
+    tokens = np.random.default_rng(seed).integers(3, one[0].vocab_size, (rows, steps))
+    exact = {id(model): next_logits(model, tokens, "cpu") for model in (one, other)}
+    for model in (one, other, one):
+        for found, wanted in zip(next_logits(model, tokens, "cpu-int8"), exact[id(model)], strict=True):
+            error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+            assert 1e-6 < error < 0.1
+
+
+def test_sessions_that_hold_weights_are_few_and_go_with_them(monkeypatch):
+    opened = []
+    open_session = devices.open_session
+
+    def noted(graph, device, **options):
+        session = open_session(graph, device, **options)
+        if options.get("weights"):
+            opened.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(devices, "open_session", noted)
+    run = compile(lambda x, w: ops.linear(x, w["decoder.w"]), "cpu-int8", writes=True)
+    weights = {"decoder.w": np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)}
+    weights["decoder.w"].flags.writeable = False
+    x = {rows: np.random.default_rng(rows).normal(size=(rows, 32)).astype(np.float32) for rows in range(2, 9)}
+    for rows in (*x, *x):
+        wanted = x[rows] @ weights["decoder.w"].T
+        assert 0 < np.abs(run(x[rows], weights) - wanted).max() < 0.05 * np.abs(wanted).max()
+    gc.collect()
+    assert len(opened) == 14
+    assert len([session for session in opened if session()]) == devices.PACKED
+    weights.clear()
+    gc.collect()
+    assert [session for session in opened if session()] == []
 
 
 @pytest.mark.parametrize("device", ["numpy-int8", "cpu-bf16", "cpu-fp4", "cuda-int8", "CPU", ""])

@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from tinyprompt.tree import leaves, refill
 
 # One word says where a function runs and how exactly: the place, and how the function is lowered. In int8: the encoder,
 # which does nearly all of the work; the gradient that comes from an output head has spikes beside which 8 bits leave
-# nothing.
+# nothing. A function that writes has no gradient, and is in int8 as a whole (see `compile`).
 DEVICES: dict[str, tuple[str, dict[str, Any]]] = {
     "numpy": ("numpy", {}),
     "cpu": ("cpu", {}),
@@ -36,6 +36,7 @@ DEVICES: dict[str, tuple[str, dict[str, Any]]] = {
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 WARM_UP = 2  # runs before the kernels of a graph are recorded
 SESSIONS = 32  # open at once for one function; the least recently used is closed first
+PACKED = 4  # of those that hold weights
 
 
 def version(package: str) -> str | None:
@@ -120,10 +121,11 @@ def threads() -> int:
     return int(found) if found.isdecimal() else 0
 
 
-def open_session(graph, device: str, capture: bool = False):
+def open_session(graph, device: str, capture: bool = False, weights: Mapping[str, Any] | None = None):
     """An onnxruntime.InferenceSession of a lowered graph. Raises DeviceError.
 
     capture: on the GPU, record the kernels of a run as a CUDA graph and launch that from then on (see `Captured`).
+    weights: what is derived from frozen inputs, to be copied into the layout that products read (see `Packed`).
     """
     import onnxruntime as ort
 
@@ -136,7 +138,9 @@ def open_session(graph, device: str, capture: bool = False):
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = False
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # as written: what is computed again waits till then
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_prepacking", "0" if weights else "1")
+    if weights:
+        options.add_external_initializers([*weights], [*weights.values()])
     # Threads may wait by spinning within a run, but not after it, when NumPy or another session wants the cores. (One
     # pool for all sessions would forbid everybody else in the process to open a plain session.)
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -151,7 +155,8 @@ def open_session(graph, device: str, capture: bool = False):
         }
         provider = ("CUDAExecutionProvider", settings)
     try:
-        session = ort.InferenceSession(graph.to_onnx().SerializeToString(), options, [provider], enable_fallback=0)
+        model = graph.to_onnx(within=bool(weights)).SerializeToString()
+        session = ort.InferenceSession(model, options, [provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own exceptions have no common base below this one
         raise DeviceError(f"device {device!r}: ONNX Runtime cannot open a session: {error}") from None
     if session.get_providers()[0] != (provider if isinstance(provider, str) else provider[0]):
@@ -226,6 +231,8 @@ def _key(value: Any) -> Any:
 class Session:
     """A graph that is open on a place: arrays by the names of the inputs in, arrays out. Raises DeviceError."""
 
+    bound: dict[tuple[int, ...], Any]  # of a session that holds weights: what belongs to each set of them
+
     def __init__(self, graph, place: str, capture: bool = False):
         self.graph, self.place = graph, place
         self.session = open_session(graph, place, capture)
@@ -234,6 +241,17 @@ class Session:
         inputs = {x.name: on_device(arrays[x.name], self.place) for x in self.graph.inputs} | self.derived(arrays)
         return [x.numpy() for x in self.session.run_with_ort_values(None, inputs)]
 
+    def forget_with(self, arrays: Iterable[np.ndarray], key: tuple[int, ...]) -> None:
+        """Let go of `self.bound[key]` when one of the arrays is gone. The arrays do not keep this session alive."""
+        own = weakref.ref(self)
+
+        def forget():
+            if session := own():
+                session.bound.pop(key, None)
+
+        for array in arrays:
+            weakref.finalize(array, forget)
+
     def derived(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The inputs that are computed once from others."""
         out: dict[str, Any] = {}
@@ -241,6 +259,27 @@ class Session:
             values = derived(arrays[source], recipe, self.place)
             out |= {x.name: value for x, value in zip(parts, values, strict=True)}
         return out
+
+
+class Packed(Session):
+    """A session on the CPU that holds the weights of 8 bits, in the layout that products read.
+
+    With few rows, as in decoding, laying out a weight anew takes longer than its product. So each set of weights has a
+    session of its own, with a copy of them in it.
+    """
+
+    def __init__(self, graph):
+        self.graph, self.place = graph, "cpu"
+        self.bound = {}  # sessions, by the arrays that the weights are made of
+
+    def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        sources = [arrays[name] for name, _ in self.graph.derived]
+        key = tuple(map(id, sources))
+        if key not in self.bound:
+            self.bound[key] = open_session(self.graph, self.place, weights=self.derived(arrays))
+            self.forget_with(sources, key)
+        inputs = {x.name: on_device(arrays[x.name], self.place) for x in self.graph.inputs}
+        return [x.numpy() for x in self.bound[key].run_with_ort_values(None, inputs)]
 
 
 class Captured(Session):
@@ -254,7 +293,7 @@ class Captured(Session):
 
     def __init__(self, graph):
         super().__init__(graph, "cuda", capture=True)
-        self.bound: dict[tuple[int, ...], Any] = {}  # by the places of the weights: (binding, options, inputs, outputs)
+        self.bound = {}  # (binding, options, inputs, outputs), by the places of the weights
         self.recorded, self.refused = 0, False
 
     @staticmethod
@@ -283,8 +322,7 @@ class Captured(Session):
         new = places not in self.bound
         if new:
             self.bound[places] = self.bind(values, {name: x for name, x in given.items() if name not in weights})
-            for x in weights.values():
-                weakref.finalize(x, self.bound.pop, places, None)  # or the GPU would keep what nobody uses
+            self.forget_with(weights.values(), places)  # or the GPU would keep what nobody uses
         binding, options, inputs, outputs = self.bound[places]
         for name, (value, known) in inputs.items():
             x = given[name]
@@ -326,8 +364,10 @@ def _nothing() -> None:
 
 
 @functools.lru_cache(64)
-def compile(function: Callable, device: str) -> Callable:
+def compile(function: Callable, device: str, writes: bool = False) -> Callable:
     """`function` on a device, one word of DEVICES: same positional arguments, same results.
+
+    writes: the function has no gradient and takes few rows, so a device of 8 bits quantises all frozen weights.
 
     Arguments that are no arrays must be hashable; they become part of the graph, and so does whatever the function
     reads from elsewhere. Raises DeviceError, also for what ONNX Runtime cannot run.
@@ -338,20 +378,26 @@ def compile(function: Callable, device: str) -> Callable:
     if place == "numpy":
         return function
     sessions: OrderedDict[Any, Any] = OrderedDict()
+    how = DEVICES[device][1]
+    packed = writes and "int8" in how
+    how = how | {"int8": ""} if packed else how
 
     @functools.wraps(function)
     def run(*arguments):
         key = _key(arguments)
         if key not in sessions:
-            graph, result = lower(function, *arguments, **DEVICES[device][1])
+            graph, result = lower(function, *arguments, **how)
             names = [name for name, x in named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
-            session = Captured(graph) if place == "cuda" and Captured.fits(graph) else Session(graph, place)
+            if packed and graph.derived:
+                session: Session = Packed(graph)
+            else:
+                session = Captured(graph) if place == "cuda" and Captured.fits(graph) else Session(graph, place)
             sessions[key] = session, names, result
-            if len(sessions) > SESSIONS:
+            if len(sessions) > (PACKED if packed else SESSIONS):
                 sessions.popitem(last=False)
         sessions.move_to_end(key)
         session, names, result = sessions[key]
-        found = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
+        found: Any = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
         try:
             outputs = iter(session.run(dict(zip(names, found, strict=True))))
         except Exception as error:

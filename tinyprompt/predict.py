@@ -300,7 +300,8 @@ def next_token(
     The cache has more slots than tokens, all that is new is written into it, and it doubles when it is full: so
     there are few shapes, each of which is a graph.
     """
-    encode, first_cache, decode_next = (compile(f, device) for f in (t5.encode, t5.first_cache, t5.decode_next))
+    encode = compile(t5.encode, device)
+    first_cache, decode_next = (compile(f, device, writes=True) for f in (t5.first_cache, t5.decode_next))
     states, mask = encode(params, config, input_ids, attention_mask)
     cache = {name: np.repeat(x, beams, 0) for name, x in first_cache(params, config, states).items()}
     for name, x in cache.items():

@@ -278,8 +278,12 @@ class Graph:
         ]
         return "\n".join(listing(given, texts, nodes, [x.name for x in self.outputs]))
 
-    def to_onnx(self, outputs: Iterable[str] | None = None):
-        """The graph as an onnx.ModelProto, checked. Outputs are called `output_0`, `output_1`, ... or as is said."""
+    def to_onnx(self, outputs: Iterable[str] | None = None, within: bool = False):
+        """The graph as an onnx.ModelProto, checked. Outputs are called `output_0`, `output_1`, ... or as is said.
+
+        within: what is derived from frozen inputs is no input of the model, but an initializer without values, which
+        whoever opens a session gives.
+        """
         import onnx
         from onnx import helper
 
@@ -295,13 +299,20 @@ class Graph:
                 names = [x.name if i == at else f"{x.name}.{i}" for i in range(2)]
             return helper.make_node(x.op, [i.name for i in x.inputs], names, **attributes)
 
+        def stub(x):
+            elsewhere: Any = dict(
+                data_location=onnx.TensorProto.EXTERNAL, external_data=[dict(key="location", value="-")]
+            )
+            return onnx.TensorProto(name=x.name, dims=x.shape, data_type=kind(x.dtype), **elsewhere)
+
+        derived = [x for xs in self.derived.values() for x in xs]
         named = dict(zip(outputs or [f"output_{i}" for i in range(len(self.outputs))], self.outputs, strict=True))
         model = helper.make_model(
             helper.make_graph(
                 [node(x) for x in self.nodes]
                 + [helper.make_node("Identity", [x.name], [name]) for name, x in named.items()],
                 "tinyprompt",
-                [info(x) for x in self.all_inputs()],
+                [info(x) for x in (self.inputs if within else self.all_inputs())],
                 [info(x, name) for name, x in named.items()],
                 [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values()],
                 value_info=[info(x) for x in self.nodes],  # for readers: no other tool knows Microsoft's operators
@@ -310,7 +321,10 @@ class Graph:
             ir_version=IR_VERSION,
             producer_name="tinyprompt",
         )
-        onnx.checker.check_model(model)
+        if within:
+            model.graph.initializer.extend(map(stub, derived))
+        else:
+            onnx.checker.check_model(model)
         return model
 
 
