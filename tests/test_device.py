@@ -21,6 +21,7 @@ from tinyprompt.data import Batch
 from tinyprompt.device import compile, default_device, describe_device
 from tinyprompt.errors import DeviceError
 from tinyprompt.lowering import lower
+from tinyprompt.lowering.primitives import largest_int8
 from tinyprompt.predict import next_token
 from tinyprompt.tree import flatten, nest
 
@@ -339,7 +340,7 @@ def test_a_text_in_int8_is_written_by_the_weights_that_are_given(rows, steps, se
     for model in (one, other, one):
         for found, wanted in zip(next_logits(model, tokens, "cpu-int8"), exact[id(model)], strict=True):
             error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-            assert 1e-6 < error < 0.1
+            assert 1e-6 < error < 0.25 * 127 / largest_int8()  # by other weights it would be more than 1
 
 
 def test_sessions_that_hold_weights_are_few_and_go_with_them(monkeypatch):
