@@ -730,8 +730,8 @@ TESTS = {
     "ensemble": "test_ensemble",
     "device": "test_device",
     "lowering/halves": "test_halves test_cuda_kernels",
-    "train": "test_train test_details test_cli",
-    "data": "test_data test_details test_train",
+    "train": "test_train test_details test_methods test_cli",
+    "data": "test_data test_details test_tasks test_train",
     "fit": "test_methods test_prompts test_details",
     "tasks/metrics": "test_metrics test_tasks test_details",
     "lowering/rules": "test_lowering test_parity test_device",
@@ -746,11 +746,12 @@ OPERATORS = {
 }  # fmt: skip
 
 
-# What is not drawn, since hardly a change of it can be seen: messages, pictures, numbers that only set how fast or how
-# large something is, whether `zip` checks lengths, and whether `astype` copies.
+# What is not drawn, since hardly a change of it can be seen: messages, the look of a picture and of a bar, numbers that
+# only set how fast something is, whether `zip` checks lengths, and whether `astype` copies.
 UNSEEN = {
-    *("plot", "with_bar"),
-    *("ROWS", "RANKED", "SLOTS", "LOGITS", "SESSIONS", "WARM_UP", "FEW"),
+    *("plot", "WINDOW", "dynamic_ncols", "mininterval", "refresh"),
+    *("ROWS", "RANKED", "SLOTS", "LOGITS", "SESSIONS", "WARM_UP", "FEW", "lru_cache"),
+    *("log_severity_level", "enable_mem_pattern"),
     *("strict", "copy"),
 }
 
@@ -770,16 +771,18 @@ class Mutation(NamedTuple):
 
 def is_unseen(node: ast.AST) -> bool:
     """Whether a node and all in it are not drawn."""
-    names = [getattr(node, "name", None), getattr(node, "arg", None)]
-    names += [getattr(target, "id", None) for target in getattr(node, "targets", ())]
-    return isinstance(node, ast.Raise | ast.JoinedStr) or bool(UNSEEN.intersection(names))
+    parts = [node, getattr(node, "func", None), *getattr(node, "targets", ())]
+    names = {getattr(part, kind, None) for part in parts for kind in ("name", "arg", "id", "attr")}
+    return isinstance(node, ast.Raise | ast.JoinedStr) or not UNSEEN.isdisjoint(names)
 
 
 def mutations(module: str) -> Iterator[Mutation]:
-    """Every small mutation of a module: another operator, a constant one larger, or its opposite."""
+    """Every small mutation of a module: another operator, none for one, a constant one larger, or its opposite."""
     text = (ROOT / "tinyprompt" / f"{module}.py").read_text(encoding="utf-8")
     tree, lines = ast.parse(text), text.encode().splitlines(keepends=True)
     unseen = {id(n) for node in ast.walk(tree) if is_unseen(node) for n in ast.walk(node)}
+    signed = [node.operand for node in ast.walk(tree) if isinstance(node, ast.UnaryOp)]
+    unseen |= {id(node) for node in signed if isinstance(node, ast.Constant)}
     at = lambda line, column: sum(map(len, lines[: line - 1])) + column
     for node in ast.walk(tree):
         if id(node) in unseen or not isinstance(node, ast.expr):
@@ -789,6 +792,8 @@ def mutations(module: str) -> Iterator[Mutation]:
             other.op = OPERATORS[type(node.op)]()
         elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
             other.ops[0] = OPERATORS[type(node.ops[0])]()
+        elif isinstance(node, ast.UnaryOp):  # -1 is not drawn as -2, which is often the same to NumPy
+            other = node.operand
         elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
             other.value = not node.value if isinstance(node.value, bool) else node.value + 1
         else:

@@ -117,6 +117,9 @@ def test_batches_have_few_shapes():
         assert set(chosen) == set(range(rows))
         assert len(chosen) == len(x) == len(mask)
         shapes.add(mask.shape)
+        ((chosen, (x, mask)),) = mixed_batches(model, mixed, range(rows), 16)  # as they are, if nothing is said
+        longest = max(len(ids) for _, ids in mixed)
+        assert (sorted(chosen), mask.shape) == (list(range(rows)), (rows, -(-longest // 8) * 8))
     assert {rows for rows, _ in shapes} == {1, 2, 3, 4, 6, 8, 12, 16}
     assert {width for _, width in shapes} <= {8, 12, 16, 24, 32, 48, 64, 96}
 

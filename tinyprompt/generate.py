@@ -37,7 +37,7 @@ def greedy(step: Step, rows: int, max_tokens: int) -> list[list[int]]:
     return to_eos(np.stack(list(stream(step, rows, max_tokens)), axis=1))
 
 
-def beam_search(step: Step, rows: int, max_tokens: int, beams: int, length_penalty: float = 1.0) -> list[list[int]]:
+def beam_search(step: Step, rows: int, max_tokens: int, beams: int, length_penalty: float) -> list[list[int]]:
     """The likeliest text that `beams` running hypotheses a row come upon, up to its eos.
 
     A finished one's score is its log probability divided by `length ** length_penalty`, eos counted. A row is done
