@@ -84,6 +84,10 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.tsv", GOOD.encode() + b"caf\xe9\tgood\n", "row 3: not UTF-8"),
         ("a.jsonl", b'{"input": "a", "target": "b"}\n' * 500 + b"\xff", "row 501: not UTF-8"),
         ("a.csv", b"\xef\xbb\xbfinput,target\n\xff,good\n", "row 2: not UTF-8"),
+        ("a.csv", "input;target\na;b\n", "row 2: one column, 'input;target': separated by semicolons; expected commas"),
+        ("a.csv", "text\na\n", "row 2: no column 'input'; found 'text'"),
+        ("a.csv", "input\na\n", "row 2: no column 'target'; found 'input'"),
+        ("a.tsv", "a;b\tc\n1\t2\n", "row 2: no column 'input'; found 'a;b', 'c'"),
         ("a.tsv", "", "empty"),
         ("a.csv", "", "empty"),
         ("a.jsonl", "", "no rows"),
@@ -361,6 +365,10 @@ def test_a_random_batch_has_every_kind_of_padding():
         (x == y).all() for x, y in zip(data.random_batch(9, 4, 6, 5), data.random_batch(9, 4, 6, 5, 0), strict=True)
     )
     assert data.random_batch(9, 1, 6, 5).attention_mask.all()
+
+
+def test_a_column_may_have_a_semicolon_in_its_name(write):
+    assert data.read_rows(write("a.csv", "a;b\nc\n"), "a;b", None) == [Row("c", "")]
 
 
 def test_half_of_a_character_is_named(tmp_path):

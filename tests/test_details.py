@@ -41,6 +41,19 @@ def test_bitfit_is_every_vector_and_every_position_bias():
     assert names("bitfit") == vectors | biases
 
 
+def test_a_method_has_all_its_arrays():
+    attentions, layers = 2 + 2 * 2, 2 * 2 + 2 * 3  # of two layers each
+    counted = {method: len(names(method)) for method in set(methods.METHODS) - {"warp"}}
+    assert counted == {
+        **{"prompt": 1, "layer-prompts": 2, "prefix": 2 * attentions, "prefix-mlp": 1 + 2 * 2, "p-tuning": 1 + 2 * 3},
+        **{"adapter": 4 * layers, "lora": 2 * 2 * attentions, "ia3": 2 * attentions + 4},
+        **{"bitfit": layers + 2 + 2, "full": len(weight_shapes(CONFIG))},
+    }
+    for count in (methods.trained_shapes, methods.stored_shapes, methods.count):
+        with pytest.raises(ValueError, match=r"method 'warp' .* needs a classification task"):
+            count(CONFIG, Settings(method="warp"))
+
+
 @pytest.fixture
 def model(folder):
     return models.load(folder)

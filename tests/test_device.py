@@ -266,6 +266,15 @@ def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
         compile(lambda x: x, "cuda")
 
 
+def test_a_gpu_is_tried_before_it_is_used(gpu, monkeypatch):
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    devices._probe_cuda.__wrapped__()
+    wrong = lower(lambda x: (2 * x @ x).max(-1), np.ones((2, 2), np.float32))
+    monkeypatch.setattr(devices, "lower", lambda function, x: wrong)
+    with pytest.raises(DeviceError, match=r"a product of 2 x 2 came out as \[6.0, 22.0\]; update the driver"):
+        devices._probe_cuda.__wrapped__()
+
+
 def test_the_device_is_named_in_one_line(monkeypatch):
     assert describe_device("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
     assert describe_device("numpy") == f"device: numpy {np.__version__}"

@@ -291,6 +291,15 @@ def test_a_search_ends_where_transformers_ends_it(six_words, search):
     assert search.write() == search.expected(six_words)
 
 
+@given(width=st.sampled_from([1, 7, 4000]), count=st.integers(1, 12), seed=st.integers(0, 99), ties=st.booleans())
+def test_the_largest_in_order(width, count, seed, ties):
+    x = np.random.default_rng(seed).normal(size=(2, width)).round(0 if ties else 9)
+    values, at = generate.largest(x, count)
+    assert (values == -np.sort(-x)[:, :count]).all()
+    assert (np.take_along_axis(x, at, 1) == values).all()
+    assert all(len(set(row)) == len(row) == min(count, width) for row in at.tolist())
+
+
 def test_every_setting_of_a_search_matters():
     base = Problem("t5-1.1", 0, 3, 4, 9, False, 12, 32, 4, 2.0)
     changes = [{}, dict(beams=1), dict(beams=2), dict(length_penalty=0.0), dict(most=6)]

@@ -1,5 +1,6 @@
 """Every lowering rule: value, shape, dtype and gradient as NumPy and autograd have them, on drawn shapes."""
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -157,6 +158,8 @@ CASES = {
     "empty slices": (lambda x, y: anp.concatenate([x[-9:-8], x[9::-1], y[-9::-1]], axis=0), False),
     "several uses of an index": (lambda x, y: x + anp.sin(x[0]) * y[0] + anp.exp(x[0]) + anp.tanh(x[:1]) * x[0], True),
     "integers and None": (lambda x, y: x[0, None, :, -1] + y[:, 0][..., None][0, 0], True),
+    "None and what comes after": (lambda x, y: x[..., None, 0] + y[None, ..., None, -1:][0, :, :, 0], True),
+    "None before all of it": (lambda x, y: x[None, None, :, 0, 1:][0] + y[..., 1:, None][:1, :1, :, 0], True),
     "an array of integers": (lambda x, y: x[:, np.array([0, -1, 0])], True),
     "take": (lambda x, y: np.take(x, np.array([[0], [0]]), axis=1), False),
     "take along an axis": (lambda x, y: np.take_along_axis(x, np.zeros((*x.shape[:2], 1), int), -1), False),
@@ -332,6 +335,27 @@ def test_the_readme_shows_what_is_printed(capsys):
         (lambda x: np.einsum("i", x), "numpy.einsum"),
         (lambda x: (x > 0) ** 2, "numpy.power"),
         (lambda x: np.add.at(np.zeros(3), [0], x), "numpy.add.at"),
+        (lambda x: x[[0], [1]], "several index arrays"),
+        (lambda x: x[..., [0]], "several index arrays"),
+        (lambda x: x[[0.0, 1.0]], "several index arrays"),
+        (lambda x: x.reshape(6, order="F"), "numpy.reshape in order 'F'"),
+        (lambda x: x.reshape(-3, -2), "numpy.reshape"),
+        (lambda x: x.transpose(0), "numpy.transpose"),
+        (lambda x: x[:0].max(), "ReduceMax of"),
+        (lambda x: (x > 0) + (x > 1), "numpy.add of booleans"),
+        (lambda x: np.concatenate([x, x[0]]), "numpy.concatenate"),
+        (lambda x: np.concatenate([x, x[:1]], axis=1), "numpy.concatenate"),
+        (lambda x: np.take(x, [0]), "numpy.take without an axis"),
+        (lambda x: np.take_along_axis(x, np.zeros((1, 3), int), 1), "numpy.take_along_axis that broadcasts"),
+        (lambda x: np.take_along_axis(x, np.zeros((2, 1), int), 0), "numpy.take_along_axis that broadcasts"),
+        (lambda x: np.take_along_axis(x[None], np.zeros((1, 1, 1), int), 1), "numpy.take_along_axis that broadcasts"),
+        (lambda x: np.round(x, 1), "numpy.round to decimals"),
+        (lambda x: x.astype(int) ** 2, "numpy.power of integers"),
+        (lambda x: x.astype(np.uint8).sum(), "sums and products of unsigned integers"),
+        (lambda x: np.sort(x.astype(np.uint64)), "numpy.sort of uint64"),
+        (lambda x: np.argsort(x.astype(np.uint64)), "numpy.argsort of uint64"),
+        (lambda x: np.einsum("ii->", x.astype(int)[:, :2]), "numpy.einsum of integers with 'ii'"),
+        (lambda x: np.einsum("ij,ij->jj", x, x), "numpy.einsum"),
     ],
 )
 def test_what_cannot_be_lowered_names_the_function_and_the_line(function, names):
@@ -400,6 +424,20 @@ def test_weights_in_16_bits_are_widened_where_they_are_used(dims, seed, dtype):
     same(found[1], by_x, np.float32, exact[1])
     wide = [node for node in graph.nodes if node.op == "Cast" and node.inputs[0].dtype == w.dtype]
     assert len(wide) > len({node.inputs[0].name for node in wide if node.inputs[0].op is None})  # each use by itself
+
+
+@pytest.mark.parametrize("wrong", [1, 16])
+def test_products_of_8_bits_are_tried_in_few_rows_and_many(monkeypatch, wrong):
+    class Saturates:
+        def __init__(self, model, providers):
+            pass
+
+        def run(self, names, inputs):
+            product = inputs["x"] @ inputs["weight"]
+            return [product * (0.9 if len(product) == wrong else 1)]
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Saturates)
+    assert not primitives.int8_is_exact(127)
 
 
 def test_the_largest_int8_is_one_that_this_machine_sums_up_right(monkeypatch):
@@ -556,6 +594,39 @@ def test_einsum_broadcasts_as_numpy_does(equation):
         found = compile(run, "cpu")(a, b)
         assert found.shape == run(a, b).shape
         assert np.allclose(found, run(a, b))
+
+
+@EVERY
+@given(
+    equation=st.sampled_from(["ij,ij->ij", "ij,jk->ik", "ijk,ik->jk", "ij,kj->jik", "ij,jk->", "ijk,kji->k"]),
+    length=st.fixed_dictionaries(dict.fromkeys("ijk", st.integers(1, 3))),
+    ones=st.lists(st.booleans(), min_size=6, max_size=6),
+    dtype=st.sampled_from([np.float32, np.int64]),
+)
+def test_any_axis_of_an_einsum_may_be_1_long(equation, length, ones, dtype):
+    ones = iter(ones)
+    shapes = [[1 if next(ones) else length[x] for x in term] for term in equation.partition("->")[0].split(",")]
+    a, b = (np.arange(1, 1 + np.prod(shape)).reshape(shape).astype(dtype) for shape in shapes)
+    found = compile(lambda a, b: np.einsum(equation, a, b), "cpu")(a, b)
+    assert (found == np.einsum(equation, a, b)).all()
+    assert found.shape == np.einsum(equation, a, b).shape
+    assert found.dtype == dtype
+
+
+def test_what_is_not_given_to_a_rule_is_what_numpy_takes():
+    compared = set()
+    for function, rule in RULES.items():
+        try:
+            theirs = inspect.signature(function).parameters
+        except ValueError:  # of some functions in C, NumPy tells it since 2.3
+            continue
+        for name, ours in inspect.signature(rule).parameters.items():
+            default = theirs[name].default if name in theirs else ours.default
+            default = {"keepdims": False}.get(name) if default is np._NoValue else default
+            if ours.default is not ours.empty and name not in ("order", "optimize"):  # None, and what they do there
+                assert (function.__name__, name, ours.default) == (function.__name__, name, default)
+                compared.add((function.__name__, name))
+    assert {("sum", "keepdims"), ("sort", "axis"), ("var", "ddof"), ("stack", "axis")} <= compared
 
 
 VALUES = [0.0, -0.0, 1e-30, -1e-8, 0.3, -1.0, 1.0, 5.0, -60.0, 80.0, 710.2, np.inf, -np.inf, np.nan]

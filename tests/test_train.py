@@ -137,6 +137,7 @@ def test_a_run_that_never_beat_its_start_says_so(model):
     flat = {name: x if name != "lm_head.weight" else x * 0 for name, x in tree.flatten(model.params).items()}
     result = tune(model_of(flat), rows_of(8), rows_of(6, 1), changed(learning_rate=0.3), LABELS)
     assert "no step beat the start" not in str(result)  # all are equal: the last one is as good as the first
+    assert f"at step 6 of {SHORT.steps}; " in str(result)
     worse = replace(result, best_step=0)
     assert "no step beat the start" in str(worse)
 
