@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -751,6 +752,26 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         'same_shape("RandomUniformLike", seed=seed)(x) >= rate',
         "same_shape('RandomUniformLike', seed=seed)(x) > rate",
     ): "no drawn number is the rate itself, but one of 2**24",
+    ("lowering/rules", "limits.append((0, 0, axis, 1))", "0", "1"): "from 1 to 0 there is nothing either",
+    ("lowering/rules", "limits.append((0, 0, axis, 1))", "1", "2"): "nothing is nothing in any steps",
+    (
+        "lowering/rules",
+        "limits.append((start, stop if stop >= 0 else -n - 1, axis, step))",
+        "1",
+        "2",
+    ): "both are before the first element",
+    (
+        "predict",
+        "width = max((len(task.words) for task in asked.values()), default=1)",
+        "1",
+        "2",
+    ): "without rows there are no labels",
+    (
+        "predict",
+        "length = max((len(ids) for task in asked.values() for ids in task.words.values()), default=0)",
+        "0",
+        "1",
+    ): "without label words there is none to pad",
     ("device", "self.recorded += 1", "1", "2"): "each recorded graph has a number of its own, whichever",
     (
         "ensemble",
@@ -783,6 +804,7 @@ class Mutation(NamedTuple):
     line: str  # stripped
     right: str
     wrong: str
+    column: int
     place: tuple[int, int, int]  # number of the line, and where in the module's bytes it begins and ends
 
     def __str__(self) -> str:
@@ -798,8 +820,8 @@ def is_unseen(node: ast.AST) -> bool:
 
 def mutations(module: str) -> Iterator[Mutation]:
     """Every small mutation of a module: another operator, none for one, a constant one larger, or its opposite."""
-    text = (ROOT / "tinyprompt" / f"{module}.py").read_text(encoding="utf-8")
-    tree, lines = ast.parse(text), text.encode().splitlines(keepends=True)
+    text = (ROOT / "tinyprompt" / f"{module}.py").read_bytes()
+    tree, lines = ast.parse(text), text.splitlines(keepends=True)
     unseen = {id(n) for node in ast.walk(tree) if is_unseen(node) for n in ast.walk(node)}
     signed = [node.operand for node in ast.walk(tree) if isinstance(node, ast.UnaryOp)]
     unseen |= {id(node) for node in signed if isinstance(node, ast.Constant)}
@@ -821,36 +843,44 @@ def mutations(module: str) -> Iterator[Mutation]:
             continue
         place = node.lineno, at(node.lineno, node.col_offset), at(node.end_lineno, node.end_col_offset)
         line = lines[node.lineno - 1].decode().strip()
-        yield Mutation(module, line, ast.get_source_segment(text, node), ast.unparse(other), place)
+        yield Mutation(module, line, text[place[1] : place[2]].decode(), ast.unparse(other), node.col_offset, place)
 
 
-def survives(mutation: Mutation) -> bool:
-    """Whether no related test fails on a mutation. Says which one does."""
-    module, _, _, wrong, (_, begins, ends) = mutation
-    text = (ROOT / "tinyprompt" / f"{module}.py").read_bytes()
-    changed = text[:begins] + f"({wrong})".encode() + text[ends:]
-    tests = [f"tests/{name}.py" for name in TESTS[module].split()]
-    status, printed = fails(module, changed.decode(), ["-x", "--hypothesis-profile", "first", *tests])
-    by = re.search(r"^(FAILED|ERROR) tests/(\S+)", printed, re.MULTILINE)
-    known = EQUIVALENT.get((module, mutation.line, mutation.right, wrong))
-    print(
-        "caught" if status else "equal " if known else "ALIVE ", mutation, "|", by[2] if by else known or "", flush=True
-    )
-    return not status and not known
+def planted(mutation: Mutation) -> str:
+    """The text of the module with a mutation."""
+    text, (_, begins, ends) = (ROOT / "tinyprompt" / f"{mutation.module}.py").read_bytes(), mutation.place
+    return (text[:begins] + f"({mutation.wrong})".encode() + text[ends:]).decode()
+
+
+def fate(mutation: Mutation) -> str:
+    """What becomes of a mutation: "caught" by a related test, "equal" if it is known that none can, or "ALIVE"."""
+    tests = [f"tests/{name}.py" for name in TESTS[mutation.module].split()]
+    status, printed = fails(mutation.module, planted(mutation), ["-x", "--hypothesis-profile", "first", *tests])
+    by = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", printed, re.MULTILINE)
+    why = EQUIVALENT.get(mutation[:4], "")
+    found = "caught" if status else "equal" if why else "ALIVE"
+    print(f"{found:6}  {mutation}  ({by[1] if by else why})", flush=True)
+    return found
+
+
+def every_mutation() -> list[Mutation]:
+    """All mutations of the core."""
+    return [one for module in TESTS for one in mutations(module)]
 
 
 def draw(number: int, seed: int) -> int:
-    """Draw mutations, print what becomes of each, and the share that a test notices. Exit status 1 if one survives.
+    """Draw mutations, print what becomes of each, and the share that a test notices. Exit status 1 if one is alive.
 
-    Each has a number of its own, from the seed and its text, and the lowest are drawn: a change elsewhere draws no
-    others.
+    Each has a number of its own, from the seed and its text, and the lowest are drawn: so a change of other lines draws
+    no others.
     """
-    every = [one for module in TESTS for one in mutations(module)]
-    chosen = sorted(every, key=lambda one: random.Random(f"{seed} {one[:4]}").random())[:number]
+    every = sorted(every_mutation(), key=lambda one: random.Random(f"{seed} {one[:5]}").random())
     with ThreadPoolExecutor(2) as pool:
-        alive = list(pool.map(survives, chosen))
-    print(f"{len(alive) - sum(alive)} of {len(alive)} drawn mutations caught, of {len(every)} (seed {seed})")
-    return int(any(alive))
+        fates = Counter(pool.map(fate, every[:number]))
+    print(
+        f"{fates['caught']} of {fates.total()} caught, {fates['equal']} equal; seed {seed}, of {len(every)} mutations"
+    )
+    return int(fates["ALIVE"] > 0)
 
 
 def main(word: str = "") -> int:

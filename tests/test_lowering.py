@@ -10,8 +10,9 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import value_and_grad
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import basic_indices
 from ml_dtypes import bfloat16
 from profiles import examples
 
@@ -594,6 +595,16 @@ def test_einsum_broadcasts_as_numpy_does(equation):
         found = compile(run, "cpu")(a, b)
         assert found.shape == run(a, b).shape
         assert np.allclose(found, run(a, b))
+
+
+@examples(60)
+@given(index=basic_indices((3, 1, 5), allow_newaxis=True), tail=st.sampled_from([(), (slice(None, None, 2),)]))
+@example(index=(slice(None, 0, -1), slice(None), slice(3, 0, -2)), tail=())
+def test_an_index_takes_what_numpy_takes(index, tail):
+    x = np.arange(60, dtype=np.float32).reshape(3, 1, 5, 4)
+    index = (*(index if isinstance(index, tuple) else (index,)), *tail)
+    found = compile(lambda x: x[index] + 0, "cpu")(x)
+    assert np.array_equal(found, x[index])
 
 
 @EVERY

@@ -153,9 +153,17 @@ def test_labels_go_through_the_decoder_in_parts(monkeypatch):
     (prompt,) = prompts_of(model, [3])
     prompt = Prompt(prompt.params, label_words=("a", "bb", "ccc", "dddd", "e"))
     whole = label_scores(model, prompt, texts_of(3), "numpy")
-    for some in (1, 2, 4):
+    sizes, original = [], t5.decode
+    monkeypatch.setattr(
+        t5,
+        "decode",
+        lambda params, config, ids, *more: sizes.append(ids.shape[1]) or original(params, config, ids, *more),
+    )
+    for some in (0, 1, 2, 4, 5):
         monkeypatch.setattr(sys.modules["tinyprompt.predict"], "LOGITS", 384 * 5 * some)
         assert np.abs(label_scores(model, prompt, texts_of(3), "numpy") - whole).max() < 1e-6
+        assert sizes == {0: [1] * 5, 1: [1] * 5, 2: [2, 2, 1], 4: [4, 1], 5: [5]}[some]
+        sizes.clear()
 
 
 @examples(20)

@@ -1,5 +1,6 @@
 """The loop, the first prompts, and prediction, on a small random model in float32."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -519,7 +520,9 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
     model = model_of(random_weights(CONFIG, 0))
     path = tmp_path / "train.tsv"
     path.write_text("input\ttarget\n" + "".join(f"{row.input}\t{row.target}\n" for row in rows_of(50)))
+    begun = time.perf_counter()
     result = tinyprompt.tune(model, str(path), settings=replace(SHORT, steps=12))
+    assert 0 < result.seconds < time.perf_counter() - begun
     assert "12/12" in capsys.readouterr().err
     assert tinyprompt.tune(model, path, path, SHORT, progress=False).history[0]["loss"] is None
     assert capsys.readouterr().err == ""
