@@ -741,6 +741,36 @@ TESTS = {
 # Drawn mutations that no test can see: module, line, what stands there, what is put in its place; and why.
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (
+        "t5",
+        "return bucket + onp.where(distance < exact, distance, onp.minimum(far, num_buckets - 1))",
+        "distance < exact",
+        "distance <= exact",
+    ): "the first far bucket is that of the distance",
+    (
+        "t5",
+        "return T * (K + L) < K * L",
+        "T * (K + L) < K * L",
+        "T * (K + L) <= K * L",
+    ): "of two ways that cost the same either will do",
+    (
+        "lowering/rules",
+        "np.squeeze: lambda a, axis=None: reshape(a, np.squeeze(np.broadcast_to(False, a.shape), axis).shape),",
+        "False",
+        "True",
+    ): "only its shape is asked for",
+    (
+        "lowering/rules",
+        "np.expand_dims: lambda a, axis: reshape(a, np.expand_dims(np.broadcast_to(False, a.shape), axis).shape),",
+        "False",
+        "True",
+    ): "only its shape is asked for",
+    (
+        "lowering/rules",
+        "shape = np.broadcast_to(False, x.shape)[index].shape  # NumPy checks the bounds",
+        "False",
+        "True",
+    ): "only its shape is asked for",
+    (
         "lowering/rules",
         "kind = np.matmul.resolve_dtypes((a.dtype, b.dtype, None))[-1]",
         "-1",
@@ -898,5 +928,5 @@ def main(word: str = "") -> int:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:resource_tracker"}
     sys.exit(draw(int(words[1]), int(words[2]) if words[2:] else 0) if words[:1] == ["--random"] else main(*words))

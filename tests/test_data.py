@@ -365,6 +365,9 @@ def test_a_random_batch_has_every_kind_of_padding():
         (x == y).all() for x, y in zip(data.random_batch(9, 4, 6, 5), data.random_batch(9, 4, 6, 5, 0), strict=True)
     )
     assert data.random_batch(9, 1, 6, 5).attention_mask.all()
+    masks = [data.random_batch(9, 2, 6, 5, seed).attention_mask for seed in range(20)]
+    assert all(mask[0].all() and mask[1, -1] for mask in masks)
+    assert not all(mask[1, 0] for mask in masks)
 
 
 def test_a_column_may_have_a_semicolon_in_its_name(write):
@@ -378,7 +381,7 @@ def test_half_of_a_character_is_named(tmp_path):
 
 
 def test_a_target_that_is_too_long_is_named(tmp_path):
-    (tmp_path / "a.tsv").write_text("input\ttarget\na\tb\nc\t" + "d" * 10_001 + "\n")
+    (tmp_path / "a.tsv").write_text("input\ttarget\na\t" + "b" * 10_000 + "\nc\t" + "d" * 10_001 + "\n")
     with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; the most"):
         data.read_rows(tmp_path / "a.tsv")
 

@@ -124,6 +124,16 @@ def test_batches_have_few_shapes():
     assert {width for _, width in shapes} <= {8, 12, 16, 24, 32, 48, 64, 96}
 
 
+def test_few_shapes_are_for_who_asks_for_them(monkeypatch):
+    module, seen = sys.modules["tinyprompt.predict"], []
+    original = module.mixed_batches
+    monkeypatch.setattr(module, "mixed_batches", lambda *args: seen.append(args[-1]) or original(*args))
+    asked = [(Prompt(label_words=("a", "b")), "x")]
+    answer(byte_model(), asked, "numpy")
+    answer(byte_model(), asked, "numpy", few_shapes=True)
+    assert seen == [False, True]
+
+
 @needs_onnx
 def test_on_onnx_runtime_to_float32_rounding():
     model = byte_model()

@@ -8,7 +8,7 @@ from reference import torch, transformers
 
 from tinyprompt import optim
 
-SHAPES = [(7,), (5, 3), (3, 5), (1, 4), (130, 6), (129, 131)]
+SHAPES = [(7,), (5, 3), (3, 5), (1, 4), (130, 6), (129, 131), (2, 3, 4)]
 RATE = 0.3
 
 
@@ -59,6 +59,15 @@ def test_adafactor_equals_transformers(shape, decay, scale):
         lambda ps: transformers.optimization.Adafactor(ps, lr=RATE, weight_decay=decay, **fixed), start(shape), many
     )
     ours = run(optim.adafactor("huggingface", weight_decay=decay, scale_parameters=scale), start(shape), many)
+    assert np.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adafactor_clips_where_transformers_does(shape):
+    many = gradients(shape, 8)
+    fixed = dict(scale_parameter=False, relative_step=False, warmup_init=False, clip_threshold=0.4)
+    theirs = run_torch(lambda ps: transformers.optimization.Adafactor(ps, lr=RATE, **fixed), start(shape), many)
+    ours = run(optim.adafactor("huggingface", weight_decay=0.0, clipping_threshold=0.4), start(shape), many)
     assert np.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
