@@ -723,7 +723,7 @@ def caught(mutant: Mutant) -> bool:
 # Which tests are asked about a mutation that is drawn in a module.
 TESTS = {
     "ops": "test_ops test_parity",
-    "t5": "test_t5 test_parity test_details test_generate test_mixed",
+    "t5": "test_t5 test_parity test_details test_generate test_mixed test_methods",
     "methods": "test_methods test_details test_train",
     "optim": "test_optim test_details",
     "generate": "test_generate test_details test_train",
@@ -802,6 +802,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "0",
         "1",
     ): "without label words there is none to pad",
+    ("device", "self.recorded, self.refused = 0, False", "0", "1"): "the first number may be any",
     ("device", "self.recorded += 1", "1", "2"): "each recorded graph has a number of its own, whichever",
     (
         "ensemble",

@@ -146,11 +146,12 @@ def gpu(monkeypatch):
     copied, opened, open_session = [], [], devices.open_session
     monkeypatch.setattr(devices, "check_device", lambda device: "cuda")
     place, value = ort.OrtValue.ortvalue_from_shape_and_type, ort.OrtValue.ortvalue_from_numpy
+    first = {("cuda", 0): ("cpu", 0)}  # the only GPU
     monkeypatch.setattr(
-        ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *_: place(shape, kind, "cpu", 0)
+        ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *on: place(shape, kind, *first[on])
     )
     monkeypatch.setattr(
-        ort.OrtValue, "ortvalue_from_numpy", lambda a, *_: copied.append(a) or value(a.copy(), "cpu", 0)
+        ort.OrtValue, "ortvalue_from_numpy", lambda a, *on: copied.append(a) or value(a.copy(), *first[on])
     )
     monkeypatch.setattr(devices, "_fill", lambda value, a, f=devices._fill: copied.append(a) or f(value, a))
 
@@ -199,6 +200,17 @@ def test_a_recorded_run_reads_what_it_is_given_now(gpu):
     assert sum(a.shape == (2, 3) for a in copied) == 2
     assert sum(a.shape == (3,) for a in copied) == sum(a.shape == () for a in copied) == 5
     assert sum(a.shape == (2, 1, 3) for a in copied) == 4
+
+
+def test_a_graph_is_run_before_it_is_recorded_and_launched_once_from_then_on(gpu, monkeypatch):
+    runs, original = [], ort.InferenceSession.run_with_iobinding
+    monkeypatch.setattr(
+        ort.InferenceSession, "run_with_iobinding", lambda self, *a: runs.append(a) or original(self, *a)
+    )
+    run, x = compile(lambda x: x + 1, "cuda"), np.ones(3, np.float32)
+    for launched in (1, 2, 3):
+        run(x)
+        assert len(runs) == devices.WARM_UP + launched
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(gpu, monkeypatch):
