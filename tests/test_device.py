@@ -295,6 +295,21 @@ def test_the_device_is_named_in_one_line(monkeypatch):
     assert "pip install" in describe_device("numpy")
 
 
+@pytest.mark.parametrize(
+    ("packages", "device"),
+    [
+        ([], "numpy"),
+        (["onnx"], "numpy"),
+        (["onnxruntime"], "numpy"),
+        (["onnx", "onnxruntime"], "cpu"),
+        (["onnx", "onnxruntime-gpu"], "cpu"),
+    ],
+)
+def test_the_default_is_the_cpu_if_both_packages_are_there(monkeypatch, packages, device):
+    pretend(monkeypatch, *packages)
+    assert default_device() == device
+
+
 def test_others_in_the_process_can_still_open_sessions():
     graph, _ = lower(lambda x: x * 2, np.ones(3, np.float32))
     devices.open_session(graph, "cpu")
