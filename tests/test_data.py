@@ -84,6 +84,10 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.tsv", GOOD.encode() + b"caf\xe9\tgood\n", "row 3: not UTF-8"),
         ("a.jsonl", b'{"input": "a", "target": "b"}\n' * 500 + b"\xff", "row 501: not UTF-8"),
         ("a.csv", b"\xef\xbb\xbfinput,target\n\xff,good\n", "row 2: not UTF-8"),
+        ("a.csv", "input;target\na;b\n", "row 2: one column, 'input;target': separated by semicolons; expected commas"),
+        ("a.csv", "text\na\n", "row 2: no column 'input'; found 'text'"),
+        ("a.csv", "input\na\n", "row 2: no column 'target'; found 'input'"),
+        ("a.tsv", "a;b\tc\n1\t2\n", "row 2: no column 'input'; found 'a;b', 'c'"),
         ("a.tsv", "", "empty"),
         ("a.csv", "", "empty"),
         ("a.jsonl", "", "no rows"),
@@ -314,6 +318,62 @@ def test_a_split_keeps_the_shares_of_the_targets(counts, seed):
         assert any(data.split(rows, 0.2, other)[1] != dev for other in range(seed + 1, seed + 5))
 
 
+def test_a_file_of_rows_has_a_largest_size(tmp_path, monkeypatch):
+    path = tmp_path / "a.tsv"
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)  # takes no room
+    with pytest.raises(DataError, match=re.escape(f"{path}: holds more than 268,435,456 bytes, the most that is read")):
+        data.read_text(path)
+    monkeypatch.setattr(data, "LARGEST", 10)
+    path.write_text("x" * 10)
+    assert data.read_text(path) == "x" * 10
+    path.write_text("x" * 11)
+    with pytest.raises(DataError, match="holds more than 10 bytes"):
+        data.read_text(path)
+
+
+@given(lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=1, max_size=5))
+def test_a_batch_is_padded_to_8_tokens_and_4_of_a_target(lengths):
+    batch = data.batch_of([Row("x" * n, "y" * m) for n, m in lengths], WORDS, 20)
+    one = next(data.training_batches([Row("x" * n, "y" * m) for n, m in lengths], WORDS, Settings(batch_size=1)))
+    for ids, tokens, multiple in (
+        (batch.input_ids, batch.attention_mask, 8),
+        (batch.labels, batch.weights, 4),
+        (one.input_ids, one.attention_mask, 8),
+        (one.labels, one.weights, 4),
+    ):
+        assert ids.shape[1] == -(-int(tokens.sum(1).max()) // multiple) * multiple
+
+
+def test_a_random_batch_has_every_kind_of_padding():
+    seen, widths = set(), set()
+    for seed in range(60):
+        ids, mask, labels, weights = data.random_batch(9, 4, 6, 5, seed)
+        assert ids.shape == mask.shape == (4, 6)
+        assert labels.shape == weights.shape == (4, 5)
+        assert mask[0].all()
+        assert weights[0].all()
+        assert all((row[:-1] >= row[1:]).all() for row in (*mask[:-1], *weights))  # padding on the right
+        assert (mask[-1][:-1] <= mask[-1][1:]).all()  # and once on the left
+        assert ((ids > 0) == mask).all()
+        assert ((labels > 0) == weights).all()
+        seen |= {*ids[ids > 0].tolist(), *labels[labels > 0].tolist()}
+        widths |= {*mask[1:].sum(1).tolist()}
+    assert seen == set(range(3, 9))
+    assert widths == set(range(1, 7))
+    assert all(
+        (x == y).all() for x, y in zip(data.random_batch(9, 4, 6, 5), data.random_batch(9, 4, 6, 5, 0), strict=True)
+    )
+    assert data.random_batch(9, 1, 6, 5).attention_mask.all()
+    masks = [data.random_batch(9, 2, 6, 5, seed).attention_mask for seed in range(20)]
+    assert all(mask[0].all() and mask[1, -1] for mask in masks)
+    assert not all(mask[1, 0] for mask in masks)
+
+
+def test_a_column_may_have_a_semicolon_in_its_name(write):
+    assert data.read_rows(write("a.csv", "a;b\nc\n"), "a;b", None) == [Row("c", "")]
+
+
 def test_half_of_a_character_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"input": "fine", "target": "x"}\n{"input": "\\ud83d", "target": "x"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl: row 2: holds .ud83d, half of a character"):
@@ -321,7 +381,7 @@ def test_half_of_a_character_is_named(tmp_path):
 
 
 def test_a_target_that_is_too_long_is_named(tmp_path):
-    (tmp_path / "a.tsv").write_text("input\ttarget\na\tb\nc\t" + "d" * 10_001 + "\n")
+    (tmp_path / "a.tsv").write_text("input\ttarget\na\t" + "b" * 10_000 + "\nc\t" + "d" * 10_001 + "\n")
     with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; the most"):
         data.read_rows(tmp_path / "a.tsv")
 

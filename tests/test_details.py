@@ -1,6 +1,7 @@
 """Exact values of details that larger tests would forgive. Each one was a planted fault that nothing noticed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,19 @@ def test_bitfit_is_every_vector_and_every_position_bias():
     vectors = {name for name, shape in weight_shapes(CONFIG).items() if len(shape) == 1}
     biases = {f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for part in ("encoder", "decoder")}
     assert names("bitfit") == vectors | biases
+
+
+def test_a_method_has_all_its_arrays():
+    attentions, layers = 2 + 2 * 2, 2 * 2 + 2 * 3  # of two layers each
+    counted = {method: len(names(method)) for method in set(methods.METHODS) - {"warp"}}
+    assert counted == {
+        **{"prompt": 1, "layer-prompts": 2, "prefix": 2 * attentions, "prefix-mlp": 1 + 2 * 2, "p-tuning": 1 + 2 * 3},
+        **{"adapter": 4 * layers, "lora": 2 * 2 * attentions, "ia3": 2 * attentions + 4},
+        **{"bitfit": layers + 2 + 2, "full": len(weight_shapes(CONFIG))},
+    }
+    for count in (methods.trained_shapes, methods.stored_shapes, methods.count):
+        with pytest.raises(ValueError, match=r"method 'warp' .* needs a classification task"):
+            count(CONFIG, Settings(method="warp"))
 
 
 @pytest.fixture
@@ -170,6 +184,29 @@ def test_dropout_falls_on_the_weights_of_attention_for_few_queries_too():
 def test_the_cases_of_a_check_reach_the_last_bucket(model):
     longest = max(check.draw(model, seed).batch.input_ids.shape[1] for seed in range(3))
     assert longest > model.config.relative_attention_max_distance
+
+
+def test_the_vocabulary_is_the_5000_most_frequent_pieces():
+    table = {"shared": {"weight": np.arange(6000.0)[:, None]}}
+    start = lambda words: SimpleNamespace(
+        model=SimpleNamespace(params=table, tokenizer=range(words)), rng=np.random.default_rng(0)
+    )
+    for words, top in ((6000, 5000), (4000, 3997)):
+        drawn = methods.from_vocabulary(start(words), (top, 1))[:, 0]
+        assert sorted(drawn) == list(range(3, 3 + top))
+
+
+def test_what_multiplies_begins_with_a_variance_of_one_over_its_inputs():
+    drawn = methods.normal(SimpleNamespace(rng=np.random.default_rng(0)), (300, 400))
+    assert abs(drawn.mean()) < 5 * 400**-0.5 / drawn.size**0.5
+    assert np.isclose(drawn.std(), 400**-0.5, rtol=0.02)
+
+
+@pytest.mark.parametrize(("shape", "advice"), [((3, 5), "of another model"), ((2, 4), "use a prompt_length of 2")])
+def test_a_saved_prompt_of_another_shape_is_told_what_to_do(model, shape, advice):
+    saved = Prompt({PROMPT: np.ones(shape, np.float32)})
+    with pytest.raises(CheckpointError, match=advice):
+        methods.init_params(model, replace(QUICK, init="file", init_file="p.npy"), None, saved)
 
 
 def test_patience_counts_dev_scores_since_the_best(model):

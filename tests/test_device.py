@@ -149,11 +149,12 @@ def gpu(monkeypatch):
     copied, opened, open_session = [], [], devices.open_session
     monkeypatch.setattr(devices, "check_device", lambda device: "cuda")
     place, value = ort.OrtValue.ortvalue_from_shape_and_type, ort.OrtValue.ortvalue_from_numpy
+    first = {("cuda", 0): ("cpu", 0)}  # the only GPU
     monkeypatch.setattr(
-        ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *_: place(shape, kind, "cpu", 0)
+        ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *on: place(shape, kind, *first[on])
     )
     monkeypatch.setattr(
-        ort.OrtValue, "ortvalue_from_numpy", lambda a, *_: copied.append(a) or value(a.copy(), "cpu", 0)
+        ort.OrtValue, "ortvalue_from_numpy", lambda a, *on: copied.append(a) or value(a.copy(), *first[on])
     )
     monkeypatch.setattr(devices, "_fill", lambda value, a, f=devices._fill: copied.append(a) or f(value, a))
 
@@ -202,6 +203,17 @@ def test_a_recorded_run_reads_what_it_is_given_now(gpu):
     assert sum(a.shape == (2, 3) for a in copied) == 2
     assert sum(a.shape == (3,) for a in copied) == sum(a.shape == () for a in copied) == 5
     assert sum(a.shape == (2, 1, 3) for a in copied) == 4
+
+
+def test_a_graph_is_run_before_it_is_recorded_and_launched_once_from_then_on(gpu, monkeypatch):
+    runs, original = [], ort.InferenceSession.run_with_iobinding
+    monkeypatch.setattr(
+        ort.InferenceSession, "run_with_iobinding", lambda self, *a: runs.append(a) or original(self, *a)
+    )
+    run, x = compile(lambda x: x + 1, "cuda"), np.ones(3, np.float32)
+    for launched in (1, 2, 3):
+        run(x)
+        assert len(runs) == devices.WARM_UP + launched
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(gpu, monkeypatch):
@@ -269,12 +281,36 @@ def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
         compile(lambda x: x, "cuda")
 
 
+def test_a_gpu_is_tried_before_it_is_used(gpu, monkeypatch):
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    devices._probe_cuda.__wrapped__()
+    wrong = lower(lambda x: (2 * x @ x).max(-1), np.ones((2, 2), np.float32))
+    monkeypatch.setattr(devices, "lower", lambda function, x: wrong)
+    with pytest.raises(DeviceError, match=r"a product of 2 x 2 came out as \[6.0, 22.0\]; update the driver"):
+        devices._probe_cuda.__wrapped__()
+
+
 def test_the_device_is_named_in_one_line(monkeypatch):
     assert describe_device("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
     assert describe_device("numpy") == f"device: numpy {np.__version__}"
     pretend(monkeypatch)
     assert default_device() == "numpy"
     assert "pip install" in describe_device("numpy")
+
+
+@pytest.mark.parametrize(
+    ("packages", "device"),
+    [
+        ([], "numpy"),
+        (["onnx"], "numpy"),
+        (["onnxruntime"], "numpy"),
+        (["onnx", "onnxruntime"], "cpu"),
+        (["onnx", "onnxruntime-gpu"], "cpu"),
+    ],
+)
+def test_the_default_is_the_cpu_if_both_packages_are_there(monkeypatch, packages, device):
+    pretend(monkeypatch, *packages)
+    assert default_device() == device
 
 
 def test_others_in_the_process_can_still_open_sessions():

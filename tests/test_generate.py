@@ -217,6 +217,89 @@ def test_onnx_runtime_writes_what_transformers_does(family, problem):
     assert problem.write("cpu") == problem.expected()
 
 
+class Search(NamedTuple):
+    """A search over random tables instead of a network: often sure of itself, and sooner at an end than later."""
+
+    seed: int
+    rows: int
+    most: int
+    beams: int
+    length_penalty: float
+    scale: float
+    eos: float  # added to its logit at the first places, and taken from it at the others
+    early: int  # how many places are the first
+
+    def table(self):
+        """Logits of the next token by the place and the token before, (rows, most, 6, 6)."""
+        table = np.random.default_rng(self.seed).normal(0, self.scale, (self.rows, self.most, 6, 6))
+        table[..., EOS] += np.where(np.arange(self.most) < self.early, self.eos, -self.eos)[:, None]
+        return np.repeat(table, self.beams, 0)
+
+    def logits_of(self, ids):
+        """(rows * beams, T) to (rows * beams, T, 6)."""
+        return self.table()[np.arange(len(ids))[:, None], np.arange(ids.shape[1]), ids]
+
+    def write(self):
+        """What we write."""
+        step = stepper(self.logits_of)
+        return generate.beam_search(step, self.rows, self.most, self.beams, self.length_penalty)
+
+    def expected(self, model):
+        """What transformers writes."""
+
+        def forward(decoder_input_ids, **_):
+            logits = torch.from_numpy(self.logits_of(decoder_input_ids.numpy()))
+            return transformers.modeling_outputs.Seq2SeqLMOutput(logits=logits)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transformers.generation.utils, "torch", Double())
+            patch.setattr(model, "forward", forward)
+            written = model.generate(
+                input_ids=torch.full((self.rows, 1), 5),
+                max_new_tokens=self.most,
+                num_beams=self.beams,
+                length_penalty=self.length_penalty,
+                use_cache=False,
+                do_sample=False,
+                decoder_start_token_id=0,
+                pad_token_id=0,
+                eos_token_id=EOS,
+            )
+        return generate.to_eos(written[:, 1:].numpy())
+
+
+@pytest.fixture(scope="module")
+def six_words():
+    raw = raw_config("t5-1.1", vocab_size=6)
+    return hugging_face(raw, random_weights(Config.from_dict(raw), 0))
+
+
+@given(
+    search=st.builds(
+        Search,
+        seed=st.integers(0, 999),
+        rows=st.integers(1, 3),
+        most=st.integers(1, 9),
+        beams=st.integers(2, 4),
+        length_penalty=st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]),
+        scale=st.sampled_from([0.5, 2.0, 6.0]),
+        eos=st.sampled_from([0.0, 2.0, 6.0]),
+        early=st.integers(1, 4),
+    )
+)
+def test_a_search_ends_where_transformers_ends_it(six_words, search):
+    assert search.write() == search.expected(six_words)
+
+
+@given(width=st.sampled_from([1, 7, 4000]), count=st.integers(1, 12), seed=st.integers(0, 99), ties=st.booleans())
+def test_the_largest_in_order(width, count, seed, ties):
+    x = np.random.default_rng(seed).normal(size=(2, width)).round(0 if ties else 9)
+    values, at = generate.largest(x, count)
+    assert (values == -np.sort(-x)[:, :count]).all()
+    assert (np.take_along_axis(x, at, 1) == values).all()
+    assert all(len(set(row)) == len(row) == min(count, width) for row in at.tolist())
+
+
 def test_every_setting_of_a_search_matters():
     base = Problem("t5-1.1", 0, 3, 4, 9, False, 12, 32, 4, 2.0)
     changes = [{}, dict(beams=1), dict(beams=2), dict(length_penalty=0.0), dict(most=6)]

@@ -234,6 +234,15 @@ def test_it_writes_with_a_cache_as_without(method, problem):
     assert distance(found, check.logits(trained, tree.nest(flat), config, data)) < EXACT
 
 
+def test_the_learning_rates_are_those_that_the_tables_were_measured_with():
+    assert {name: method.learning_rate for name, method in METHODS.items()} == {
+        **dict.fromkeys(("prompt", "layer-prompts", "warp"), 0.3),
+        **dict.fromkeys(("prefix", "bitfit"), 0.03),
+        **dict.fromkeys(("prefix-mlp", "p-tuning", "full"), 1e-3),
+        **{"adapter": 3e-3, "lora": 0.01, "ia3": 0.1},
+    }
+
+
 UNCHANGED = ("adapter", "lora", "ia3", "bitfit", "full")
 
 

@@ -117,8 +117,21 @@ def test_batches_have_few_shapes():
         assert set(chosen) == set(range(rows))
         assert len(chosen) == len(x) == len(mask)
         shapes.add(mask.shape)
+        ((chosen, (x, mask)),) = mixed_batches(model, mixed, range(rows), 16)  # as they are, if nothing is said
+        longest = max(len(ids) for _, ids in mixed)
+        assert (sorted(chosen), mask.shape) == (list(range(rows)), (rows, -(-longest // 8) * 8))
     assert {rows for rows, _ in shapes} == {1, 2, 3, 4, 6, 8, 12, 16}
     assert {width for _, width in shapes} <= {8, 12, 16, 24, 32, 48, 64, 96}
+
+
+def test_few_shapes_are_for_who_asks_for_them(monkeypatch):
+    module, seen = sys.modules["tinyprompt.predict"], []
+    original = module.mixed_batches
+    monkeypatch.setattr(module, "mixed_batches", lambda *args: seen.append(args[-1]) or original(*args))
+    asked = [(Prompt(label_words=("a", "b")), "x")]
+    answer(byte_model(), asked, "numpy")
+    answer(byte_model(), asked, "numpy", few_shapes=True)
+    assert seen == [False, True]
 
 
 @needs_onnx
@@ -150,9 +163,17 @@ def test_labels_go_through_the_decoder_in_parts(monkeypatch):
     (prompt,) = prompts_of(model, [3])
     prompt = Prompt(prompt.params, label_words=("a", "bb", "ccc", "dddd", "e"))
     whole = label_scores(model, prompt, texts_of(3), "numpy")
-    for some in (1, 2, 4):
+    sizes, original = [], t5.decode
+    monkeypatch.setattr(
+        t5,
+        "decode",
+        lambda params, config, ids, *more: sizes.append(ids.shape[1]) or original(params, config, ids, *more),
+    )
+    for some in (0, 1, 2, 4, 5):
         monkeypatch.setattr(sys.modules["tinyprompt.predict"], "LOGITS", 384 * 5 * some)
         assert np.abs(label_scores(model, prompt, texts_of(3), "numpy") - whole).max() < 1e-6
+        assert sizes == {0: [1] * 5, 1: [1] * 5, 2: [2, 2, 1], 4: [4, 1], 5: [5]}[some]
+        sizes.clear()
 
 
 @examples(20)

@@ -1,9 +1,11 @@
 """That the faults of mutants.py can still be planted. `python tests/mutants.py` plants them, and takes minutes."""
 
+import ast
+import random
 from pathlib import Path
 
 import pytest
-from mutants import MUTANTS, ROOT
+from mutants import EQUIVALENT, MUTANTS, ROOT, every_mutation, planted
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.fault for mutant in MUTANTS])
@@ -11,3 +13,11 @@ def test_its_place_and_its_test_are_there(mutant):
     assert (ROOT / "tinyprompt" / f"{mutant.module}.py").read_text(encoding="utf-8").count(mutant.right) == 1
     path, _, name = mutant.test.partition("[")[0].partition("::")
     assert f"def {name}(" in (Path(__file__).parent / path).read_text(encoding="utf-8")
+
+
+def test_what_is_drawn_changes_a_module_and_leaves_it_python():
+    every = every_mutation()
+    assert set(EQUIVALENT) <= {one[:4] for one in every}
+    for one in random.Random(0).sample(every, 30):
+        before = (ROOT / "tinyprompt" / f"{one.module}.py").read_text(encoding="utf-8")
+        assert ast.dump(ast.parse(planted(one))) != ast.dump(ast.parse(before))

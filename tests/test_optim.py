@@ -8,7 +8,7 @@ from reference import torch, transformers
 
 from tinyprompt import optim
 
-SHAPES = [(7,), (5, 3), (3, 5), (1, 4), (130, 6), (129, 131)]
+SHAPES = [(7,), (5, 3), (3, 5), (1, 4), (130, 6), (129, 131), (2, 3, 4)]
 RATE = 0.3
 
 
@@ -59,6 +59,15 @@ def test_adafactor_equals_transformers(shape, decay, scale):
         lambda ps: transformers.optimization.Adafactor(ps, lr=RATE, weight_decay=decay, **fixed), start(shape), many
     )
     ours = run(optim.adafactor("huggingface", weight_decay=decay, scale_parameters=scale), start(shape), many)
+    assert np.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adafactor_clips_where_transformers_does(shape):
+    many = gradients(shape, 8)
+    fixed = dict(scale_parameter=False, relative_step=False, warmup_init=False, clip_threshold=0.4)
+    theirs = run_torch(lambda ps: transformers.optimization.Adafactor(ps, lr=RATE, **fixed), start(shape), many)
+    ours = run(optim.adafactor("huggingface", weight_decay=0.0, clipping_threshold=0.4), start(shape), many)
     assert np.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
@@ -139,6 +148,17 @@ def test_late_in_a_run_every_update_of_a_fresh_state_is_clipped(shape):
     assert np.allclose(np.sqrt(np.mean(np.diff(places, axis=0) ** 2, axis=(1, 2))), RATE)
 
 
+def test_the_named_optimisers():
+    p, many = start((5, 3)), gradients((5, 3), 4)
+    named = lambda name: run(optim.OPTIMIZERS[name](), p, many)
+    assert np.allclose(named("adafactor-t5x"), t5x(p, many, 1e-5, 0), rtol=1e-12)
+    assert np.allclose(named("adafactor-huggingface"), run(optim.adafactor("huggingface", 1e-5), p, many), rtol=1e-12)
+    assert (np.array(named("adam")) == run(optim.adam(), p, many)).all()
+    for name, size in (("adafactor-scaled", np.sqrt(np.mean(p * p))), ("adafactor-t5x", 1.0)):
+        moved = run(optim.OPTIMIZERS[name](), p, [np.ones((5, 3))])[0] - p  # all of one size: the step is the sign
+        assert np.allclose(moved, -RATE * size - (1e-5 * p if name == "adafactor-t5x" else 0), rtol=1e-12)
+
+
 def test_schedules():
     constant, linear = optim.schedule("constant", 2.0, 10), optim.schedule("linear", 2.0, 10)
     assert [constant(s) for s in (0, 5, 9, 99)] == [2.0] * 4
@@ -155,7 +175,7 @@ def test_schedules():
 def test_a_warmup_as_long_as_the_run_only_rises(warmup):
     rates = list(map(optim.schedule("linear", 1.0, 12, warmup), range(12)))
     assert rates[:11] == sorted(rates[:11])
-    assert 0 < min(rates) < max(rates) <= 1
+    assert np.allclose(rates, np.arange(1, 13) / warmup)
 
 
 def test_bad_names_are_named():

@@ -132,7 +132,7 @@ def test_padding_changes_nothing(scale):
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (16, 1000)])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (16, 1000), (4, 20)])
 def test_buckets_equal_transformers_at_every_distance(bidirectional, buckets, furthest):
     distance = np.arange(-3000, 3001)
     ours = t5.relative_position_bucket(distance, bidirectional, buckets, furthest)

@@ -1,5 +1,6 @@
 """The loop, the first prompts, and prediction, on a small random model in float32."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -137,6 +138,7 @@ def test_a_run_that_never_beat_its_start_says_so(model):
     flat = {name: x if name != "lm_head.weight" else x * 0 for name, x in tree.flatten(model.params).items()}
     result = tune(model_of(flat), rows_of(8), rows_of(6, 1), changed(learning_rate=0.3), LABELS)
     assert "no step beat the start" not in str(result)  # all are equal: the last one is as good as the first
+    assert f"at step 6 of {SHORT.steps}; " in str(result)
     worse = replace(result, best_step=0)
     assert "no step beat the start" in str(worse)
 
@@ -203,6 +205,7 @@ def same_run(one, two):
         (4, 6, 5, "adafactor-t5x"),
         (6, 3, 130, "adafactor-t5x"),  # factored
         (6, 3, 5, "adafactor-huggingface"),
+        (1, 1, 5, "adam"),
     ],
 )
 def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length, optimizer, name):
@@ -232,6 +235,11 @@ def test_early_stopping_goes_on_counting(model):
     whole = tune(model, wrong, rows_of(6, 1), settings, LABELS, each=saver(kept))
     assert len(whole.history) < 100
     same_run(tune(model, wrong, rows_of(6, 1), settings, LABELS, resume=kept[0]), whole)
+    with pytest.raises(ValueError, match=f"stopped early at step {len(whole.history) - 1}; give more"):
+        tune(model, wrong, rows_of(6, 1), settings, LABELS, resume=kept[-1])
+    longer = replace(settings, patience=4)
+    more = tune(model, wrong, rows_of(6, 1), longer, LABELS, resume=kept[-1])
+    assert more.history == tune(model, wrong, rows_of(6, 1), longer, LABELS).history
 
 
 @pytest.mark.parametrize(
@@ -480,6 +488,10 @@ def test_beams_write_what_is_likelier():
     assert answer(model, texts[:1], None, (), changed(max_new_tokens=8, num_beams=4)) == beams[:1]
     shorter = answer(model, texts, None, (), changed(max_new_tokens=8, num_beams=4, length_penalty=0.0))
     assert sum(map(len, shorter)) < sum(map(len, beams))
+    other = lambda penalty: answer(
+        model, texts, None, (), changed(max_new_tokens=8, num_beams=4, length_penalty=penalty)
+    )
+    assert other(1.0) == beams != other(2.0)  # as transformers: 1 if nothing is said
 
 
 def test_free_text_is_tuned_too(model):
@@ -508,7 +520,9 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
     model = model_of(random_weights(CONFIG, 0))
     path = tmp_path / "train.tsv"
     path.write_text("input\ttarget\n" + "".join(f"{row.input}\t{row.target}\n" for row in rows_of(50)))
+    begun = time.perf_counter()
     result = tinyprompt.tune(model, str(path), settings=replace(SHORT, steps=12))
+    assert 0 < result.seconds < time.perf_counter() - begun
     assert "12/12" in capsys.readouterr().err
     assert tinyprompt.tune(model, path, path, SHORT, progress=False).history[0]["loss"] is None
     assert capsys.readouterr().err == ""
@@ -527,6 +541,9 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
     assert tinyprompt.gradient(model, result.prompt, path).array.shape == result.prompt.array.shape == (5, 20)
     seen = tinyprompt.intermediates(model, result.prompt, "++", "a")
     assert seen["encoder.block.0.layer.0.attention_weights"].shape == (1, 3, 8, 8)
+    assert seen["logits"].shape == (1, 2, 384)  # nothing is padded: "a" and eos; and 3 letters with it
+    assert tinyprompt.intermediates(model, result.prompt, "+++", "ab")["logits"].shape == (1, 3, 384)
+    assert tinyprompt.intermediates(model, result.prompt, "+++")["encoder.final"].shape == (1, 9, 20)
     with pytest.raises(TypeError, match="the model comes first"):
         tinyprompt.predict(result.prompt, model, "++")
     with pytest.raises(DataError, match="expected Row"):

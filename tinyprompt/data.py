@@ -26,7 +26,7 @@ LARGEST = 2**28  # bytes of a file of rows, once it is decompressed
 LONGEST = 10_000  # characters of a target
 TEMPLATE = "{input} answer: {target}"  # how a solved example reads in front of an input
 TASKS = ("auto", "classify", "generate")  # of files of columns: label words found, wanted or not
-csv.field_size_limit(2**30)  # characters; Python's own limit of 131,072 is less than a document may have
+csv.field_size_limit(LARGEST)  # characters; Python's own limit of 131,072 is less than a document may have
 NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 

@@ -37,7 +37,7 @@ def greedy(step: Step, rows: int, max_tokens: int) -> list[list[int]]:
     return to_eos(np.stack(list(stream(step, rows, max_tokens)), axis=1))
 
 
-def beam_search(step: Step, rows: int, max_tokens: int, beams: int, length_penalty: float = 1.0) -> list[list[int]]:
+def beam_search(step: Step, rows: int, max_tokens: int, beams: int, length_penalty: float) -> list[list[int]]:
     """The likeliest text that `beams` running hypotheses a row come upon, up to its eos.
 
     A finished one's score is its log probability divided by `length ** length_penalty`, eos counted. A row is done
@@ -72,8 +72,8 @@ def beam_search(step: Step, rows: int, max_tokens: int, beams: int, length_penal
 
 
 def largest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest values of each row, in order, and where they are. Shapes: x (B, N), each (B, count)."""
-    at = np.argpartition(-x, count - 1, axis=1)[:, :count] if count < x.shape[1] else np.argsort(-x, axis=1)
+    """The largest values of each row, in order, and where they are. Shapes: x (B, N), each (B, min(count, N))."""
+    at = np.argpartition(-x, min(count, x.shape[1]) - 1, axis=1)[:, :count]
     values = np.take_along_axis(x, at, 1)
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(values, order, 1), np.take_along_axis(at, order, 1)

@@ -161,22 +161,22 @@ def attentions(config: Config) -> list[str]:
     return [name.removesuffix(".q.weight") for name in weight_shapes(config) if name.endswith(".q.weight")]
 
 
-def prompt(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def prompt(config: Config, settings: "Settings", labels: int) -> Leaves:
     """P vectors in front of the embedded input (Lester et al. 2021, arXiv:2104.08691, section 2)."""
     yield PROMPT, Leaf((settings.prompt_length, config.d_model), as_set)
 
 
-def layer_prompts(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def layer_prompts(config: Config, settings: "Settings", labels: int) -> Leaves:
     """P vectors in front of the input of every encoder layer. They replace what the layer before made of its own.
 
     Liu et al. 2022, arXiv:2110.07602.
     """
-    yield from prompt(config, settings)
+    yield from prompt(config, settings, labels)
     for i in range(1, config.num_layers):
         yield f"encoder.block.{i}.prompt.embedding", Leaf((settings.prompt_length, config.d_model), from_vocabulary)
 
 
-def prefix(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def prefix(config: Config, settings: "Settings", labels: int) -> Leaves:
     """P keys and P values in front of those of every attention (Li and Liang 2021, arXiv:2101.00190)."""
     shape = (settings.prompt_length, config.num_heads * config.d_kv)
     for at in attentions(config):
@@ -184,13 +184,13 @@ def prefix(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
             yield f"{at}.prefix.{part}", Leaf(shape, prefix_of(at, part[0]))
 
 
-def prefix_mlp(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def prefix_mlp(config: Config, settings: "Settings", labels: int) -> Leaves:
     """A prefix that a network makes of P vectors: two layers with tanh between (Li and Liang 2021, section 4.3)."""
-    width = sum(leaf.shape[1] for _, leaf in prefix(config, settings))
+    width = sum(leaf.shape[1] for _, leaf in prefix(config, settings, labels))
     return network("prefix_network.", config, settings, [settings.hidden, width])
 
 
-def p_tuning(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def p_tuning(config: Config, settings: "Settings", labels: int) -> Leaves:
     """A prompt that a network makes of P vectors: three layers with relu between, as in PEFT.
 
     Liu et al. 2021, arXiv:2103.10385.
@@ -206,18 +206,18 @@ def network(name: str, config: Config, settings: "Settings", widths: Sequence[in
         yield f"{name}{i}.bias", Leaf((width,), zeros)
 
 
-def warp(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def warp(config: Config, settings: "Settings", labels: int) -> Leaves:
     """A prompt, and a vector for each label in place of the output head: the answer is one step, not a word.
 
     Hambardzumyan et al. 2021, arXiv:2101.00121.
     """
     if not labels:
         raise ValueError("method 'warp' learns a vector for each label word: it needs a classification task")
-    yield from prompt(config, settings)
+    yield from prompt(config, settings, labels)
     yield HEAD, Leaf((labels, config.d_model), head_rows)
 
 
-def adapter(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def adapter(config: Config, settings: "Settings", labels: int) -> Leaves:
     """A bottleneck behind every attention and every feed-forward: `y + up(relu(down(y)))`.
 
     Houlsby et al. 2019, arXiv:1902.00751.
@@ -231,7 +231,7 @@ def adapter(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
             yield f"{layer}.adapter.up.bias", Leaf((config.d_model,), zeros)
 
 
-def lora(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def lora(config: Config, settings: "Settings", labels: int) -> Leaves:
     """A product `b @ a` of low rank added to the query and value matrices of every attention.
 
     Hu et al. 2022, arXiv:2106.09685.
@@ -243,7 +243,7 @@ def lora(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
             yield f"{at}.{part}.lora.b", Leaf((rows, settings.rank), zeros)
 
 
-def ia3(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def ia3(config: Config, settings: "Settings", labels: int) -> Leaves:
     """A factor for each key, each value, and each hidden unit of a feed-forward.
 
     Liu et al. 2022, arXiv:2205.05638.
@@ -255,7 +255,7 @@ def ia3(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
             yield name.replace("weight", "ia3.columns"), Leaf((config.d_ff,), ones)
 
 
-def bitfit(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def bitfit(config: Config, settings: "Settings", labels: int) -> Leaves:
     """The scales of the norms and the relative position biases: T5 has no other vectors, and no biases of layers.
 
     Ben Zaken et al. 2022, arXiv:2106.10199.
@@ -265,7 +265,7 @@ def bitfit(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
             yield name, Leaf(shape, frozen_weight(name))
 
 
-def full(config: Config, settings: "Settings", labels: int = 0) -> Leaves:
+def full(config: Config, settings: "Settings", labels: int) -> Leaves:
     """All weights of the model: model tuning, what the paper compares with (Lester et al. 2021, section 3.1)."""
     return ((name, Leaf(shape, frozen_weight(name))) for name, shape in weight_shapes(config).items())
 
@@ -335,7 +335,9 @@ def stored_shapes(config: Config, settings: "Settings", labels: int = 0) -> Shap
     """Names and shapes of the arrays that are stored: of a network, those that it makes."""
     shapes = trained_shapes(config, settings, labels)
     start = network_of(shapes)
-    return shapes if start is None else {name: leaf.shape for name, leaf in NETWORKS[start][0](config, settings)}
+    return (
+        shapes if start is None else {name: leaf.shape for name, leaf in NETWORKS[start][0](config, settings, labels)}
+    )
 
 
 class Count(NamedTuple):

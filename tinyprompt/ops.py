@@ -88,7 +88,7 @@ def broadcast_to(x, shape):
 
 def _broadcast_vjp(ans, x, shape):
     new = len(shape) - x.ndim
-    repeated = tuple(new + i for i, n in enumerate(x.shape) if n == 1 and shape[new + i] != 1)
+    repeated = tuple(new + i for i, n in enumerate(x.shape) if n == 1)
     return lambda g: g.sum(axis=(*range(new), *repeated)).reshape(x.shape)
 
 

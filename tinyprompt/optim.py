@@ -127,8 +127,9 @@ def schedule(kind: str, rate: float, steps: int, warmup: int = 0) -> Callable[[i
         raise ValueError(f"schedule {kind!r}: expected one of {', '.join(SCHEDULES)}")
 
     def at(step: int) -> float:
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        fall = 1.0 if kind == "constant" else max(0.0, (steps - step) / max(1, steps - warmup))
-        return rate * min(rise, fall)
+        share = min(1.0, (step + 1) / max(1, warmup))
+        if kind == "linear":
+            share = min(share, max(0.0, (steps - step) / max(1, steps - warmup)))
+        return rate * share
 
     return at

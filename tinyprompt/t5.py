@@ -91,7 +91,7 @@ def position_biases(block: Tree, mask, positions, bidirectional: bool, config: C
     of these queries: (..., T, L).
     """
     biases: list = []
-    table, before = None, 0
+    table = before = None
     for i in range(config.num_layers if bidirectional else config.num_decoder_layers):
         weights = block[str(i)]["layer"]["0"]["SelfAttention"]
         keys = behind_prefix(mask, weights.get("prefix"))
