@@ -175,17 +175,17 @@ def test_split_with_another_seed_differs():
 
 
 def test_pad_on_the_right():
-    ids, mask = data.pad([[5, 1], [6, 7, 8, 1], [1]], 4)
+    ids, mask = data.pad([[5, 1], [6, 7, 8, 1], [1]])
     assert ids.tolist() == [[5, 1, 0, 0], [6, 7, 8, 1], [1, 0, 0, 0]]
     assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
 
 
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), multiple=st.integers(1, 9))
-def test_the_padded_length_is_the_next_multiple(lengths, multiple):
-    ids, mask = data.pad([[7] * n for n in lengths], multiple)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), more=st.integers(0, 9))
+def test_rows_are_padded_to_one_of_few_lengths_or_to_that_which_is_given(lengths, more):
+    ids, mask = data.pad([[7] * n for n in lengths])
     assert mask.sum(1).tolist() == lengths
-    assert ids.shape[1] % multiple == 0
-    assert 0 <= ids.shape[1] - max(lengths) < multiple
+    assert ids.shape[1] == min(n for n in (1, 2, 3, 4, *range(8, 33, 4), *range(40, 65, 8)) if n >= max(lengths))
+    assert data.pad([[7] * n for n in lengths], max(lengths) + more)[0].shape[1] == max(lengths) + more
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=20), st.integers(1, 30))
@@ -333,16 +333,16 @@ def test_a_file_of_rows_has_a_largest_size(tmp_path, monkeypatch):
 
 
 @given(lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=1, max_size=5))
-def test_a_batch_is_padded_to_8_tokens_and_4_of_a_target(lengths):
+def test_inputs_and_targets_of_a_batch_are_as_wide_as_the_longest_needs(lengths):
     batch = data.batch_of([Row("x" * n, "y" * m) for n, m in lengths], WORDS, 20)
     one = next(data.training_batches([Row("x" * n, "y" * m) for n, m in lengths], WORDS, Settings(batch_size=1)))
-    for ids, tokens, multiple in (
-        (batch.input_ids, batch.attention_mask, 8),
-        (batch.labels, batch.weights, 4),
-        (one.input_ids, one.attention_mask, 8),
-        (one.labels, one.weights, 4),
+    for ids, tokens in (
+        (batch.input_ids, batch.attention_mask),
+        (batch.labels, batch.weights),
+        (one.input_ids, one.attention_mask),
+        (one.labels, one.weights),
     ):
-        assert ids.shape[1] == -(-int(tokens.sum(1).max()) // multiple) * multiple
+        assert ids.shape[1] == data.width(int(tokens.sum(1).max()))
 
 
 def test_a_random_batch_has_every_kind_of_padding():

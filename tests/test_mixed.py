@@ -11,7 +11,7 @@ from random_models import FAMILIES
 from tuning import byte_model
 
 from tinyprompt import device, generate, methods, predict, t5
-from tinyprompt.data import pad
+from tinyprompt.data import pad, width
 from tinyprompt.device import default_device
 from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files.prompts import Prompts, save_prompt
@@ -91,7 +91,8 @@ def test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64(family, 
     scores = ranked(model.params, model.config, *batch, *labels)
     for i, row, score in zip(chosen, states, scores, strict=True):
         params = methods.apply(model.params, prompts[i].params)
-        inputs = pad([model.tokenizer.encode(texts[i])], 1)
+        ids = model.tokenizer.encode(texts[i])
+        inputs = pad([ids], len(ids))
         wanted, _ = t5.encode(params, model.config, *inputs)
         assert np.abs(row[: wanted.shape[1]] - wanted[0]).max() < 1e-12
         wanted = ranked(params, model.config, *inputs, labels[0][:1], labels[1][:1])[0]
@@ -119,7 +120,7 @@ def test_batches_have_few_shapes():
         shapes.add(mask.shape)
         ((chosen, (x, mask)),) = mixed_batches(model, mixed, range(rows), 16)  # as they are, if nothing is said
         longest = max(len(ids) for _, ids in mixed)
-        assert (sorted(chosen), mask.shape) == (list(range(rows)), (rows, -(-longest // 8) * 8))
+        assert (sorted(chosen), mask.shape) == (list(range(rows)), (rows, width(longest)))
     assert {rows for rows, _ in shapes} == {1, 2, 3, 4, 6, 8, 12, 16}
     assert {width for _, width in shapes} <= {8, 12, 16, 24, 32, 48, 64, 96}
 

@@ -205,10 +205,15 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     return [rows[i] for i in sorted(order[cut:])], [rows[i] for i in sorted(order[:cut])]
 
 
-def pad(sequences: Sequence[Sequence[int]], multiple: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (B, L), padded on the right with 0, and their mask of 1 and 0. L is the longest, rounded up."""
-    longest = max(map(len, sequences))
-    out = np.full((len(sequences), -(-longest // multiple) * multiple), PAD)
+def width(longest: int) -> int:
+    """How long rows are padded to: one of few lengths, since each is a graph of its own, and a short one is exact."""
+    multiple = 1 if longest <= 4 else 4 if longest <= 32 else 8
+    return -(-longest // multiple) * multiple
+
+
+def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (B, L), padded on the right with 0, and their mask of 1 and 0. L: the `width` of the longest, or `length`."""
+    out = np.full((len(sequences), length or width(max(map(len, sequences)))), PAD)
     mask = np.zeros(out.shape, np.int64)
     for row, ids in enumerate(sequences):
         out[row, : len(ids)] = ids
@@ -262,7 +267,7 @@ def batch_of(
 ) -> Batch:
     """Rows as one batch. target_ids: ids of targets that the tokenizer is not asked for."""
     input_ids, mask = pad(encode_inputs([row.input for row in rows], tokenizer, max_tokens))
-    labels, weights = pad([target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows], 4)
+    labels, weights = pad([target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows])
     return Batch(input_ids, mask, labels, weights.astype(np.float32))
 
 
@@ -293,7 +298,7 @@ def training_batches(
         for i in rng.permutation(len(batches)):
             chosen = pool[batches[i]]
             input_ids, mask = pad([inputs[i] for i in chosen])
-            labels, weights = pad([targets[i] for i in chosen], 4)
+            labels, weights = pad([targets[i] for i in chosen])
             yield Batch(input_ids, mask, labels, weights.astype(np.float32))
 
 

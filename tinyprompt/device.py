@@ -35,7 +35,7 @@ DEVICES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 WARM_UP = 2  # runs before the kernels of a graph are recorded
-SESSIONS = 32  # open at once for one function; the least recently used is closed first
+SESSIONS = 40  # open at once for one function; the least recently used is closed first
 PACKED = 4  # of those that hold weights
 
 

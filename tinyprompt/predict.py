@@ -175,11 +175,11 @@ def mixed_batches(
     """
     for part in by_length([len(mixed[i][1]) for i in places], size):
         chosen = [places[i] for i in part]
-        multiple = 8
+        length = None
         if few_shapes:
             chosen += chosen[-1:] * (few(len(chosen)) - len(chosen))
-            multiple = few(max(len(mixed[i][1]) for i in chosen), 8)
-        ids, mask = pad([mixed[i][1] for i in chosen], multiple)
+            length = few(max(len(mixed[i][1]) for i in chosen), 8)
+        ids, mask = pad([mixed[i][1] for i in chosen], length)
         x = np.array(ops.embedding(model.params["shared"]["weight"], ids))
         for row, i in zip(x, chosen, strict=True):
             vectors = mixed[i][0].vectors
@@ -273,8 +273,10 @@ def intermediates(model: Model, prompt: Prompt, texts: str | Sequence[str], targ
     """
     check_fit(prompt, model)
     texts, targets = ([x] if isinstance(x, str) else x for x in (texts, targets))
-    inputs, mask = pad(encode_inputs(texts, model.tokenizer, Settings.saved(prompt.settings).max_input_tokens), 1)
-    labels, _ = pad([model.tokenizer.encode(target) for target in targets], 1)
+    sequences = encode_inputs(texts, model.tokenizer, Settings.saved(prompt.settings).max_input_tokens)
+    inputs, mask = pad(sequences, max(map(len, sequences)))
+    wanted = [model.tokenizer.encode(target) for target in targets]
+    labels, _ = pad(wanted, max(map(len, wanted)))
     labels = np.broadcast_to(labels, (len(texts), labels.shape[1]))
     values: Flat = {}
     params = methods.apply(model.params, prompt.params)
