@@ -216,6 +216,7 @@ def test_a_whole_run_on_random_weights(study, capsys):
     [
         ('"adam"', '"adafactor-t5x"', (), "optimizer 'adafactor-t5x': time is compared with optimizer 'adam' alone"),
         ("z_loss = 0.0\n", "", (), "z_loss 0.0001"),
+        ('model = ["tiny"]', 'method = ["none"]', (), "method 'none': time is compared with method 'prompt' alone"),
         ('dev = "dev.tsv"\n', 'dev = "dev.tsv"\ntask = "generate"\n', (), "free text"),
         ("", "", ("--batch-size", "4"), "--batch-size: goes with one step"),
     ],

@@ -72,10 +72,10 @@ class Score(NamedTuple):
 
 def run_of(cell: Cell, model: Path) -> Run:
     """The run of a study's cell. Raises DataError for one that PEFT's side has no words for."""
+    found = vars(cell.settings) | {"method": cell.method}
     for name, value in COMMON.items():
-        if getattr(cell.settings, name) != value:
-            found = getattr(cell.settings, name)
-            raise DataError(f"{cell}: {name} {found!r}: time is compared with {name} {value!r} alone; set it so")
+        if found[name] != value:
+            raise DataError(f"{cell}: {name} {found[name]!r}: time is compared with {name} {value!r} alone; set it so")
     if not cell.task.label_words:
         raise DataError(f"{cell}: free text; time is compared on tasks with label words, by their accuracy")
     rows, dev = cell.task.parts(cell.settings.seed, cell.shots)
