@@ -53,12 +53,7 @@ ENGINES = {
     "cuda": ("numpy", "ort", "ort-bf16", "peft-fp32", "peft-bf16"),
 }
 SIDES = {"numpy": "bench", "ort": "bench", "peft": "bench_peft", "ct2": "bench_ctranslate2"}  # whose process it is
-NEEDS = {
-    "numpy": (),
-    "ort": ("onnxruntime",),
-    "peft": ("torch", "transformers", "peft"),
-    "ct2": ("ctranslate2", "torch"),
-}
+NEEDS = {"numpy": (), "peft": ("torch", "transformers", "peft"), "ct2": ("ctranslate2", "torch", "transformers")}
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
 TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
@@ -256,7 +251,7 @@ def command(engine: str) -> list[str]:
 def available(device: str) -> list[str]:
     """The engines that can run here, found without importing any."""
     found = {name: all(map(importlib.util.find_spec, needs)) for name, needs in NEEDS.items()}
-    found["ort"] = default_device() != "numpy"
+    found |= {"ort": default_device() != "numpy"}
     return [name for name in ENGINES[device] if found[name.partition("-")[0]]]
 
 

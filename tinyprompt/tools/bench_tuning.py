@@ -71,7 +71,7 @@ class Score(NamedTuple):
 
 
 def run_of(cell: Cell, model: Path) -> Run:
-    """The run of a study's cell. Raises DataError for one that PEFT's side has no words for."""
+    """The run of a study's cell. Raises DataError for one that PEFT's side cannot do."""
     found = vars(cell.settings) | {"method": cell.method}
     for name, value in COMMON.items():
         if found[name] != value:
@@ -115,7 +115,6 @@ def measure(
     """`{"cores", "runs": [{"cell", "reached", "rows", "ratios"}]}`, with rows and ratios as `bench.measure` has them.
 
     reached: the dev accuracy that every run comes to.
-
     size: random weights of this shape take the place of each cell's model. Raises DataError, ValueError.
     """
     known = engines_here()
