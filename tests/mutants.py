@@ -444,8 +444,8 @@ MUTANTS = [
     Mutant(
         "the padding of a label is scored",
         "generate",
-        "(log_probability(logits_of, labels) * weights).sum(-1)",
-        "log_probability(logits_of, labels).sum(-1)",
+        "(later * weights[..., 1:]).sum(-1)",
+        "later.sum(-1)",
         "test_mixed.py::test_rank_reads_no_padding_of_a_label",
     ),
     Mutant(

@@ -108,7 +108,8 @@ def test_rank_is_the_sum_of_the_log_probabilities(rows, seed, labels):
     table = np.random.default_rng(seed).normal(0, 3, (rows, 7, 7))
     log_p = table - np.log(np.exp(table).sum(-1, keepdims=True))
     wanted = [[sum(one[a, b] for a, b in zip([0, *label], label, strict=False)) for label in labels] for one in log_p]
-    scores = generate.rank(table_logits(table), *labels_of([labels] * rows))
+    ids, weights = labels_of([labels] * rows)
+    scores = generate.rank(lambda x: x, table_logits(table)(generate.shift_right(ids)), ids, weights)
     assert scores.shape == (rows, len(labels))
     assert np.allclose(scores, wanted)
 

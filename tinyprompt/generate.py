@@ -2,7 +2,8 @@
 
 What writes freely asks a `step(tokens, rows)`: given the newest token of every row, (B,), first the pad token, it
 returns the logits of the next one, (B, V), and remembers the token. `rows`, where it is not None, are the rows whose
-past each of the tokens goes on from. What scores given labels asks a `logits_of(decoder_ids)`, (..., T) to (..., T, V).
+past each of the tokens goes on from. What scores given labels has the decoder's states and asks a `logits_of(states)`,
+(..., D) to (..., V).
 """
 
 from collections.abc import Callable, Iterator
@@ -84,15 +85,18 @@ def to_eos(ids: np.ndarray) -> list[list[int]]:
     return [row[: row.index(EOS)] if EOS in row else row for row in ids.tolist()]
 
 
-def rank(logits_of: LogitsOf, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def rank(logits_of: LogitsOf, states: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Rank classification: the log probability of every label of every row, (B, N).
 
-    Shapes: labels (B, N, T), ids with eos and padding behind it; weights (B, N, T), 1 at their tokens and 0 at padding.
+    Shapes: labels (B, N, T), ids with eos and padding behind it; weights (B, N, T), 1 at their tokens and 0 at padding;
+    states (B, N, T, D), the decoder's of `shift_right(labels)`. As all labels of a row begin after the same token, the
+    logits of their first tokens are the same, and computed once.
     """
-    return (log_probability(logits_of, labels) * weights).sum(-1)
+    first = np.take_along_axis(ops.log_softmax(logits_of(states[:, 0, 0])), labels[..., 0], -1)
+    later = log_probability(logits_of(states[:, :, 1:]), labels[..., 1:])
+    return first * weights[..., 0] + (later * weights[..., 1:]).sum(-1)
 
 
-def log_probability(logits_of: LogitsOf, labels: np.ndarray) -> np.ndarray:
-    """Log probability of every label token after those before it. Shapes (..., T)."""
-    log_p = ops.log_softmax(logits_of(shift_right(labels)))
-    return np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+def log_probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Log probability of every label token. Shapes: logits (..., V), labels (...)."""
+    return np.take_along_axis(ops.log_softmax(logits), labels[..., None], -1)[..., 0]

@@ -1,6 +1,7 @@
 """Answers of a frozen model with a prompt: label words by rank classification, or free text."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -239,11 +240,14 @@ def ranked(params: Tree, config: Config, input_ids, attention_mask, labels, weig
 
     Some labels go through the decoder side by side, as many as have LOGITS a row.
     """
-    states, mask = t5.encode(params, config, input_ids, attention_mask)
-    logits_of = lambda ids: t5.decode(params, config, ids, states, mask)
+    encoded, logits_of = t5.encode(params, config, input_ids, attention_mask), partial(t5.logits, params, config)
     some = max(1, LOGITS // (config.vocab_size * labels.shape[2]))
-    parts = [slice(i, i + some) for i in range(0, labels.shape[1], some)]
-    return np.concatenate([generate.rank(logits_of, labels[:, part], weights[:, part]) for part in parts], axis=1)
+    scores = []
+    for i in range(0, labels.shape[1], some):
+        ids, weight = labels[:, i : i + some], weights[:, i : i + some]
+        states = t5.decoder_states(params, config, generate.shift_right(ids), *encoded)
+        scores.append(generate.rank(logits_of, states, ids, weight))
+    return np.concatenate(scores, axis=1)
 
 
 def stream(model: Model, prompt: Prompt, text: str, device: str | None = None) -> Iterator[str]:

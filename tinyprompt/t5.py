@@ -266,7 +266,15 @@ def encode(params: Tree, config: Config, input_ids, attention_mask, visit: Visit
 def decode(params: Tree, config: Config, decoder_input_ids, states, mask, visit: Visit = unchanged):
     """Run the decoder over given tokens: the logits of the next one at each place.
 
-    Shapes: ids (B, T), states and mask of `encode`, logits (B, T, V). Or ids (B, N, T) and logits (B, N, T, V): N
+    Shapes: ids (B, T), states and mask of `encode`, logits (B, T, V); or those of `decoder_states`, V in place of D.
+    """
+    return logits(params, config, decoder_states(params, config, decoder_input_ids, states, mask, visit))
+
+
+def decoder_states(params: Tree, config: Config, decoder_input_ids, states, mask, visit: Visit = unchanged):
+    """What the output head reads at each place of given tokens.
+
+    Shapes: ids (B, T), states and mask of `encode`, result (B, T, D). Or ids (B, N, T) and result (B, N, T, D): N
     sequences side by side in each row, which do not see each other and read the same states.
     """
     weights, shape = params["decoder"], decoder_input_ids.shape
@@ -277,7 +285,7 @@ def decode(params: Tree, config: Config, decoder_input_ids, states, mask, visit:
     x = stack(
         x, biases, scoped(visit, "decoder"), config, states=states, states_bias=additive(mask, x.dtype), **weights
     )
-    return logits(params, config, x).reshape(*shape, -1)
+    return x.reshape(*shape, -1)
 
 
 def first_cache(params: Tree, config: Config, states) -> Flat:
@@ -318,7 +326,7 @@ def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, wid
 
 
 def logits(params: Tree, config: Config, x):
-    """The output head: (B, T, D) to (B, T, V)."""
+    """The output head: (..., D) to (..., V)."""
     if config.scaled_logits:
         x = x * onp.asarray(config.d_model**-0.5, x.dtype)
     head = params["lm_head"] if "lm_head" in params else params["shared"]

@@ -40,7 +40,8 @@ def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, confi
 def score(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
     """Log probability of each row's labels, summed: (B,). Its seven parameters name the inputs of the graph."""
     prompted = merge(params, {PROMPT: prompt})
-    found = generate.log_probability(lambda ids: t5.forward(prompted, config, input_ids, attention_mask, ids), labels)
+    logits = t5.forward(prompted, config, input_ids, attention_mask, generate.shift_right(labels))
+    found = generate.log_probability(logits, labels)
     return {"log_probability": (found * weights).sum(-1).astype(np.float32)}
 
 
