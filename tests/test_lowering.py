@@ -347,6 +347,16 @@ def test_every_rule_has_a_case():
     assert set(ELEMENTWISE.values()) <= operators
 
 
+def test_what_is_empty_is_not_computed():
+    x = np.ones((2, 3), np.float32)
+    graph, _ = lower(lambda x: (np.exp(x[:, 3:]) @ np.ones((0, 4), np.float32), np.tanh(x[:, :0])), x)
+    assert not [node for node in graph.nodes if not node.size]
+    product, empty = compile(lambda x: (np.exp(x[:, 3:]) @ np.ones((0, 4), np.float32), np.tanh(x[:, :0])), "cpu")(x)
+    assert (product == np.zeros((2, 4))).all()
+    assert empty.shape == (2, 0)
+    assert product.dtype == empty.dtype == np.float32
+
+
 @EVERY
 @given(dims=DIMS, seed=SEEDS, order=st.permutations(range(3)), again=st.permutations(range(3)))
 def test_transposes_of_transposes_become_one(dims, seed, order, again):

@@ -237,7 +237,12 @@ class Graph:
         return self.constants[key].copy()
 
     def emit(self, op: str, *inputs, shape, dtype, anew: bool = False, **attributes) -> Traced:
-        """A node with one output; if there is an equal one already, that one, unless it is to be made anew."""
+        """A node with one output; if there is an equal one already, that one, unless it is to be made anew.
+
+        An empty array is a constant: nothing has to be computed.
+        """
+        if 0 in shape:
+            return self.array(np.empty(shape, dtype))
         arrays = tuple(self.array(x).copy() for x in inputs)
         key = (op, *(x.name for x in arrays), repr(sorted(attributes.items())), len(self._known) if anew else None)
         if key not in self._known:
