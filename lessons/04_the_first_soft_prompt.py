@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import DEMO, HATCHES, check, figure
+from classroom import DEMO, HATCHES, check, figure, seconds
 
 import tinyprompt as tp
 from tinyprompt import data, methods, ops, t5, train
@@ -157,20 +157,7 @@ jobs = {
     "and gradient\nof the prompt": lambda: train.loss_and_grads(first, model.params, model.config, batch),
     "and gradient\nof all weights": lambda: train.loss_and_grads(full, with_prompt, model.config, batch),
 }
-
-
-def seconds(jobs, rounds=7):
-    """The shortest time of each job: others can only make a run longer. In turn, so that all suffer alike."""
-    times = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            times[name].append(time.perf_counter() - start)
-    return {name: min(found) for name, found in times.items()}
-
-
-cost = seconds(jobs)
+cost = seconds(jobs, 7)
 alone = cost["loss alone"]
 fig, axes = figure(width=5.5, height=2.4)
 bars = axes.barh(list(cost), [1000 * t for t in cost.values()], color=["0.9", "0.7", "0.5"], edgecolor="black")

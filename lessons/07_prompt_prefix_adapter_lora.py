@@ -6,12 +6,11 @@
 # keys.** Then you compare five of them by what they add, what they cost, and what they learn.
 
 # %%
-import time
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import DEMO, HATCHES, MARKERS, check, figure
+from classroom import DEMO, HATCHES, MARKERS, check, figure, seconds
 
 import tinyprompt as tp
 from tinyprompt import data, methods, t5, train
@@ -113,24 +112,13 @@ none = tp.evaluate(model, tp.Prompt(label_words=words), test).mean
 # %%
 
 
-def seconds(jobs, rounds=40):
-    """The shortest time of each job: others can only make a run longer. In turn, so that all suffer alike."""
-    times = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            times[name].append(time.perf_counter() - start)
-    return {name: min(found) for name, found in times.items()}
-
-
 def reading(params):
     """A job: these weights read a batch."""
     return lambda: t5.encode(params, model.config, batch.input_ids, batch.attention_mask)
 
 
 jobs = {name: reading(methods.apply(model.params, tuned[name].params)) for name in NAMES}
-costs = seconds(jobs | {"frozen": reading(model.params)})
+costs = seconds(jobs | {"frozen": reading(model.params)}, 40)
 bare = costs["frozen"]
 print(f"a text has {batch.attention_mask.sum(1).mean():.0f} tokens in the mean")
 

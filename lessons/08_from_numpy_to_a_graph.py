@@ -10,14 +10,13 @@
 # *gradient* of a T5.
 
 # %%
-import time
 from collections import Counter
 
 import autograd.numpy as anp
 import matplotlib.pyplot as plt
 import numpy as np
 from autograd import grad
-from classroom import HATCHES, check, figure
+from classroom import HATCHES, check, figure, seconds
 
 import tinyprompt as tp
 from tinyprompt import train
@@ -192,22 +191,10 @@ print(f"loss {value:.12f} and {value_too:.12f}; gradients differ by {apart:.0e} 
 # it pays depends on the number of steps. We measure it, for a batch of 3 texts in float32.
 
 # %%
-
-
-def seconds(job, times):
-    """The shortest of some runs: other programs can only make a run longer."""
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        job()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
 step = compile(train.loss_and_grads, "cpu")  # the same function, but the graph below is for float32
-first_call = seconds(lambda: step(*arguments), 1)
-by_graph = seconds(lambda: step(*arguments), 20)
-by_numpy = seconds(lambda: train.loss_and_grads(*arguments), 20)
+jobs = {"graph": lambda: step(*arguments), "NumPy": lambda: train.loss_and_grads(*arguments)}
+first_call = seconds(jobs, 1)["graph"]
+by_graph, by_numpy = seconds(jobs, 20).values()
 print(f"first call {1000 * first_call:.0f} ms, later ones {1000 * by_graph:.1f} ms; NumPy {1000 * by_numpy:.1f} ms")
 if by_graph < by_numpy:
     print(f"the first call has paid after {first_call / (by_numpy - by_graph):.0f} steps")

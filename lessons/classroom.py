@@ -1,5 +1,6 @@
-"""What the lessons share: one style for figures, and checks of exercises that do not give the answer away."""
+"""What the lessons share: one style for figures, a stopwatch, and checks that do not give an answer away."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,17 @@ def figure(columns: int = 1, width: float = 6.5, height: float = 3.4, **options)
     """A figure of the lessons: (figure, axes), or as many axes side by side as there are columns."""
     plt.rcParams.update(STYLE)
     return plt.subplots(1, columns, figsize=(width, height), **options)
+
+
+def seconds(jobs: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """The shortest time of each job: others can only make a run longer. In turn, so that all suffer alike."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            times[name].append(time.perf_counter() - start)
+    return {name: min(found) for name, found in times.items()}
 
 
 def check(name: str, mine: Callable) -> Callable:
