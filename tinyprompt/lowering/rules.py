@@ -136,6 +136,8 @@ def matmul(a, b) -> Traced:
     if a.ndim == 1:
         return reshape(matmul(reshape(a, 1, -1), b), (*b.shape[:-2], b.shape[-1]))
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    if not a.shape[-1]:  # a sum of nothing
+        return a.graph.array(np.zeros(shape, kind))
     product = np.dtype(bfloat16) if a.graph.bf16 and kind == np.float32 else kind
     a, b = cast(a, product), cast(b, product)
     (a_source, a_flag), (b_source, b_flag) = untransposed(a), untransposed(b)
@@ -237,9 +239,11 @@ def reduction(op: str):
         if op == "ReduceMean" and a.dtype.kind != "f":
             a = cast(a, np.float64)
         shape = [1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes]
+        if not a.size:  # which CUDA's kernel refuses
+            return a.graph.array(np.zeros(shape, a.dtype))
         if all(a.shape[i] == 1 for i in axes):
             return reshape(a, shape)
-        if op in PAIRED and a.dtype.kind == "i" and a.size:
+        if op in PAIRED and a.dtype.kind == "i":
             kept = [i for i in range(a.ndim) if i not in axes]
             last = reshape(transpose(a, kept + axes), *(a.shape[i] for i in kept), -1)
             return reshape(in_pairs(PAIRED[op], last), shape)
