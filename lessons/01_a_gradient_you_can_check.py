@@ -1,12 +1,13 @@
 # %% [markdown]
 # # 1 A gradient you can check
 #
-# Prompt tuning is gradient descent on a few vectors. If the gradient is wrong, training still runs, the loss may even
-# fall, and every number behind it is worth nothing. So this course begins with the question: **how do you know that a
-# gradient is right?**
+# Prompt tuning puts a few vectors, a **soft prompt**, in front of a text and learns them by gradient descent. If the
+# gradient is wrong, training still runs, the loss may even fall, and every number behind it is worth nothing. So this
+# course begins with the question: **how do you know that a gradient is right?**
 #
 # You will see a gradient as a slope, measure it without any calculus, build the rule for one operation, break that rule
-# on purpose, and watch the check find it. At the end you check the gradient of a whole T5.
+# on purpose, and watch the check find it. At the end you check the gradient of a whole T5, the language model of this
+# course. (Lesson 3 opens it.)
 
 # %%
 import autograd.numpy as anp
@@ -81,7 +82,8 @@ print(f"measured {along(f, x, v, 1e-5):.9f}\ncomputed {slope:.9f}")
 # - **Rounding.** $f(x + hv)$ and $f(x - hv)$ are almost equal, so their difference has few digits left. A rounding
 #   error of size $\varepsilon$ in $f$ becomes $\varepsilon / h$ in the slope: it *grows* as the step shrinks.
 #
-# The sum is smallest where the two are equal, near $h = \varepsilon^{1/3}$. We draw it for float64 and for float32.
+# The sum is smallest about where the two are equal, near $h = \varepsilon^{1/3}$. We draw it for float64 and for
+# float32.
 
 # %%
 steps = 10.0 ** np.arange(-9, 0.1, 0.5)
@@ -137,7 +139,7 @@ print(report)
 # ## Break it
 #
 # A check that cannot fail is worth nothing. So we forget a term: a softmax whose rule lacks the sum. It is the
-# classical mistake, and nothing but a check of slopes would notice, because the value of the function stays right.
+# classical mistake, and no test of values would notice it, because the value of the function stays right.
 
 # %%
 
@@ -270,9 +272,9 @@ def _(mine):
 
 
 # %% [markdown]
-# **Exercise 3.** A friend sends you the gradient of a batch. It points in the right direction but has the wrong length,
-# as a loss that is *summed* over tokens in place of averaged gives. Write `times_as_long(theirs, right)`: the factor
-# $c$ that makes $\lVert theirs - c \cdot right \rVert$ smallest. Their gradient may be a little noisy.
+# **Exercise 3.** A friend sends you the gradient of a batch. It points in the right direction but has the wrong length:
+# perhaps the loss was *summed* over tokens, and not averaged. Write `times_as_long(theirs, right)`: the factor $c$ that
+# makes $\lVert theirs - c \cdot right \rVert$ smallest. Their gradient may also be noisy.
 
 # %% tags=["exercise-3"]
 
@@ -286,6 +288,7 @@ def times_as_long(theirs, right):
 @check("Exercise 3", times_as_long)
 def _(mine):
     right = rng.normal(size=(20, 8))
+    yield np.ndim(mine(right, right)) == 0, f"one number is wanted, found the shape {np.shape(mine(right, right))}"
     yield np.isclose(mine(5 * right, right), 5), f"of 5 times the gradient it says {mine(5 * right, right):.3g}"
     yield np.isclose(mine(-right, right), -1), "a gradient with the wrong sign is -1 times as long"
     noisy = 5 * right + 10 * rng.normal(size=right.shape)

@@ -2,9 +2,10 @@
 # # 2 Attention and relative positions
 #
 # A soft prompt acts on a text in one way only: through attention. So before we learn a prompt, we look at what
-# attention can see of it. The answer has a surprise. In T5, words from the 91st on cannot tell in which *order* the
-# vectors of a prompt of 100 stand. For them, the prompt is a bag. You will derive this from one function and then
-# measure it in a model. (A "word" here is a token of the vocabulary: a short word, or a piece of a long one.)
+# attention can see of it. The answer has a surprise. In the first layer of a T5, words from the 91st on cannot tell in
+# which *order* the vectors of a prompt of 100 stand. For them, the prompt is a bag. You will derive this from one
+# function and then measure it in a model, in the first layer and in the last. (A "word" here is a token of the
+# vocabulary: a short word, or a piece of a long one.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -18,15 +19,15 @@ from tinyprompt.model import PROMPT
 # %% [markdown]
 # ## Attention is a weighted mean
 #
-# Each word asks a question and gives a key and a value. The question of one word is compared with the keys of all
-# words; where they fit, the value counts more. With a query $q$ for each of $T$ words, and keys $k$ and values $v$
-# of $L$ words,
+# Each word asks a question, the *query*, and gives a key and a value. The query of one word is compared with the keys
+# of all words; where they fit, the value counts more. With a query $q$ for each of $T$ words, and keys $k$ and values
+# $v$ of $L$ words,
 #
 # $$\text{attend}(q, k, v) = \text{softmax}(q k^\top + b)\, v .$$
 #
 # The softmax makes positive weights with sum 1 out of the scores in each row, so the result is a mean of values.
 # The *bias* $b$ is added to the scores. Set it aside for a moment. In `t5.py` the formula is two lines long (T5
-# does without the usual division by $\sqrt{d}$; that factor is part of its first weights).
+# does without the usual division by $\sqrt{d}$; that factor is part of its initial weights).
 
 # %%
 rng = np.random.default_rng(0)
@@ -47,10 +48,11 @@ print(f"in order and shuffled, the results differ by {np.abs(mixed - shuffled).m
 #
 # $$b_{ij} = \text{table}[\text{bucket}(j - i)]$$
 #
-# The table is learned, one number for each bucket and head. There are 32 buckets, 16 for words in front and 16 for
-# words behind. Near distances have a bucket each, because it matters whether an adjective stands one or two words
-# before its noun. Far distances share: buckets grow wider and wider, like the marks on a slide rule. Beyond some
-# distance, all words lie in the last bucket. Here is the function of `t5.py`, called on every distance.
+# The table is learned, one number for each bucket and head. There are 32 buckets, 16 for words that come before (and
+# the word itself) and 16 for words that come after. Near distances have a bucket each, because it matters whether an
+# adjective stands one or two words before its noun. Far distances share: buckets grow wider and wider, with the
+# logarithm of the distance. Beyond some distance, all words lie in the last bucket. Here is the function of `t5.py`,
+# called on every distance; we print the buckets of words that come before.
 
 # %%
 model = tp.load("small")
@@ -74,7 +76,7 @@ print("the last bucket begins at distance", last)
 #
 # Now put $P = 100$ vectors in front of a text. The word with index $i$ (counted from 0) stands at position $100 +
 # i$, and the vector $j$ at position $j$. The nearest vector, number 99, is $i + 1$ positions away. All others are
-# further. So if $i + 1$ is at least the start of the last bucket, *every* vector of the prompt is in the last
+# further. So if $i + 1$ is at least 91, the start of the last bucket, *every* vector of the prompt is in the last
 # bucket: same table entry, same bias. The picture shows the bucket for every pair of a word and a vector.
 
 # %%
@@ -106,7 +108,7 @@ print(f"words 0, 10, 50 tell {kinds[0]}, {kinds[10]}, {kinds[50]} buckets apart;
 #
 # A derivation is a claim about code, so let us test the code. Take a prompt of 100 vectors, and the same vectors in
 # another order. Give both to the model in front of one long text. `tp.intermediates` keeps every hidden state of a
-# forward pass. How much does the state of each word change, behind the first layer and behind the last?
+# forward pass. How much does the state of each word change, behind the first attention and behind the last?
 
 # %%
 vectors = ops.embedding(model.params["shared"]["weight"], rng.choice(np.arange(3, 5000), P, replace=False))
@@ -171,11 +173,14 @@ def _(mine):
     yield np.allclose(mine(q, k, v, hidden), v[2]), "if the bias hides all words but one, the result is its value"
     right = t5.attend(q[None, None], k[None, None], v[None, None], 0 * b)[0, 0]
     yield np.allclose(mine(q, k, v, 0 * b), right), "without a bias, the weights are not those of q k'"
+    right = t5.attend(q[None, None], k[None, None], v[None, None], b)[0, 0]
+    yield np.allclose(found, right), "without a bias it is right, with one it is not: how often is it added, and where?"
 
 
 # %% [markdown]
-# **Exercise 2.** UMT5, ByT5 and T5 may have other tables. Write `last_bucket(num_buckets, max_distance)`: the smallest
-# distance from which on all words behind share one bucket. You may call `t5.relative_position_bucket`.
+# **Exercise 2.** A model may have a table of another size. Write `last_bucket(num_buckets, max_distance)` for an
+# encoder: the smallest distance from which on all words that come before share one bucket. You may call
+# `t5.relative_position_bucket`.
 
 # %% tags=["exercise-2"]
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3 T5 in one file
 #
-# `tinyprompt/t5.py` is a whole T5 in some 340 lines: an encoder that reads, a decoder that writes, no classes. In this
+# `tinyprompt/t5.py` is a whole T5 in some 350 lines: an encoder that reads, a decoder that writes, no classes. In this
 # lesson you take it apart with your own hands. You will compute one layer of the encoder step by step and compare it
 # with the model, let the decoder choose an answer, and see where the weights of a T5 lie.
 
@@ -33,7 +33,8 @@ for name, shape in weight_shapes(model.config).items():
 # %% [markdown]
 # That is one block of the encoder, and the table of word vectors. What is done with them is plain functions. Each takes
 # its part of the dict by `**`, so that a function's parameters are the list of the weights it needs:
-# `def feed_forward(x, visit, config, *, wo, wi_0, wi_1)`.
+# `def feed_forward(x, visit, config, *, wo, wi_0, wi_1)`, a little shortened. (`visit` is called on values on their
+# way, so that they can be kept. We pass `t5.unchanged`, which does nothing.)
 #
 # ## From text to vectors
 #
@@ -60,7 +61,8 @@ print("x:", x.shape, "(texts, words, d_model)")
 #
 # There are two kinds of layers. **Attention** lets words look at each other (lesson 2). The **feed-forward** looks at
 # each word alone: $W_o\,(\text{gelu}(W_0 x) \odot W_1 x)$, a hidden layer in which one half opens or shuts the gates of
-# the other. A block of the encoder is one of each. Here it is, from the functions of `t5.py`:
+# the other ($\odot$ multiplies number by number). A block of the encoder is one of each. Here it is, from the functions
+# of `t5.py`:
 
 # %%
 block = model.params["encoder"]["block"]["0"]["layer"]
@@ -86,8 +88,9 @@ print("largest difference from the model's own block 0:", by_hand)
 #
 # ## The stream grows
 #
-# Because layers only add, the vectors grow on their way. Let us look: the length of the stream behind each layer, and
-# the length of what the layer added. `tp.intermediates` has kept both.
+# Layers only add, and in this model what they add does not cancel what is there. So the vectors grow on their way. Let
+# us look: the size of the stream behind each layer, and the size of what the layer added. `tp.intermediates` has kept
+# both.
 
 # %%
 layers = [f"encoder.block.{i}.layer.{j}" for i in range(model.config.num_layers) for j in range(2)]
@@ -111,10 +114,10 @@ plt.show()
 print("the stream grows from", round(stream[0], 2), "to", round(stream[-1], 2))
 
 # %% [markdown]
-# Keep this picture for lesson 6. A prompt is put into the stream at its left end, where the vectors of words have this
-# length. A vector much shorter than that is not weaker for it: the norm in front of attention makes all vectors the
-# same size. What counts about a prompt's vector is its direction, and how much of it is left after the layers have
-# added their part.
+# Keep this picture for lessons 5 and 6. A prompt is put into the stream at the left end of the picture, where the
+# vectors of words have this size. A vector much shorter than that is not weaker for it: the norm in front of attention
+# makes all vectors the same size. What counts about a prompt's vector is its direction, and how much of it is left
+# after the layers have added their part.
 #
 # ## The decoder chooses an answer
 #
@@ -139,8 +142,10 @@ log_p = np.take_along_axis(ops.log_softmax(logits), labels[..., None], -1)[..., 
 print("log probability of each word:", log_p.round(2), "  of the answer:", log_p.sum().round(2))
 
 # %% [markdown]
-# To classify, score every label word in this way and take the likeliest. That is what `tp.answer` does. The empty
-# prompt stands for the bare frozen model. It has seen no example of this task, and yet:
+# To classify, score every label word in this way and take the likeliest. That is what `tp.answer` does. The
+# probabilities that it gives are shares *among the label words*, and sum to 1: "music" is unlikely among all words, but
+# far likelier than the other four. The empty prompt stands for the bare frozen model. It has seen no example of this
+# task, and yet:
 
 # %%
 topics = ("food", "money", "music", "nature", "sport")
@@ -190,7 +195,7 @@ for name, total in totals.items():
     print(f"{name:13}{total:>15,} weights, {100 * counts[name]['word tables'] / total:.0f} % in word tables")
 
 # %% [markdown]
-# A small model is mostly a dictionary; a large one mostly thinks. That is worth remembering when lesson 10 compares
+# Our small model is mostly a dictionary; the largest mostly thinks. That is worth remembering when lesson 10 compares
 # sizes: "five times as many weights" means more than five times as many in the layers.
 
 # %% [markdown]
@@ -216,7 +221,10 @@ def _(mine):
     yield np.isfinite(mine(0 * x, weight)).all(), "of a vector of zeros, it makes something that is not finite"
     sizes = np.sqrt((mine(x, np.ones(8)) ** 2).mean(-1))
     yield np.allclose(sizes, 1, atol=1e-3), f"each vector should have the root mean square 1, one has {sizes[0, 0]:.2f}"
+    yield not np.allclose(mine(x, weight), mine(x, np.ones(8))), "the weight changes nothing"
     yield np.allclose(mine(x, weight), ops.rms_norm(x, weight, 1e-6)), "the size is right, the direction is not"
+    short = 1e-3 * x
+    yield np.allclose(mine(short, weight), ops.rms_norm(short, weight, 1e-6)), "of short vectors: where is eps added?"
 
 
 # %% [markdown]
@@ -235,7 +243,7 @@ def my_shift_right(labels):
 @check("Exercise 2", my_shift_right)
 def _(mine):
     labels = np.array([[7, 8, 9, 1], [5, 6, 1, 0]])
-    found = np.asarray(mine(labels))
+    found = np.asarray(mine(labels.copy()))
     yield found.shape == labels.shape, f"as many words are read as are scored: {labels.shape}, not {found.shape}"
     yield (found[:, 0] == 0).all(), f"the decoder begins with the start mark, 0, and not with {found[0, 0]}"
     cheating = [t for t in range(1, 4) if found[0, t] == labels[0, t]]
@@ -264,7 +272,8 @@ def _(mine):
         right, found = sum(map(math.prod, block.values())), mine(c)
         norms, attention = 3 * c.d_model, 4 * c.d_model * c.num_heads * c.d_kv
         yield right - found != norms, f"{name}: the norms are missing, a vector in front of each layer"
-        yield right - found not in (attention, attention + norms), f"{name}: one attention is missing"
+        one = (attention, attention + norms, attention + c.d_model)
+        yield right - found not in one, f"{name}: one attention is missing"
         yield found == right, f"{name}: expected a number {'above' if right > found else 'below'} {found:,}"
 
 

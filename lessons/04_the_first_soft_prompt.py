@@ -2,9 +2,9 @@
 # # 4 Frozen weights, flowing gradients: the first soft prompt
 #
 # A language model can be asked in words: "What is this about? ..." The words are a prompt, and finding good ones is a
-# guessing game, because words come one at a time and have no slope. The idea of prompt tuning is to drop the words and
-# keep the *vectors*. Put $P$ free vectors in front of the embedded text. Vectors can be moved a little, so the loss has
-# a gradient with respect to them. Move them downhill. Leave the model as it is.
+# guessing game: there is no word a little beside another one, so there is no slope to follow. The idea of prompt tuning
+# is to drop the words and keep the *vectors*. Put $P$ free vectors in front of the embedded text. Vectors can be moved
+# a little, so the loss has a gradient with respect to them. Move them downhill. Leave the model as it is.
 #
 # In this lesson you do exactly that, first one step by hand, then a whole run in less than a minute.
 
@@ -42,7 +42,8 @@ for row in rows[:3]:
 #
 # $$L(P_e) = -\frac{1}{N} \sum_{n} \log p_\theta\bigl(y_n \mid [P_e; X_e],\, y_{<n}\bigr)$$
 #
-# $P_e$ are the vectors of the prompt, $X_e$ those of the text, $\theta$ the weights of the model. In `train.py` this is
+# $P_e$ are the vectors of the prompt, $X_e$ those of the text, $\theta$ the weights of the model. The logarithm is the
+# natural one, and its unit the *nat*. In `train.py` this is
 # the function `loss(trainable, params, ...)`. Its first argument is a dict with what we train, its second one the
 # model. `autograd.value_and_grad` differentiates with respect to the first argument, and that is all there is to
 # freezing: **nobody asks for the gradient of the weights.** They stay plain arrays. The gradient still flows *through*
@@ -84,12 +85,13 @@ for rate, found, wanted in zip(rates, fall, predicted, strict=True):
 
 # %% [markdown]
 # For small steps the two columns agree: the gradient is right, and the step works. For large ones the ground curves
-# away, and a negative fall is a rise. Notice how large a useful step is, though. Rates for *weights* are commonly
-# around 0.001; here one may take steps a thousand times as long. Lesson 6 is about this.
+# away, and a negative fall is a rise. Notice how large a useful rate is, though: from 1 to 10. Lesson 6 says why, and
+# why one would have to look for it anew with each model and each task.
 #
 # ## A whole run
 #
-# Repeat with new rows each time, and let an optimiser choose the lengths of the steps. `train.run` gives you a
+# Repeat with new rows each time, and let an optimiser choose the lengths of the steps (here Adam, at the paper's
+# learning rate of 0.3, which falls to 0 in the course of the run). `train.run` gives you a
 # `Progress` before the first step and after each, so a training loop is a `for`, and stopping early is a `break`. From
 # time to time it answers the dev rows, which are not trained on. Only then has the `Progress` a `prompt`: the best one
 # so far, which need not be the newest.
@@ -125,7 +127,8 @@ print(f"{len(test)} test rows: frozen model {bare:.3f}, with the tuned prompt {s
 
 # %% [markdown]
 # The first vectors disturb the frozen model: with them it starts below the model without a prompt. Training makes
-# up for that, and then goes further.
+# up for that, and then goes further. In the very first steps, the loss even *rises*: 0.3 is a long step for this model.
+# Lesson 6 measures that too.
 #
 # Is the model really untouched? And how large is what we have learned?
 
@@ -198,6 +201,7 @@ def _(mine):
     yield all((start[name] == kept[name]).all() for name in kept), "it has changed the arrays that it was given"
     yield (found["a"] ** 2).sum() < (start["a"] ** 2).sum(), "the sum of a ** 2 has this gradient, and it grew"
     yield np.allclose(found["b"], -0.1), f"where the gradient is 1, a step at rate 0.1 gives {found['b'][0, 0]}"
+    yield np.allclose(found["a"], 0.8), f"where the gradient is 2, a step at rate 0.1 goes from 1 to {found['a'][0]}"
 
 
 # %% [markdown]
@@ -252,7 +256,7 @@ def _(mine):
     yield (seen[:, 20:] == mask).all(), "the mask of the texts has changed its place"
     right, _ = t5.encode(methods.apply(model.params, tuned.params), model.config, ids, mask)
     found, _ = t5.encode(model.params, model.config, vectors, seen)
-    yield np.allclose(found, right, atol=1e-3), "the encoder's output differs: does everybody see the prompt?"
+    yield np.allclose(found, right, atol=1e-3), "the encoder's output differs: is the prompt in front, for all to see?"
 
 
 # %% [markdown]

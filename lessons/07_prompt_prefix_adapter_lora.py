@@ -35,8 +35,9 @@ of = {name: replace(settings, method=name, **own.get(name, {})) for name in NAME
 #   $v \leftarrow [P_v; v]$. A prompt for each layer, without the need to pass through the layers below.
 # - **Adapter.** Behind every layer a small network with a narrow waist of $r$ numbers:
 #   $y \leftarrow y + W_{up}\, \text{relu}(W_{down}\, y)$.
-# - **LoRA.** A product of two thin matrices added to a weight: $W \leftarrow W + B A$, with $A$ of $r$ rows and $B$
-#   of $r$ columns. No new layer, only a different matrix, which differs from the old one in a few directions.
+# - **LoRA.** A product of two thin matrices added to a weight: $W \leftarrow W + B A$, with $A$ of $r$ rows and $B$ of
+#   $r$ columns, in every attention for the weights of queries and values. No new layer, only a different matrix, which
+#   differs from the old one in a few directions.
 # - **Full.** All weights: what the paper calls model tuning.
 #
 # `methods.init_params` makes the arrays of a method, and you can read the sentences off their names (here without
@@ -55,7 +56,7 @@ for name in NAMES:
 # A good beginning leaves the frozen model as it is, and then improves it. Look at the formulas: if $B = 0$, LoRA
 # changes nothing. If $W_{up} = 0$, an adapter changes nothing. Full tuning starts from the weights themselves. But
 # vectors in front of a text cannot be "nothing": attention sees them, whatever they are. We measure how far the
-# model's output is from the frozen one before the first step.
+# encoder's output is from the frozen one before the first step.
 
 # %%
 batch = data.batch_of(rows[:16], model.tokenizer, 256)
@@ -86,9 +87,10 @@ for title, config in (("ours, small", model.config), ("T5 1.1 XXL", config_of("x
         print(f"{title:12}{name:8}{found.stored:>15,} numbers{found.percent:11.4f} % of the model")
 
 # %% [markdown]
-# Look at the last column. For a prompt, the share *falls* as the model grows, because the prompt grows with the width
-# of the model and the model with width squared times depth. This is one half of why the paper is about scale. (The
-# other half, that it also *learns* better, is lesson 10.)
+# Look at the last column. As the model grows, the shares *fall*: those of prefix, adapter and LoRA to about a
+# thirteenth, that of the prompt to less than a hundredth. A prompt grows with the width of the model, the three with
+# width times depth, and the model with width squared times depth. This is one half of why the paper is about scale.
+# (The other half, that it also *learns* better, is lesson 10.)
 #
 # ## What each one learns
 #
@@ -143,18 +145,21 @@ for name in NAMES:
 print(f"frozen   test accuracy {none:.3f}")
 
 # %% [markdown]
-# There are two groups. Adapter, LoRA and full tuning change *what the layers compute*. Prompt and prefix only add
-# something *to attend to*, and for a model as small as this, they learn less. That a prefix stores more numbers
-# than an adapter does not help it. Within a group, the differences are hardly more than chance (the standard error
-# of one accuracy is 0.03). This is the left end of the paper's figure 1, where prompts are behind. The paper's
-# finding is that the gap closes as the model grows.
+# The picture suggests two groups. Adapter, LoRA and full tuning change *what the layers compute*. Prompt and prefix
+# only add something *to attend to*, and for a model as small as this, they seem to learn less. That a prefix stores
+# more numbers than an adapter does not help it. But be careful with small differences: the standard error of one
+# accuracy is 0.03. Within a group, they are hardly more than chance, and the lead of the adapter over the prompt is no
+# larger. LoRA and full tuning are clearer. This is the left end of the paper's figure 1, where prompts are behind. The
+# paper's finding is that the gap closes as the model grows.
 #
 # A prompt is not the fastest to answer either. It makes the input longer, and our texts are so short that 20 more
 # places double them. (For a text of 500 words they are little.)
 #
-# So what speaks for a prompt? Something that this table does not show. LoRA, adapters and full tuning *change weights*.
-# Two texts with two different tasks then need two different models, or one after the other. A prompt is *part of the
-# input*. Texts of many tasks can share one batch on one frozen model. That is lesson 9.
+# So what speaks for a prompt? Something that this table does not show. Full tuning and a merged LoRA *change weights*,
+# and an adapter puts its own between the layers. Two texts with two different tasks then need two different models, one
+# after the other, or code that gives each row its own matrices. A prompt is *part of the input*. Texts of many tasks
+# can share one batch on one frozen model, and no code is special. That is lesson 9. The next cell counts the changed
+# weights.
 
 # %%
 before, unlike = flatten(model.params), {}
@@ -192,7 +197,7 @@ def _(mine):
 # %% [markdown]
 # **Exercise 2.** How many numbers has a prefix of `P` places? Write it for a configuration `c`: every attention has
 # keys and values, of `c.num_heads * c.d_kv` numbers each. (A block of the encoder has one attention. One of the decoder
-# has two.)
+# has two. The numbers of blocks are `c.num_layers` and `c.num_decoder_layers`.)
 
 # %% tags=["exercise-2"]
 
@@ -205,12 +210,14 @@ def prefix_numbers(c, P):
 # %%
 @check("Exercise 2", prefix_numbers)
 def _(mine):
-    for title, c in (("ours, small", model.config), ("T5 1.1 XXL", config_of("xxl"))):
-        right, found = counts[title, "prefix"].stored, mine(c, 20)
+    sizes = {"ours, small": model.config, "T5 1.1 small": config_of("small"), "T5 1.1 XXL": config_of("xxl")}
+    for title, c in sizes.items():
+        right, found = methods.count(c, of["prefix"]).stored, mine(c, 20)
         yield 2 * found != right, f"{title}: your number is half as large as it should be: keys and values"
         yield mine(c, 40) == 2 * found, "twice as many places are twice as many numbers"
         ratio = found / right
-        yield found == right, f"{title}: your number is {ratio:.3f} times the right one; count the attentions again"
+        what = "count the attentions, and the numbers of a key, again"
+        yield found == right, f"{title}: your number is {ratio:.3f} times the right one; {what}"
 
 
 # %% [markdown]
@@ -235,7 +242,7 @@ def _(mine):
     yield np.allclose(mine(y, down, 0 * up), y), "with up = 0, the output stays as it is: y itself is missing"
     yield not np.allclose(found - y, -(mine(-y, down, up) + y)), "it is linear: something between the two is missing"
     right = t5.adapter(y, down=dict(weight=down, bias=np.zeros(3)), up=dict(weight=up, bias=np.zeros(8)))
-    yield np.allclose(found, right), "the waist is in another place: relu comes between down and up"
+    yield np.allclose(found, right), "the function between the two, or its place, is another one"
 
 
 # %% [markdown]

@@ -3,8 +3,8 @@
 #
 # So far NumPy has run the model, and autograd has differentiated it. This lesson is about a third way to read the same
 # code: **write it down**. A function goes in, a list of operations comes out, and any program that knows these
-# operations can run the list: on a phone, on a GPU, without Python. People call it *tracing* or *lowering*, and
-# `jax.jit` and `torch.compile` begin with it.
+# operations can run the list: on a phone, on a GPU, without Python. People call it *tracing* or *lowering*.
+# `jax.jit` begins with it, and `torch.compile` with something close to it.
 #
 # You will build a tracer in some thirty lines, see what it can never do, and then use that of `tinyprompt` on the
 # *gradient* of a T5.
@@ -254,11 +254,12 @@ def _(mine):
     yield list(mine([a, b, c, d, e])) == [a, c, ("e", "add", ("c", "c"))], "three lines are left, in this order"
     sub, bus = ("f", "sub", ("x", "y")), ("g", "sub", ("y", "x"))
     yield list(mine([sub, bus])) == [sub, bus], "x - y is not y - x"
+    yield list(mine([a, ("h", "neg", ("x",))])) == [a, ("h", "neg", ("x",))], "exp(x) is not -x"
 
 
 # %% [markdown]
-# **Exercise 3.** *Shapes.* Our ghost's rule for `@` is wrong if there are batches: NumPy multiplies the last two axes
-# and *broadcasts* the others. Write the rule for arrays of at least two axes. `np.broadcast_shapes` helps.
+# **Exercise 3.** *Shapes.* Our ghost's rule for `@` is wrong if the second array has batches: NumPy multiplies the last
+# two axes and *broadcasts* the others. Write the rule for arrays of at least two axes. `np.broadcast_shapes` helps.
 
 # %% tags=["exercise-3"]
 

@@ -4,7 +4,7 @@
 # Lesson 7 ended with a promise. A prompt is not the method that learns most, nor the fastest. But it is *part of
 # the input*, and the model behind it stays the same for everybody. Many tasks can then share one model, and even
 # one batch. Several prompts of one task can vote. And the paper claims a third thing: that a prompt carries over
-# better to texts of another kind. You will measure all three. The first one holds exactly, the second one
+# better to texts of another kind. You will measure all three. The first one holds to rounding, the second one
 # disappoints, and the third one our models are too small to show.
 
 # %%
@@ -131,14 +131,15 @@ print(f"all three are wrong on {100 * shared:.0f} %; independent ones would be o
 # $0.72$. But the prompts are not independent. They share the frozen model, and its errors: they are all wrong far
 # more often than independent ones would be, and no vote can help there. So here the vote is no better than the
 # average of its voters, as far as 200 texts can say. Its merit is that one need not know which voter is the best.
-# The paper gains more, from five prompts and a model whose errors are rare (its table 3): on average 90.5 points on
-# SuperGLUE, the best prompt 91.0, the vote 91.3.
+# In the paper, the vote of five prompts beats even the best of them (its table 3): on average they have 90.5 points on
+# SuperGLUE, the best has 91.0, the vote 91.3. Its model makes few errors, and the prompts do not share all of them.
 #
 # ## Other texts than those it was tuned on
 #
-# The third claim. If all weights are tuned on film reviews, the model may learn things that are only true of films.
-# A prompt has fewer ways to do so. The paper reports a lead of prompt tuning on questions from other fields, up to 12.5
-# points (table 1 there). We tune on film reviews, and test on film reviews and on *restaurant* reviews.
+# The third claim. If all weights are tuned on film reviews, the model may learn things that are only true of films. A
+# prompt has fewer ways to do so. The paper tests six sets of questions from elsewhere (table 1 there): prompt tuning
+# leads on four, by up to 12.5 points, and is up to 1.8 behind on two. We tune on film reviews, and test on film reviews
+# and on *restaurant* reviews.
 
 # %%
 restaurants = tp.read_rows(DEMO / "sentiment.restaurants.tsv")
@@ -172,8 +173,8 @@ for name in ("model tuning", "prompt tuning"):
     print(f"gain of {name} over the frozen model: {gain[name][0]:+.3f} and {gain[name][1]:+.3f}")
 
 # %% [markdown]
-# Model tuning has learned from films, and little of its gain is left on restaurants: most of what it learned was about
-# films. That fits the paper's story, as far as 200 rows can say.
+# Model tuning has learned from films, and little of its gain is left on restaurants, as if most of what it learned was
+# about films. That fits the paper's story, as far as 200 rows can say.
 #
 # But look at the prompt. On films, it is no better than the frozen model (a standard error of one accuracy is
 # 0.03), and on restaurants all three are within chance of each other. A method that has learned nothing has nothing
@@ -242,7 +243,8 @@ def _(mine):
 
 # %% [markdown]
 # **Exercise 3.** Write the probability that most of $n$ independent voters are right, for odd $n$ and two answers to
-# choose from. Each is right with probability `p`. (`math.comb(n, k)` counts the ways to choose $k$ of $n$.)
+# choose from. Each is right with probability `p`. (After `import math`, `math.comb(n, k)` counts the ways to choose $k$
+# of $n$.)
 
 # %% tags=["exercise-3"]
 
