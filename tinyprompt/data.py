@@ -213,6 +213,8 @@ def width(longest: int) -> int:
 
 def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Ids (B, L), padded on the right with 0, and their mask of 1 and 0. L: the `width` of the longest, or `length`."""
+    if not len(sequences):
+        raise DataError("no rows: expected at least one")
     out = np.full((len(sequences), length or width(max(map(len, sequences)))), PAD)
     mask = np.zeros(out.shape, np.int64)
     for row, ids in enumerate(sequences):
@@ -222,7 +224,13 @@ def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[
 
 
 def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
-    """Ids of each text; longer ones lose their end, but keep eos."""
+    """Ids of each text; longer ones lose their end, but keep eos. Raises TypeError, DataError for what is no text."""
+    if isinstance(texts, str):
+        raise TypeError(f"expected a list of texts, found the text {texts!r:.60}")
+    for i, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise TypeError(f"text {i}: expected a text, found {text!r:.60}")
+        check_text(text, f"text {i}")
     return [
         ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in map(tokenizer.encode, texts)
     ]
