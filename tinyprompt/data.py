@@ -8,6 +8,7 @@ import lzma
 import re
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -76,7 +77,8 @@ def read_rows(
                 advice = "name yours with --input or --target, or a built-in task with --task"
                 raise DataError(f"{here}: no column {column!r}; found {found}; {advice}")
             value = record[column]
-            if isinstance(value, bool | list | dict) or value is None or not str(value).strip():
+            missing = value is None or value != value or not str(value).strip()  # JSON of Python may have NaN
+            if missing or isinstance(value, bool | list | dict):
                 raise DataError(f"{here}: column {column!r}: expected a text, found {value!r}")
             values.append(str(value).strip())
         if len(values[1]) > LONGEST:
@@ -154,9 +156,8 @@ def records(
             return
         reader = csv.reader(file) if kind == ".csv" else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
-            header = columns or next(reader, None)
-            if not header:
-                raise DataError(f"{path}: empty; expected a header line with column names")
+            header = columns or next(reader, [])
+            check_header(header, path)
             for fields in reader:
                 if not any(fields):
                     continue
@@ -169,6 +170,15 @@ def records(
                 yield reader.line_num, dict(zip(header, fields, strict=True))
         except csv.Error as error:
             raise DataError(f"{path}: row {reader.line_num}: {error}") from None
+
+
+def check_header(header: Sequence[str], path: Path) -> None:
+    """Raise DataError for a file without column names, or with one twice; those without a name may be many."""
+    if not header:
+        raise DataError(f"{path}: empty; expected a header line with column names")
+    twice = next((name for name, times in Counter(header).items() if name and times > 1), None)
+    if twice:
+        raise DataError(f"{path}: the header names {twice!r} twice; rename one of these columns")
 
 
 def read(source: str | Path | Sequence[Row]) -> list[Row]:
