@@ -623,6 +623,24 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
             command = ("tune", write_rows(tmp_path / "few.tsv", NAMED[:8]), "--dev", rows, *command[4:])
         assert message in fails(*command, "--model", models[0], "--resume", prompt, *more, told=True)
     assert f"{prompt}: was tuned on 'one'" in fails(*command, "--model", models[1], "--resume", prompt, "--steps", 8)
+    np.save(tmp_path / "bare.npy", np.ones((5, 20), np.float32))
+    told = fails(*command, "--model", models[0], "--resume", tmp_path / "bare.npy", "--steps", 8)
+    assert f"{tmp_path}/bare.npy: has no training state to resume; to start from it: --init-file" in told
+
+
+def test_label_words_that_the_tokenizer_cannot_tell_apart_are_not_written(fails, tmp_path):
+    np.save(tmp_path / "bare.npy", np.ones((2, 32), np.float32))
+    args = (
+        "convert",
+        tmp_path / "bare.npy",
+        tmp_path / "p.safetensors",
+        "--model",
+        "tiny",
+        "--label-words",
+        "Bad",
+        "bad",
+    )
+    assert "label words 'Bad' and 'bad' are the same to the tokenizer" in fails(*args, told=True)
 
 
 def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch):

@@ -144,11 +144,13 @@ def tune(args: argparse.Namespace) -> Output:
     """
     check_plot(args.plot)
     resume = prompts.load_prompt(args.resume) if args.resume else None
+    if resume and resume.train_state is None:
+        raise ValueError(f"{args.resume}: has no training state to resume; to start from it: --init-file {args.resume}")
     settings = Settings(**given(args))
     if resume:
         settings = Settings.saved(resume.settings | given(args), args.resume)
     check_task(settings.task, args.resume if resume and "task" not in given(args) else "--task")
-    path = Path(args.out or (args.resume if resume and resume.train_state else "prompt.safetensors"))
+    path = Path(args.out or args.resume or "prompt.safetensors")
     runs = {path: settings}
     if args.seeds is not None:
         if args.seeds < 1 or args.resume or args.plot:
