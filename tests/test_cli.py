@@ -266,6 +266,17 @@ def test_predict_reads_a_file_arguments_or_standard_input(call, models, prompt, 
     assert [lines[0], *lines[2:21]] == outs[0].splitlines()
 
 
+def test_predict_takes_texts_that_begin_with_a_dash(call, fails, models, prompt, tmp_path):
+    model = ("--model", models[0], "--json")
+    for words in (["--", "-x", "b"], ["-x y", "b"]):
+        for args in ([prompt, *model, *words], [*model, prompt, *words]):
+            found = call("predict", *args)[0]["predictions"]
+            assert [one["input"] for one in found] == [word for word in words if word != "--"]
+    assert len(call("predict", prompt, "a", *model, "b", "--", "--c")[0]["predictions"]) == 3
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    assert "--data: goes without texts" in fails("predict", prompt, "a", "--data", rows, *model[:2])
+
+
 def test_a_tuned_prompt_starts_another_run(call, models, prompt, tmp_path):
     rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors"
     more = ("--init", "file", "--init-file", prompt, "--model", models[0], "--out", path)
@@ -432,9 +443,10 @@ def test_tune_fails_in_one_line(fails, models, tmp_path, more, message):
 def test_tune_says_what_it_does_before_it_fails(fails, models, tmp_path):
     more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
     rows, dev = write_rows(tmp_path / "rows.tsv", NAMED), write_rows(tmp_path / "dev.tsv", [("film", "fair")])
-    assert "target 'fair'" in fails("tune", rows, "--dev", dev, *more, told=True)
+    told = fails("tune", rows, "--dev", dev, *more, told=True)
+    assert "dev row 'film': target 'fair' is no label word (bad, good); correct it, or add train rows" in told
     one = write_rows(tmp_path / "one.tsv", NAMED[:1])
-    assert "0 train rows and 1 dev rows" in fails("tune", one, *more, told=True)
+    assert "one.tsv: 1 row, expected at least 2" in fails("tune", one, *more)
 
 
 @pytest.mark.parametrize("command", [("eval", "{rows}"), ("predict", "a film")])
@@ -495,6 +507,27 @@ def test_eval_writes_its_rows_with_the_probability_of_each_label(call, models, p
     assert sum(said == target for _, target, said, *_ in cells) / 20 == out["score"]
     counts = [[sum((t, s) == (a, b) for _, t, s, *_ in cells) for b in ("bad", "good")] for a in ("bad", "good")]
     assert out["confusion"] == counts
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_the_rows_that_eval_writes_can_be_read_again(call, fails, models, prompt, tmp_path, ending):
+    odd = [
+        ('He said "hi"', "good"),
+        ('"open', "bad"),
+        ("a, b", "good"),
+        (r"a\tb", "bad"),
+        ("tab\tand\r\nbreak", "good"),
+    ]
+    rows, model = write_rows(tmp_path / "rows.jsonl", odd), ("--model", models[0])
+    answers = tmp_path / f"answers.{ending}"
+    call("eval", prompt, rows, *model, "--rows", answers)
+    *same, (last, _) = [(row.input, row.target) for row in tinyprompt.read_rows(answers)]
+    assert same == odd[:-1]
+    assert last == (odd[-1][0] if ending == "csv" else r"tab\tand\r\nbreak")
+    before = answers.read_bytes()
+    told = fails("eval", prompt, answers, *model, "--rows", tmp_path / "." / answers.name)
+    assert "is the file that the rows are read from; name another" in told
+    assert answers.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -590,6 +623,24 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
             command = ("tune", write_rows(tmp_path / "few.tsv", NAMED[:8]), "--dev", rows, *command[4:])
         assert message in fails(*command, "--model", models[0], "--resume", prompt, *more, told=True)
     assert f"{prompt}: was tuned on 'one'" in fails(*command, "--model", models[1], "--resume", prompt, "--steps", 8)
+    np.save(tmp_path / "bare.npy", np.ones((5, 20), np.float32))
+    told = fails(*command, "--model", models[0], "--resume", tmp_path / "bare.npy", "--steps", 8)
+    assert f"{tmp_path}/bare.npy: has no training state to resume; to start from it: --init-file" in told
+
+
+def test_label_words_that_the_tokenizer_cannot_tell_apart_are_not_written(fails, tmp_path):
+    np.save(tmp_path / "bare.npy", np.ones((2, 32), np.float32))
+    args = (
+        "convert",
+        tmp_path / "bare.npy",
+        tmp_path / "p.safetensors",
+        "--model",
+        "tiny",
+        "--label-words",
+        "Bad",
+        "bad",
+    )
+    assert "label words 'Bad' and 'bad' are the same to the tokenizer" in fails(*args, told=True)
 
 
 def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch):

@@ -79,6 +79,8 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.jsonl", '{"input": "a", "target": null}', "row 1: column 'target': expected a text, found None"),
         ("a.jsonl", '{"input": ["a"], "target": "b"}', "row 1: column 'input': expected a text"),
         ("a.jsonl", '{"input": "a", "target": true}', "row 1: column 'target': expected a text, found True"),
+        ("a.jsonl", '{"input": NaN, "target": "b"}', "row 1: column 'input': expected a text, found nan"),
+        ("a.tsv", "input\tinput\ttarget\na\tb\tc\n", "the header names 'input' twice; rename one"),
         ("a.jsonl", '\n{"input": "a",\n', "row 2: not valid JSON"),
         ("a.jsonl", '["a", "b"]', "row 1: expected a JSON object"),
         ("a.tsv", GOOD.encode() + b"caf\xe9\tgood\n", "row 3: not UTF-8"),

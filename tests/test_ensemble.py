@@ -89,3 +89,7 @@ def test_from_one_command_with_seeds_to_the_table(tmp_path, folder, capsys):
     np.save(tmp_path / "bare.npy", np.ones((2, 4), np.float32))
     assert main(["ensemble", paths[0], str(tmp_path / "bare.npy"), "--data", str(rows), *model]) == 2
     assert "same label words" in capsys.readouterr().err
+    lora = ["tune", str(rows), "--dev", str(rows), *model, "--steps", "1", "--method", "lora"]
+    assert main([*lora, "--out", str(tmp_path / "lora.safetensors")]) == 0
+    assert main(["ensemble", paths[0], str(tmp_path / "lora.safetensors"), "--data", str(rows), *model]) == 2
+    assert f"tinyprompt: {tmp_path}/lora.safetensors: expected a soft prompt" in capsys.readouterr().err

@@ -231,6 +231,15 @@ def test_only_a_part_was_pulled(hubs, name, missing):
     assert hub.pull(name) == hub.find(name) == folder
 
 
+def test_a_built_in_model_has_the_name_that_its_prompts_keep(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for size in ("tiny", "small", "base"):
+        folder = hub.find(size)
+        assert hub.find(hub.name_of(folder)) == folder == hub.built_in(size)
+    (tmp_path / "tinyprompt-t5").mkdir()
+    assert hub.find("tinyprompt-t5") == Path("tinyprompt-t5")
+
+
 def test_paths_stay_what_they_are(hubs, tmp_path, monkeypatch):
     hub.pull("org/whole")
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from tinyprompt.files import prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Model, Prompt
-from tinyprompt.predict import stream
+from tinyprompt.predict import label_scores, stream
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
 from tinyprompt.tokenizer import ByteTokenizer
@@ -281,11 +281,34 @@ def test_what_cannot_be_resumed(model):
                 tune(model, rows, dev, more, LABELS, resume=replace(prompt, train_state=state))
 
 
+def test_what_is_no_text_or_no_list_of_texts_is_an_error(model):
+    prompt = Prompt(label_words=LABELS)
+    for wrong, told in ((None, "None"), (b"++", "b'\\+\\+'"), (Row("++", "a"), "Row")):
+        with pytest.raises(TypeError, match=f"text 2: expected a text, found {told}"):
+            tinyprompt.predict(model, prompt, ["++", wrong], "numpy")
+    with pytest.raises(DataError, match=r"text 1: holds \\ud800, half of a character"):
+        tinyprompt.predict(model, prompt, "a\ud800", "numpy")
+    for function in (tinyprompt.ensemble, label_scores):
+        with pytest.raises(TypeError, match=r"expected a list of texts, found the text '\+\+'"):
+            function(model, [prompt] if function is tinyprompt.ensemble else prompt, "++", "numpy")
+    with pytest.raises(TypeError, match=r"label words: expected several, .* found the text 'ab'"):
+        tinyprompt.predict(model, Prompt(label_words="ab"), "++", "numpy")
+    for nothing in (
+        lambda: tinyprompt.gradient(model, prompt, []),
+        lambda: tinyprompt.intermediates(model, prompt, []),
+    ):
+        with pytest.raises(DataError, match="no rows"):
+            nothing()
+
+
 @pytest.mark.parametrize("part", ["train", "dev"])
 def test_a_target_that_is_no_label_is_named(model, part):
     parts = {"train": rows_of(8), "dev": rows_of(4)}
     parts[part] = [*parts[part], Row("so so", "fair")]
-    with pytest.raises(DataError, match="target 'fair' of the input 'so so' is none of: a, b"):
+    more = ", or add train rows that have it" if part == "dev" else ""
+    with pytest.raises(
+        DataError, match=rf"^{part} row 'so so': target 'fair' is no label word \(a, b\); correct it{more}$"
+    ):
         tune(model, parts["train"], parts["dev"], SHORT, LABELS)
 
 
@@ -551,6 +574,8 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
     assert tinyprompt.intermediates(model, result.prompt, "+++")["encoder.final"].shape == (1, 9, 20)
     with pytest.raises(TypeError, match="the model comes first"):
         tinyprompt.predict(result.prompt, model, "++")
+    with pytest.raises(TypeError, match="then a Prompt"):
+        tinyprompt.predict(model, "prompt.safetensors", "++")
     with pytest.raises(DataError, match="expected Row"):
         tinyprompt.tune(model, [("++", "a")], settings=SHORT)
     with pytest.raises(ValueError, match="setting task: expected one of auto"):

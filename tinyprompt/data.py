@@ -8,6 +8,7 @@ import lzma
 import re
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -76,7 +77,8 @@ def read_rows(
                 advice = "name yours with --input or --target, or a built-in task with --task"
                 raise DataError(f"{here}: no column {column!r}; found {found}; {advice}")
             value = record[column]
-            if isinstance(value, bool | list | dict) or value is None or not str(value).strip():
+            missing = value is None or value != value or not str(value).strip()  # JSON of Python may have NaN
+            if missing or isinstance(value, bool | list | dict):
                 raise DataError(f"{here}: column {column!r}: expected a text, found {value!r}")
             values.append(str(value).strip())
         if len(values[1]) > LONGEST:
@@ -154,9 +156,8 @@ def records(
             return
         reader = csv.reader(file) if kind == ".csv" else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
-            header = columns or next(reader, None)
-            if not header:
-                raise DataError(f"{path}: empty; expected a header line with column names")
+            header = columns or next(reader, [])
+            check_header(header, path)
             for fields in reader:
                 if not any(fields):
                     continue
@@ -169,6 +170,15 @@ def records(
                 yield reader.line_num, dict(zip(header, fields, strict=True))
         except csv.Error as error:
             raise DataError(f"{path}: row {reader.line_num}: {error}") from None
+
+
+def check_header(header: Sequence[str], path: Path) -> None:
+    """Raise DataError for a file without column names, or with one twice; those without a name may be many."""
+    if not header:
+        raise DataError(f"{path}: empty; expected a header line with column names")
+    twice = next((name for name, times in Counter(header).items() if name and times > 1), None)
+    if twice:
+        raise DataError(f"{path}: the header names {twice!r} twice; rename one of these columns")
 
 
 def read(source: str | Path | Sequence[Row]) -> list[Row]:
@@ -213,6 +223,8 @@ def width(longest: int) -> int:
 
 def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Ids (B, L), padded on the right with 0, and their mask of 1 and 0. L: the `width` of the longest, or `length`."""
+    if not len(sequences):
+        raise DataError("no rows: expected at least one")
     out = np.full((len(sequences), length or width(max(map(len, sequences)))), PAD)
     mask = np.zeros(out.shape, np.int64)
     for row, ids in enumerate(sequences):
@@ -222,7 +234,13 @@ def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[
 
 
 def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
-    """Ids of each text; longer ones lose their end, but keep eos."""
+    """Ids of each text; longer ones lose their end, but keep eos. Raises TypeError, DataError for what is no text."""
+    if isinstance(texts, str):
+        raise TypeError(f"expected a list of texts, found the text {texts!r:.60}")
+    for i, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise TypeError(f"text {i}: expected a text, found {text!r:.60}")
+        check_text(text, f"text {i}")
     return [
         ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in map(tokenizer.encode, texts)
     ]

@@ -28,6 +28,8 @@ def ensemble(model: Model, prompts: Sequence[Prompt], texts: Sequence[str], devi
 
     Example: `ensemble(model, [load_prompt(f"mine-{i}.safetensors") for i in range(5)], texts).majority`.
     """
+    if isinstance(texts, str):
+        raise TypeError(f"expected a list of texts, found the text {texts!r:.60}")
     words = {frozenset(prompt.label_words or ()) for prompt in prompts}
     if len(words) != 1:
         some = " and ".join(", ".join(sorted(one)) or "free text" for one in sorted(words, key=sorted)) or "no prompt"

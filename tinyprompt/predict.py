@@ -32,8 +32,8 @@ def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: st
 
     Example: `predict(model, prompt, "Two goals in the last minute.")`.
     """
-    if isinstance(model, Prompt):
-        raise TypeError("predict(model, prompt, texts): the model comes first, then the prompt")
+    if not isinstance(model, Model) or not isinstance(prompt, Prompt):
+        raise TypeError("predict(model, prompt, texts): the model comes first, as load opens it, then a Prompt")
     if isinstance(texts, str):
         return predict(model, prompt, [texts], device)[0]
     if prompt.label_words:
@@ -215,8 +215,10 @@ def batches(model: Model, settings: Settings, texts: Sequence[str], size: int) -
 def target_ids(model: Model, label_words: Sequence[str] | None, label_head: bool) -> dict[str, tuple[int, ...]]:
     """The ids that stand for each label word: its number if the head has a row for each, else its pieces and eos.
 
-    Raises DataError for two words that become the same ids.
+    Raises DataError for two words that become the same ids, TypeError for one word in place of several.
     """
+    if isinstance(label_words, str):
+        raise TypeError(f"label words: expected several, as ('bad', 'good'), found the text {label_words!r}")
     for word in (label_words := tuple(label_words or ())):
         if label_words.count(word) > 1:
             raise DataError(f"label word {word!r} is given twice; give each once")
@@ -278,7 +280,7 @@ def intermediates(model: Model, prompt: Prompt, texts: str | Sequence[str], targ
     check_fit(prompt, model)
     texts, targets = ([x] if isinstance(x, str) else x for x in (texts, targets))
     sequences = encode_inputs(texts, model.tokenizer, Settings.saved(prompt.settings).max_input_tokens)
-    inputs, mask = pad(sequences, max(map(len, sequences)))
+    inputs, mask = pad(sequences, max(map(len, sequences), default=0))
     wanted = [model.tokenizer.encode(target) for target in targets]
     labels, _ = pad(wanted, max(map(len, wanted)))
     labels = np.broadcast_to(labels, (len(texts), labels.shape[1]))

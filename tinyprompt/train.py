@@ -83,10 +83,12 @@ class TaskData(NamedTuple):
         if not self.train or not self.dev:
             found = f"{len(self.train)} train rows and {len(self.dev)} dev rows"
             raise DataError(f"{found}: expected at least one of each")
-        for row in (*self.train, *self.dev):
-            if self.label_words is not None and row.target not in self.label_words:
-                words = ", ".join(self.label_words)
-                raise DataError(f"target {row.target!r} of the input {row.input[:40]!r} is none of: {words}")
+        for part, rows in (("train", self.train), ("dev", self.dev)):
+            wrong = next((row for row in rows if row.target not in (self.label_words or (row.target,))), None)
+            if wrong:
+                found = f"{part} row {wrong.input[:40]!r}: target {wrong.target!r} is no label word"
+                advice = "correct it" + (", or add train rows that have it" if part == "dev" else "")
+                raise DataError(f"{found} ({', '.join(self.label_words or ())}); {advice}")
 
     def checksum(self) -> int:
         """A number that other rows do not have."""

@@ -37,7 +37,9 @@ def score_ensemble(args: argparse.Namespace) -> Output:
     model = models.load(args.model)
     opened = [tuning.as_asked(args, path, prompts.load_prompt(path), model) for path in args.prompts]
     (first, settings), given = opened[0], [prompt for prompt, _ in opened]
-    for path, (_, other) in zip(args.prompts, opened, strict=True):
+    for path, (prompt, other) in zip(args.prompts, opened, strict=True):
+        if prompt.params:
+            prompt.vectors(path)
         if other.task != settings.task:
             told = f"{args.prompts[0]} is of task {settings.task!r}, {path} of {other.task!r}"
             raise ValueError(f"{told}; an ensemble is of one task, name it with --task")

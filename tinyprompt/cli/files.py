@@ -15,6 +15,7 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Prompt
+from tinyprompt.predict import has_label_head, target_ids
 from tinyprompt.tools import inspect, web
 from tinyprompt.tools.export import Shape, export
 
@@ -147,6 +148,10 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
             wanted = f"expected {len(prompt.label_words)}, one for each of its vectors"
             raise ValueError(f"--label-words: {wanted}, found {len(words)}")
         prompt = replace(prompt, label_words=tuple(words))
+        if args.model:
+            target_ids(
+                model, words, has_label_head(model, prompt)
+            )  # raises for two that the tokenizer cannot tell apart
     if target.suffix != ".safetensors":
         prompt.vectors(f"{args.source}, which can only be written to .safetensors")
     path = prompts.save_prompt(prompt, target)

@@ -63,8 +63,9 @@ def refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input is one line on standard error and exit status 2; a check that finds a fault is 1."""
     args, rest = parser().parse_known_args(argv)
-    if "text" in args and not any(word.startswith("-") for word in rest):
-        args.text += rest  # argparse wants them all before the options
+    end = rest.index("--") if "--" in rest else len(rest)  # what stands behind it is no option
+    if "text" in args and not any(word.startswith("-") and " " not in word for word in rest[:end]):
+        args.text += rest[:end] + rest[end + 1 :]  # argparse wants them all before the options
     elif rest:
         refuse(args.parser, rest)
     try:

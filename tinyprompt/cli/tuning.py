@@ -49,7 +49,8 @@ DEMO_SETTINGS = Settings(
     steps=400, batch_size=16, prompt_length=20, optimizer="adam", schedule="linear", eval_every=40
 )  # fmt: skip
 LENGTHS = (1, 5, 20, 50, 100, 150)  # of the paper's table 4
-DELIMITERS = {".tsv": "\t", ".csv": ","}
+ANSWERS = (".tsv", ".csv")  # endings of what --rows writes
+IN_TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})  # what a field of a .tsv cannot hold
 MANY = 500  # vectors, or rows of a batch, of which the cost is said
 CONFUSION = 10  # labels up to which a confusion matrix is printed
 ROWS = "a .tsv, .csv or .jsonl file, or the task's own; of a mixture a,b one file each"
@@ -143,11 +144,13 @@ def tune(args: argparse.Namespace) -> Output:
     """
     check_plot(args.plot)
     resume = prompts.load_prompt(args.resume) if args.resume else None
+    if resume and resume.train_state is None:
+        raise ValueError(f"{args.resume}: has no training state to resume; to start from it: --init-file {args.resume}")
     settings = Settings(**given(args))
     if resume:
         settings = Settings.saved(resume.settings | given(args), args.resume)
     check_task(settings.task, args.resume if resume and "task" not in given(args) else "--task")
-    path = Path(args.out or (args.resume if resume and resume.train_state else "prompt.safetensors"))
+    path = Path(args.out or args.resume or "prompt.safetensors")
     runs = {path: settings}
     if args.seeds is not None:
         if args.seeds < 1 or args.resume or args.plot:
@@ -205,6 +208,8 @@ def read_parts(args: argparse.Namespace, settings: Settings) -> tuple[list[Row],
         return rows, read(args, args.dev, settings.task)
     if any(row.group or row.task for row in rows):
         raise DataError(f"--task {settings.task}: rows that belong together must not be split; name a file with --dev")
+    if len(rows) < 2:
+        raise DataError(f"{args.train[0]}: 1 row, expected at least 2; or name a file of dev rows with --dev")
     rows, dev = data.split(rows, 0.2, settings.seed)
     say(f"no --dev: {len(dev)} of the training rows, drawn with seed {settings.seed}, are the dev rows")
     return rows, dev
@@ -225,7 +230,9 @@ def read_parts(args: argparse.Namespace, settings: Settings) -> tuple[list[Row],
 def evaluate(args: argparse.Namespace) -> Output:
     """Score a saved prompt on rows of a file."""
     started = time.perf_counter()
-    check_ending(args.rows, *DELIMITERS)
+    check_ending(args.rows, *ANSWERS)
+    if args.rows and Path(args.rows).resolve() in [Path(path).resolve() for path in args.data]:
+        raise ValueError(f"--rows {args.rows}: is the file that the rows are read from; name another")
     model, prompt, settings = open_prompt(args)
     rows = read(args, args.data, settings.task, named=of_mixture(prompt))
     check_targets(", ".join(args.data), rows, prompt.label_words)
@@ -255,12 +262,19 @@ def answer(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> t
 
 
 def write_rows(path: Path, rows: Sequence[Row], answers: Sequence[str], shares: Sequence[dict[str, float]]) -> None:
-    """Write a line a row: input, target, answer, and the probability of each label."""
-    file = StringIO()
-    writer = csv.writer(file, delimiter=DELIMITERS[path.suffix], lineterminator="\n")
-    writer.writerow(["input", "target", "answer", *(f"p({word})" for word in shares[0])])
+    """Write a line a row: input, target, answer, and the probability of each label.
+
+    `data.read_rows` reads the same texts: a .csv is quoted, a .tsv is not. So a .tsv has \\t and \\n for tabs and line
+    breaks in a text.
+    """
+    table = [["input", "target", "answer", *(f"p({word})" for word in shares[0])]]
     for row, said, share in zip(rows, answers, shares, strict=True):
-        writer.writerow([row.input, row.target, said, *(f"{x:.6f}" for x in share.values())])
+        table.append([row.input, row.target, said, *(f"{x:.6f}" for x in share.values())])
+    file = StringIO()
+    if path.suffix == ".csv":
+        csv.writer(file, lineterminator="\n").writerows(table)
+    else:
+        file.writelines("\t".join(cell.translate(IN_TSV) for cell in line) + "\n" for line in table)
     io.write({path: file.getvalue().encode()})
 
 
@@ -286,6 +300,8 @@ def confusion_text(counts: list[list[int]], words: Sequence[str]) -> str:
 )
 def predict_texts(args: argparse.Namespace) -> Output:
     """Answer texts with a saved prompt."""
+    if args.text and args.data:
+        raise ValueError("--data: goes without texts; give one or the other")
     model, prompt, settings = open_prompt(args)
     texts = args.text
     if args.data:

@@ -46,12 +46,14 @@ def built_in(size: str) -> Path:
 def find(name: str | Path) -> Path:
     """The folder of a built-in size, or of a pulled model, `org/name` or `org/name@revision`; any other path as it is.
 
+    A built-in model also has the name of its folder, which is what a prompt says it was tuned on.
     A path that exists is never taken for a name. Nothing is fetched.
     Raises CheckpointError for a model that is not carried, was not pulled, or only in part.
     """
     path, match = Path(name), NAME.fullmatch(str(name))
-    if str(name) in BUILT_IN and not path.exists():
-        return built_in(str(name))
+    for size, folder in BUILT_IN.items():
+        if str(name) in (size, folder) and not path.exists():
+            return built_in(size)
     if match is None or path.suffix in FILES or path.exists():
         return path
     try:
