@@ -148,10 +148,8 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
             wanted = f"expected {len(prompt.label_words)}, one for each of its vectors"
             raise ValueError(f"--label-words: {wanted}, found {len(words)}")
         prompt = replace(prompt, label_words=tuple(words))
-        if args.model:
-            target_ids(
-                model, words, has_label_head(model, prompt)
-            )  # raises for two that the tokenizer cannot tell apart
+        if args.model:  # raises for two that its tokenizer cannot tell apart
+            target_ids(model, words, has_label_head(model, prompt))
     if target.suffix != ".safetensors":
         prompt.vectors(f"{args.source}, which can only be written to .safetensors")
     path = prompts.save_prompt(prompt, target)
