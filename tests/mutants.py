@@ -449,6 +449,13 @@ MUTANTS = [
         "test_mixed.py::test_rank_reads_no_padding_of_a_label",
     ),
     Mutant(
+        "the first token of a label is scored behind another one",
+        "generate",
+        "logits_of(states[:, 0, 0])",
+        "logits_of(states[:, 0, -1])",
+        "test_generate.py::test_rank_is_the_sum_of_the_log_probabilities",
+    ),
+    Mutant(
         "a tie of an ensemble goes to the first prompt",
         "ensemble",
         "(votes[text], means.get(text, 0.0))",
