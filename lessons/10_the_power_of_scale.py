@@ -6,7 +6,7 @@
 # to be touched.
 #
 # We cannot train an 11 billion model here. But the package has a family of three sizes, made by one recipe from the
-# same words, and a study has tuned all of them on four tasks. This lesson reads its raw results, draws the
+# same words, and a study has tuned all of them on five tasks. This lesson reads its raw results, draws the
 # miniature of figure 1, and then asks the question that belongs to every miniature: **what can it show, and what
 # not?**
 
@@ -29,31 +29,36 @@ from tinyprompt.tree import count, flatten
 # have been touched by nobody since: their fingerprint, a hash of all weights, is in the file.
 
 # %%
-runs = [json.loads(line) for line in Path("studies/family.jsonl").read_text().splitlines()]
 models = {name: tp.load(name) for name in ("tiny", "small", "base")}
 sizes = {name: count(flatten(model.params)) for name, model in models.items()}
-known = {run["model"]: run["fingerprint"] for run in runs if run["model"]}
-for name, model in models.items():
-    print(f"{name:6}{sizes[name]:>10,} weights, as in the study: {model.fingerprint.startswith(known[name])}")
-print(len(runs), "runs, for example", {key: runs[1][key] for key in ("task", "model", "method", "seed", "accuracy")})
+known = {model.fingerprint[:12]: name for name, model in models.items()}
 
-for row in map(json.loads, Path("studies/prompt-design/rows.jsonl").read_text().splitlines()):
-    (name,) = (name for name, model in models.items() if model.fingerprint.startswith(row["fingerprint"]))
-    (score,) = (test["score"] for test in row["tests"].values())
-    runs.append({"task": row["task"], "model": name, "method": "few-shot", "seed": row["settings"]["seed"]})
-    runs[-1]["accuracy"] = score
+
+def runs_of(study):
+    """The runs of a study, each with its task, model, method, seed, number of test rows, and accuracy."""
+    for line in Path(f"studies/{study}/rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        (test,) = row["tests"].values()
+        yield {"task": row["task"], "model": known.get(row.get("fingerprint")), "method": row["method"],
+               "seed": row["settings"].get("seed"), "rows": test["rows"], "accuracy": test["score"]}  # fmt: skip
+
+
+runs = [*runs_of("family"), *runs_of("prompt-design")]
+for name, size in sizes.items():
+    print(f"{name:6}{size:>10,} weights, {sum(run['model'] == name for run in runs)} runs")
+print(runs[1])
 
 # %% [markdown]
-# The four tasks are the demo's *topic* and *sentiment* (400 training rows), *TREC-6* (questions by what they ask for)
-# and *SST-2* (film reviews), with some thousand training rows each. Model tuning had the same rows and the same number
-# of steps as the prompt. The paper's third line is *prompt design*: some solved examples stand in front of the input,
-# as GPT-3 is prompted (Brown et al. 2020), and nothing is learned. Here they are eight, drawn anew for each of three
-# seeds.
+# The five tasks are the demo's *topic* and *sentiment* (400 training rows), *TREC-6* (questions by what they ask for),
+# *SST-2* (film reviews) and *AG News* (news by their field), with some thousand training rows each. Model tuning had
+# the same rows and the same number of steps as the prompt. The paper's third line is *prompt design*: some solved
+# examples stand in front of the input, as GPT-3 is prompted (Brown et al. 2020), and nothing is learned. Here they are
+# eight, drawn anew for each of three seeds.
 #
 # ## Figure 1 in miniature
 
 # %%
-tasks = {"topic": 200, "sentiment": 200, "TREC-6": 500, "SST-2": 872}  # and their test rows
+tasks = {run["task"]: run["rows"] for run in runs}  # and their test rows
 
 
 def scores(task, model, method):
@@ -67,14 +72,15 @@ def mean(task, method):
     return np.array([np.mean(scores(task, model, method)) for model in sizes])
 
 
-names = {"full": "model tuning", "prompt": "prompt tuning", "few-shot": "prompt design", "no prompt": "frozen model"}
-fig, axes = figure(4, width=10, height=3.4, sharey=True)
+names = {"full": "model tuning", "prompt": "prompt tuning", "few-shot": "prompt design", "none": "frozen model"}
+fig, axes = figure(5, width=12, height=3.4, sharey=True)
 for ax, task in zip(axes, tasks, strict=True):
     for method, name in names.items():
-        spread = [np.std(scores(task, model, method), ddof=int(method != "no prompt")) for model in sizes]
+        spread = [np.std(scores(task, model, method), ddof=int(method != "none")) for model in sizes]
         ax.errorbar(list(sizes.values()), mean(task, method), yerr=spread, capsize=3, label=name)
-    (bag,) = [run["accuracy"] for run in runs if (run["task"], run["method"]) == (task, "bag of words")]
-    ax.axhline(bag, color="0.35", lw=1.6, ls=":", marker="", label="bag of words")
+    ax.axhline(
+        np.mean(scores(task, None, "bag of words")), color="0.35", lw=1.6, ls=":", marker="", label="bag of words"
+    )
     ax.set(xscale="log", xlabel="weights of the model", title=task)
 axes[0].set(ylabel="test accuracy", ylim=(0.15, 1))
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -85,7 +91,7 @@ for task in tasks:
     print(f"{task:10} prompt and model tuning: {shown}")
 
 # %% [markdown]
-# What do you see? Both lines rise with size. On three tasks the line of the prompt rises faster. The prompt always
+# What do you see? Both lines rise with size. On four tasks the line of the prompt rises faster. The prompt always
 # stays below model tuning, and on SST-2 the prompt of the smallest model is even below the frozen model.
 #
 # Prompt design is the lowest line everywhere, below the model that reads the input alone. That is what the paper found
@@ -93,8 +99,8 @@ for task in tasks:
 # three sentences at a time, and eight examples are longer.
 #
 # And look at the dotted line, without a marker, before you are too pleased. It is a bag of words with logistic
-# regression, a method older than all of this. On SST-2 it beats the prompt at every size here. A study that leaves
-# out such a line would have looked better.
+# regression, a method older than all of this. On SST-2 and AG News it beats the prompt at every size here. A study
+# that leaves out such a line would have looked better.
 #
 # ## The gap
 #
@@ -123,7 +129,7 @@ errors = {
 }  # fmt: skip
 fig, axes = figure(height=3.5)
 for i, (task, gap) in enumerate(gaps.items()):
-    moved = np.array(list(sizes.values())) * 1.06 ** (i - 1.5)  # so that the bars do not hide each other
+    moved = np.array(list(sizes.values())) * 1.06 ** (i - 2)  # so that the bars do not hide each other
     axes.errorbar(moved, gap, yerr=errors[task], capsize=3, label=task)
 axes.axhline(0, color="0.4", lw=1, marker="")
 axes.set(xscale="log", xlabel="weights of the model", ylabel="model tuning minus prompt (accuracy)")
@@ -138,7 +144,8 @@ for task, gap in gaps.items():
 # %% [markdown]
 # Now an honest reading:
 #
-# - On SST-2, the gap falls by several standard errors. That is a result. On TREC-6 it is a good hint.
+# - On TREC-6, SST-2 and AG News, the gap falls by several standard errors. That is a result. (AG News has the most
+#   test rows by far, and the shortest error bars.)
 # - On sentiment it falls by less than one, on topic not at all. With 200 test rows, both are compatible with "it
 #   closes" and with "nothing happens".
 # - No gap is 0, or near it.
@@ -155,8 +162,8 @@ for task, gap in gaps.items():
 # 2. **What is compared.** Our models are weak. Where the frozen model knows little, there is little for a prompt to
 #    call up. The paper's smallest model has read far more text than our largest.
 # 3. **Selection.** The recipe of this family was chosen while looking at the demo's test rows, so *topic* and
-#    *sentiment* flatter. TREC-6 and SST-2 were not looked at until the models were done. (One more look did slip
-#    in: the steps of TREC-6 were chosen after a first result on its test rows.)
+#    *sentiment* flatter. The other three were not looked at until the models were done. (One more look did slip in:
+#    the steps of TREC-6 were chosen after a first result on its test rows.)
 # 4. **Extrapolation.** The last cell shows what happens if you forget all this.
 
 # %%
@@ -173,8 +180,8 @@ for task, gap in gaps.items():
     print(f"{task:10} a straight line meets 0 at {where}")
 
 # %% [markdown]
-# Three points, a straight line, and a prediction: the gap closes at some tens of millions of weights on one task,
-# at hundreds of millions on another, and never on a third. The paper has measured at such sizes, and there only its
+# Three points, a straight line, and a prediction: the gap closes at some tens of millions of weights on three tasks,
+# at hundreds of millions on a fourth, and never on the fifth. The paper has measured at such sizes, and there only its
 # largest model, with 11 billion weights, is level. The line through our points is fine *between* them. Beyond them
 # it is a guess with a formula.
 #
@@ -259,19 +266,19 @@ def _(mine):
 # ## What holds
 
 # %%
-for name, model in models.items():
-    assert model.fingerprint.startswith(known[name]), name
+assert {run["model"] for run in runs if run["method"] != "bag of words"} == set(models)
 for task, gap in gaps.items():
     assert (gap > 0).all(), task
     assert mean(task, "prompt")[-1] > mean(task, "prompt")[0]
-    assert (mean(task, "few-shot") < mean(task, "no prompt")).all(), task
-assert all(gaps[task][-1] < gaps[task][0] for task in ("sentiment", "TREC-6", "SST-2"))
-assert abs(gaps["topic"][-1] - gaps["topic"][0]) < 0.01
+    assert (mean(task, "few-shot") < mean(task, "none")).all(), task
+assert all(gaps[task][-1] < gaps[task][0] for task in set(tasks) - {"topic"})
+assert gaps["topic"][-1] >= gaps["topic"][0]
 falls = {t: (g[0] - g[-1]) / math.hypot(errors[t][0], errors[t][-1]) for t, g in gaps.items()}
-assert falls["SST-2"] > 3 and 1.5 < falls["TREC-6"] < 3
+assert min(falls[task] for task in ("TREC-6", "SST-2", "AG News")) > 3
 assert falls["sentiment"] < 1 and abs(falls["topic"]) < 0.5
-(bag,) = [run["accuracy"] for run in runs if (run["task"], run["method"]) == ("SST-2", "bag of words")]
-assert mean("SST-2", "prompt")[0] < mean("SST-2", "no prompt")[0]
-assert bag > mean("SST-2", "prompt").max()
+assert mean("SST-2", "prompt")[0] < mean("SST-2", "none")[0]
+for task in ("SST-2", "AG News"):
+    assert np.mean(scores(task, None, "bag of words")) > mean(task, "prompt").max()
 assert round(largest / smallest) == 145 and round(sizes["base"] / sizes["tiny"]) == 15
-assert meets["SST-2"] < 1e8 < meets["sentiment"] < 1e9 and meets["topic"] == math.inf
+assert max(meets[task] for task in ("TREC-6", "SST-2", "AG News")) < 1e8 < meets["sentiment"] < 1e9
+assert meets["topic"] == math.inf
