@@ -213,9 +213,8 @@ def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
     mine.write_text("1 2 3")
     assert main(command) == 2
     assert "mine.npy: is no file of NumPy arrays" in capsys.readouterr().err
-    assert (
-        main(["check", str(folder), "--batch", batch, "--gradient", str(mine), "--save", str(tmp_path / "c.npz")]) == 2
-    )
+    command = ["check", str(folder), "--batch", batch, "--gradient", str(mine)]
+    assert main([*command, "--save", str(tmp_path / "c.npz")]) == 2
     assert "--save: goes without --gradient" in capsys.readouterr().err
     assert not (tmp_path / "c.npz").exists()
     assert main(["check", str(folder), "--gradient", str(mine)]) == 2

@@ -630,17 +630,9 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
 
 def test_label_words_that_the_tokenizer_cannot_tell_apart_are_not_written(fails, tmp_path):
     np.save(tmp_path / "bare.npy", np.ones((2, 32), np.float32))
-    args = (
-        "convert",
-        tmp_path / "bare.npy",
-        tmp_path / "p.safetensors",
-        "--model",
-        "tiny",
-        "--label-words",
-        "Bad",
-        "bad",
-    )
-    assert "label words 'Bad' and 'bad' are the same to the tokenizer" in fails(*args, told=True)
+    files = tmp_path / "bare.npy", tmp_path / "p.safetensors"
+    told = fails("convert", *files, "--model", "tiny", "--label-words", "Bad", "bad", told=True)
+    assert "label words 'Bad' and 'bad' are the same to the tokenizer" in told
 
 
 def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def check(args: argparse.Namespace) -> Output:
     Without --batch: three random batches. With --gradient: is this the gradient of that batch's loss?
     """
     if args.save and args.gradient:
-        raise ValueError("--save: goes without --gradient, which is judged by the batch of --batch")
+        raise ValueError("--save: goes without --gradient; a gradient is judged by the batch of --batch")
     folder = hub.find(args.model) if args.model else models.default_model()
     model = models.load(folder)
     cases = [checks.load_case(args.batch, model)] if args.batch else [checks.draw(model, i) for i in range(3)]

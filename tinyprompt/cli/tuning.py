@@ -264,8 +264,7 @@ def answer(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> t
 def write_rows(path: Path, rows: Sequence[Row], answers: Sequence[str], shares: Sequence[dict[str, float]]) -> None:
     """Write a line a row: input, target, answer, and the probability of each label.
 
-    `data.read_rows` reads the same texts: a .csv is quoted, a .tsv is not. So a .tsv has \\t and \\n for tabs and line
-    breaks in a text.
+    A .csv is quoted. `data.read_rows` knows no quotes in a .tsv, so tabs and line breaks in a text become \\t and \\n.
     """
     table = [["input", "target", "answer", *(f"p({word})" for word in shares[0])]]
     for row, said, share in zip(rows, answers, shares, strict=True):
