@@ -1,16 +1,22 @@
-"""Linear probe: what the frozen encoder knows of a task, and so about what a prompt can reach, in seconds.
+"""What a frozen model knows of a task, and what a prompt gets out of it: on dev rows, never on test rows.
 
-    python weights/probe.py MODEL [MODEL ...] [--seeds N]
+    python weights/probe.py MODEL [MODEL ...] [--data DIR] [--prompts N] [--steps 200] [--device cpu]
 
-Logistic regression on the mean of the encoder's output over the tokens of a text; standardised, the best of four
-strengths by five-fold cross-validation on the training rows; accuracy on the test rows of the demo's tasks. Needs
-scikit-learn, which tinyprompt does not. MODEL is a directory or a built-in size. With --seeds, also the mean test
-accuracy of prompts that are tuned as `tinyprompt demo` tunes them, in half a minute each.
+A linear probe, in seconds: logistic regression on the mean of the encoder's output over the tokens of a text;
+standardised, the best of four strengths by five-fold cross-validation on the training rows. With --prompts N, also the
+mean of N tuned prompts: the last one, not the best one, so that nothing is chosen; from label words in front of random
+pieces ("labels"), and in front of the first prompt of promptable.py, if the model has one ("first"). MODEL is a
+directory or a built-in size. Needs scikit-learn, which tinyprompt does not.
+
+Tasks: the demo's two (400 training rows, accuracy on their 100 dev rows); with --data, the folder of data/README, also
+TREC-6, SST-2 and AG News (2,000 training rows, accuracy on 1,000 others of the same file). All are training rows there.
 """
 
 import argparse
 import json
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -18,49 +24,97 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tinyprompt import data, t5, train
-from tinyprompt.cli.tuning import DEMO, DEMO_SETTINGS
-from tinyprompt.files import models
-from tinyprompt.tasks.registry import evaluate
-from tinyprompt.train import TaskData
+from tinyprompt import data, methods, t5
+from tinyprompt.files import models, tables
+from tinyprompt.model import Prompt
+from tinyprompt.settings import Settings
+from tinyprompt.tasks import registry
+from tinyprompt.tuning import run_task, task_data
+
+DEMO = Path(registry.__file__).parents[1] / "demo"
+FILES = {
+    "TREC-6": ("trec", "sentcls/TREC.train"),
+    "SST-2": (None, "sentcls/SST-2_sentences.train"),  # whole sentences: phrases of one sentence are no new rows
+    "AG News": ("agnews", "agnews/alps_dev.tsv"),
+}
+TRAIN, DEV = 2000, 1000  # rows of these
+
+
+def tasks(folder):
+    """Yield name, training rows, dev rows and batch size of each task."""
+    for name in ("topic", "sentiment"):
+        yield name, *(tables.read_rows(DEMO / f"{name}.{part}.tsv") for part in ("train", "dev")), 16
+    for name, (task, file) in FILES.items() if folder else ():
+        if task:
+            rows = registry.read(task, folder / file)
+        else:
+            lines = (folder / file).read_text(encoding="latin-1").splitlines()
+            rows = [data.Row(line[2:], "good" if line[0] == "1" else "bad") for line in lines]
+        rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: TRAIN + DEV]]
+        yield name, rows[:TRAIN], rows[TRAIN:], 32
 
 
 def means(model, rows, size=64):
     """Mean encoder output of each row's input, (N, d_model)."""
-    out = []
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input))
+    out = np.empty((len(rows), model.config.d_model), np.float32)
     for i in range(0, len(rows), size):
-        batch = data.pad([model.tokenizer.encode(row.input)[:128] for row in rows[i : i + size]])
+        part = order[i : i + size]
+        batch = data.pad([model.tokenizer.encode(rows[k].input)[:128] for k in part])
         states, mask = t5.encode(model.params, model.config, *batch)
-        out.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True))
-    return np.concatenate(out)
+        out[part] = (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return out
 
 
-def tuned(model, rows, dev, test, seed):
-    """Test accuracy of a prompt tuned with the demo's settings."""
-    task = TaskData(rows, dev, data.label_words(rows), train.right_answers)
-    *_, last = train.run(model, task, replace(DEMO_SETTINGS, seed=seed))
-    return evaluate(model, last.prompt, test).mean
+def probe(model, rows, dev):
+    """Accuracy of a linear probe."""
+    fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    fit = GridSearchCV(fit, {"logisticregression__C": [0.0003, 0.003, 0.03, 0.3]}, cv=5)
+    fit.fit(means(model, rows), [row.target for row in rows])
+    return fit.score(means(model, dev), [row.target for row in dev])
+
+
+def prompt(model, rows, dev, batch, steps, seed, device, first=None):
+    """Accuracy of the first prompt before tuning, and at the last step. first: its vectors behind the label words."""
+    settings = Settings(
+        steps=steps, batch_size=batch, prompt_length=20, optimizer="adam", schedule="linear", eval_every=steps,
+        seed=seed, max_input_tokens=128,
+    )  # fmt: skip
+    task = task_data(settings, rows, dev, data.label_words(rows))
+    if first is not None:
+        vectors = methods.init_params(model, settings, task.label_words)[methods.PROMPT]
+        vectors[len(task.label_words) :] = first[len(task.label_words) :]
+        task = task._replace(init=Prompt({methods.PROMPT: vectors}, model.name, model.fingerprint, task.label_words))
+        settings = replace(settings, init="file")
+    *_, last = run_task(model, task, settings, device)
+    return last.state.scores[[0, -1], 1]
 
 
 def main():
-    """Print one JSON line a model."""
+    """Print one JSON line a model and task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--seeds", type=int, default=0, help="prompts to tune for each task")
+    parser.add_argument("--data", type=Path, help="folder with glue/, sentcls/ and agnews/")
+    parser.add_argument("--prompts", type=int, default=0, help="prompts to tune for each task")
+    parser.add_argument("--steps", type=int, default=200, help="of each of them")
+    parser.add_argument("--tasks", help="only these, with commas between")
+    parser.add_argument("--device", default="cpu", help="that prompts are tuned on")
     args = parser.parse_args()
     for path in args.models:
-        model = models.load(path)
-        found = {"model": model.name}
-        for task in ("topic", "sentiment"):
-            rows, dev, test = (data.read_rows(DEMO / f"{task}.{part}.tsv") for part in ("train", "dev", "test"))
-            fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-            fit = GridSearchCV(fit, {"logisticregression__C": [0.001, 0.01, 0.1, 1]}, cv=5)
-            fit.fit(means(model, rows), [row.target for row in rows])
-            found[task] = round(fit.score(means(model, test), [row.target for row in test]), 3)
-            scores = [tuned(model, rows, dev, test, seed) for seed in range(args.seeds)]
-            if scores:
-                found[f"{task}, prompt"] = round(float(np.mean(scores)), 3)
-        print(json.dumps(found), flush=True)
+        model, inits = models.load(path), {"labels": None}
+        if (file := Path(path) / "first-prompt.npy").exists():
+            inits["first"] = np.load(file)
+        for name, rows, dev, batch in tasks(args.data):
+            if args.tasks and name not in args.tasks.split(","):
+                continue
+            found, start = {"model": str(path), "task": name, "probe": round(probe(model, rows, dev), 3)}, time.time()
+            if args.prompts:
+                for kind, first in inits.items():
+                    runs = range(args.prompts)
+                    scores = [prompt(model, rows, dev, batch, args.steps, s, args.device, first) for s in runs]
+                    found[f"{kind}, no tuning"], found[f"{kind}, tuned"] = np.mean(scores, 0).round(3).tolist()
+                found |= dict(prompts=args.prompts, steps=args.steps, seconds=round(time.time() - start))
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,575 @@
+"""Stage 3: make a model of the family know more, and easy to prompt. It goes on from the built-in weights.
+
+    python weights/promptable.py TEXT_DIR TEACHERS_DIR WORK_DIR --size base --read 30 --minutes 120
+    python weights/promptable.py TEXT_DIR TEACHERS_DIR WORK_DIR --size base --cooldown 600
+
+First both teachers read for --read minutes (segments.py; all sizes share what they say). Then training begins, or goes
+on from WORK_DIR/checkpoint-SIZE.pt, also after a kill, on all segments that are there. It ends --minutes after the
+start, or never. The rates stay constant, so it can be as long as there is time. With --cooldown N, the latest
+checkpoint goes on by N steps in which the rates fall to 0, on a branch of its own: WORK_DIR/SIZE-cooled is the model to
+measure and to carry, the trunk is not touched. WORK_DIR/log-SIZE.jsonl tells all.
+
+What is asked, in turns (`TURNS`), each a batch:
+
+- `told`: made-up tasks whose answer a prompt can say. A task is a direction in a teacher's space for each of two to six
+  classes; in front of a text stand the classes' words, each plus its direction by a learned linear map (`tell`). So the
+  model learns a language in which a prompt can say whatever a linear probe could. Each text has a task of its own.
+- `tasks`: the same without being told. A task is two to six classes of segments, by the vectors of one teacher, and a
+  word for each class (`Tasks`). Each has a prompt of its own, which is tuned as tinyprompt tunes one, by Adam from
+  label words on, while the model learns to be easy to tune. After some dozens of visits a new task takes its place.
+- `read`, `span`: the encoder learns both teachers' vectors of tokens and of segments; the decoder fills spans in.
+- `choose`, `lm`: the decoder names the word that a teacher finds nearest, and continues text, as in stage 2.
+
+Prompts begin as label words and random pieces, half of them; the other half as label words in front of a first prompt
+that is the same for all, and that moves towards each prompt when its task is over (Reptile, Nichol et al. 2018,
+arXiv:1803.02999). It is written beside the weights, as `first-prompt.npy`.
+
+Method: Vu et al. 2022 (SPoT, arXiv:2110.07904) and Gu et al. 2022 (PPT, arXiv:2109.04332) for a prompt that already
+knows how to ask; Hu et al. 2024 (arXiv:2404.06395) for constant rates with a cooldown at the end. No labelled data.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from prepare import EOS, PAD
+from pretrain import EMPTY, SIZES, Objectives, export, fastest_dtype, padded, unit
+from segments import TOKENIZER, Segments, read
+from teachers import NAMES, load
+from tokenizers import Tokenizer
+from transformers import T5ForConditionalGeneration
+
+TRAIN = ("train", "mixed", "made")  # sources
+TURNS = ("told", "choose", "told", "span", "tasks", "lm", "told", "read")
+ASKED = dict(  # which source is asked what; only running text is continued
+    choose=("train", "mixed", "train", "made"), span=("train",), lm=("train",), read=("made", "mixed", "train", "mixed")
+)
+RATES = dict(matrices=7e-4, rest=3e-3)  # of Adam: the matrices; the table and all vectors
+WARMUP = 100  # steps in which the rates rise
+LIVE, VISITED, ROWS = 32, 8, 8  # tasks at a time; of a batch; rows of each of these
+LENGTH = 20  # vectors of a prompt
+LIFE = (20, 150)  # visits, after which a task is over
+PROMPT_RATE = (0.05, 0.3)  # of Adam; it falls to 0 over a task's life
+TOLD, AMONG = 64, 20_000  # rows of a batch of `told`; segments that their directions are drawn from
+CLASS = 300  # segments of a class, at most
+NEARNESS = 0.2  # of a choice: a softmax at this temperature, in standard deviations of the cosines
+BLOCK = 20  # most tokens in front of a text to choose from
+TO_FIRST = 0.1  # share of the way to a tuned prompt that the first prompt goes
+WEIGHTS = {"targets": 1.0, "mini.tokens": 0.5, "e5.tokens": 0.5, "mini.sentences": 0.5, "e5.sentences": 1.0}
+
+
+class Words:
+    """Whole words that mean something, with each teacher's centred vector of them, of length 1."""
+
+    def __init__(self, tok, teachers, path):
+        pieces, empty = [tok.id_to_token(i) for i in range(tok.get_vocab_size())], EMPTY.split()
+        self.ids = np.array([i for i, p in enumerate(pieces) if p.isalpha() and len(p) > 2 and p not in empty])
+        if not path.exists():
+            texts = [pieces[i] for i in self.ids]
+            np.savez(path, **{name: load(teachers, name).read(texts).sentences for name in NAMES})
+        found = np.load(path)
+        self.vectors = {name: unit(found[name] - found[name].mean(0)) for name in NAMES}
+
+
+class Space:
+    """One teacher's vectors of all segments, centred and of length 1, and whitened to their main directions."""
+
+    def __init__(self, sources, words, name, most=64):
+        vectors = np.concatenate([np.asarray(s.sentences[name], np.float32) for s in sources])
+        self.mean = vectors.mean(0)
+        self.vectors = unit(vectors - self.mean)
+        directions = np.linalg.svd(self.vectors[:: max(1, len(vectors) // 8000)], full_matrices=False)[2][:most]
+        self.white = self.vectors @ directions.T
+        self.back = directions / (deviation := self.white.std(0))[:, None]  # from the whitened space to directions
+        self.white /= deviation
+        self.words = words.vectors[name]
+        some = self.vectors[:: max(1, len(vectors) // 20_000)] @ self.words.T
+        self.hubs, self.spread = some.mean(0), some.std()
+
+    def near(self, rows):
+        """Nearness of segments to all words, in standard deviations. A few words are near to everything: minus that."""
+        return (self.vectors[rows] @ self.words.T - self.hubs) / self.spread
+
+
+class Tasks:
+    """Made-up classification tasks, each with the prompt that is tuned for it."""
+
+    def __init__(self, spaces, words, table, seed):
+        self.spaces, self.words, self.table = spaces, words, table
+        self.seed, self.made = seed, 0
+        self.first = table[self.pieces(np.random.default_rng(seed))].clone()
+        width = table.shape[1]
+        self.prompts = torch.zeros(LIVE, LENGTH, width)
+        self.moments = torch.zeros(2, LIVE, LENGTH, width)
+        self.slots = [None] * LIVE
+        self.scores = {}
+
+    def state(self):
+        """What a checkpoint keeps."""
+        return {k: getattr(self, k) for k in ("made", "first", "prompts", "moments", "slots")}
+
+    def restore(self, state):
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def pieces(self, rng):
+        """Frequent pieces, as `init vocab` draws them."""
+        return torch.from_numpy(3 + rng.choice(5000, LENGTH, replace=False))
+
+    def classes(self, rng):
+        """Classes of segments, and words for them; None if one of them is too small."""
+        space, other = (self.spaces[rng.choice(NAMES)] for _ in range(2))
+        among = np.arange(len(space.vectors))
+        if rng.random() < 0.6:  # of one kind of text only
+            near = other.vectors @ other.vectors[rng.choice(among)]
+            among = np.argpartition(-near, size := int(rng.integers(1500, 8000)))[:size]
+        kind, k = rng.choice(["ends", "anchors", "words", "axis"]), int(rng.integers(2, 7))
+        words = rng.choice(len(self.words.ids), k, replace=False)
+        fitting = rng.random() < 0.6
+        if kind in ("ends", "axis"):  # the two ends of a direction
+            k, words = 2, words[:2]
+            if kind == "ends":
+                a, b = rng.choice(among, (2, int(rng.choice([1, 1, 3, 10]))))
+                score = space.white[among] @ (space.white[a].mean(0) - space.white[b].mean(0))
+            else:
+                near = space.vectors[rng.choice(among)] @ space.words.T - space.hubs
+                words[0] = rng.choice(np.argpartition(-near, 100)[:100])
+                score = space.vectors[among] @ (space.words[words[0]] - space.words[words[1]])
+                fitting = False
+            score = score - np.median(score)
+            label, margin = (score < 0).astype(int), np.abs(score)
+        else:
+            if kind == "words":  # the nearest of some words, each near to some segment
+                near = space.vectors[rng.choice(among, k)] @ space.words.T - space.hubs
+                words = np.array([rng.choice(np.argpartition(-row, 20)[:20]) for row in near])
+                if len(set(words)) < k:
+                    return None
+                score = space.vectors[among] @ space.words[words].T - space.hubs[words]
+                fitting = rng.random() < 0.2
+            else:  # the nearest of some segments
+                score = space.vectors[among] @ space.vectors[rng.choice(among, k, replace=False)].T
+                score = score - score.mean(0)
+            label, best = score.argmax(1), np.sort(score, 1)
+            margin = best[:, -1] - best[:, -2]
+        keep = margin > np.quantile(margin, rng.uniform(0.1, 0.6))
+        pools = [among[keep & (label == c)] for c in range(k)]
+        if min(map(len, pools)) < 25:
+            return None
+        pools = [rng.permutation(pool)[:CLASS] for pool in pools]
+        if fitting:  # words that are nearer to a class than to the others
+            near = np.stack([space.near(pool).mean(0) for pool in pools])
+            near = near - near.mean(0)
+            words = np.array([rng.choice(np.argpartition(-row, 10)[:10]) for row in near])
+        if len(set(words)) < k:
+            return None
+        return pools, self.words.ids[words]
+
+    def begin(self, slot):
+        """Put a new task into a slot."""
+        found = None
+        while found is None:
+            self.made += 1
+            rng = np.random.default_rng([self.seed, self.made])
+            found = self.classes(rng)
+        pools, words = found
+        life = int(math.exp(rng.uniform(*np.log(LIFE))))
+        rate = math.exp(rng.uniform(*np.log(PROMPT_RATE)))
+        from_first = bool(rng.random() < 0.5)
+        prompt = self.first.clone() if from_first else self.table[self.pieces(rng)].clone()
+        prompt[: len(words)] = self.table[torch.from_numpy(words)]
+        self.prompts[slot], self.moments[:, slot] = prompt, 0
+        self.slots[slot] = dict(pools=pools, words=words, life=life, rate=rate, visits=0, from_first=from_first)
+
+    def batch(self, rng):
+        """Some slots, their prompts as a leaf of the graph, and rows: (place in `prompts`, segment, answer)."""
+        chosen = rng.choice(LIVE, VISITED, replace=False)
+        rows = []
+        for i, slot in enumerate(chosen):
+            if self.slots[slot] is None or self.slots[slot]["visits"] >= self.slots[slot]["life"]:
+                self.end(slot)
+                self.begin(slot)
+            task = self.slots[slot]
+            for label in rng.integers(0, len(task["words"]), ROWS):
+                rows.append((i, rng.choice(task["pools"][label]), task["words"][label]))
+        return chosen, self.prompts[torch.from_numpy(chosen)].requires_grad_(), rows
+
+    def end(self, slot):
+        """The first prompt moves towards a tuned one. The rows of label words are each task's own."""
+        task = self.slots[slot]
+        if task and task["from_first"]:
+            k = len(task["words"])
+            self.first[k:] += TO_FIRST * (self.prompts[slot, k:] - self.first[k:])
+
+    def step(self, chosen, prompts):
+        """Adam on the prompts of a batch."""
+        for i, slot in enumerate(chosen):
+            task, grad = self.slots[slot], prompts.grad[i]
+            t = task["visits"] = task["visits"] + 1
+            m, v = self.moments[0, slot], self.moments[1, slot]
+            m.mul_(0.9).add_(grad, alpha=0.1)
+            v.mul_(0.999).addcmul_(grad, grad, value=0.001)
+            rate = task["rate"] * (1 - (t - 1) / task["life"])
+            self.prompts[slot] -= rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+    def score(self, chosen, rows, logits):
+        """Note which answers are right among a task's words: new tasks, and those in their last third, apart."""
+        for (i, _, answer), row in zip(rows, logits, strict=True):
+            task = self.slots[chosen[i]]
+            age = task["visits"] / task["life"]
+            kind = "new" if task["visits"] <= 2 else "tuned" if age > 0.67 else "between"
+            right = task["words"][int(row[torch.from_numpy(task["words"])].argmax())] == answer
+            self.scores.setdefault(kind, []).append((right, 1 / len(task["words"])))
+
+
+class Reader:
+    """What a batch asks. The segments of all sources count as one list here, a source behind the other."""
+
+    def __init__(self, sources, spaces, words, tok):
+        self.sources, self.spaces, self.words = sources, spaces, words
+        self.begins = np.concatenate([[0], np.cumsum([len(s.ids) for s in sources.values()])])
+        self.plain = Objectives.__new__(Objectives)  # its span, read and lm need the number of the first sentinel only
+        self.plain.top = tok.get_vocab_size() - 1
+
+    def place(self, row):
+        """The segments that hold a row of all, and its number there."""
+        at = int(np.searchsorted(self.begins, row, "right")) - 1
+        return list(self.sources.values())[at], row - self.begins[at]
+
+    def choose(self, segments, rows, width, rng, begin):
+        """Words, pieces that mean nothing, then a text: the answer is the nearest word, by either teacher's vectors.
+
+        As in stage 2: seven times in ten the words are near to the segments of this batch, else they are any; in a
+        quarter of the rows nothing stands before the text, and the answer is one of the nearest words of all.
+        """
+        name = rng.choice(NAMES)
+        near = self.spaces[name].near(begin + rows)
+        best = np.argpartition(-near, 12, 1)[:, :12]
+        own = best[np.arange(len(rows)), rng.integers(0, 12, len(rows))]
+        inputs, targets, places = [], [], []
+        for i, r in enumerate(rows):
+            a, k, block, words = segments.row(r), int(rng.integers(2, 7)), [], best[i]
+            if rng.random() < 0.75:
+                many = rng.random() < 0.7
+                words = [own[i], *own[rng.integers(0, len(rows), k - 1)]] if many else rng.choice(near.shape[1], k)
+                words = rng.permutation(np.unique(words))
+                filling = int(rng.integers(0, BLOCK - len(words) + 1))
+                block = [*self.words.ids[words], *(3 + rng.choice(5000, filling))]
+            answer = words[np.argmax(near[i, words] / NEARNESS + rng.gumbel(size=len(words)))]
+            inputs.append([*block, *a, EOS])
+            targets.append([self.words.ids[answer], EOS])
+            places.append([-1] * len(block) + [*range(len(a))])
+        width += BLOCK + 1
+        return padded(inputs, width, PAD), padded(targets, 2, -100), padded(places, width, -1)
+
+    def batch(self, objective, source, i):
+        """Inputs, targets, places and both teachers' vectors of batch i of a source."""
+        segments = self.sources[source]
+        seed = [len(objective), list(self.sources).index(source)]
+        width, rows = segments.batch(i, sum(seed))
+        rng = np.random.default_rng([*seed, i])
+        if objective == "choose":
+            begin = self.begins[list(self.sources).index(source)]
+            x, y, places = self.choose(segments, rows, width, rng, begin)
+        else:
+            x, y, places = getattr(self.plain, objective)(segments, rows, width, rng)
+        if places is None:
+            return x, y, None, None, None
+        sentences = {name: segments.sentences[name][rows].astype(np.float32) for name in NAMES}
+        return x, y, places, segments.targets(rows, places), sentences
+
+    def told(self, rng):
+        """Rows as of `tasks`, and for each its words and their directions, (k,) and (k, 384)."""
+        space, k = self.spaces[name := rng.choice(NAMES)], int(rng.integers(2, 7))
+        whole, whitened, opposite = space.vectors, rng.random() < 0.5, k == 2
+        if whitened:
+            whole = space.white
+        among = rng.choice(len(whole), min(AMONG, len(whole)), replace=False)
+        rows, others = rng.choice(len(whole), TOLD), whole[among]
+        near, out, told = whole[rows] @ others.T, [], []
+        for row, nearness in zip(rows, near, strict=True):
+            size = min(int(rng.choice([len(among), 2000, 200])), len(among))  # of one kind of text, or of all
+            pool = np.argpartition(-nearness, size - 1)[:size]
+            chosen = others[rng.choice(pool, k, replace=False)]
+            if opposite:  # one direction and its contrary; the middle of the pool is the limit
+                direction = chosen[0] - chosen[1]
+                limit = np.median(others[pool[:500]] @ direction)
+                chosen = np.stack([direction, -direction])
+                scores = np.array([1, -1]) * (whole[row] @ direction - limit)
+            else:
+                chosen = unit(chosen)
+                scores = chosen @ whole[row]
+            directions = unit(chosen @ space.back if whitened else chosen)
+            words = rng.choice(self.words.ids, k, replace=False)
+            out.append((len(out), row, words[scores.argmax()]))
+            told.append((words, directions.astype(np.float32)))
+        return name, out, told
+
+    def tasks(self, rows):
+        """The same of rows of tasks, without their prompts."""
+        found = [self.place(row) for _, row, _ in rows]
+        inputs = [[*segments.row(r), EOS] for segments, r in found]
+        width = max(map(len, inputs))
+        places = padded([range(len(a) - 1) for a in inputs], width, -1)
+        tokens = {name: np.zeros((len(rows), width, 384), np.float32) for name in NAMES}
+        sentences = {name: np.zeros((len(rows), 384), np.float32) for name in NAMES}
+        for i, (segments, r) in enumerate(found):
+            for name in NAMES:
+                tokens[name][i, : segments.length[r]] = segments.tokens[name][segments.start[r] : segments.start[r + 1]]
+                sentences[name][i] = segments.sentences[name][r]
+        y = np.array([[answer, EOS] for _, _, answer in rows])
+        return padded(inputs, width, PAD), y, places, tokens, sentences
+
+
+class Student(torch.nn.Module):
+    """The T5, and linear maps to both teachers' spaces, of a token and of a segment, which are dropped in the end."""
+
+    def __init__(self, model, valid, dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.maps = torch.nn.ModuleDict()
+        for name in NAMES:
+            for kind, vectors in (("tokens", valid.tokens[name]), ("sentences", valid.sentences[name])):
+                self.maps[f"{name}_{kind}"] = torch.nn.Linear(model.config.d_model, vectors.shape[1])
+                vectors = torch.from_numpy(np.asarray(vectors, np.float32))
+                deviation = vectors.std(0)
+                self.register_buffer(f"{name}_{kind}_mean", vectors.mean(0))
+                self.register_buffer(f"{name}_{kind}_deviation", torch.where(deviation < 1e-3, 1.0, deviation))
+
+        self.tell = torch.nn.ModuleDict({name: torch.nn.Linear(384, model.config.d_model, False) for name in NAMES})
+
+    def prompts(self, name, told, filling):
+        """What stands in front: each word plus its direction, then what fills up, (B, 20, d_model)."""
+        rows = []
+        for (words, directions), rest in zip(told, filling, strict=True):
+            said = self.model.shared(torch.from_numpy(words)) + self.tell[name](torch.from_numpy(directions))
+            rows.append(torch.cat([said, rest[len(words) :]]))
+        return torch.stack(rows)
+
+    def encode(self, x, places, prompt=None):
+        """States of a text, of what stands in front of it as vectors too, its mask, and the mean over known places."""
+        mask = (x != PAD).long()
+        embedded = self.model.shared(x)
+        if prompt is not None:
+            embedded = torch.cat([prompt, embedded], 1)
+            mask = F.pad(mask, (prompt.shape[1], 0), value=1)
+        h = self.model.encoder(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        own = h if prompt is None else h[:, prompt.shape[1] :]
+        mean = None
+        if places is not None:
+            known = (places >= 0).float()
+            mean = (own.float() * known[..., None]).sum(1) / known.sum(1, keepdim=True)
+        return h, own, mask, mean
+
+    def wanted(self, name, kind, vectors):
+        """The teacher's vectors, standardised number by number."""
+        return (vectors - getattr(self, f"{name}_{kind}_mean")) / getattr(self, f"{name}_{kind}_deviation")
+
+    @torch.no_grad()
+    def fit_maps(self, batches, words):
+        """Begin with the best linear maps: ridge regression, of what the encoder says of some batches; of the words."""
+        rows = self.model.shared.weight[torch.from_numpy(words.ids)]
+        for name, tell in self.tell.items():  # so that the direction of a word is said like the word
+            vectors = torch.from_numpy(words.vectors[name]).float()
+            ridge = 1e-3 * len(vectors) / vectors.shape[1] * torch.eye(vectors.shape[1])
+            tell.weight.copy_(torch.linalg.solve(vectors.T @ vectors + ridge, vectors.T @ rows).T)
+            tell.weight /= tell(vectors).square().mean().sqrt()
+        sums = {}
+        for x, _, places, tokens, sentences in batches:
+            _, own, _, mean = self.encode(torch.from_numpy(x), torch.from_numpy(places))
+            known = torch.from_numpy(places) >= 0
+            for name in NAMES:
+                for kind, states, vectors in (
+                    ("tokens", own[known], torch.from_numpy(tokens[name])[known]),
+                    ("sentences", mean, torch.from_numpy(sentences[name])),
+                ):
+                    a = F.pad(states.float(), (0, 1), value=1)
+                    both = a.T @ a, a.T @ self.wanted(name, kind, vectors)
+                    old = sums.get(f"{name}_{kind}", (0, 0))
+                    sums[f"{name}_{kind}"] = old[0] + both[0], old[1] + both[1]
+        for key, (left, right) in sums.items():
+            ridge = 1e-3 * left.diagonal().mean() * torch.eye(len(left))
+            solved = torch.linalg.solve(left + ridge, right)
+            self.maps[key].weight.copy_(solved[:-1].T)
+            self.maps[key].bias.copy_(solved[-1])
+
+    def forward(self, x, y, places, tokens, sentences, prompt=None):
+        """The losses, and the logits of the first target token of each row."""
+        losses, first = {}, None
+        x, y, places = (None if a is None else torch.from_numpy(a) for a in (x, y, places))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            h, own, mask, mean = self.encode(x, places, prompt)
+            if places is not None:
+                known = places >= 0
+                for name in NAMES:
+                    wanted = self.wanted(name, "tokens", torch.from_numpy(tokens[name])[known])
+                    error = self.maps[f"{name}_tokens"](own[known]).float() - wanted
+                    losses[f"{name}.tokens"] = error.square().mean()
+                    error = self.maps[f"{name}_sentences"](mean).float()
+                    error = error - self.wanted(name, "sentences", torch.from_numpy(sentences[name]))
+                    losses[f"{name}.sentences"] = error.square().mean()
+            if y is not None:
+                start = F.pad(y[:, :-1].clamp(min=0), (1, 0), value=PAD)
+                states = self.model.decoder(
+                    input_ids=start, encoder_hidden_states=h, encoder_attention_mask=mask, use_cache=False
+                ).last_hidden_state[y >= 0]
+                logits = F.linear(states * states.shape[-1] ** -0.5, self.model.shared.weight)
+                losses["targets"] = F.cross_entropy(logits.float(), y[y >= 0])
+                first = logits.detach()
+        return losses, first
+
+
+def optimizer_of(student):
+    """Adam, at one rate for the matrices and one for the table and all vectors."""
+    named = list(student.named_parameters())
+    matrix = lambda n, p: (".block." in n and p.ndim == 2 and "relative" not in n) or n.startswith("maps")
+    return torch.optim.Adam(
+        [dict(params=[p for n, p in named if matrix(n, p)]), dict(params=[p for n, p in named if not matrix(n, p)])],
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", type=Path, help="folder of *.txt.xz")
+    parser.add_argument("teachers", type=Path, help="folder of both teachers (teachers.py)")
+    parser.add_argument("work", type=Path, help="folder for everything this makes")
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--read", type=float, default=0, help="minutes in which the teachers read before")
+    parser.add_argument("--minutes", type=float, default=1e9, help="when to stop; the next call goes on")
+    parser.add_argument("--steps", type=int, default=10**9, help="when the trunk ends")
+    parser.add_argument("--cooldown", type=int, default=0, help="steps of a branch on which the rates fall to 0")
+    parser.add_argument("--name", help="of log, checkpoint and folder (the size)")
+    parser.add_argument("--save-minutes", type=float, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # moments of rare pieces decay into denormals, which are ten times slower
+    torch.manual_seed(args.seed)
+    start_of_run, dtype, name = time.time(), fastest_dtype(), args.name or args.size
+
+    read(args.text, args.teachers, args.work, args.read)
+    tok = Tokenizer.from_file(str(TOKENIZER))
+    words = Words(tok, args.teachers, args.work / "words.npz")
+    valid = Segments(args.work / "valid")
+    sources = {source: Segments(args.work / source) for source in TRAIN}
+    spaces = {teacher: Space(list(sources.values()), words, teacher) for teacher in NAMES}
+    reader = Reader(sources, spaces, words, tok)
+    validator = Reader({"valid": valid}, {t: Space([valid], words, t) for t in NAMES}, words, tok)
+
+    folder = Path(__file__).parent / ("tinyprompt-t5" + ("" if args.size == "base" else f"-{args.size}"))
+    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
+    for block in (*model.encoder.block, *model.decoder.block):  # the same function in one pass
+        block.layer[-1].DenseReluDense.act = torch.nn.GELU(approximate="tanh")
+    student = Student(model, valid, dtype)
+    optim = optimizer_of(student)
+    tasks = Tasks(spaces, words, model.shared.weight.detach(), args.seed)
+    done = dict(step=0, read=0, target=0, seconds=0.0)
+    trunk, saved = (args.work / f"checkpoint-{name}{end}.pt" for end in ("", "-cooled" if args.cooldown else ""))
+    first_step, branch = 0, args.cooldown > 0
+    opened = saved if saved.exists() else trunk
+    if opened.exists():
+        state = torch.load(opened, weights_only=False)
+        student.load_state_dict(state["student"])
+        optim.load_state_dict(state["optim"])
+        tasks.restore(state["tasks"])
+        done = state["done"]
+        first_step = state.get("first_step", done["step"])
+    else:
+        student.fit_maps([reader.batch("read", source, i) for source in sources for i in range(8)], words)
+    last_step = first_step + args.cooldown if branch else args.steps
+
+    def save():
+        state = dict(student=student.state_dict(), optim=optim.state_dict(), tasks=tasks.state(), done=done)
+        torch.save(state | (dict(first_step=first_step) if branch else {}), f"{saved}.part")
+        os.replace(f"{saved}.part", saved)
+
+    @torch.no_grad()
+    def held_out():
+        """Mean losses over fixed batches of text that was never trained on."""
+        out = {}
+        for objective in ("lm", "read", "choose"):
+            found = [student(*validator.batch(objective, "valid", i))[0] for i in range(8)]
+            out[objective] = {k: round(float(np.mean([f[k].item() for f in found])), 4) for k in found[0]}
+        return out
+
+    log = open(args.work / f"log-{name}.jsonl", "a", buffering=1)  # noqa: SIM115 - open to the end of the run
+    kind = dict(branch="cooldown") if branch else {}
+
+    def measure():
+        print(json.dumps(dict(**kind, **done, segments=len(spaces["e5"].vectors), held_out=held_out())), file=log)
+
+    measure()
+    started, last_saved, before, window = time.time(), time.time(), done["seconds"], {}
+    while done["step"] < last_step and time.time() - start_of_run < args.minutes * 60:
+        step = done["step"]
+        share = min(1.0, (step + 1) / WARMUP) * ((last_step - step) / args.cooldown if branch else 1.0)
+        objective = TURNS[step % len(TURNS)]
+        rng = np.random.default_rng([args.seed, step])
+        if objective == "told":
+            teacher, rows, told = reader.told(rng)
+            filling = [tasks.first if rng.random() < 0.5 else tasks.table[tasks.pieces(rng)] for _ in rows]
+            batch = reader.tasks(rows)
+            losses, logits = student(*batch, prompt=student.prompts(teacher, told, filling))
+            for (words_of, _), (_, _, answer), row in zip(told, rows, logits[::2], strict=True):
+                right = words_of[int(row[torch.from_numpy(words_of)].argmax())] == answer
+                tasks.scores.setdefault("told", []).append((right, 1 / len(words_of)))
+        elif objective == "tasks":
+            chosen, prompts, rows = tasks.batch(rng)
+            batch = reader.tasks(rows)
+            losses, logits = student(*batch, prompt=prompts[torch.tensor([i for i, _, _ in rows])])
+            tasks.score(chosen, rows, logits[::2])  # of a word and the end, the word
+        else:
+            cycle = step // len(TURNS)
+            source = ASKED[objective][cycle % len(ASKED[objective])]
+            batch = reader.batch(objective, source, cycle)
+            losses, _ = student(*batch)
+        sum(WEIGHTS[kind] * value for kind, value in losses.items()).backward()
+        for group, peak in zip(optim.param_groups, RATES.values(), strict=True):
+            group["lr"] = peak * share
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optim.step()
+        optim.zero_grad(set_to_none=True)
+        if objective == "tasks":
+            tasks.step(chosen, prompts)
+        for part, loss in losses.items():
+            value = loss.item()
+            window.setdefault(f"{objective}.{part}", []).append(value)
+            if not math.isfinite(value):
+                raise SystemExit(f"loss is {value} at step {step}")
+        done = dict(
+            step=step + 1,
+            read=done["read"] + int((batch[0] != PAD).sum()),
+            target=done["target"] + (0 if batch[1] is None else int((batch[1] >= 0).sum())),
+            seconds=round(before + time.time() - started, 1),
+        )
+        if done["step"] % 80 == 0:
+            row = dict(**kind, **done, tasks_made=tasks.made)
+            row |= {k: round(float(np.mean(v)), 4) for k, v in window.items()}
+            for age, scores in tasks.scores.items():
+                row[f"{age} tasks"], row[f"{age} chance"] = (round(float(x), 3) for x in np.mean(scores, 0))
+            print(json.dumps(row), file=log)
+            window, tasks.scores = {}, {}
+        if done["step"] % 800 == 0:
+            measure()
+        if time.time() - last_saved > args.save_minutes * 60:
+            save()
+            last_saved = time.time()
+    save()
+    if branch and done["step"] >= last_step:
+        saved.unlink()  # the next branch begins at the trunk again
+    folder = args.work / (f"{name}-cooled" if branch else name)
+    export(student.model, args.size, TOKENIZER, folder)
+    np.save(folder / "first-prompt.npy", tasks.first.numpy())
+    measure()
+
+
+if __name__ == "__main__":
+    main()
