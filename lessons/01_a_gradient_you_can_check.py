@@ -19,7 +19,6 @@ from classroom import check, figure
 import tinyprompt as tp
 from tinyprompt import ops, train
 from tinyprompt.ops import defvjp, primitive
-from tinyprompt.tools.check import draw, in_dtype
 
 # %% [markdown]
 # ## A slope
@@ -183,14 +182,14 @@ print(f"autograd's mean: {half_way.dtype} in, {leak} out\nops.rms_norm:    {half
 
 # %%
 model = tp.load("tiny")
-case = draw(model)  # a random batch, and a prompt of 20 vectors
+case = tp.draw(model)  # a random batch, and a prompt of 20 vectors
 key = "encoder.prompt.embedding"
 v = rng.normal(size=case.prompt.shape)
 
 
 def model_errors(dtype):
     """As `errors`, for the loss of the T5. The right slope is that of the gradient in float64."""
-    params = in_dtype(model.params, dtype)
+    params = tp.in_dtype(model.params, dtype)
 
     def loss(prompt):
         return float(train.loss({key: prompt}, params, model.config, case.batch))
@@ -200,7 +199,7 @@ def model_errors(dtype):
     return abs(slopes - right) / abs(right)
 
 
-exact = in_dtype(model.params, float), model.config, case.batch
+exact = tp.in_dtype(model.params, float), model.config, case.batch
 _, grads = train.loss_and_grads({key: case.prompt.astype(float)}, *exact)
 right = float((grads[key] * v).sum())
 model_double, model_single = model_errors(np.float64), model_errors(np.float32)

@@ -14,7 +14,6 @@ from classroom import check, figure
 
 import tinyprompt as tp
 from tinyprompt import ops, t5
-from tinyprompt.model import PROMPT
 
 # %% [markdown]
 # ## Attention is a weighted mean
@@ -117,7 +116,7 @@ text = " ".join(["The band played two songs, and then the rain came down on all 
 
 def states(prompt, layer):
     """The hidden states (words, d_model) of the text behind a layer of the encoder."""
-    values = tp.intermediates(model, tp.Prompt({PROMPT: prompt}), text)
+    values = tp.intermediates(model, tp.Prompt({tp.PROMPT: prompt}), text)
     return values[f"encoder.block.{layer}.layer.0.hidden_states"][0, P:]
 
 

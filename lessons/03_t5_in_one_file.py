@@ -13,9 +13,8 @@ import numpy as np
 from classroom import HATCHES, check, figure
 
 import tinyprompt as tp
-from tinyprompt import generate, ops, t5
+from tinyprompt import ops, t5
 from tinyprompt.config import weight_shapes
-from tinyprompt.tools.bench import config_of
 
 # %% [markdown]
 # ## Weights are a dict
@@ -135,9 +134,9 @@ print("the stream grows from", round(stream[0], 2), "to", round(stream[-1], 2))
 
 # %%
 labels = np.array([model.tokenizer.encode("music")])
-print("the answer:", labels, "  the decoder reads:", generate.shift_right(labels))
+print("the answer:", labels, "  the decoder reads:", t5.shift_right(labels))
 states, mask = t5.encode(model.params, model.config, np.array([ids]), everything)
-logits = t5.decode(model.params, model.config, generate.shift_right(labels), states, mask)
+logits = t5.decode(model.params, model.config, t5.shift_right(labels), states, mask)
 log_p = np.take_along_axis(ops.log_softmax(logits), labels[..., None], -1)[..., 0]
 print("log probability of each word:", log_p.round(2), "  of the answer:", log_p.sum().round(2))
 
@@ -164,7 +163,11 @@ for name, asked in (("small", model), ("base", base)):
 # billion weights.
 
 # %%
-configs = {"ours, small": model.config, "T5 1.1 small": config_of("small"), "T5 1.1 XXL": config_of("xxl")}
+configs = {
+    "ours, small": model.config,
+    "T5 1.1 small": tp.config.T5_1_1["small"],
+    "T5 1.1 XXL": tp.config.T5_1_1["xxl"],
+}
 
 
 def part(name):
@@ -248,7 +251,7 @@ def _(mine):
     yield (found[:, 0] == 0).all(), f"the decoder begins with the start mark, 0, and not with {found[0, 0]}"
     cheating = [t for t in range(1, 4) if found[0, t] == labels[0, t]]
     yield not cheating, f"in place {cheating[:1]} it reads the very word that it has to guess there"
-    yield (found == generate.shift_right(labels)).all(), f"for {labels[1]} it reads {found[1]}"
+    yield (found == t5.shift_right(labels)).all(), f"for {labels[1]} it reads {found[1]}"
 
 
 # %% [markdown]

@@ -19,8 +19,7 @@ import numpy as np
 from classroom import DEMO, HATCHES, check, figure, seconds
 
 import tinyprompt as tp
-from tinyprompt import data, methods, ops, t5, train
-from tinyprompt.model import PROMPT
+from tinyprompt import PROMPT, data, methods, ops, t5, train
 
 # %% [markdown]
 # ## The task
@@ -91,17 +90,16 @@ for rate, found, wanted in zip(rates, fall, predicted, strict=True):
 # ## A whole run
 #
 # Repeat with new rows each time, and let an optimiser choose the lengths of the steps (here Adam, at the paper's
-# learning rate of 0.3, which falls to 0 in the course of the run). `train.run` gives you a
+# learning rate of 0.3, which falls to 0 in the course of the run). `tp.run` gives you a
 # `Progress` before the first step and after each, so a training loop is a `for`, and stopping early is a `break`. From
 # time to time it answers the dev rows, which are not trained on. Only then has the `Progress` a `prompt`: the best one
 # so far, which need not be the newest.
 
 # %%
-task = train.TaskData(rows, dev, words, train.right_answers)
 started = time.perf_counter()
-for progress in train.run(model, task, settings):
+for progress in tp.run(model, rows, dev, settings):
     if progress.prompt:
-        print(f"step {progress.state.step:3}: {progress}")
+        print(f"step {progress.step:3}: {progress}")
     if progress.state.best_score[0] > 0.95:
         break  # good enough; this run does not come so far
 state, tuned = progress.state, progress.prompt

@@ -15,9 +15,7 @@ import numpy as np
 from classroom import DEMO, check, figure
 
 import tinyprompt as tp
-from tinyprompt import methods, train
-from tinyprompt.model import PROMPT
-from tinyprompt.tools.inspect import nearest_pieces, unit
+from tinyprompt import PROMPT, methods, nearest_pieces
 
 model = tp.load("small")
 rows, dev, test = (tp.read_rows(DEMO / f"topic.{part}.tsv") for part in ("train", "dev", "test"))
@@ -25,9 +23,14 @@ words = tp.label_words(rows)
 settings = tp.Settings(steps=120, prompt_length=20, batch_size=16, optimizer="adam", schedule="linear", eval_every=20)
 
 
+def unit(vectors):
+    """Vectors of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
 def tune(**changes):
     """The last Progress of a run with some settings changed."""
-    *_, last = train.run(model, train.TaskData(rows, dev, words, train.right_answers), replace(settings, **changes))
+    *_, last = tp.run(model, rows, dev, settings, **changes)
     return last
 
 

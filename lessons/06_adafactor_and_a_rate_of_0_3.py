@@ -7,20 +7,17 @@
 # for what it moves.
 
 # %%
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 from classroom import DEMO, check, figure
 
 import tinyprompt as tp
-from tinyprompt import methods, optim, train
-from tinyprompt.model import PROMPT
+from tinyprompt import PROMPT, methods, optim
 
 model = tp.load("small")
 rows, dev = (tp.read_rows(DEMO / f"topic.{part}.tsv") for part in ("train", "dev"))
 words = tp.label_words(rows)
-task = train.TaskData(rows, dev, words, train.right_answers)
 settings = tp.Settings(steps=80, prompt_length=20, batch_size=16, eval_every=80)
 
 
@@ -143,7 +140,7 @@ rates = (0.003, 0.01, 0.03, 0.1, 0.3, 3.0)
 losses, lengths = {}, {}
 for name in ("adafactor-t5x", "adam"):
     for rate in rates:
-        *_, last = train.run(model, task, replace(settings, optimizer=name, learning_rate=rate))
+        *_, last = tp.run(model, rows, dev, settings, optimizer=name, learning_rate=rate)
         losses[name, rate] = last.state.losses[-20:].mean()
         lengths[name, rate] = rms(last.state.trainable[PROMPT])
 fig, axes = figure(2, width=9, height=3.3)

@@ -13,9 +13,7 @@ import numpy as np
 from classroom import DEMO, HATCHES, MARKERS, check, figure, seconds
 
 import tinyprompt as tp
-from tinyprompt import data, methods, t5, train
-from tinyprompt.tools.bench import config_of
-from tinyprompt.tree import flatten
+from tinyprompt import data, methods, t5
 
 model = tp.load("small")
 rows, dev, test = (tp.read_rows(DEMO / f"topic.{part}.tsv") for part in ("train", "dev", "test"))
@@ -81,7 +79,7 @@ for name in NAMES:
 
 # %%
 counts = {}
-for title, config in (("ours, small", model.config), ("T5 1.1 XXL", config_of("xxl"))):
+for title, config in (("ours, small", model.config), ("T5 1.1 XXL", tp.config.T5_1_1["xxl"])):
     for name in NAMES:
         found = counts[title, name] = methods.count(config, of[name], len(words))
         print(f"{title:12}{name:8}{found.stored:>15,} numbers{found.percent:11.4f} % of the model")
@@ -98,11 +96,10 @@ for title, config in (("ours, small", model.config), ("T5 1.1 XXL", config_of("x
 # each, on the topics.
 
 # %%
-task = train.TaskData(rows, dev, words, train.right_answers)
 tuned, scores = {}, {}
 for name in NAMES:
     for seed in (0, 1):
-        *_, last = train.run(model, task, replace(of[name], seed=seed))
+        *_, last = tp.run(model, rows, dev, of[name], seed=seed)
         tuned[name] = last.prompt
         scores.setdefault(name, []).append(tp.evaluate(model, last.prompt, test).mean)
 none = tp.evaluate(model, tp.Prompt(label_words=words), test).mean
@@ -162,9 +159,9 @@ print(f"frozen   test accuracy {none:.3f}")
 # weights.
 
 # %%
-before, unlike = flatten(model.params), {}
+before, unlike = tp.tree.flatten(model.params), {}
 for name in NAMES:
-    after = flatten(methods.apply(model.params, tuned[name].params))
+    after = tp.tree.flatten(methods.apply(model.params, tuned[name].params))
     unlike[name] = sum(not np.array_equal(array, after[key]) for key, array in before.items())
 print("weights of the frozen model that are different now:", unlike)
 
@@ -210,7 +207,11 @@ def prefix_numbers(c, P):
 # %%
 @check("Exercise 2", prefix_numbers)
 def _(mine):
-    sizes = {"ours, small": model.config, "T5 1.1 small": config_of("small"), "T5 1.1 XXL": config_of("xxl")}
+    sizes = {
+        "ours, small": model.config,
+        "T5 1.1 small": tp.config.T5_1_1["small"],
+        "T5 1.1 XXL": tp.config.T5_1_1["xxl"],
+    }
     for title, c in sizes.items():
         right, found = methods.count(c, of["prefix"]).stored, mine(c, 20)
         yield 2 * found != right, f"{title}: your number is half as large as it should be: keys and values"

@@ -19,11 +19,7 @@ from autograd import grad
 from classroom import HATCHES, check, figure, seconds
 
 import tinyprompt as tp
-from tinyprompt import train
-from tinyprompt.device import compile
-from tinyprompt.lowering import LoweringError, lower
-from tinyprompt.model import PROMPT
-from tinyprompt.tools.check import draw, in_dtype
+from tinyprompt import PROMPT, LoweringError, compile, lower, train
 
 # %% [markdown]
 # ## The idea: an array without numbers
@@ -147,7 +143,7 @@ print(slope)
 
 # %%
 model = tp.load("small")
-case = draw(model)  # a random batch, and a prompt of 20 vectors
+case = tp.draw(model)  # a random batch, and a prompt of 20 vectors
 arguments = {PROMPT: case.prompt}, model.params, model.config, case.batch
 forward, _ = lower(train.loss, *arguments)
 backward, _ = lower(train.loss_and_grads, *arguments)
@@ -177,7 +173,7 @@ for label, graph in (("loss", forward), ("loss and gradient", backward)):
 # call and runs the graph in ONNX Runtime from then on. In float64, the two must agree to rounding.
 
 # %%
-exact = {PROMPT: case.prompt.astype(float)}, in_dtype(model.params, float), model.config, case.batch
+exact = {PROMPT: case.prompt.astype(float)}, tp.in_dtype(model.params, float), model.config, case.batch
 step = compile(train.loss_and_grads, "cpu")
 value, grads = train.loss_and_grads(*exact)
 value_too, grads_too = step(*exact)

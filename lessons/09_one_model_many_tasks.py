@@ -8,7 +8,6 @@
 # disappoints, and the third one our models are too small to show.
 
 # %%
-from dataclasses import replace
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -16,8 +15,7 @@ import numpy as np
 from classroom import DEMO, check, figure
 
 import tinyprompt as tp
-from tinyprompt import methods, ops, t5, train
-from tinyprompt.tools.bench import config_of
+from tinyprompt import methods, ops, t5
 
 model = tp.load("small")
 settings = tp.Settings(steps=120, prompt_length=20, batch_size=16, optimizer="adam", schedule="linear", eval_every=40)
@@ -30,9 +28,7 @@ rows = {
 def tune(task, **changes):
     """A prompt, or another method's arrays, tuned on a task of the demo."""
     found, dev = rows[task, "train"], rows[task, "dev"]
-    data = train.TaskData(found, dev, tp.label_words(found), train.right_answers)
-    *_, last = train.run(model, data, replace(settings, **changes))
-    return last.prompt
+    return tp.tune(model, found, dev, settings, progress=False, **changes).prompt
 
 
 topic = [tune("topic", seed=seed) for seed in (0, 1, 2)]
@@ -81,7 +77,7 @@ print(f"largest difference of a probability from that of the row alone: {apart:.
 # task. We count bytes for the T5 1.1 XXL of the paper, at 4 bytes a number.
 
 # %%
-xxl = config_of("xxl")
+xxl = tp.config.T5_1_1["xxl"]
 whole = 4 * methods.count(xxl, tp.Settings(method="full")).stored
 small = 4 * methods.count(xxl, tp.Settings(prompt_length=100)).stored
 tasks = np.array([1, 3, 10, 30, 100, 300, 1000])

@@ -20,7 +20,6 @@ import numpy as np
 from classroom import check, figure
 
 import tinyprompt as tp
-from tinyprompt.tree import count, flatten
 
 # %% [markdown]
 # ## The raw rows
@@ -30,7 +29,7 @@ from tinyprompt.tree import count, flatten
 
 # %%
 models = {name: tp.load(name) for name in ("tiny", "small", "base")}
-sizes = {name: count(flatten(model.params)) for name, model in models.items()}
+sizes = {name: tp.tree.count(tp.tree.flatten(model.params)) for name, model in models.items()}
 known = {model.fingerprint[:12]: name for name, model in models.items()}
 
 

@@ -5,6 +5,21 @@ import re
 import profiles  # noqa: F401 - sets how many examples are drawn
 import pytest
 
+# Files whose tests start processes, compare with torch, or draw many models: `pytest -m "not slow"` leaves them out.
+SLOW = {
+    *("bench", "check", "classifier", "cli", "cuda_kernels", "decode", "describe", "details", "device", "docs"),
+    *("ensemble", "export", "frozen", "fuzz", "gradients", "halves", "hub", "lessons", "lowering", "methods", "models"),
+    *("mutants", "page", "parity", "predict", "prompts", "serve", "site", "study", "t5", "t5x", "tasks", "torch_bin"),
+    *("train", "tuning", "web", "weights"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def folder(tmp_path):

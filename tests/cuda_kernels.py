@@ -16,10 +16,10 @@ import numpy as np
 from ml_dtypes import bfloat16
 from random_models import batch, random_weights, raw_config
 
-from tinyprompt import methods, t5, train
-from tinyprompt.config import Config
+from tinyprompt import decode, methods, t5, train
 from tinyprompt.data import Batch
-from tinyprompt.predict import labels_of, ranked
+from tinyprompt.files.config import parse_config
+from tinyprompt.predict import pad_labels
 from tinyprompt.settings import Settings
 from tinyprompt.tree import flatten, nest
 
@@ -29,7 +29,7 @@ KERNEL_ATTRIBUTES = ("reduction", "approximate")
 
 
 def model(family, dtype):
-    config = Config.from_dict(raw_config(family))
+    config = parse_config(raw_config(family))
     params = nest({name: value.astype(dtype) for name, value in random_weights(config, 0).items()})
     for value in flatten(params).values():
         value.flags.writeable = False
@@ -64,8 +64,8 @@ def of_method(name, config, params, method, given) -> Iterator[tuple[str, Any, t
     yield f"step {name}", train.loss_and_grads, (*step, t5.unchanged, 1e-4)
     applied = methods.apply(params, methods.stored(trained, config))
     inputs = applied, config, given.input_ids, given.attention_mask
-    labels = labels_of([[(0,), (1,), (2,)] if method == "warp" else [(5, 1), (6, 7, 1)]] * 3)
-    yield f"ranking {name}", ranked, (*inputs, *labels)
+    labels = pad_labels([[(0,), (1,), (2,)] if method == "warp" else [(5, 1), (6, 7, 1)]] * 3)
+    yield f"ranking {name}", decode.ranked, (*inputs, *labels)
     if method not in ("prompt", "prefix"):
         return
     yield f"dropout {name}", train.loss_and_grads, (*step, t5.dropout(0.1, np.random.default_rng(0)))
@@ -73,13 +73,13 @@ def of_method(name, config, params, method, given) -> Iterator[tuple[str, Any, t
     yield f"encoder {name}", t5.encode, inputs
     states, mask = t5.encode(*inputs)
     states = states.astype(np.float32)
-    yield f"cache {name}", t5.first_cache, (applied, config, states)
+    yield f"cache {name}", decode.first_cache, (applied, config, states)
     cache = {
         name: np.pad(x, ((0, 0), (0, 0), (0, 8 * ("SelfAttention" in name)), (0, 0))).astype(np.float32)
-        for name, x in t5.first_cache(applied, config, states).items()
+        for name, x in decode.first_cache(applied, config, states).items()
     }
     decoder = {name: part for name, part in applied.items() if name != "encoder"}
-    yield f"next {name}", t5.decode_next, (decoder, config, cache, given.labels[:, 0], np.array([2]), 8, mask)
+    yield f"next {name}", decode.decode_next, (decoder, config, cache, given.labels[:, 0], np.array([2]), 8, mask)
 
 
 def kernels(graph) -> set[str]:

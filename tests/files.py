@@ -6,7 +6,7 @@ import numpy as np
 from random_models import random_weights, raw_config
 from safetensors.numpy import save_file
 
-from tinyprompt.config import Config
+from tinyprompt.files.config import parse_config
 
 VOCAB = 384  # of ByT5, whose tokenizer needs no file but this:
 WORDS = json.dumps({"tokenizer_class": "ByT5Tokenizer"})
@@ -23,7 +23,7 @@ def write(folder, raw, flat):
 
 
 def weights(raw=SMALL, seed=0):
-    return {k: v.astype(np.float32) for k, v in random_weights(Config.from_dict(raw), seed).items()}
+    return {k: v.astype(np.float32) for k, v in random_weights(parse_config(raw), seed).items()}
 
 
 def by_hand(path, header, data=bytes(32)):

@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import files
 import numpy as np
 
+from tinyprompt.check import ledger
 from tinyprompt.cli.main import main
+from tinyprompt.export import graphs as export
 from tinyprompt.files import models, prompts
-from tinyprompt.tools import check, export
 
 ROWS = "".join(f"film {i}\t{'bad' if i % 2 else 'good'}\n" for i in range(12))
 SECONDS, MEMORY = 10, 2**20  # of a case; KiB of the process
@@ -86,8 +87,8 @@ def prepare(folder: Path) -> dict[str, tuple[Path, list[str]]]:
     prompts.save_prompt(prompt, folder / "peft")
     np.savez(folder / "p.npz", a=prompt.array, b=prompt.array[:1])
     opened = models.load(model)
-    case = check.draw(opened, length=2)
-    check.save_case(case, folder / "case.npz")
+    case = ledger.draw(opened, length=2)
+    ledger.save_case(case, folder / "case.npz")
     np.save(folder / "gradient.npy", case.prompt)
     with contextlib.suppress(Exception):  # without onnx
         export.export(model, folder / "onnx", export.Shape(1, 3, 2, 2))

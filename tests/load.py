@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from tuning import prompt_of
 
-from tinyprompt import data, methods
-from tinyprompt.files import models
+from tinyprompt import methods
+from tinyprompt.files import models, tables
 from tinyprompt.files.prompts import save_prompt
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.predict import label_scores, predict, probabilities
@@ -238,7 +238,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder, self.model = args, folder, models.load(args.model)
         self.prompts = prompts_of(self.model)
-        rows = [data.read_rows(ROOT / "tinyprompt" / "demo" / f"{name}.test.tsv") for name in ("topic", "sentiment")]
+        rows = [tables.read_rows(ROOT / "tinyprompt" / "demo" / f"{name}.test.tsv") for name in ("topic", "sentiment")]
         some = [row.input for pair in zip(*rows, strict=True) for row in pair][:TEXTS]
         self.texts = dict.fromkeys(self.prompts, some)
         self.wanted = {name: wanted_of(self.model, prompt, some) for name, prompt in self.prompts.items()}

@@ -7,11 +7,11 @@ import pytest
 from random_models import FAMILIES, SHAPE, batch, random_weights, raw_config  # noqa: F401 - for who compares with them
 
 from tinyprompt import tree
-from tinyprompt.config import Config
+from tinyprompt.files.config import parse_config
 
 torch = pytest.importorskip("torch", reason="the reference needs torch: pip install '.[test]'")
 transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
-check_torch = pytest.importorskip("tinyprompt.tools.check_torch")
+check_torch = pytest.importorskip("tinyprompt.check.torch_side")
 
 
 def hugging_face(raw, flat):
@@ -41,6 +41,6 @@ def hugging_face(raw, flat):
 def pair(family, seed=0, **changes):
     """(config, nested params, transformers model) with the same weights."""
     raw = raw_config(family, **changes)
-    config = Config.from_dict(raw)
+    config = parse_config(raw)
     flat = random_weights(config, seed)
     return config, tree.nest(flat), hugging_face(raw, flat)

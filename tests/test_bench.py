@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from tinyprompt import device as devices
+from tinyprompt.bench import runs as bench_tuning
+from tinyprompt.bench import steps as bench
+from tinyprompt.check import process
+from tinyprompt.check.process import Engine
 from tinyprompt.cli.main import main
 from tinyprompt.config import weight_shapes
 from tinyprompt.files import models, prompts
 from tinyprompt.lowering import lower
-from tinyprompt.tools import bench, bench_tuning, process
-from tinyprompt.tools.process import Engine
-from tinyprompt.tools.study import read_study
+from tinyprompt.study.grid import read_study
 from tinyprompt.tree import flatten
 
 SMALL = dict(batch_size=2, input_tokens=8, target_tokens=3, prompt_length=5, new_tokens=3)

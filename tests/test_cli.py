@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 import tinyprompt
 from tinyprompt import train
 from tinyprompt.cli.main import main
-from tinyprompt.config import Config
 from tinyprompt.device import default_device, describe_device
 from tinyprompt.files import models as model_files
 from tinyprompt.files import prompts
+from tinyprompt.files.config import parse_config
 from tinyprompt.model import PROMPT
 from tinyprompt.tokenizer import ByteTokenizer
 
@@ -32,7 +32,7 @@ def write_model(folder, seed):
     """A model directory as Hugging Face writes it."""
     folder.mkdir()
     raw = raw_config("t5-1.1", vocab_size=384)
-    flat = random_weights(Config.from_dict(raw), seed)
+    flat = random_weights(parse_config(raw), seed)
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}')
     save_file({name: value.astype("float32") for name, value in flat.items()}, folder / "model.safetensors")
@@ -176,7 +176,7 @@ def test_examples_in_the_input_in_place_of_a_prompt(call, fails, models, tmp_pat
     out, _ = call("few-shot", train, test, *options, "--task", "generate", "--max-new-tokens", "2", "--json")
     assert out["metric"] == "exact match"
     other = write_rows(tmp_path / "c.tsv", FREE)
-    assert "target 'answer 0' is no label word (bad, good)" in fails("few-shot", train, other, *options)
+    assert "target 'answer 0' is not a label word (bad, good)" in fails("few-shot", train, other, *options)
     for more, message in [
         (
             ("--k", "2", "--max-input-tokens", "40"),
@@ -444,7 +444,7 @@ def test_tune_says_what_it_does_before_it_fails(fails, models, tmp_path):
     more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
     rows, dev = write_rows(tmp_path / "rows.tsv", NAMED), write_rows(tmp_path / "dev.tsv", [("film", "fair")])
     told = fails("tune", rows, "--dev", dev, *more, told=True)
-    assert "dev row 'film': target 'fair' is no label word (bad, good); correct it, or add train rows" in told
+    assert "dev row 'film': target 'fair' is not a label word (bad, good); correct it, or add train rows" in told
     one = write_rows(tmp_path / "one.tsv", NAMED[:1])
     assert "one.tsv: 1 row, expected at least 2" in fails("tune", one, *more)
 
@@ -615,10 +615,10 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
     cases = {
         "setting steps: expected more than the 4 that are done, found 4": (),
         "setting learning_rate: expected None, as the run to resume had, found 0.1": ("--learning-rate", "0.1"),
-        "the train or dev rows are others": ("--steps", "8"),
+        "the train or dev rows differ": ("--steps", "8"),
     }
     for message, more in cases.items():
-        if "others" in message:
+        if "rows differ" in message:
             rows = command[1]
             command = ("tune", write_rows(tmp_path / "few.tsv", NAMED[:8]), "--dev", rows, *command[4:])
         assert message in fails(*command, "--model", models[0], "--resume", prompt, *more, told=True)
@@ -642,7 +642,7 @@ def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch)
     assert "row 2: no column 'input'" in fails("predict", prompt, "--data", rows, *model)
     assert "no.csv: no such file" in fails("eval", prompt, "no.csv", *model)
     other = write_rows(tmp_path / "other.tsv", FREE)
-    assert "target 'answer 0' is no label word (bad, good)" in fails("eval", prompt, other, *model)
+    assert "target 'answer 0' is not a label word (bad, good)" in fails("eval", prompt, other, *model)
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert "nothing to predict" in fails("predict", prompt, *model)
 

@@ -16,7 +16,9 @@ import tinyprompt
 from tinyprompt import data
 from tinyprompt.data import Row
 from tinyprompt.errors import DataError
+from tinyprompt.files import tables
 from tinyprompt.settings import Settings
+from tinyprompt.tasks.reading import Reader
 from tinyprompt.tokenizer import ByteTokenizer
 
 DEMO = Path(tinyprompt.__file__).parent / "demo"
@@ -49,7 +51,7 @@ def write(tmp_path):
     ],
 )  # fmt: skip
 def test_rows(write, name, content, rows):
-    assert data.read_rows(write(name, content)) == [Row(*row) for row in rows]
+    assert tables.read_rows(write(name, content)) == [Row(*row) for row in rows]
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
@@ -58,10 +60,13 @@ def test_column_names_and_label_words(write, name):
     separator = "\t" if name == "a.tsv" else ","
     lines = [separator.join(records[0]), *(separator.join(r.values()) for r in records)]
     path = write(name, "\n".join(map(json.dumps, records) if name == "a.jsonl" else lines))
-    assert data.read_rows(path, "text", "label", {"0": "bad", "1": "good"}) == [Row("dull", "bad"), Row("fun", "good")]
-    assert data.read_rows(path, "text", "label") == [Row("dull", "0"), Row("fun", "1")]
-    assert data.read_rows(path, "text", None) == [Row("dull", ""), Row("fun", "")]
-    assert data.read_rows(path, "text", None, {"0": "bad"}) == [Row("dull", ""), Row("fun", "")]
+    assert tables.read_rows(path, "text", "label", {"0": "bad", "1": "good"}) == [
+        Row("dull", "bad"),
+        Row("fun", "good"),
+    ]
+    assert tables.read_rows(path, "text", "label") == [Row("dull", "0"), Row("fun", "1")]
+    assert tables.read_rows(path, "text", None) == [Row("dull", ""), Row("fun", "")]
+    assert tables.read_rows(path, "text", None, {"0": "bad"}) == [Row("dull", ""), Row("fun", "")]
 
 
 GOOD = "input\ttarget\nfilm\tgood\n"
@@ -100,21 +105,21 @@ GOOD = "input\ttarget\nfilm\tgood\n"
 def test_an_error_names_the_file_and_the_row(write, name, content, message):
     path = write(name, content)
     with pytest.raises(DataError, match=re.escape(f"{path}: {message}")):
-        data.read_rows(path)
+        tables.read_rows(path)
 
 
 def test_an_unknown_coded_target_is_named(write):
     path = write("a.tsv", "input\ttarget\nfilm\t1\nfilm\t2\n")
     with pytest.raises(DataError, match=re.escape(f"{path}: row 3: target '2' has no label word; given for 0, 1")):
-        data.read_rows(path, words={"0": "bad", "1": "good"})
+        tables.read_rows(path, words={"0": "bad", "1": "good"})
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path):
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'no.tsv'}: no such file")):
-        data.read_rows(tmp_path / "no.tsv")
+        tables.read_rows(tmp_path / "no.tsv")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'folder.csv'}: is a directory")):
-        data.read_rows(tmp_path / "folder.csv")
+        tables.read_rows(tmp_path / "folder.csv")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,43 @@ def test_label_words_tell_classes_from_free_text(targets, labels):
 def test_rows_or_the_name_of_their_file(tmp_path):
     rows, path = [Row("a", "b"), Row("c", "d")], tmp_path / "a.tsv"
     path.write_text("input\ttarget\na\tb\nc\td\n")
-    assert data.read(path) == data.read(str(path)) == data.read(tuple(rows)) == rows
+    read = Reader().read
+    assert read(path) == read(str(path)) == read([path]) == read(tuple(rows)) == read(iter(rows)) == rows
+    pairs, dicts = [tuple(row[:2]) for row in rows], [{"target": row.target, "input": row.input} for row in rows]
+    assert read(pairs) == read(dicts) == rows
+    named = [{"text": row.input, "label": row.target, "id": i} for i, row in enumerate(rows)]
+    assert Reader(input="text", target="label").read(named) == rows
+    assert Reader(words={"b": "good", "d": "bad"}).read(rows[:0] + pairs) == [Row("a", "good"), Row("c", "bad")]
+    for wrong, message in (
+        ([("a", "b"), "c"], "row 2: expected a Row, a pair (input, target), or a dict, found 'c'"),
+        ([("a", "b", "c")], "row 1: expected a Row"),
+        ([{"input": "a"}], "row 1: no column 'target'; found 'input'"),
+        ([("a", None)], "row 1: column 'target': expected a text, found None"),
+        ({"input": ["a"]}, "found a dict with the keys input"),
+        (3, "expected a file name, rows, a DataFrame or a Dataset, found 3"),
+        ([], "no rows"),
+    ):
+        with pytest.raises(DataError, match=re.escape(message)):
+            read(wrong)
+
+
+def test_rows_of_a_data_frame_and_a_dataset():
+    class Frame:  # the parts of pandas.DataFrame that are used
+        columns = ("text", "label")
+
+        def to_dict(self):
+            raise AssertionError("rows are read one by one")
+
+        def itertuples(self, index, name):
+            assert (index, name) == (False, None)
+            return iter([("a", 1), ("c", 0)])
+
+    class Dataset(list):  # a datasets.Dataset yields dicts
+        features = ("text", "label")
+
+    rows = [Row("a", "1"), Row("c", "0")]
+    reader = Reader(input="text", target="label")
+    assert reader.read(Frame()) == reader.read(Dataset([{"text": "a", "label": 1}, {"text": "c", "label": 0}])) == rows
 
 
 @given(count=st.integers(1, 150), most=st.integers(2, 40))
@@ -265,7 +306,7 @@ def test_training_batches_hold_little_padding():
 
 
 def read(name):
-    return data.read_rows(DEMO / f"{name}.tsv")
+    return tables.read_rows(DEMO / f"{name}.tsv")
 
 
 COUNTS = {"train": 400, "dev": 100, "test": 200}
@@ -302,7 +343,7 @@ def test_a_field_may_be_as_long_as_a_document(tmp_path, name):
     sign = "," if name.endswith("csv") else "\t"
     rows = f"input{sign}target\n{text}{sign}short\n"
     path.write_text(json.dumps({"input": text, "target": "short"}) if name.endswith("jsonl") else rows)
-    assert data.read_rows(path) == [Row(text.strip(), "short")]
+    assert tables.read_rows(path) == [Row(text.strip(), "short")]
 
 
 @examples(30)
@@ -325,13 +366,13 @@ def test_a_file_of_rows_has_a_largest_size(tmp_path, monkeypatch):
     with path.open("wb") as file:
         file.truncate(2**28 + 1)  # takes no room
     with pytest.raises(DataError, match=re.escape(f"{path}: holds more than 268,435,456 bytes, the most that is read")):
-        data.read_text(path)
-    monkeypatch.setattr(data, "LARGEST", 10)
+        tables.read_text(path)
+    monkeypatch.setattr(tables, "LARGEST", 10)
     path.write_text("x" * 10)
-    assert data.read_text(path) == "x" * 10
+    assert tables.read_text(path) == "x" * 10
     path.write_text("x" * 11)
     with pytest.raises(DataError, match="holds more than 10 bytes"):
-        data.read_text(path)
+        tables.read_text(path)
 
 
 @given(lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=1, max_size=5))
@@ -373,19 +414,19 @@ def test_a_random_batch_has_every_kind_of_padding():
 
 
 def test_a_column_may_have_a_semicolon_in_its_name(write):
-    assert data.read_rows(write("a.csv", "a;b\nc\n"), "a;b", None) == [Row("c", "")]
+    assert tables.read_rows(write("a.csv", "a;b\nc\n"), "a;b", None) == [Row("c", "")]
 
 
 def test_half_of_a_character_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"input": "fine", "target": "x"}\n{"input": "\\ud83d", "target": "x"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl: row 2: holds .ud83d, half of a character"):
-        data.read_rows(tmp_path / "a.jsonl")
+        tables.read_rows(tmp_path / "a.jsonl")
 
 
 def test_a_target_that_is_too_long_is_named(tmp_path):
     (tmp_path / "a.tsv").write_text("input\ttarget\na\t" + "b" * 10_000 + "\nc\t" + "d" * 10_001 + "\n")
     with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; the most"):
-        data.read_rows(tmp_path / "a.tsv")
+        tables.read_rows(tmp_path / "a.tsv")
 
 
 def test_a_rare_target_gets_its_place_among_the_dev_rows():

@@ -9,21 +9,22 @@ from ml_dtypes import bfloat16
 from reference import batch, pair, raw_config
 from tuning import byte_model, prompt_of, saver, tune
 
-from tinyprompt import data, methods, ops, optim, t5, train
-from tinyprompt.config import Config, weight_shapes
+from tinyprompt import data, decode, methods, ops, optim, t5, train
+from tinyprompt.check import ledger
+from tinyprompt.config import weight_shapes
 from tinyprompt.data import Row
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
+from tinyprompt.files.config import parse_config
 from tinyprompt.fit import check_fit
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
 from tinyprompt.predict import label_scores
 from tinyprompt.settings import Settings
 from tinyprompt.tasks.metrics import normalize_answer
-from tinyprompt.tools import check
 
 ROWS = [Row(f"film {i}", "bad" if i % 2 else "good") for i in range(12)]
-CONFIG = Config.from_dict(raw_config("t5-1.1", num_layers=2, num_decoder_layers=2))
+CONFIG = parse_config(raw_config("t5-1.1", num_layers=2, num_decoder_layers=2))
 
 
 def names(method):
@@ -124,9 +125,11 @@ def test_the_next_token_sees_no_padding_of_the_input():
     mask[1, 4:] = 0
     states, mask = t5.encode(params, config, ids, mask)
     wanted = t5.decode(params, config, labels[:, :1], states, mask)[:, 0]
-    cache = t5.first_cache(params, config, states)
+    cache = decode.first_cache(params, config, states)
     cache = {k: np.pad(v, ((0, 0), (0, 0), (0, 4), (0, 0))) if "SelfAttention" in k else v for k, v in cache.items()}
-    found = [t5.decode_next(params, config, cache, labels[:, 0], np.array([0]), 4, m)[0] for m in (mask, mask * 0 + 1)]
+    found = [
+        decode.decode_next(params, config, cache, labels[:, 0], np.array([0]), 4, m)[0] for m in (mask, mask * 0 + 1)
+    ]
     assert np.abs(found[0] - wanted).max() < 1e-12
     assert np.abs(found[1] - wanted)[1].max() > 1e-3
 
@@ -169,7 +172,7 @@ def test_16_bits_are_widened(dtype):
 
 def test_mt5_has_a_head_of_its_own_whatever_its_configuration_says():
     for tied in (True, False):
-        config = Config.from_dict(raw_config("mt5", tie_word_embeddings=tied))
+        config = parse_config(raw_config("mt5", tie_word_embeddings=tied))
         assert (config.tied_head, config.scaled_logits) == (False, False)
 
 
@@ -182,7 +185,7 @@ def test_dropout_falls_on_the_weights_of_attention_for_few_queries_too():
 
 
 def test_the_cases_of_a_check_reach_the_last_bucket(model):
-    longest = max(check.draw(model, seed).batch.input_ids.shape[1] for seed in range(3))
+    longest = max(ledger.draw(model, seed).batch.input_ids.shape[1] for seed in range(3))
     assert longest > model.config.relative_attention_max_distance
 
 
@@ -202,7 +205,10 @@ def test_what_multiplies_begins_with_a_variance_of_one_over_its_inputs():
     assert np.isclose(drawn.std(), 400**-0.5, rtol=0.02)
 
 
-@pytest.mark.parametrize(("shape", "advice"), [((3, 5), "of another model"), ((2, 4), "use a prompt_length of 2")])
+SHAPES = [((3, 5), "belongs to another model"), ((2, 4), "use a prompt_length of 2")]
+
+
+@pytest.mark.parametrize(("shape", "advice"), SHAPES)
 def test_a_saved_prompt_of_another_shape_is_told_what_to_do(model, shape, advice):
     saved = Prompt({PROMPT: np.ones(shape, np.float32)})
     with pytest.raises(CheckpointError, match=advice):

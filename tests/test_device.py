@@ -14,16 +14,15 @@ from ml_dtypes import bfloat16
 from profiles import examples
 from random_models import FAMILIES, batch, random_weights, raw_config
 
+from tinyprompt import decode, lowering, ops, t5, train
 from tinyprompt import device as devices
-from tinyprompt import ops, t5, train
-from tinyprompt.config import Config
 from tinyprompt.data import Batch
 from tinyprompt.device import compile, default_device, describe_device
 from tinyprompt.errors import DeviceError
+from tinyprompt.files.config import parse_config
 from tinyprompt.lowering import lower
 from tinyprompt.lowering.primitives import largest_int8
-from tinyprompt.predict import next_token
-from tinyprompt.tree import flatten, nest
+from tinyprompt.tree import flatten, freeze, nest
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
 onnx = pytest.importorskip("onnx")
@@ -32,7 +31,7 @@ PROMPT = "encoder.prompt.embedding"
 
 def problem(family, seed, length, dtype):
     """Arguments of `train.loss` for a random model of a family."""
-    config = Config.from_dict(raw_config(family))
+    config = parse_config(raw_config(family))
     params = nest({name: value.astype(dtype) for name, value in random_weights(config, seed).items()})
     ids, mask, labels, weights = batch(seed, config.vocab_size, 3, 7, 4)
     prompt = np.random.default_rng(seed).normal(size=(length, config.d_model)).astype(dtype)
@@ -189,10 +188,8 @@ def test_a_recorded_run_reads_what_it_is_given_now(gpu):
     copied, opened = gpu
     run = compile(lambda tree, x, scale, cache: (tree["w"] @ x * scale + cache.sum(), x + 1), "cuda")
     rng = np.random.default_rng(0)
-    models = [{"w": rng.normal(size=(2, 3)).astype(np.float32)} for _ in range(2)]
-    caches = [rng.normal(size=(2, 1, 3)).astype(np.float32) for _ in range(2)]
-    for x in (*(model["w"] for model in models), *caches):
-        x.flags.writeable = False
+    models = [{"w": freeze(rng.normal(size=(2, 3)).astype(np.float32))} for _ in range(2)]
+    caches = [freeze(rng.normal(size=(2, 1, 3)).astype(np.float32)) for _ in range(2)]
     for i, j in ((0, 0), (0, 0), (1, 0), (0, 1), (1, 1)):
         x, scale = rng.normal(size=3).astype(np.float32), np.float32(rng.normal())
         found, more = run(models[i], x, scale, caches[j])
@@ -203,6 +200,16 @@ def test_a_recorded_run_reads_what_it_is_given_now(gpu):
     assert sum(a.shape == (2, 3) for a in copied) == 2
     assert sum(a.shape == (3,) for a in copied) == sum(a.shape == () for a in copied) == 5
     assert sum(a.shape == (2, 1, 3) for a in copied) == 4
+    # An array that is merely read-only may be made writable, and changed.
+    tree, cache = {"w": np.ones((2, 3), np.float32)}, np.ones((2, 1, 3), np.float32)
+    x, scale = np.ones(3, np.float32), np.float32(1)
+    for value in (3 * 1 + 6, 6 * 1 + 12, 12 + 24):
+        for array in (tree["w"], cache):
+            array.flags.writeable = False
+        assert run(tree, x, scale, cache)[0].tolist() == [value] * 2
+        for array in (tree["w"], cache):
+            array.flags.writeable = True
+            array *= 2
 
 
 def test_a_graph_is_run_before_it_is_recorded_and_launched_once_from_then_on(gpu, monkeypatch):
@@ -257,9 +264,9 @@ def pretend(monkeypatch, *packages):
     ("device", "packages", "message"),
     [
         ("tpu", ["onnx", "onnxruntime"], "expected one of numpy, cpu, cpu-int8, cuda, cuda-bf16"),
-        ("cpu", ["onnx"], r"onnxruntime is not installed; pip install 'tinyprompt\[ort\]'"),
-        ("cpu", ["onnxruntime"], r"onnx is not installed; pip install 'tinyprompt\[ort\]'"),
-        ("cuda", [], r"onnx is not installed; pip install 'tinyprompt\[gpu\]'"),
+        ("cpu", ["onnx"], r"onnxruntime is not installed; pip install 'tinyprompt-t5\[ort\]'"),
+        ("cpu", ["onnxruntime"], r"onnx is not installed; pip install 'tinyprompt-t5\[ort\]'"),
+        ("cuda", [], r"onnx is not installed; pip install 'tinyprompt-t5\[gpu\]'"),
         ("cuda", ["onnx", "onnxruntime"], "onnxruntime-gpu is not installed"),
         ("cpu", ["onnx", "onnxruntime", "onnxruntime-gpu"], "uninstall both"),
         ("cuda", ["onnx", "onnxruntime", "onnxruntime-gpu"], "install onnxruntime-gpu alone"),
@@ -285,7 +292,7 @@ def test_a_gpu_is_tried_before_it_is_used(gpu, monkeypatch):
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     devices._probe_cuda.__wrapped__()
     wrong = lower(lambda x: (2 * x @ x).max(-1), np.ones((2, 2), np.float32))
-    monkeypatch.setattr(devices, "lower", lambda function, x: wrong)
+    monkeypatch.setattr(lowering, "lower", lambda function, x: wrong)
     with pytest.raises(DeviceError, match=r"a product of 2 x 2 came out as \[6.0, 22.0\]; update the driver"):
         devices._probe_cuda.__wrapped__()
 
@@ -352,18 +359,16 @@ def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
 
 def frozen_model(seed):
     """Parameters whose matrices are wide enough for 8 bits to be near."""
-    config = Config.from_dict(raw_config("t5-1.1", d_model=48, d_kv=16, d_ff=96))
+    config = parse_config(raw_config("t5-1.1", d_model=48, d_kv=16, d_ff=96))
     weights = {name: value.astype(np.float32) for name, value in random_weights(config, seed).items()}
-    for value in weights.values():
-        value.flags.writeable = False
-    return config, nest(weights)
+    return config, nest({name: freeze(value) for name, value in weights.items()})
 
 
 def next_logits(model, tokens, device):
     """The logits of each next token, as decoding asks for them."""
     config, params = model
     ids, mask, *_ = batch(0, config.vocab_size, len(tokens), 7, 4)
-    step = next_token(params, config, ids, mask, 1, device)
+    step = decode.Cache(params, config, ids, mask, 1, device)
     return [step(column, None) for column in tokens.T]
 
 

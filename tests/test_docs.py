@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ import pytest
 from files import SMALL, weights, write
 from test_layout import ORDER
 
+import tinyprompt
 from tinyprompt import lowering
 from tinyprompt.cli.main import COMMANDS, main, parser
 from tinyprompt.files import models, prompts
@@ -268,3 +270,36 @@ def test_the_list_of_what_lowers_is_the_table():
     rules = set(map(id, lowering.RULES))
     assert {f for f in listed if f not in functions} == set()
     assert {id(functions[f]) for f in listed} == {id(f) for f in functions.values() if id(f) in rules}
+
+
+SOURCES = [*PAGES, *sorted((ROOT / "lessons").glob("*.py")), *sorted((ROOT / "lessons" / "solutions").glob("*.py"))]
+CORE = {"config", "data", "methods", "ops", "optim", "t5", "train", "tree"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_only_public_names_are_used(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        text = "\n".join(block.text for block in blocks(text) if block.kind == "snippet")
+    public = set(tinyprompt.__all__)
+    assert set(re.findall(r"\btp\.(\w+)", text)) <= public
+    for module, names in re.findall(r"^from tinyprompt(\.\w+)* import (.+)$", text, re.M):
+        assert module.strip(".") in CORE | {""}, f"from tinyprompt{module} import {names}"
+        assert module or {name.strip() for name in names.split(",")} <= public, names
+
+
+def test_the_distribution_is_ours():
+    """`tinyprompt` on the package index is a stranger's."""
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    assert name == "tinyprompt-t5"
+    for path in [p for p in tracked() if p.suffix in (".py", ".md", ".toml", ".html", ".js", ".ipynb")]:
+        for found in re.findall(
+            r"(?:pip install|uv add)[^\n]*?\b(tinyprompt\b[-\w]*)\[", path.read_text(encoding="utf-8")
+        ):
+            assert found == name, f"{path}: {found}"
+
+
+def tracked():
+    """The files of the project."""
+    folders = (ROOT / name for name in ("tinyprompt", "docs", "lessons", "tests", "weights"))
+    return [*ROOT.glob("*.*"), *(path for folder in folders for path in folder.rglob("*.*") if path.is_file())]

@@ -19,14 +19,18 @@ from profiles import examples
 from random_models import FAMILIES, batch, random_weights, raw_config
 from safetensors.numpy import save_file
 
+from tinyprompt import decode
 from tinyprompt.cli.main import main
-from tinyprompt.config import Config, weight_shapes
+from tinyprompt.config import weight_shapes
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import models, npm, prompts
+from tinyprompt.export import graphs as export
+from tinyprompt.export import npm
+from tinyprompt.export import page as web
+from tinyprompt.files import models, prompts
+from tinyprompt.files.config import parse_config
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Prompt
-from tinyprompt.predict import labels_of, ranked
-from tinyprompt.tools import export, web
+from tinyprompt.predict import pad_labels
 from tinyprompt.tree import flatten, nest
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install '.[ort]'")
@@ -51,7 +55,7 @@ exec(sys.stdin.read())
 def write_model(folder, family="t5-1.1", dtype=np.float32, layout="whole", seed=0):
     """A model directory: one file, two shards, one with shared.weight by its other name, or a hub's cache of links."""
     raw = raw_config(family, vocab_size=384)
-    weights = {k: v.astype(dtype) for k, v in random_weights(Config.from_dict(raw), seed).items()}
+    weights = {k: v.astype(dtype) for k, v in random_weights(parse_config(raw), seed).items()}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}')
@@ -126,7 +130,7 @@ def test_the_score_is_that_of_rank_classification(tmp_path):
     )  # fmt: skip
     model = models.load(folder)
     params = nest(flatten(model.params) | {PROMPT: prompt})
-    wanted = ranked(params, model.config, ids, mask, *labels_of([[word]] * 3))[:, 0]
+    wanted = decode.ranked(params, model.config, ids, mask, *pad_labels([[word]] * 3))[:, 0]
     assert np.allclose(found["log_probability"], wanted, rtol=1e-5)
 
 
@@ -346,7 +350,7 @@ def test_what_fails_in_the_middle_changes_no_file(tmp_path, monkeypatch):
 def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(export, "version", lambda package: None)
     assert main(["export", "--out", str(tmp_path / "out")]) == 2
-    assert "onnx is not installed; pip install 'tinyprompt[ort]'" in capsys.readouterr().err
+    assert "onnx is not installed; pip install 'tinyprompt-t5[ort]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -13,8 +13,8 @@ from profiles import examples
 from random_models import FAMILIES, batch, random_weights, raw_config
 
 from tinyprompt import t5, train
-from tinyprompt.config import Config
 from tinyprompt.data import Batch
+from tinyprompt.files.config import parse_config
 from tinyprompt.lowering import lower
 from tinyprompt.tree import flatten, nest
 
@@ -61,7 +61,7 @@ def run_rounded(graph, arrays):
 
 
 def problem(family, seed=0, **changes):
-    config = Config.from_dict(raw_config(family, **changes))
+    config = parse_config(raw_config(family, **changes))
     params = nest({name: value.astype(np.float32) for name, value in random_weights(config, seed).items()})
     for value in flatten(params).values():
         value.flags.writeable = False

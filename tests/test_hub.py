@@ -16,9 +16,9 @@ from files import SMALL, weights, write
 
 import tinyprompt
 from tinyprompt.errors import CheckpointError
+from tinyprompt.export import graphs as export
 from tinyprompt.files import hub, models, prompts
 from tinyprompt.model import PROMPT, Prompt
-from tinyprompt.tools import export
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[hub]'")
 
@@ -252,7 +252,7 @@ def test_paths_stay_what_they_are(hubs, tmp_path, monkeypatch):
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for function in (hub.find, hub.pull, models.load, prompts.load_prompt):
-        with pytest.raises(CheckpointError, match=r"^org/name: .*pip install 'tinyprompt\[hub\]'"):
+        with pytest.raises(CheckpointError, match=r"^org/name: .*pip install 'tinyprompt-t5\[hub\]'"):
             function("org/name")
 
 

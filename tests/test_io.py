@@ -18,9 +18,8 @@ from reference import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from tinyprompt import data
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import io, prompts
+from tinyprompt.files import io, prompts, tables
 from tinyprompt.files.safetensors import DTYPES, dump, map_tensors
 
 
@@ -319,13 +318,13 @@ def bomb(path, size):
 @pytest.mark.parametrize("name", ["a.npz", "a.tsv.gz", "a.tsv.xz"])
 def test_what_is_too_large_once_decompressed_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setattr(io, "LARGEST", 100_000)
-    monkeypatch.setattr(data, "LARGEST", 100_000)
+    monkeypatch.setattr(tables, "LARGEST", 100_000)
     path = bomb(tmp_path / name, 1_000_000)
     with pytest.raises(ValueError, match=rf"{name}: holds .*100,000"):
-        io.load_numpy(path) if name.endswith("npz") else data.read_rows(path)
+        io.load_numpy(path) if name.endswith("npz") else tables.read_rows(path)
 
 
-@pytest.mark.parametrize("read", [io.load_numpy, io.read_json, data.read_rows, prompts.load_prompt])
+@pytest.mark.parametrize("read", [io.load_numpy, io.read_json, tables.read_rows, prompts.load_prompt])
 def test_a_pipe_and_a_device_are_refused(tmp_path, read):
     path = tmp_path / "a.tsv"
     os.mkfifo(path)

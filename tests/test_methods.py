@@ -16,7 +16,10 @@ from reference import check_torch, hugging_face, raw_config, torch
 from test_parity import problems
 from tuning import answer, tune
 
-from tinyprompt import generate, methods, train, tree
+from tinyprompt import decode, methods, t5, train, tree
+from tinyprompt.bench import steps as bench
+from tinyprompt.check import ledger
+from tinyprompt.check.ledger import EXACT, distance
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
 from tinyprompt.device import compile, default_device
@@ -24,10 +27,8 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.methods import HEAD, METHODS, PROMPT
-from tinyprompt.predict import next_token, predict
+from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
-from tinyprompt.tools import bench, check
-from tinyprompt.tools.check import EXACT, distance
 
 F = torch.nn.functional
 LABELS = 3
@@ -219,7 +220,7 @@ def test_what_is_stored_computes_the_same(method, problem):
     params = tree.nest(flat)
     kept = methods.stored(trained, config)
     assert {name: value.shape for name, value in kept.items()} == methods.stored_shapes(config, sizes(method), LABELS)
-    logits = [check.logits(delta, params, config, data) for delta in (trained, kept)]
+    logits = [ledger.logits(delta, params, config, data) for delta in (trained, kept)]
     assert distance(*logits) < 1e-12
 
 
@@ -229,9 +230,9 @@ def test_what_is_stored_computes_the_same(method, problem):
 def test_it_writes_with_a_cache_as_without(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     params = methods.apply(tree.nest(flat), methods.stored(trained, config))
-    step = next_token(params, config, data.input_ids, data.attention_mask)
-    found = np.stack([step(tokens, None) for tokens in generate.shift_right(data.labels).T], axis=1)
-    assert distance(found, check.logits(trained, tree.nest(flat), config, data)) < EXACT
+    step = decode.Cache(params, config, data.input_ids, data.attention_mask)
+    found = np.stack([step(tokens, None) for tokens in t5.shift_right(data.labels).T], axis=1)
+    assert distance(found, ledger.logits(trained, tree.nest(flat), config, data)) < EXACT
 
 
 def test_the_learning_rates_are_those_that_the_tables_were_measured_with():
@@ -258,9 +259,9 @@ def test_it_begins_near_the_frozen_model(method, family, tmp_path):
     assert all(np.isfinite(value).all() and value.flags.writeable for value in trained.values())
     again = methods.init_params(model, settings, ("good", "bad"))
     assert all((trained[name] == again[name]).all() for name in trained)
-    case = check.draw(model)
+    case = ledger.draw(model)
     arguments = model.params, model.config, case.batch
-    same = distance(check.logits(trained, *arguments), check.logits({}, *arguments)) if method != "warp" else 1.0
+    same = distance(ledger.logits(trained, *arguments), ledger.logits({}, *arguments)) if method != "warp" else 1.0
     assert (same < 1e-6) == (method in UNCHANGED)
     if method == "warp":
         ids = [model.tokenizer.encode(word)[:-1] for word in ("good", "bad")]
@@ -271,7 +272,7 @@ def test_it_begins_near_the_frozen_model(method, family, tmp_path):
 def test_unknown_methods_and_sizes(folder):
     with pytest.raises(ValueError, match=r"setting method: expected one of prompt, .*, found 'soft'"):
         Settings(method="soft")
-    with pytest.raises(ValueError, match="prompt init 'file': method 'lora' has no prompt that could begin so"):
+    with pytest.raises(ValueError, match="prompt init 'file': method 'lora' has no prompt"):
         methods.init_params(models.load(folder), Settings(method="lora", init="file", init_file="nowhere"), None)
     with pytest.raises(ValueError, match="setting rank: expected at least 1, found 0"):
         Settings(rank=0)

@@ -15,7 +15,7 @@ from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, raw_config, torch, transformers
 from safetensors.numpy import save_file
 
-from tinyprompt import generate, methods, t5, tree
+from tinyprompt import methods, t5, tree
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
 from tinyprompt.files.safetensors import map_tensors
@@ -43,7 +43,7 @@ def test_what_transformers_saved_gives_its_logits(family, dtype, tmp_path):
     model = models.load(tmp_path)
     assert {v.dtype for v in tree.flatten(model.params).values()} == {np.dtype(np.float32)}
     ids, mask, labels, _ = batch(1, VOCAB, rows=3, length=17, out=4)
-    start = generate.shift_right(labels)
+    start = t5.shift_right(labels)
     with torch.no_grad():
         theirs = reference.double()(*map(torch.from_numpy, (ids, mask, start)), use_cache=False).logits.numpy()
     assert np.abs(logits_of(model, ids, mask, start) - theirs).max() < 1e-10

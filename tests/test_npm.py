@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import npm
+from tinyprompt.export import npm
 
 FILES = {"dist/a.mjs": b"export const a = 1;\n", "LICENSE": b"MIT\n"}
 

@@ -11,7 +11,7 @@ from profiles import examples
 from reference import torch
 
 from tinyprompt import ops
-from tinyprompt.tools.check import distance
+from tinyprompt.check.ledger import distance
 
 F = torch.nn.functional
 TIMES, UNIT = 1.5, 2.0**-23  # as far from float64 as torch, and half a unit

@@ -10,12 +10,12 @@ from profiles import examples
 from reference import FAMILIES, batch, check_torch, hugging_face, random_weights, raw_config, torch
 
 from tinyprompt import t5, train, tree
-from tinyprompt.config import Config
+from tinyprompt.check import ledger
+from tinyprompt.check.ledger import distance, finite_differences, typical
 from tinyprompt.data import Batch
 from tinyprompt.device import compile, default_device
+from tinyprompt.files.config import parse_config
 from tinyprompt.methods import PROMPT
-from tinyprompt.tools import check
-from tinyprompt.tools.check import distance, finite_differences, typical
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT")
 EXACT = 1e-9  # relative, in float64
@@ -60,7 +60,7 @@ class Problem(NamedTuple):
             relative_attention_max_distance=self.buckets[1],
             layer_norm_epsilon=self.epsilon,
         )
-        config = Config.from_dict(raw)
+        config = parse_config(raw)
         rng = np.random.default_rng(self.seed)
         shape = (self.length, self.d_model)
         prompt = rng.normal(size=(self.rows, *shape) if self.own_prompts else shape)
@@ -125,7 +125,7 @@ def test_logits_loss_and_prompt_gradient_are_those_of_transformers(problem):
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
     wanted_loss, wanted_logits, wanted = in_torch(hugging_face(raw, flat), prompt, data, problem.z_loss)
     loss, gradient = train.loss_and_grads(*arguments, z_loss=problem.z_loss)
-    assert distance(check.logits(*arguments), wanted_logits) < EXACT
+    assert distance(ledger.logits(*arguments), wanted_logits) < EXACT
     assert distance(loss, wanted_loss) < EXACT
     assert distance(gradient[PROMPT], wanted) < EXACT
 
@@ -147,7 +147,7 @@ def test_prompt_tuning_is_that_of_peft(problem):
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
     loss, gradient = train.loss_and_grads(*arguments)
     assert distance(loss, out.loss.item()) < EXACT
-    assert distance(check.logits(*arguments), out.logits.detach().numpy()) < EXACT
+    assert distance(ledger.logits(*arguments), out.logits.detach().numpy()) < EXACT
     assert distance(gradient[PROMPT], learned.grad.numpy()) < EXACT
 
 
@@ -191,7 +191,7 @@ def test_the_lowered_graphs_compute_the_same(problem):
     found, found_gradient = compile(train.loss_and_grads, "cpu")(*arguments)
     assert distance(found, loss) < EXACT
     assert distance(found_gradient[PROMPT], gradient[PROMPT]) < EXACT
-    assert distance(compile(check.logits, "cpu")(*arguments[:4]), check.logits(*arguments[:4])) < EXACT
+    assert distance(compile(ledger.logits, "cpu")(*arguments[:4]), ledger.logits(*arguments[:4])) < EXACT
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -21,11 +21,11 @@ from reference import batch, pair, torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tinyprompt import generate, t5, tree
-from tinyprompt.config import Config
+from tinyprompt import t5, tree
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import io as files_io
 from tinyprompt.files import models, prompts
+from tinyprompt.files.config import parse_config
 from tinyprompt.files.prompts import load_prompt, load_prompts, save_prompt
 from tinyprompt.fit import check_fit
 from tinyprompt.model import PROMPT, Model, Prompt
@@ -474,7 +474,7 @@ def test_a_foreign_prompt_is_checked_by_its_shape(folder):
     prefix = lambda layers, width: {at.format(i, n): vectors(width=width) for i in range(layers) for n in names}
     check_fit(Prompt(prefix(1, 6), **FOREIGN), model)
     check_fit(Prompt(prefix(2, 6), **FOREIGN), model)  # the surplus is not used
-    deeper = replace(model, config=Config.from_dict(SMALL | {"num_decoder_layers": 2}))
+    deeper = replace(model, config=parse_config(SMALL | {"num_decoder_layers": 2}))
     for width in (4, 6):
         with pytest.raises(CheckpointError, match="p: this prefix is for 1 decoder layers, 'small' has 2"):
             check_fit(Prompt(prefix(1, width), **FOREIGN), deeper, "p")
@@ -508,7 +508,7 @@ TASK = dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
 def both_logits(config, params, added, theirs):
     """Ours with a prompt's arrays added, and those of a PEFT model, for one batch with padding."""
     ids, mask, labels, _ = batch(1, 61, rows=3, length=11, out=4)
-    start = generate.shift_right(labels)
+    start = t5.shift_right(labels)
     ours = t5.forward(tree.merge(params, added), config, ids, mask, start)
     inputs = dict(input_ids=ids, attention_mask=mask, decoder_input_ids=start)
     with torch.no_grad():

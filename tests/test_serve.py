@@ -492,13 +492,14 @@ def test_a_fault_while_prompts_are_read_is_told_and_forgotten(model, folder, tmp
 def test_a_prompt_that_cannot_answer_is_not_used(model, folder, tmp_path):
     at = shutil.copytree(folder, tmp_path / "p")
     settings = Settings(method="lora", rank=2)
-    save_prompt(
-        prompt_of(model, init_params(model, settings, ("a", "b")), ("a", "b"), settings), at / "lora.safetensors"
-    )
+    for name, words in (("lora", ("a", "b")), ("same", ("a", "a"))):
+        lora = prompt_of(model, init_params(model, settings, ("a", "b")), words, settings)
+        save_prompt(lora, at / f"{name}.safetensors")
     with serving(model, at) as client:
         found = client.get("/tasks").json()
-        assert "lora" not in [one["task"] for one in found["tasks"]]
-        assert "expected a soft prompt" in found["errors"]["lora"]
+        assert "same" not in [one["task"] for one in found["tasks"]]
+        assert "label word 'a' is given twice" in found["errors"]["same"]
+        assert client.post("/predict", json=body_of(("lora", "soup"))).json()["answers"][0]["text"] in ("a", "b")
         assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 200
 
 
@@ -631,7 +632,7 @@ def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys, monkeypatch
             assert told in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["serve", str(folder), "--model", at, "--device", "numpy"]) == 2
-    assert "pip install 'tinyprompt[serve]'" in capsys.readouterr().err
+    assert "pip install 'tinyprompt-t5[serve]'" in capsys.readouterr().err
 
 
 # ---- its page in docs/ ----

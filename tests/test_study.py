@@ -20,19 +20,22 @@ from files import SMALL, weights, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import examples
+from tuning import right_answers
 
 import tinyprompt
-from tinyprompt import data, train
+from tinyprompt import data
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
 from tinyprompt.ensemble import vote
 from tinyprompt.errors import CheckpointError, DataError, DeviceError
-from tinyprompt.files import models
+from tinyprompt.files import models, tables
 from tinyprompt.model import Prompt
 from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
+from tinyprompt.study import cells, figures, grid, summary
 from tinyprompt.tasks import metrics, registry
-from tinyprompt.tools import cells, figures, study, summary
+from tinyprompt.train import TaskData
+from tinyprompt.tuning import run_task
 
 pytest.importorskip("joblib", reason="needs joblib: pip install '.[study]'")
 ROOT = Path(__file__).parents[1]
@@ -90,7 +93,7 @@ def written(at, tmp_path, text=TEXT):
 
 
 def read(at, tmp_path, text=TEXT):
-    return study.read_study(written(at, tmp_path, text), "numpy")
+    return grid.read_study(written(at, tmp_path, text), "numpy")
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_a_study_gives_what_its_runs_give_one_by_one(at, run):
     assert status == 0
     assert "7 cells: 0 done, 7 to compute" in err  # the bare model once
     model = models.load(at / "small")
-    rows, dev, test = (data.read_rows(at / f"{part}.tsv") for part in ("train", "dev", "test"))
+    rows, dev, test = (tables.read_rows(at / f"{part}.tsv") for part in ("train", "dev", "test"))
     words, texts, targets = data.label_words(rows), [row.input for row in test], [row.target for row in test]
 
     def score(prompt):
@@ -125,7 +128,7 @@ def test_a_study_gives_what_its_runs_give_one_by_one(at, run):
     def tuned(rate, seed):
         given = dict(steps=2, batch_size=4, prompt_length=2, eval_every=1, optimizer="adam", method="full")
         chosen = Settings(**given, learning_rate=rate, seed=seed)
-        *_, last = train.run(model, train.TaskData(rows, dev, words, train.right_answers), chosen, "numpy")
+        *_, last = run_task(model, TaskData(rows, dev, words, right_answers), chosen, "numpy")
         return score(last.prompt)
 
     expected = {("none", None): [score(Prompt(label_words=words))]}
@@ -230,19 +233,19 @@ def test_shots_are_drawn_from_the_training_rows(number, seed, draw):
     rows = [Row(f"{i}", "ab"[i % 2]) for i in range(number)]
     held = draw.draw(st.integers(1, number - 1))
     shots = draw.draw(st.integers(1, number - held))
-    whole, dev = study.Task("t", "auto", rows, held, {}, None).parts(seed, None)
+    whole, dev = grid.Task("t", "auto", rows, held, {}, None).parts(seed, None)
     assert len(dev) == held
     assert sorted(whole + dev) == sorted(rows)
-    some, same = study.Task("t", "auto", rows, held, {}, None).parts(seed, shots)
+    some, same = grid.Task("t", "auto", rows, held, {}, None).parts(seed, shots)
     assert same == dev
     assert len(set(some)) == shots
     assert set(some) <= set(whole)
-    assert study.Task("t", "auto", rows, dev, {}, None).parts(seed, None) == (rows, dev)
+    assert grid.Task("t", "auto", rows, dev, {}, None).parts(seed, None) == (rows, dev)
 
 
 def test_every_seed_draws_other_shots():
     rows = [Row(f"{i}", "a") for i in range(40)]
-    task = study.Task("t", "auto", rows, rows[:1], {}, None)
+    task = grid.Task("t", "auto", rows, rows[:1], {}, None)
     drawn = [tuple(task.parts(seed, 20)[0]) for seed in (0, 0, 1, 2)]
     assert len(set(drawn)) == 3
 
@@ -250,7 +253,7 @@ def test_every_seed_draws_other_shots():
 def test_dev_rows_limits_those_of_a_file(at, tmp_path):
     task = read(at, tmp_path, TEXT.replace('dev = "dev.tsv"', 'dev = "dev.tsv"\ndev_rows = 6')).cells[0].task
     assert len(task.dev) == 6
-    assert set(task.dev) <= set(data.read_rows(at / "dev.tsv"))
+    assert set(task.dev) <= set(tables.read_rows(at / "dev.tsv"))
 
 
 def test_few_shots_stand_in_front_and_are_all_that_is_tuned_on(at, tmp_path, monkeypatch):
@@ -262,7 +265,7 @@ def test_few_shots_stand_in_front_and_are_all_that_is_tuned_on(at, tmp_path, mon
     chosen, _ = few.task.parts(1, 3)
     solved = [f"{row.input} answer: {row.target}" for row in chosen]
     assert seen["texts"] == ["\n".join([*solved, "soup 1 answer:"])]
-    monkeypatch.setattr(cells.train, "run", lambda model, task, *rest: seen.setdefault("task", task) and iter(()))
+    monkeypatch.setattr(cells, "run_task", lambda model, task, *rest: seen.setdefault("task", task) and iter(()))
     with contextlib.suppress(UnboundLocalError):
         cells.tuned(prompt)
     assert seen["task"].train == chosen
@@ -369,7 +372,7 @@ def test_another_model_or_device_is_another_cell(at, tmp_path):
     cell = read(at, tmp_path).cells[1]
     write(at / "other", SMALL, weights(seed=1))
     text = TEXT.replace('["small"]', '["other"]')
-    others = [study.read_study(written(at, tmp_path), "cpu").cells[1], read(at, tmp_path, text).cells[1]]
+    others = [grid.read_study(written(at, tmp_path), "cpu").cells[1], read(at, tmp_path, text).cells[1]]
     assert len({cell.key, *(other.key for other in others)}) == 3
     with pytest.raises(ValueError, match="has other weights than when the study began"):
         cells.compute(replace(cell, model=at / "other"))
@@ -433,7 +436,7 @@ SAYS = {
     "[tasks.soup]\ntarget = 'label'": "no column 'label'",
     "[tasks.soup]\ntest = 'qqp.tsv'": "no column 'input'",
     "[tasks.soup]\nwords = {bad = 'x', good = 'y'}": "target 'so so' has no label word",
-    "[tasks.soup.test.a]\nfile = 'test.tsv'\nwords = {bad='bad', good='good', 'so so'='x'}": "'x' is no label word",
+    "[tasks.soup.test.a]\nfile = 'test.tsv'\nwords = {bad='bad', good='good', 'so so'='x'}": "'x' is not a label word",
     "[tasks.stew]\ntrain = 'train.tsv'": "[tasks.stew]: expected test, which is missing",
     "[tasks]\nstew = 3": "[tasks.stew]: expected a table, found 3",
 }  # fmt: skip
@@ -452,7 +455,7 @@ def changed(text, lines):
 @pytest.mark.parametrize("lines", SAYS)
 def test_what_is_wrong_is_told_before_anything_runs(at, tmp_path, monkeypatch, capsys, lines):
     path, found = written(at, tmp_path), changed(TEXT, lines)
-    monkeypatch.setattr(study.tomllib, "loads", lambda text: found)
+    monkeypatch.setattr(grid.tomllib, "loads", lambda text: found)
     monkeypatch.setattr(cells, "compute", lambda cell: pytest.fail("computed"))
     assert main(["study", str(path), "--out", str(tmp_path / "out"), "--device", "numpy"]) == 2
     _, err = capsys.readouterr()
@@ -493,9 +496,9 @@ def test_any_other_value_anywhere_works_or_is_told(at, draw):
     file = at / "fuzz.toml"
     file.write_text("")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study.tomllib, "loads", lambda text: found)
+        patch.setattr(grid.tomllib, "loads", lambda text: found)
         try:
-            told = str(file) if study.read_study(file, "numpy").cells else "no cells"
+            told = str(file) if grid.read_study(file, "numpy").cells else "no cells"
         except (DataError, CheckpointError) as error:
             told = str(error)
     assert told.startswith(str(file))
@@ -539,10 +542,10 @@ def test_an_ensemble_is_scored_by_the_votes_of_its_members(run, at, tmp_path):
     one = found["table"][1]
     rows = [row for row in cells.records(tmp_path / "out").values() if row["method"] == "prompt"]
     rows.sort(key=lambda row: row["settings"]["seed"])
-    targets = [row.target for row in data.read_rows(at / "test.tsv")]
+    targets = [row.target for row in tables.read_rows(at / "test.tsv")]
     said = [vote(texts, {}) for texts in zip(*(row["answers"]["soup"] for row in rows), strict=True)]
     assert one["scores"] == [metrics.accuracy(row["answers"]["soup"], targets) for row in rows]
-    assert one["ensemble"] == registry.score("auto", said, data.read_rows(at / "test.tsv"), None).mean
+    assert one["ensemble"] == registry.score("auto", said, tables.read_rows(at / "test.tsv"), None).mean
     study_ = read(at, tmp_path, text)
     lines = str(summary.summarize(study_, cells.records(tmp_path / "out"))).splitlines()
     assert lines[2] == "| method | average | best | ensemble | seeds |"
@@ -581,12 +584,12 @@ RUNNER = '''
 """The command, with a line in a log for each cell that was computed and written."""
 import os, sys
 from tinyprompt.cli.main import main
-from tinyprompt.tools import cells
+from tinyprompt.study import cells
 
 LOG = os.environ["LOG"]
 
 def logged(cell, folder, wait):
-    from tinyprompt.tools import cells
+    from tinyprompt.study import cells
     original = getattr(cells, "original", cells.run_cell)  # in a worker, where nothing was replaced, the latter
     compute, ran = cells.compute, []
     cells.compute = lambda cell: ran.append(cell.key) or compute(cell)
@@ -709,7 +712,7 @@ def test_a_backend_that_is_not_installed_is_told(run, monkeypatch):
     monkeypatch.setattr(cells.importlib.util, "find_spec", lambda name: None)
     status, _, err = run()
     assert status == 2
-    assert "joblib is not installed; pip install 'tinyprompt[study]'" in err
+    assert "joblib is not installed; pip install 'tinyprompt-t5[study]'" in err
 
 
 # ---- those of this repository ----
@@ -724,7 +727,7 @@ def test_a_study_of_the_lessons_can_be_read(path):
         pytest.skip("needs the data sets in lessons/studies/data")
     if '"google/' in text:
         pytest.skip("needs a model that was pulled")
-    assert study.read_study(path, "numpy").cells
+    assert grid.read_study(path, "numpy").cells
 
 
 @pytest.mark.parametrize(
@@ -734,6 +737,6 @@ def test_the_rows_of_the_lessons_are_those_of_their_studies(path):
     if '"data/' in path.read_text(encoding="utf-8") and not (path.parent / "data").exists():
         pytest.skip("needs the data sets in lessons/studies/data")
     found = cells.records(path.with_suffix(""))
-    one = study.read_study(path, next(iter(found.values()))["device"])
+    one = grid.read_study(path, next(iter(found.values()))["device"])
     cells.check_settings(one.cells, found, path)
     assert {cell.key for cell in one.cells} == found.keys()

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, batch, pair, raw_config, torch, transformers
 
-from tinyprompt import generate, ops, t5, train, tree
-from tinyprompt.config import Config
+from tinyprompt import ops, t5, train, tree
 from tinyprompt.data import Batch
+from tinyprompt.files.config import parse_config
 
 KEY = "encoder.prompt.embedding"
 
@@ -18,7 +18,7 @@ KEY = "encoder.prompt.embedding"
 def test_logits_equal_transformers(family):
     config, params, reference = pair(family)
     ids, mask, labels, _ = batch(1, 61, rows=4, length=37, out=5)
-    start = generate.shift_right(labels)
+    start = t5.shift_right(labels)
     ours = t5.forward(params, config, ids, mask, start)
     with torch.no_grad():
         theirs = reference(*map(torch.from_numpy, (ids, mask, start)), use_cache=False).logits.numpy()
@@ -31,7 +31,7 @@ def test_logits_equal_transformers_at_the_shape_of_t5_1_1_small():
         "t5-1.1", vocab_size=97, d_model=512, d_kv=64, num_heads=6, d_ff=1024, num_layers=8, num_decoder_layers=8
     )
     ids, mask, labels, _ = batch(2, 97, rows=2, length=140, out=3)
-    start = generate.shift_right(labels)
+    start = t5.shift_right(labels)
     with torch.no_grad():
         theirs = reference(*map(torch.from_numpy, (ids, mask, start)), use_cache=False).logits.numpy()
     assert np.abs(t5.forward(params, config, ids, mask, start) - theirs).max() < 1e-10
@@ -41,7 +41,7 @@ def test_prompts_of_their_own_for_the_rows_of_a_batch():
     config, params, _ = pair("t5-1.1")
     ids, mask, labels, _ = batch(3, 61, rows=2, length=8, out=2)
     prompts = np.random.default_rng(0).normal(0, 1, (2, 4, 20))
-    args = (config, ids, mask, generate.shift_right(labels))
+    args = (config, ids, mask, t5.shift_right(labels))
     both = t5.forward(tree.merge(params, {KEY: prompts}), *args)
     for row in range(2):
         alone = t5.forward(tree.merge(params, {KEY: prompts[row]}), *args)
@@ -126,7 +126,7 @@ def test_padding_changes_nothing(scale):
     queries = {name: x * scale for name, x in tree.flatten(params).items() if name.endswith(".q.weight")}
     params = tree.merge(params, queries)
     ids, mask, labels, _ = batch(4, 61, rows=1, length=6, out=2)
-    start = generate.shift_right(labels)
+    start = t5.shift_right(labels)
     wide = np.pad(ids, ((0, 0), (0, 5)), constant_values=7), np.pad(mask, ((0, 0), (0, 5)))
     assert np.abs(t5.forward(params, config, ids, mask, start) - t5.forward(params, config, *wide, start)).max() < 1e-12
 
@@ -171,7 +171,7 @@ def test_dropout_is_where_it_is_in_transformers():
     for module in reference.modules():
         if isinstance(module, torch.nn.Dropout):
             module.register_forward_hook(lambda module, inputs, output: theirs.append(tuple(output.shape)))
-    start = generate.shift_right(labels)
+    start = t5.shift_right(labels)
     reference(*map(torch.from_numpy, (ids, mask, start)), use_cache=False)
     t5.forward(params, config, ids, mask, start, seen)
     scores = [shape for shape in ours if len(shape) == 4 or shape[1] in (3 * 3, 3 * 6) or shape[-1] not in (20, 28)]
@@ -230,7 +230,7 @@ def test_attention_takes_the_short_way_where_it_is_shorter(monkeypatch):
 def test_intermediate_values_are_those_of_transformers():
     config, params, reference = pair("t5-1.1")
     ids, mask, labels, _ = batch(8, 61, rows=2, length=6, out=3)
-    seen, start = {}, generate.shift_right(labels)
+    seen, start = {}, t5.shift_right(labels)
     t5.forward(params, config, ids, mask, start, t5.recorder(seen))
     reference.set_attn_implementation("eager")
     out = reference(
@@ -273,4 +273,4 @@ def test_a_surplus_weight_is_named():
 )
 def test_a_bad_configuration_names_its_key(key, value):
     with pytest.raises(ValueError, match=key):
-        Config.from_dict(raw_config("t5-1.1", **{key: value}))
+        parse_config(raw_config("t5-1.1", **{key: value}))

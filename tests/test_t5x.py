@@ -16,15 +16,16 @@ from profiles import examples
 from reference import FAMILIES, batch, check_torch, random_weights, raw_config, torch, transformers
 from safetensors import safe_open
 
-from tinyprompt import generate, t5, tree
-from tinyprompt.config import Config, weight_shapes
+from tinyprompt import t5, tree
+from tinyprompt.config import weight_shapes
 from tinyprompt.errors import CheckpointError
+from tinyprompt.export import graphs as export
+from tinyprompt.export.graphs import Shape
 from tinyprompt.files import io, models, safetensors
+from tinyprompt.files.config import parse_config
 from tinyprompt.files.models import convert
 from tinyprompt.files.t5x import open_t5x
 from tinyprompt.lowering import is_frozen
-from tinyprompt.tools import export
-from tinyprompt.tools.export import Shape
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 REAL = SHARED / "t5x_tiny" / "test_t5_1_1_tiny" / "checkpoint_3"
@@ -143,7 +144,7 @@ def small_t5x(folder, **changes):
 
 
 def random_model(family, dtype=np.float32, seed=0, **changes):
-    config = Config.from_dict(raw_config(family, **changes))
+    config = parse_config(raw_config(family, **changes))
     return config, {k: v.astype(dtype) for k, v in random_weights(config, seed).items()}
 
 
@@ -163,7 +164,7 @@ def test_a_checkpoint_is_read_bit_for_bit(family, data, tmp_path_factory):
     compressor = data.draw(st.sampled_from([None, {"id": "gzip", "level": 1}]))
     write_t5x(folder, tree_, data.draw(st.integers(2, 30)), compressor, data.draw(st.sampled_from([0, 40, 10**6])))
     raw, found = read_t5x(folder)
-    assert Config.from_dict(raw) == config
+    assert parse_config(raw) == config
     assert list(found) == list(weight_shapes(config))
     for name, value in flat.items():
         assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
@@ -190,7 +191,7 @@ def ours(model, *ids):
 
 def inputs(vocab):
     ids, mask, labels, _ = batch(1, vocab, rows=3, length=17, out=4)
-    return ids, mask, generate.shift_right(labels)
+    return ids, mask, t5.shift_right(labels)
 
 
 def contents(folder):
@@ -263,7 +264,7 @@ def test_the_real_checkpoint(tmp_path):
     assert not model.config.tied_head
     assert len(model.tokenizer) == 32100
     raw, flat = read_t5x(REAL)
-    assert {name: value.shape for name, value in flat.items()} == weight_shapes(Config.from_dict(raw))
+    assert {name: value.shape for name, value in flat.items()} == weight_shapes(parse_config(raw))
     assert all((tree.flatten(model.params)[name] == value).all() for name, value in flat.items())
     query = gzip.decompress((REAL / "target.encoder.layers_1.attention.query.kernel" / "0.0").read_bytes())
     found = flat["encoder.block.1.layer.0.SelfAttention.q.weight"]
@@ -503,7 +504,7 @@ def test_no_bytes_raise_another_exception(data, tmp_path_factory):
     except CheckpointError as error:
         assert str(folder) in str(error)  # noqa: PT017 - what is changed may also be a number
     else:
-        assert {name: x.shape for name, x in found.items()} == weight_shapes(Config.from_dict(raw))
+        assert {name: x.shape for name, x in found.items()} == weight_shapes(parse_config(raw))
 
 
 @examples(60)

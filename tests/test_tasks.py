@@ -13,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 
-from tinyprompt import data, methods
+from tinyprompt import methods
 from tinyprompt.cli.main import main
 from tinyprompt.data import Row
 from tinyprompt.errors import DataError
+from tinyprompt.files import tables
 from tinyprompt.files.models import load
 from tinyprompt.model import Prompt
 from tinyprompt.predict import predict
 from tinyprompt.tasks import registry
 from tinyprompt.tasks.registry import TASKS
+from tinyprompt.tuning import evaluate
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -303,7 +305,7 @@ def test_damaged_files_give_rows_or_one_error(tmp_path_factory, data):
 @pytest.mark.parametrize("words", [("x", "x"), ("equivalent", "not_equivalent")])
 def test_label_words_that_tell_nothing_apart(words):
     with pytest.raises(DataError, match=f"mrpc: expected different words, none in another's place, found {words[0]}"):
-        registry.labels_of("mrpc", dict(zip(("not_equivalent", "equivalent"), words, strict=True)))
+        registry.task_labels("mrpc", dict(zip(("not_equivalent", "equivalent"), words, strict=True)))
 
 
 def test_other_label_words(tmp_path):
@@ -311,7 +313,7 @@ def test_other_label_words(tmp_path):
     task, name, content, (row,) = next(one for one in FILES if one[0] == "mrpc")
     path = write(tmp_path / name, content)
     assert registry.read(task, path, words=words) == [row._replace(target="duplicate")]
-    labels = registry.labels_of(task, words)
+    labels = registry.task_labels(task, words)
     assert labels == ("not_duplicate", "duplicate")
     rows = [row._replace(target=labels[i]) for i in (1, 1, 1, 0)]
     predicted = [labels[i] for i in (1, 1, 0, 1)]
@@ -327,7 +329,7 @@ def test_other_label_words(tmp_path):
         with pytest.raises(DataError, match="task mrpc: expected words for not_equivalent, equivalent; found some for"):
             registry.read(task, path, words=wrong)
     with pytest.raises(DataError, match="answers are free text"):
-        registry.labels_of("squad", words)
+        registry.task_labels("squad", words)
 
 
 @pytest.mark.parametrize(
@@ -457,12 +459,12 @@ def test_a_prompt_remembers_its_task(call, tmp_path):
     assert scored["rows"] == 12
     assert 0 <= scored["scores"]["f1"] <= 1
     assert "'question1', found" in call("eval", prompt, other)
-    assert "is no label word (not_duplicate, duplicate)" in call("eval", prompt, other, "--task", "mrpc")
+    assert "is not a label word (not_duplicate, duplicate)" in call("eval", prompt, other, "--task", "mrpc")
     assert "expected words for not_equivalent, equivalent" in call(
         "eval", prompt, other, "--task", "mrpc", "--words", "a=b"
     )
     assert "task 'mnli': expected one of auto, classify" in call("eval", prompt, other, "--task", "mnli")
-    assert "--input and --target go with files of columns" in call("eval", prompt, train, "--input", "text_a")
+    assert "--input and --target are for files of columns" in call("eval", prompt, train, "--input", "text_a")
     assert "setting task: expected 'qqp', as the run to resume had" in call(
         "tune", other, "--dev", other, "--task", "mrpc", "--resume", prompt, "--steps", 3
     )
@@ -473,7 +475,7 @@ def test_free_text_tasks_by_the_command_line(call, tmp_path, monkeypatch):
     spy = lambda model, settings, labels, init: words.append((labels, init)) or first(model, settings, labels, init)
     monkeypatch.setattr(methods, "init_params", spy)
     wsc, prompt = write(tmp_path / "a.jsonl", lines(WSC, WSC | {"label": False})), tmp_path / "p.safetensors"
-    assert "rows that belong together must not be split" in call("tune", wsc, "--task", "wsc", "--out", prompt, *QUICK)
+    assert "rows of a group must stay together" in call("tune", wsc, "--task", "wsc", "--out", prompt, *QUICK)
     tuned = call("tune", wsc, "--dev", wsc, "--task", "wsc", "--out", prompt, *QUICK)
     assert tuned["label_words"] is None
     assert words == [(None, ("commonsense", "pronoun", "resolution"))]
@@ -517,10 +519,10 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
     assert said[0]["input"].startswith("wsc ")
     assert "--task qqp,wsc: 2 tasks, found 1 file: " in call("eval", out, qqp)
     assert "task 'auto': expected one of boolq" in call("tune", qqp, wsc, "--task", "qqp,auto")
-    assert "a mixture is of built-in tasks with their own words" in call(
+    assert "a mixture has built-in tasks with their own words" in call(
         "eval", out, qqp, "--task", "qqp", "--words", "not_duplicate=no", "duplicate=yes"
     )
-    assert "must not be split; name a file with --dev" in call("tune", qqp, wsc, *both, *QUICK)
+    assert "must stay together; give dev rows" in call("tune", qqp, wsc, *both, *QUICK)
     single = tmp_path / "q.safetensors"
     call("tune", qqp, "--dev", qqp, "--task", "qqp", "--out", single, *QUICK)
     assert "was tuned without the names of tasks; name one" in call("eval", single, qqp, wsc, *both)
@@ -567,7 +569,7 @@ def test_a_prompt_is_evaluated_with_the_metrics_of_its_task(folder, words):
     model, rows = load(folder), [Row("a", "yes"), Row("b", "no"), Row("c", "yes")]
     prompt = Prompt(label_words=words, settings={"max_new_tokens": 2} | ({"task": "qqp"} if words else {}))
     answers = predict(model, prompt, [row.input for row in rows], "numpy")
-    found = registry.evaluate(model, prompt, rows, "numpy")
+    found = evaluate(model, prompt, rows, "numpy")
     assert found == registry.score("qqp" if words else "auto", answers, rows, words)
     assert list(found.metrics) == (["f1", "accuracy"] if words else ["exact match"])
 
@@ -587,7 +589,7 @@ def test_rows_of_qqp_with_a_line_break_are_left_out_and_counted(tmp_path, caplog
     assert len(registry.read("qqp", path)) == 8
     assert "left out 2 rows with too many or too few fields, the first at line 6" in caplog.text
     with pytest.raises(DataError, match="row 6: 5 fields"):
-        list(data.records(path))
+        list(tables.records(path))
 
 
 def test_the_test_file_of_cola_has_a_header(tmp_path):

@@ -19,12 +19,12 @@ from profiles import examples
 from reference import hugging_face, torch
 
 from tinyprompt import tree
-from tinyprompt.config import Config
 from tinyprompt.errors import CheckpointError
+from tinyprompt.export import graphs as export
+from tinyprompt.export.graphs import Shape
 from tinyprompt.files import models, torch_bin
+from tinyprompt.files.config import parse_config
 from tinyprompt.files.torch_bin import map_pickle
-from tinyprompt.tools import export
-from tinyprompt.tools.export import Shape
 
 LAYOUTS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -403,7 +403,7 @@ def test_exported_graphs_read_the_bin_file(layout, dtype, tmp_path):
     (tmp_path / "gone.bin").rename(one)
     model = models.load(tmp_path / "bin")
     exact = export.step(*arrays, tree.nest({k: v.astype(np.float64) for k, v in tree.flatten(model.params).items()}),
-                        Config.from_dict(SMALL))  # fmt: skip
+                        parse_config(SMALL))  # fmt: skip
     assert np.allclose(loss, exact["loss"], rtol=1e-5)
     assert np.abs(gradient - exact["gradient"]).max() < 1e-5 * np.abs(exact["gradient"]).max()
 

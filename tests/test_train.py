@@ -1,19 +1,18 @@
 """The loop, the first prompts, and prediction, on a small random model in float32."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from reference import hugging_face, random_weights, raw_config, torch
-from tuning import answer, prompt_of, saver, tune
+from tuning import answer, prompt_of, right_answers, saver, tune
 
 import tinyprompt
-from tinyprompt import data, generate, methods, t5, train, tree
-from tinyprompt.config import Config
+from tinyprompt import data, decode, methods, t5, train, tree
 from tinyprompt.data import Row
 from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import prompts
+from tinyprompt.files.config import parse_config
 from tinyprompt.fit import check_fit
 from tinyprompt.methods import PROMPT
 from tinyprompt.model import Model, Prompt
@@ -21,10 +20,11 @@ from tinyprompt.predict import label_scores, stream
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
 from tinyprompt.tokenizer import ByteTokenizer
-from tinyprompt.train import TaskData, first_state, gradient, right_answers
+from tinyprompt.train import TaskData, first_state
+from tinyprompt.tuning import gradient
 
 RAW = raw_config("t5-1.1", vocab_size=384)
-CONFIG = Config.from_dict(RAW)
+CONFIG = parse_config(RAW)
 LABELS = ("a", "b")
 SHORT = Settings(steps=6, batch_size=4, prompt_length=5, optimizer="adam", learning_rate=0.1, eval_every=2)
 
@@ -268,7 +268,7 @@ def test_what_cannot_be_resumed(model):
     with fail("more than the 6 that are done"):
         tune(model, rows, dev, SHORT, LABELS, resume=prompt)
     for others in ((rows_of(9), dev), (rows, rows_of(6, 2)), (rows[::-1], dev)):
-        with fail("the train or dev rows are others", kind=DataError):
+        with fail("the train or dev rows differ", kind=DataError):
             tune(model, *others, more, LABELS, resume=prompt)
     with fail("tuned on 'tiny'", kind=CheckpointError):
         tune(model_of(flat), rows, dev, more, LABELS, resume=prompt)
@@ -307,7 +307,7 @@ def test_a_target_that_is_no_label_is_named(model, part):
     parts[part] = [*parts[part], Row("so so", "fair")]
     more = ", or add train rows that have it" if part == "dev" else ""
     with pytest.raises(
-        DataError, match=rf"^{part} row 'so so': target 'fair' is no label word \(a, b\); correct it{more}$"
+        DataError, match=rf"^{part} row 'so so': target 'fair' is not a label word \(a, b\); correct it{more}$"
     ):
         tune(model, parts["train"], parts["dev"], SHORT, LABELS)
 
@@ -446,8 +446,8 @@ def texts_of(count, most=60):
 
 def log_p_of(params, label, states, mask):
     """Log probability of the ids of one label, on its own."""
-    logits = t5.decode(params, CONFIG, generate.shift_right(np.array([label])), states, mask)
-    return generate.log_probability(logits, np.array([label])).sum()
+    logits = t5.decode(params, CONFIG, t5.shift_right(np.array([label])), states, mask)
+    return decode.log_probability(logits, np.array([label])).sum()
 
 
 def test_padding_and_batches_do_not_change_a_prediction(model):
@@ -541,45 +541,6 @@ def test_loss_is_teacher_forced_cross_entropy(model):
     assert np.isclose(
         train.loss(delta, model.params, model.config, batch), -sum(scores) / batch.weights.sum(), rtol=1e-5
     )
-
-
-def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
-    """On a file of 50 rows: file names, a bar, a curve, one line for what is shown, a string for a string."""
-    model = model_of(random_weights(CONFIG, 0))
-    path = tmp_path / "train.tsv"
-    path.write_text("input\ttarget\n" + "".join(f"{row.input}\t{row.target}\n" for row in rows_of(50)))
-    begun = time.perf_counter()
-    result = tinyprompt.tune(model, str(path), settings=replace(SHORT, steps=12))
-    assert 0 < result.seconds < time.perf_counter() - begun
-    assert "12/12" in capsys.readouterr().err
-    assert tinyprompt.tune(model, path, path, SHORT, progress=False).history[0]["loss"] is None
-    assert capsys.readouterr().err == ""
-    for shown in (model, result, result.prompt):
-        assert "\n" not in repr(shown)
-        assert len(repr(shown)) < 160
-    assert len(result.history) == 13
-    axes = result.plot()
-    assert axes.get_xlabel() == "step"
-    assert result.plot(tmp_path / "curve.png") is None
-    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    answer = tinyprompt.predict(model, result.prompt, "++")
-    assert [answer] == tinyprompt.predict(model, result.prompt, ["++"])
-    assert answer in LABELS
-    assert str(tinyprompt.evaluate(model, result.prompt, path)).startswith("accuracy ")
-    assert tinyprompt.gradient(model, result.prompt, path).array.shape == result.prompt.array.shape == (5, 20)
-    seen = tinyprompt.intermediates(model, result.prompt, "++", "a")
-    assert seen["encoder.block.0.layer.0.attention_weights"].shape == (1, 3, 8, 8)
-    assert seen["logits"].shape == (1, 2, 384)  # nothing is padded: "a" and eos; and 3 letters with it
-    assert tinyprompt.intermediates(model, result.prompt, "+++", "ab")["logits"].shape == (1, 3, 384)
-    assert tinyprompt.intermediates(model, result.prompt, "+++")["encoder.final"].shape == (1, 9, 20)
-    with pytest.raises(TypeError, match="the model comes first"):
-        tinyprompt.predict(result.prompt, model, "++")
-    with pytest.raises(TypeError, match="then a Prompt"):
-        tinyprompt.predict(model, "prompt.safetensors", "++")
-    with pytest.raises(DataError, match="expected Row"):
-        tinyprompt.tune(model, [("++", "a")], settings=SHORT)
-    with pytest.raises(ValueError, match="setting task: expected one of auto"):
-        tinyprompt.tune(model, path, settings=replace(SHORT, task="boolq"))
 
 
 def test_the_gradient_is_the_slope_of_the_loss(model):

@@ -15,11 +15,12 @@ from tinyprompt import data, optim, tokenizer
 from tinyprompt import train as training
 from tinyprompt.cli.main import main
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import models, npm, prompts
+from tinyprompt.export import npm
+from tinyprompt.export import page as web
+from tinyprompt.files import models, prompts, tables
 from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.predict import label_scores, probabilities
 from tinyprompt.tasks.registry import DEMO
-from tinyprompt.tools import web
 from tinyprompt.tree import flatten, nest
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
@@ -106,7 +107,7 @@ def compute(browser, code, *given):
 
 
 def test_the_tokens_are_those_of_python(browser, model):
-    texts = [row.input for name in ("topic", "sentiment") for row in data.read_rows(DEMO / f"{name}.train.tsv")] + ODD
+    texts = [row.input for name in ("topic", "sentiment") for row in tables.read_rows(DEMO / f"{name}.train.tsv")] + ODD
     opened(browser, None)
     assert compute(browser, "given[0].map(text => state.model.encode(text))", texts) == [
         model.tokenizer.encode(text) for text in texts

@@ -10,7 +10,7 @@ from reference import batch, torch, transformers
 from safetensors import safe_open
 
 import tinyprompt
-from tinyprompt import generate, t5, tokenizer, tree
+from tinyprompt import t5, tokenizer, tree
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import models
 
@@ -91,7 +91,7 @@ def test_logits_equal_transformers(folder):
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     ids, mask, labels, _ = batch(0, PIECES, rows=3, length=50, out=6)
-    start = generate.shift_right(labels)
+    start = t5.shift_right(labels)
     ours = t5.forward(model.params, model.config, ids, mask, start)
     with torch.no_grad():
         theirs = reference.eval()(*map(torch.from_numpy, (ids, mask, start)), use_cache=False).logits.numpy()

@@ -5,27 +5,34 @@ from dataclasses import asdict
 import numpy as np
 from random_models import random_weights, raw_config
 
-from tinyprompt import train, tree
-from tinyprompt.config import Config
+from tinyprompt import tree
+from tinyprompt.files.config import parse_config
 from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
+from tinyprompt.tasks.metrics import accuracy
 from tinyprompt.tokenizer import ByteTokenizer
-from tinyprompt.train import Result, TaskData, right_answers
+from tinyprompt.train import TaskData
+from tinyprompt.tuning import Result, run_task
 
 
 def byte_model(family="t5-1.1", dtype=np.float32, seed=0):
     """A small random model that reads bytes, and is sure enough of itself to be taught."""
-    config = Config.from_dict(raw_config(family, vocab_size=384))
+    config = parse_config(raw_config(family, vocab_size=384))
     flat = random_weights(config, seed)
     if "lm_head.weight" in flat:
         flat["lm_head.weight"] *= 3
     return Model(config, tree.nest({k: v.astype(dtype) for k, v in flat.items()}), ByteTokenizer(), "tiny")
 
 
+def right_answers(answers, rows):
+    """Accuracy of answers to rows."""
+    return accuracy(answers, [row.target for row in rows])
+
+
 def tune(model, rows, dev, settings, labels, device=None, resume=None, init=(), each=None):
     """A whole run; `each` is given every Progress."""
-    for progress in train.run(model, TaskData(rows, dev, labels, right_answers, init), settings, device, resume):
+    for progress in run_task(model, TaskData(rows, dev, labels, right_answers, init), settings, device, resume):
         if each:
             each(progress)
     return Result.of(progress, 0.0)

@@ -1,13 +1,15 @@
-"""The numbers that a T5 is built from, and the name and shape of each of its weights. Knows no arrays."""
+"""The sizes of a T5, and the name and shape of each of its weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+PAD, EOS, UNK = 0, 1, 2  # token ids, the same in every T5
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a Hugging Face config.json that the model depends on."""
+    """The fields of a Hugging Face `config.json` that the model depends on."""
 
     vocab_size: int
     d_model: int
@@ -24,58 +26,21 @@ class Config:
     scaled_logits: bool = False  # times d_model ** -0.5; goes with the tied head
     bias_in_every_layer: bool = False  # UMT5
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "Config":
-        """Read a config.json dict. Raises ValueError that names the key."""
-        family = raw.get("model_type", "t5")
-        if family not in ("t5", "mt5", "umt5"):
-            raise ValueError(f"key 'model_type': {family!r} is not of the T5 family; expected 't5', 'mt5' or 'umt5'")
 
-        def number(key, default=None, kind=int):
-            value = raw.get(key, default)
-            most = {"num_layers": 1000, "num_decoder_layers": 1000, "layer_norm_epsilon": 1}.get(key, 2**31 - 1)
-            if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= most:
-                raise ValueError(f"key {key!r}: expected a positive number, at most {most}, found {value!r}")
-            return value
-
-        for key, expected in (("eos_token_id", 1), ("pad_token_id", 0), ("decoder_start_token_id", 0)):
-            if raw.get(key) not in (None, expected, [expected]):
-                raise ValueError(f"key {key!r}: expected {expected}, as in every T5 of the papers, found {raw[key]!r}")
-        buckets = number("relative_attention_num_buckets", 32)
-        furthest = number("relative_attention_max_distance", 128)
-        if buckets < 4 or buckets % 2:
-            raise ValueError(
-                f"key 'relative_attention_num_buckets': expected an even number from 4 on, found {buckets}"
-            )
-        if furthest <= buckets // 2:  # in the decoder, half of the buckets are for single distances
-            raise ValueError(
-                f"key 'relative_attention_max_distance': expected more than {buckets // 2}, found {furthest}"
-            )
-
-        kinds = {"relu": False, "gated-gelu": True, "gated-gelu_new": True}
-        kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
-        if not isinstance(kind, str) or kind not in kinds:
-            raise ValueError(f"key 'feed_forward_proj': expected one of {sorted(kinds)}, found {kind!r}")
-        # mT5 never ties its head. T5 1.0 leaves the key out, which means tied.
-        # Whatever it was, transformers 5 saves a T5 as tied, and keeps the answer under another key.
-        tied = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)) is not False and family != "mt5"
-        return cls(
-            **{k: number(k) for k in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")},
-            num_decoder_layers=number("num_decoder_layers", raw.get("num_layers")),
-            relative_attention_num_buckets=buckets,
-            relative_attention_max_distance=furthest,
-            layer_norm_epsilon=number("layer_norm_epsilon", 1e-6, float),
-            gated=kinds[kind],
-            tied_head=tied,
-            scaled_logits=tied,
-            bias_in_every_layer=family == "umt5",
-        )
+# T5 1.1, as published: d_ff, num_heads and layers grow with d_model.
+T5_1_1 = {
+    "small": Config(32128, 512, 64, 1024, 6, 8, 8),
+    "base": Config(32128, 768, 64, 2048, 12, 12, 12),
+    "large": Config(32128, 1024, 64, 2816, 16, 24, 24),
+    "xl": Config(32128, 2048, 64, 5120, 32, 24, 24),
+    "xxl": Config(32128, 4096, 64, 10240, 64, 24, 24),
+}
 
 
-def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of a checkpoint: the schema, flat."""
+def weight_shapes(config: Config) -> Shapes:
+    """Return the name and the shape of every weight of a checkpoint."""
     c, inner = config, config.num_heads * config.d_kv
-    out: dict[str, tuple[int, ...]] = {"shared.weight": (c.vocab_size, c.d_model)}
+    out: Shapes = {"shared.weight": (c.vocab_size, c.d_model)}
     if not c.tied_head:
         out["lm_head.weight"] = (c.vocab_size, c.d_model)
     attention = {"q": (inner, c.d_model), "k": (inner, c.d_model), "v": (inner, c.d_model), "o": (c.d_model, inner)}

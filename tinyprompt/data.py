@@ -1,48 +1,35 @@
-"""Rows from files, and batches from rows."""
+"""Rows, and batches from rows."""
 
-import csv
-import gzip
-import io
-import json
-import lzma
 import re
-import stat
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from tinyprompt.config import PAD
 from tinyprompt.errors import DataError
-from tinyprompt.tokenizer import PAD, Tokenizer
-
-if TYPE_CHECKING:
-    from tinyprompt.settings import Settings
+from tinyprompt.model import Tokenizer
+from tinyprompt.settings import Settings
 
 MAX_LABELS = 50
-LARGEST = 2**28  # bytes of a file of rows, once it is decompressed
-LONGEST = 10_000  # characters of a target
-TEMPLATE = "{input} answer: {target}"  # how a solved example reads in front of an input
-TASKS = ("auto", "classify", "generate")  # of files of columns: label words found, wanted or not
-csv.field_size_limit(LARGEST)  # characters; Python's own limit of 131,072 is less than a document may have
+TEMPLATE = "{input} answer: {target}"  # of a solved example in front of an input
+TASKS = ("auto", "classify", "generate")  # for files of columns: are targets label words?
 NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 class Row(NamedTuple):
-    """One example: text in, text out."""
+    """One example: an input text and a target text."""
 
     input: str
     target: str
-    answers: tuple[str, ...] = ()  # of a question: all that are right
+    answers: tuple[str, ...] = ()  # all correct answers to a question
     group: str = ""  # rows of one group are scored, and split, together
-    task: str = ""  # in a mixture: whose row it is
+    task: str = ""  # the task of the row, in a mixture
 
 
 class Batch(NamedTuple):
-    """Padded ids of some rows. Shapes: input_ids, attention_mask (B, L); labels, weights (B, T)."""
+    """The padded ids of rows. Shapes: input_ids, attention_mask (B, L); labels, weights (B, T)."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -50,75 +37,8 @@ class Batch(NamedTuple):
     weights: np.ndarray  # float32: 1 at label tokens, 0 at padding
 
 
-def read_rows(
-    path: str | Path,
-    input_column: str = "input",
-    target_column: str | None = "target",
-    words: Mapping[str, str] | None = None,
-) -> list[Row]:
-    """Rows of a .tsv, .csv or .jsonl file (also .gz or .xz), UTF-8, with named columns.
-
-    TSV is read without quoting, CSV with it. `words` replaces targets, e.g. {"0": "bad", "1": "good"}.
-    With target_column None the targets are empty. Raises DataError that names the file and the row.
-    """
-    path = Path(path)
-    rows = []
-    for number, record in records(path):
-        here = f"{path}: row {number}"
-        values: list[str] = []
-        for column in (input_column, target_column):
-            if column is None:
-                values.append("")
-                continue
-            if column not in record and len(record) == 1 and ";" in next(iter(record)):
-                raise DataError(f"{here}: one column, {next(iter(record))!r}: separated by semicolons; expected commas")
-            if column not in record:
-                found = ", ".join(repr(str(k)) for k in record)
-                advice = "name yours with --input or --target, or a built-in task with --task"
-                raise DataError(f"{here}: no column {column!r}; found {found}; {advice}")
-            value = record[column]
-            missing = value is None or value != value or not str(value).strip()  # JSON of Python may have NaN
-            if missing or isinstance(value, bool | list | dict):
-                raise DataError(f"{here}: column {column!r}: expected a text, found {value!r}")
-            values.append(str(value).strip())
-        if len(values[1]) > LONGEST:
-            found = f"{len(values[1]):,} characters; the most that can be learned is {LONGEST:,}"
-            raise DataError(f"{here}: column {target_column!r}: a target of {found}")
-        if words and target_column is not None:
-            if values[1] not in words:
-                raise DataError(f"{here}: target {values[1]!r} has no label word; given for {', '.join(sorted(words))}")
-            values[1] = words[values[1]]
-        rows.append(Row(values[0], values[1]))
-    if not rows:
-        raise DataError(f"{path}: no rows")
-    return rows
-
-
-def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
-    """The text of a file, which may be compressed (.gz, .xz). Raises DataError."""
-    path = Path(path)
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise DataError(f"{path}: is a device or a pipe; expected a file")
-        with opener(path, "rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise DataError(f"{path}: holds more than {LARGEST:,} bytes, the most that is read; split it")
-        return content.decode(encoding)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a directory; expected a file of rows") from None
-    except UnicodeDecodeError as error:
-        row = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: row {row}: not UTF-8; convert it first") from None
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: cannot be decompressed ({error}); fetch it again") from None
-
-
 def check_text(text: str, where: str) -> None:
-    """Raise DataError for a text that is no UTF-8: it has one half of a character (a lone surrogate)."""
+    """Raise DataError for a text with half a character (a lone surrogate), which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -126,76 +46,12 @@ def check_text(text: str, where: str) -> None:
         raise DataError(f"{where}: holds {broken}, half of a character; write the text in UTF-8") from None
 
 
-def records(
-    path: str | Path, columns: Sequence[str] | None = None, broken: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, dict]]:
-    """Each record of a .tsv (or .txt), .csv or .jsonl file with its line number.
-
-    columns: the names of the fields of a file without a header line. broken: is told the line numbers of rows with too
-    many or too few fields, which are left out; without it they are an error. Raises DataError.
-    """
-    path = Path(path)
-    packed = path.suffix.lower() in (".gz", ".xz")
-    kind = Path(path.stem if packed else path.name).suffix.lower()
-    if kind not in (".tsv", ".txt", ".csv", ".jsonl"):
-        raise DataError(f"{path}: expected a file that ends in .tsv, .csv or .jsonl")
-    with io.StringIO(read_text(path), newline="") as file:
-        if kind == ".jsonl":
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}: row {number}: not valid JSON ({error})") from None
-                if "\\u" in line:
-                    check_text(json.dumps(record, ensure_ascii=False), f"{path}: row {number}")
-                if not isinstance(record, dict):
-                    raise DataError(f"{path}: row {number}: expected a JSON object, found {line.strip()[:40]!r}")
-                yield number, record
-            return
-        reader = csv.reader(file) if kind == ".csv" else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        try:
-            header = columns or next(reader, [])
-            check_header(header, path)
-            for fields in reader:
-                if not any(fields):
-                    continue
-                if len(fields) != len(header) and broken:
-                    broken(reader.line_num)
-                    continue
-                if len(fields) != len(header):
-                    wanted = f"{'expected' if columns else 'but the header names'} {len(header)}: {', '.join(header)}"
-                    raise DataError(f"{path}: row {reader.line_num}: {len(fields)} fields, {wanted}")
-                yield reader.line_num, dict(zip(header, fields, strict=True))
-        except csv.Error as error:
-            raise DataError(f"{path}: row {reader.line_num}: {error}") from None
-
-
-def check_header(header: Sequence[str], path: Path) -> None:
-    """Raise DataError for a file without column names, or with one twice; those without a name may be many."""
-    if not header:
-        raise DataError(f"{path}: empty; expected a header line with column names")
-    twice = next((name for name, times in Counter(header).items() if name and times > 1), None)
-    if twice:
-        raise DataError(f"{path}: the header names {twice!r} twice; rename one of these columns")
-
-
-def read(source: str | Path | Sequence[Row]) -> list[Row]:
-    """Rows as they are, or those of a file with the columns `input` and `target`. Raises DataError."""
-    if isinstance(source, str | Path):
-        return read_rows(source)
-    for row in source:
-        if not isinstance(row, Row):
-            raise DataError(f"row {row!r:.60}: expected Row(input, target), or the name of a file")
-    return list(source)
-
-
 def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | None:
-    """The distinct targets, sorted, if they are labels to choose from; None for free text.
+    """Return the distinct targets, sorted, if they are labels; None for free text.
 
-    task: "classify" takes them for labels, "generate" for text. "auto" takes at most 50 different targets, each seen
-    four times on average, for labels.
+    Args:
+        task: "classify": targets are labels. "generate": they are text. "auto": they are labels if there are at most
+            50, and each occurs four times on average.
     """
     found = sorted({row.target for row in rows})
     few = 2 <= len(found) <= min(MAX_LABELS, len(rows) / 4)
@@ -203,12 +59,12 @@ def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | No
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows in two random parts; the second has `share` of them (at least one), and of every target that repeats."""
+    """Split rows at random. The second part has `share` of them, at least one, and of every frequent target."""
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     of: dict[str, list[int]] = {}
     for i in order:
         of.setdefault(rows[i].target, []).append(i)
-    # Each target's rows are spread evenly over 0 to 1; the second part is what lies below the share.
+    # The rows of each target are spread evenly over 0 to 1. Those below the share are the second part.
     place = {i: (k + 0.5) / len(places) for places in of.values() for k, i in enumerate(places)}
     order = sorted(order, key=place.__getitem__)
     cut = max(1, round(len(rows) * share))
@@ -216,13 +72,13 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
 
 
 def width(longest: int) -> int:
-    """How long rows are padded to: one of few lengths, since each is a graph of its own, and a short one is exact."""
+    """Round a length up to one of few widths, because each width compiles a graph. Lengths up to 4 stay exact."""
     multiple = 1 if longest <= 4 else 4 if longest <= 32 else 8
     return -(-longest // multiple) * multiple
 
 
 def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (B, L), padded on the right with 0, and their mask of 1 and 0. L: the `width` of the longest, or `length`."""
+    """Pad ids on the right with 0: ids (B, L) and their 0/1 mask. L is the `width` of the longest row, or `length`."""
     if not len(sequences):
         raise DataError("no rows: expected at least one")
     out = np.full((len(sequences), length or width(max(map(len, sequences)))), PAD)
@@ -233,26 +89,57 @@ def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[
     return out, mask
 
 
-def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
-    """Ids of each text; longer ones lose their end, but keep eos. Raises TypeError, DataError for what is no text."""
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise TypeError or DataError for a value that is not a text, with its number."""
     if isinstance(texts, str):
         raise TypeError(f"expected a list of texts, found the text {texts!r:.60}")
     for i, text in enumerate(texts, 1):
         if not isinstance(text, str):
             raise TypeError(f"text {i}: expected a text, found {text!r:.60}")
         check_text(text, f"text {i}")
+
+
+def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
+    """Return the ids of each text. A text of more than `max_tokens` loses its end, but keeps eos."""
     return [
         ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in map(tokenizer.encode, texts)
     ]
 
 
+def target_ids(
+    tokenizer: Tokenizer, label_words: Sequence[str] | None, label_head: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Return the ids of each label word: its tokens and eos, or its number if the output head has a row per label.
+
+    Raises:
+        DataError: Two words have the same ids, or a word is given twice.
+        TypeError: One string instead of several.
+    """
+    if isinstance(label_words, str):
+        raise TypeError(f"label words: expected several, as ('bad', 'good'), found the text {label_words!r}")
+    for word in (label_words := tuple(label_words or ())):
+        if label_words.count(word) > 1:
+            raise DataError(f"label word {word!r} is given twice; give each once")
+    words = enumerate(label_words)
+    found = {word: (i,) if label_head else tuple(tokenizer.encode(word)) for i, word in words}
+    by_ids = {ids: word for word, ids in found.items()}
+    for word, ids in found.items():
+        if by_ids[ids] != word:
+            told = f"label words {word!r} and {by_ids[ids]!r} are the same to the tokenizer (ids {list(ids)})"
+            raise DataError(f"{told}, so no answer could tell them apart; choose others, or map them with --words")
+    return found
+
+
 def in_context(
     texts: Sequence[str], shots: Sequence[Row], template: str, tokenizer: Tokenizer, max_tokens: int
 ) -> list[str]:
-    """Each text behind some solved examples, as GPT-3 is prompted (Brown et al. 2020, arXiv:2005.14165, section 2).
+    """Put solved examples in front of each text, as GPT-3 is prompted (Brown et al. 2020, arXiv:2005.14165, section 2).
 
-    template: how an example reads, with {input} and then {target}; the last one ends where its target would begin.
-    Raises DataError for another template, or where a text with its examples exceeds max_tokens.
+    Args:
+        template: an example, with {input} and then {target}. The text itself ends before its target.
+
+    Raises:
+        DataError: The template lacks a field, or a text with its examples exceeds max_tokens.
     """
     field = re.compile(r"\{(input|target)\}")
     if field.findall(template) != ["input", "target"]:
@@ -275,7 +162,7 @@ def in_context(
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
-    """Indices in batches of `size`, in order of length, so that hardly any padding is computed."""
+    """Return indices in batches of `size`, in order of length, so that there is little padding."""
     order = np.argsort(np.asarray(lengths), kind="stable")
     return [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -283,27 +170,29 @@ def by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
 def batch_of(
     rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int, target_ids: Mapping[str, Sequence[int]] = NO_IDS
 ) -> Batch:
-    """Rows as one batch. target_ids: ids of targets that the tokenizer is not asked for."""
+    """Encode rows as one batch. `target_ids` has the ids of targets that are not tokenized."""
+    check_texts([row.input for row in rows])
     input_ids, mask = pad(encode_inputs([row.input for row in rows], tokenizer, max_tokens))
     labels, weights = pad([target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows])
     return Batch(input_ids, mask, labels, weights.astype(np.float32))
 
 
 def batches_in_order_of_length(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int) -> Iterator[Batch]:
-    """All rows once, in batches of 64 that are nearly free of padding."""
+    """Return all rows once, in batches of 64 with little padding."""
     lengths = [len(tokenizer.encode(row.input)) for row in rows]
     return (batch_of([rows[i] for i in chosen], tokenizer, max_tokens) for chosen in by_length(lengths, 64))
 
 
 def training_batches(
-    rows: Sequence[Row], tokenizer: Tokenizer, settings: "Settings", target_ids: Mapping[str, Sequence[int]] = NO_IDS
+    rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings, target_ids: Mapping[str, Sequence[int]] = NO_IDS
 ) -> Iterator[Batch]:
-    """Batches without end. Every epoch reshuffles; rows of similar length share a batch; each batch is full.
+    """Yield full batches for ever. Every epoch is shuffled, and rows of similar length share a batch.
 
-    A pool of eight batches is cut from the shuffled rows and sorted by length, so that batches stay
-    random but are nearly free of padding. The last rows of an epoch open the next one.
+    A pool of eight batches is taken from the shuffled rows and sorted by length: batches stay random and have little
+    padding. The last rows of an epoch are used in the next one.
     """
     size = settings.batch_size
+    check_texts([row.input for row in rows])
     inputs = encode_inputs([row.input for row in rows], tokenizer, settings.max_input_tokens)
     targets = [target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows]
     rng = np.random.default_rng(settings.seed)
@@ -321,7 +210,7 @@ def training_batches(
 
 
 def random_batch(vocab_size: int, rows: int, tokens: int, targets: int, seed: int = 0) -> Batch:
-    """A random batch: full in its first row, padded on the right in the others, but on the left in the last one.
+    """Draw a random batch. The first row is full, the last is padded on the left, the others on the right.
 
     Shapes: input_ids (rows, tokens), labels (rows, targets).
     """

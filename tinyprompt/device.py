@@ -1,7 +1,7 @@
-"""Run a function on a device: by NumPy as it stands, or lowered and run by ONNX Runtime on a CPU or CUDA GPU.
+"""Run a function on a device: in NumPy, or lowered and run by ONNX Runtime on a CPU or a CUDA GPU.
 
     step = compile(train.loss_and_grads, "cpu")
-    loss, grads = step(trainable, params, config, batch)    # as loss_and_grads itself
+    loss, grads = step(trainable, params, config, batch)    # the result of loss_and_grads
 
 The first call with new shapes lowers the function and opens a session; later calls with the same shapes
 only run it. Arrays that nobody can write are frozen weights: on "cpu" they are read where they lie (also in a mapped
@@ -11,6 +11,7 @@ file), on "cuda" they are copied once, and all sessions share them.
 import functools
 import importlib.metadata
 import os
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,6 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt.errors import DeviceError
-from tinyprompt.lowering import Traced, is_frozen, lower, named
 from tinyprompt.tree import leaves, refill
 
 # One word says where a function runs and how exactly: the place, and how the function is lowered. In int8: the encoder,
@@ -39,8 +39,15 @@ SESSIONS = 40  # open at once for one function; the least recently used is close
 PACKED = 4  # of those that hold weights
 
 
+def lowering() -> Any:
+    """The package that lowers functions, imported when a device first needs it."""
+    from tinyprompt import lowering
+
+    return lowering
+
+
 def version(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -48,12 +55,12 @@ def version(package: str) -> str | None:
 
 
 def default_device() -> str:
-    """The device to use unless one is named: "cpu" if ONNX Runtime is installed, else "numpy"."""
+    """Return the default device: "cpu" if ONNX Runtime is installed, else "numpy"."""
     return "cpu" if version("onnx") and (version("onnxruntime") or version("onnxruntime-gpu")) else "numpy"
 
 
 def check_device(device: str) -> str:
-    """The place of a device: "numpy", "cpu" or "cuda". Raises DeviceError if functions cannot run there."""
+    """Return the place of a device: "numpy", "cpu" or "cuda". Raises DeviceError if it cannot be used here."""
     if device not in DEVICES:
         raise DeviceError(f"device {device!r}: expected one of {', '.join(DEVICES)}")
     place, _ = DEVICES[device]
@@ -67,16 +74,16 @@ def check_device(device: str) -> str:
         )
     for package in ("onnx", wanted):
         if not version(package) and not (package == "onnxruntime" and version("onnxruntime-gpu")):
-            raise DeviceError(f"device {device!r}: {package} is not installed; pip install 'tinyprompt[{extra}]'")
+            raise DeviceError(f"device {device!r}: {package} is not installed; pip install 'tinyprompt-t5[{extra}]'")
     if place == "cuda":
         _probe_cuda()
     return place
 
 
 def describe_device(device: str) -> str:
-    """One line: where functions run, and with what. Raises DeviceError."""
+    """Describe a device in one line: the library that computes, and its version. Raises DeviceError."""
     if check_device(device) == "numpy":
-        hint = "" if default_device() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt[ort]'"
+        hint = "" if default_device() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt-t5[ort]'"
         return f"device: numpy {np.__version__}{hint}"
     package = "onnxruntime" if version("onnxruntime") else "onnxruntime-gpu"
     return f"device: {device} ({package} {version(package)})"
@@ -84,7 +91,7 @@ def describe_device(device: str) -> str:
 
 @functools.cache
 def _probe_cuda() -> None:
-    """Run a product and a maximum on the GPU: ONNX Runtime's own list of providers promises what it cannot do.
+    """Run a product and a maximum on the GPU. ONNX Runtime lists providers that cannot compute.
 
     A session opens without cuDNN, which only a reduction needs, and without cuBLAS's kernels for this GPU.
     """
@@ -92,7 +99,7 @@ def _probe_cuda() -> None:
 
     ort.preload_dlls()
     x = np.arange(4, dtype=np.float32).reshape(2, 2)
-    graph, _ = lower(lambda x: (x @ x).max(-1), x)
+    graph, _ = lowering().lower(lambda x: (x @ x).max(-1), x)
     session, name = open_session(graph, "cuda"), graph.inputs[0].name
     try:
         (found,) = (value.numpy() for value in session.run_with_ort_values(None, {name: _value(x, "cuda")}))
@@ -104,7 +111,7 @@ def _probe_cuda() -> None:
 
 @functools.cache
 def _share_memory() -> None:
-    """One arena for all sessions that are opened here: each would bring its own."""
+    """Let all sessions share one memory arena."""
     import onnxruntime as ort
 
     cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -164,23 +171,25 @@ def open_session(graph, device: str, capture: bool = False, weights: Mapping[str
     return session
 
 
-_made: dict[tuple[int, Any, str], list[Any]] = {}  # (id of a read-only array, recipe, device): values made from it
+_made: dict[tuple[int, Any, str], tuple[Any, list[Any]]] = {}  # (id of an array, recipe, device): its state, the values
 
 
 def on_device(array: np.ndarray | np.generic, device: str) -> Any:
-    """An array as an OrtValue: a view on the CPU; on the GPU a copy, made once for a read-only array."""
-    if device == "cuda" and isinstance(array, np.ndarray) and is_frozen(array):
+    """An array as an OrtValue: a view on the CPU; on the GPU a copy, made once for an array that cannot change."""
+    if device == "cuda" and isinstance(array, np.ndarray) and lowering().is_sealed(array):
         return derived(array, _itself, device)[0]
     return _value(array, device)
 
 
 def derived(array: np.ndarray, recipe: Callable, device: str) -> list[Any]:
-    """The arrays `recipe(array)` as OrtValues, made once for as long as the array lives."""
-    key = id(array), recipe, device
-    if key not in _made:
-        _made[key] = [_value(x, device) for x in recipe(array)]
+    """The arrays `recipe(array)` as OrtValues, made once for as long as the array lives and keeps its contents."""
+    key, state = (id(array), recipe, device), lowering().state_of(array)
+    made = _made.get(key)
+    if made is None:
         weakref.finalize(array, _made.pop, key, None)
-    return _made[key]
+    if made is None or made[0] != state:
+        made = _made[key] = state, [_value(x, device) for x in recipe(array)]
+    return made[1]
 
 
 def _itself(array: np.ndarray) -> tuple[np.ndarray]:
@@ -200,7 +209,7 @@ def _value(array: np.ndarray | np.generic, device: str) -> Any:
 
 
 def _place(shape: Sequence[int], dtype: np.dtype) -> Any:
-    """Memory for an array on the GPU."""
+    """Allocate an array on the GPU."""
     import onnxruntime as ort
 
     kind = BFLOAT16 if dtype == bfloat16 else dtype
@@ -217,19 +226,8 @@ def _bits(array: np.ndarray | np.generic) -> np.ndarray:
     return array.view(np.uint16) if array.dtype == bfloat16 else array
 
 
-def _key(value: Any) -> Any:
-    """What a graph depends on: the containers, shapes, dtypes and frozenness of arrays, and all else itself."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.shape, value.dtype, is_frozen(value)
-    if isinstance(value, dict):
-        return dict, tuple((k, _key(v)) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return type(value), tuple(map(_key, value))
-    return type(value), value
-
-
 class Session:
-    """A graph that is open on a place: arrays by the names of the inputs in, arrays out. Raises DeviceError."""
+    """An open graph. It maps arrays by input name to output arrays. Raises DeviceError."""
 
     bound: dict[tuple[int, ...], Any]  # of a session that holds weights: what belongs to each set of them
 
@@ -242,7 +240,7 @@ class Session:
         return [x.numpy() for x in self.session.run_with_ort_values(None, inputs)]
 
     def forget_with(self, arrays: Iterable[np.ndarray], key: tuple[int, ...]) -> None:
-        """Let go of `self.bound[key]` when one of the arrays is gone. The arrays do not keep this session alive."""
+        """Drop `self.bound[key]` when one of the arrays is deleted. The arrays do not keep this session alive."""
         own = weakref.ref(self)
 
         def forget():
@@ -253,7 +251,7 @@ class Session:
             weakref.finalize(array, forget)
 
     def derived(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The inputs that are computed once from others."""
+        """Compute the inputs that derive from other inputs, once for each array."""
         out: dict[str, Any] = {}
         for (source, recipe), parts in self.graph.derived.items():
             values = derived(arrays[source], recipe, self.place)
@@ -275,11 +273,15 @@ class Packed(Session):
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         sources = [arrays[name] for name, _ in self.graph.derived]
         key = tuple(map(id, sources))
-        if key not in self.bound:
-            self.bound[key] = open_session(self.graph, self.place, weights=self.derived(arrays))
+        states = tuple(map(lowering().state_of, sources))
+        bound = self.bound.get(key)
+        if bound is None:
             self.forget_with(sources, key)
+        if bound is None or bound[0] != states:
+            bound = states, open_session(self.graph, self.place, weights=self.derived(arrays))
+            self.bound[key] = bound
         inputs = {x.name: on_device(arrays[x.name], self.place) for x in self.graph.inputs}
-        return [x.numpy() for x in self.bound[key].run_with_ort_values(None, inputs)]
+        return [x.numpy() for x in bound[1].run_with_ort_values(None, inputs)]
 
 
 class Captured(Session):
@@ -295,6 +297,7 @@ class Captured(Session):
         super().__init__(graph, "cuda", capture=True)
         self.bound = {}  # (binding, options, inputs, outputs), by the places of the weights
         self.recorded, self.refused = 0, False
+        self.lock = threading.Lock()  # a recorded graph has one set of places
 
     @staticmethod
     def fits(graph) -> bool:
@@ -305,7 +308,8 @@ class Captured(Session):
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if not self.refused:
             try:
-                return self.launch(arrays)
+                with self.lock:
+                    return self.launch(arrays)
             except Exception:  # ONNX Runtime's own exceptions have no common base below this one
                 self.refused = True
                 self.bound.clear()
@@ -313,10 +317,10 @@ class Captured(Session):
         return super().run(arrays)
 
     def launch(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Launch the recorded graph, or record it."""
+        """Launch the recorded graph. The first call for a set of weights records it."""
         given = {name: x if isinstance(x, np.ndarray) else np.array(x) for name, x in arrays.items()}
         given = {x.name: given[x.name] for x in self.graph.inputs}
-        weights = {name: x for name, x in given.items() if np.ndim(x) <= 2 and is_frozen(x)}
+        weights = {name: x for name, x in given.items() if np.ndim(x) <= 2 and lowering().is_sealed(x)}
         values = {name: on_device(x, self.place) for name, x in weights.items()} | self.derived(arrays)
         places = tuple(value.data_ptr() for value in values.values())
         new = places not in self.bound
@@ -326,16 +330,16 @@ class Captured(Session):
         binding, options, inputs, outputs = self.bound[places]
         for name, (value, known) in inputs.items():
             x = given[name]
-            if not is_frozen(x) or known() is not x:
+            if not lowering().is_sealed(x) or known() is not x:
                 _fill(value, x)
-                inputs[name] = value, weakref.ref(x) if is_frozen(x) else _nothing
+                inputs[name] = value, weakref.ref(x) if lowering().is_sealed(x) else _nothing
         for _ in range(WARM_UP if new else 0):
             self.session.run_with_iobinding(binding, _unrecorded())
         self.session.run_with_iobinding(binding, options)
         return [x.numpy() for x in outputs]
 
     def bind(self, weights: Mapping[str, Any], others: Mapping[str, np.ndarray]) -> tuple:
-        """Give every input and output its place."""
+        """Bind every input and output to a fixed address."""
         import onnxruntime as ort
 
         self.recorded += 1
@@ -351,7 +355,7 @@ class Captured(Session):
 
 
 def _unrecorded() -> Any:
-    """Options of a run that is not recorded."""
+    """Return the options of a run that is not recorded."""
     import onnxruntime as ort
 
     options = ort.RunOptions()
@@ -360,7 +364,7 @@ def _unrecorded() -> Any:
 
 
 def _nothing() -> None:
-    """A reference to no array."""
+    """A weak reference that is always dead."""
 
 
 @functools.lru_cache(64)
@@ -378,30 +382,36 @@ def compile(function: Callable, device: str, writes: bool = False) -> Callable:
     if place == "numpy":
         return function
     sessions: OrderedDict[Any, Any] = OrderedDict()
+    lock = threading.Lock()
     how = DEVICES[device][1]
     packed = writes and "int8" in how
     how = how | {"int8": ""} if packed else how
 
     @functools.wraps(function)
     def run(*arguments):
-        key = _key(arguments)
-        if key not in sessions:
-            graph, result = lower(function, *arguments, **how)
-            names = [name for name, x in named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
+        key = lowering().graph_key(arguments)
+        entry = sessions.get(key)
+        if entry is None:
+            graph, result = lowering().lower(function, *arguments, **how)
+            names = [
+                name for name, x in lowering().named(function, arguments) if isinstance(x, np.ndarray | np.generic)
+            ]
             if packed and graph.derived:
                 session: Session = Packed(graph)
             else:
                 session = Captured(graph) if place == "cuda" and Captured.fits(graph) else Session(graph, place)
-            sessions[key] = session, names, result
+            entry = session, names, result
+        with lock:  # another thread may close the session of this key at any time
+            sessions[key] = entry
+            sessions.move_to_end(key)
             if len(sessions) > (PACKED if packed else SESSIONS):
                 sessions.popitem(last=False)
-        sessions.move_to_end(key)
-        session, names, result = sessions[key]
+        session, names, result = entry
         found: Any = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
         try:
             outputs = iter(session.run(dict(zip(names, found, strict=True))))
         except Exception as error:
             raise DeviceError(f"device {device!r}: ONNX Runtime: {error}") from None
-        return refill(result, (next(outputs) if isinstance(x, Traced) else x for _, x in leaves(result)))
+        return refill(result, (next(outputs) if isinstance(x, lowering().Traced) else x for _, x in leaves(result)))
 
     return run

@@ -1,4 +1,4 @@
-"""Several prompts of one task as one answer: a majority vote, and the mean of their scores."""
+"""Several prompts of one task as an ensemble: a majority vote, and the mean of their probabilities."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from tinyprompt.predict import Answer, answer
 
 
 class Ensemble(NamedTuple):
-    """What several prompts say to each text, alone and together."""
+    """The answers of several prompts to each text, alone and together."""
 
     each: list[list[str]]  # of each prompt, the answers to all texts
     majority: list[str]
@@ -20,7 +20,7 @@ class Ensemble(NamedTuple):
 
 
 def ensemble(model: Model, prompts: Sequence[Prompt], texts: Sequence[str], device: str | None = None) -> Ensemble:
-    """Answer every text with every prompt in one pass, as rows of mixed batches. Lester et al. 2021, section 6.
+    """Answer every text with every prompt in one pass (Lester et al. 2021, section 6).
 
     majority: the answer that most prompts give. Of answers with as many votes, the one with the higher mean
     probability, or, of free text, the one of the first prompt. mean: the label word with the highest mean probability.
@@ -43,11 +43,11 @@ def ensemble(model: Model, prompts: Sequence[Prompt], texts: Sequence[str], devi
 
 
 def _means(row: Sequence[Answer]) -> dict[str, float]:
-    """The mean probability of each label word."""
+    """Average the probability of each label word."""
     return {word: float(np.mean([one.probabilities[word] for one in row])) for word in row[0].probabilities}
 
 
 def vote(texts: Sequence[str], means: Mapping[str, float]) -> str:
-    """The commonest of several answers; of equally common ones that with the highest mean, or the first."""
+    """Return the most frequent answer. The higher mean probability breaks a tie, then the order."""
     votes = Counter(texts)
     return max(votes, key=lambda text: (votes[text], means.get(text, 0.0)))

@@ -1,13 +1,17 @@
-"""Errors that a user can cause. A message names the file, the key or the row, what was expected, and what to do."""
+"""Errors that a user can cause. A message names the file, the key or the row, the expectation, and the remedy."""
 
 
-class CheckpointError(ValueError):
-    """A file of a model or a prompt that cannot be used."""
+class TinypromptError(Exception):
+    """Base class of the errors below."""
 
 
-class DataError(ValueError):
-    """Rows that cannot be used."""
+class CheckpointError(TinypromptError, ValueError):
+    """A file of a model or a prompt cannot be used."""
 
 
-class DeviceError(RuntimeError):
-    """A device that cannot be used here."""
+class DataError(TinypromptError, ValueError):
+    """Rows cannot be used."""
+
+
+class DeviceError(TinypromptError, RuntimeError):
+    """A device cannot be used here."""

@@ -1,4 +1,4 @@
-"""Does a prompt belong to a model?"""
+"""Check that a prompt belongs to a model."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ SELF_ATTENTION = re.compile(r"decoder\.block\.\d+\.layer\.0\.SelfAttention")
 
 
 def check_fit(prompt: Prompt, model: Model, path: Any = "this prompt") -> None:
-    """Raise CheckpointError, naming the file, if the prompt was tuned on another model, or cannot fit this one.
+    """Raise CheckpointError, with the file, if a prompt was tuned on another model or cannot fit this one.
 
     Of a prompt that does not say what it was tuned on, only the shapes are checked.
     """
@@ -32,7 +32,7 @@ def check_fit(prompt: Prompt, model: Model, path: Any = "this prompt") -> None:
 
 
 def _check_method(prompt: Prompt, model: Model, path: Any) -> None:
-    """Check that there is what the method stores, in its shapes."""
+    """Check the arrays of a method: names and shapes."""
     settings = Settings.saved(prompt.settings, path)
     try:
         expected = stored_shapes(model.config, settings, len(prompt.label_words or ()))

@@ -1,40 +1,56 @@
-"""Tuning methods: what is trained beside the frozen weights. Every method only adds keys to them or replaces some.
+"""Tuning methods. A method adds keys to the frozen weights, or replaces some.
 
-    trainable = init_params(model, Settings(method="lora", rank=4), ("bad", "good"))   # what the optimiser changes
-    params = apply(model.params, stored(trainable, model.config))                      # what t5.py computes with
+    trainable = init_params(model, Settings(method="lora", rank=4), ("bad", "good"))   # the optimiser updates these
+    params = apply(model.params, stored(trainable, model.config))                      # t5.py computes with these
 
-The arrays take three steps, all of them differentiable: what is *trained*; what is *stored* (without the network that
-made it); what is *applied* (a low-rank product added to its weight). For most methods the three are the same.
+The *trained* arrays become the *stored* ones (a network is replaced by its output), and these are *applied* (a low-rank
+product is added to its weight). Both steps are differentiable. For most methods they change nothing.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import autograd.numpy as np
 import numpy as onp
 
 from tinyprompt import ops
-from tinyprompt.config import Config, weight_shapes
+from tinyprompt.config import Config, Shapes, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.tree import Flat, Tree, flatten, merge
-
-if TYPE_CHECKING:
-    from tinyprompt.settings import Settings
 
 HEAD = "lm_head.weight"
 FREQUENT = 5000  # the paper samples from the 5,000 most common pieces; vocabularies are in that order
 SPECIAL = 3  # ids of pad, eos and unk, before the first piece
 
-Shapes = dict[str, tuple[int, ...]]
+
+class Options(Protocol):
+    """The settings that a method reads: a part of `settings.Settings`."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def init(self) -> str: ...
+    @property
+    def init_text(self) -> str | None: ...
+    @property
+    def init_file(self) -> str | None: ...
+    @property
+    def seed(self) -> int: ...
 
 
 class Start(NamedTuple):
-    """What first values are made from."""
+    """The input of a function that makes first values."""
 
     model: Model
-    settings: "Settings"
+    settings: Options
     label_words: Sequence[str]
     prompt: Prompt | None  # the saved one of init "file"
     rng: onp.random.Generator
@@ -44,7 +60,7 @@ Init = Callable[[Start, tuple[int, ...]], onp.ndarray]
 
 
 class Leaf(NamedTuple):
-    """A trained array: its shape, and a function of a Start and the shape that makes its first value."""
+    """A trained array: its shape, and the function that makes its first value from a Start and the shape."""
 
     shape: tuple[int, ...]
     init: Init
@@ -57,33 +73,33 @@ Leaves = Iterable[tuple[str, Leaf]]
 
 
 def zeros(start: Start, shape):
-    """So that training begins at the frozen model."""
+    """Return zeros: training starts at the frozen model."""
     return onp.zeros(shape)
 
 
 def ones(start: Start, shape):
-    """Factors that change nothing."""
+    """Return ones: factors that change nothing."""
     return onp.ones(shape)
 
 
 def normal(start: Start, shape):
-    """Random numbers that keep the size of what they are multiplied with."""
+    """Return random numbers that keep the scale of their input."""
     return start.rng.normal(0, shape[-1] ** -0.5, shape)
 
 
 def embeddings(model: Model, ids):
-    """Rows of the embedding table."""
+    """Return rows of the embedding table."""
     return ops.embedding(model.params["shared"]["weight"], onp.asarray(ids))
 
 
 def from_vocabulary(start: Start, shape):
-    """Embeddings of pieces drawn from the 5,000 most frequent ones."""
+    """Return the embeddings of pieces drawn from the 5,000 most frequent."""
     top = min(FREQUENT, len(start.model.tokenizer) - SPECIAL)
     return embeddings(start.model, SPECIAL + start.rng.choice(top, shape[0], replace=shape[0] > top))
 
 
 def from_labels(start: Start, shape):
-    """The mean embedding of each label word's pieces; the rest as "vocab" (the paper's default)."""
+    """Return the mean embedding of the pieces of each label word, then rows as "vocab" (the paper's default)."""
     words, encode = start.label_words, start.model.tokenizer.encode
     if not all(word.strip() for word in words):
         raise ValueError(f"prompt init 'labels': expected words, found an empty label in {list(words)}")
@@ -92,7 +108,7 @@ def from_labels(start: Start, shape):
 
 
 def from_text(start: Start, shape):
-    """The embedded pieces of a text, repeated or cut to the length."""
+    """Return the embedded pieces of a text, repeated or cut to the length."""
     ids = start.model.tokenizer.encode(start.settings.init_text or "")[:-1]
     if not ids:
         raise ValueError("prompt init 'text': the text is empty; give one with init_text")
@@ -100,14 +116,13 @@ def from_text(start: Start, shape):
 
 
 def from_file(start: Start, shape):
-    """A saved soft prompt, of any frozen model with the same d_model."""
+    """Return a saved soft prompt. Its frozen model may be another one with the same d_model."""
     if start.prompt is None:
-        where = "--init-file, or from Python TaskData.init of train.run"
-        raise ValueError(f"prompt init 'file': a saved prompt is missing; give one: {where}")
+        raise ValueError("prompt init 'file': a saved prompt is missing; name it with init_file (--init-file)")
     found, path = start.prompt.vectors(start.settings.init_file), start.settings.init_file
     if found.shape != shape:
         other = found.shape[1] != shape[1]
-        advice = "it is of another model" if other else f"use a prompt_length of {len(found)}"
+        advice = "it belongs to another model" if other else f"use a prompt_length of {len(found)}"
         raise CheckpointError(f"{path}: the prompt has shape {list(found.shape)}, expected {list(shape)}; {advice}")
     return found
 
@@ -124,17 +139,17 @@ INITS: dict[str, Init] = {
 
 
 def as_set(start: Start, shape):
-    """As the setting `init` says."""
+    """Return first values as the setting `init` says."""
     return INITS[start.settings.init](start, shape)
 
 
 def frozen_weight(name: str) -> Init:
-    """The value that a weight of the frozen model has."""
+    """Build a function that returns a weight of the frozen model."""
     return lambda start, shape: flatten(start.model.params)[name]
 
 
 def prefix_of(attention: str, part: str) -> Init:
-    """The keys or values that an attention makes of frequent pieces."""
+    """Build a function that returns the keys or values of frequent pieces in an attention."""
 
     def init(start: Start, shape):
         weights, config = flatten(start.model.params), start.model.config
@@ -146,28 +161,28 @@ def prefix_of(attention: str, part: str) -> Init:
 
 
 def head_rows(start: Start, shape):
-    """The rows of the output head for each label word, averaged over its pieces."""
+    """Return the row of the output head for each label word, averaged over its pieces."""
     params, config = flatten(start.model.params), start.model.config
     head = params["shared.weight" if config.tied_head else HEAD]
     pieces = [onp.asarray(start.model.tokenizer.encode(word)[:-1]) for word in start.label_words]
     return onp.stack([ops.widen(head[ids]).mean(0) for ids in pieces])
 
 
-# ---- methods: functions of a configuration, the settings and the number of label words, that yield named leaves ----
+# ---- methods: each yields named leaves, given a Config, the settings and the number of label words ----
 
 
 def attentions(config: Config) -> list[str]:
-    """The names of all attentions, up to `.SelfAttention` and `.EncDecAttention`."""
+    """List the names of all attentions, up to `.SelfAttention` and `.EncDecAttention`."""
     return [name.removesuffix(".q.weight") for name in weight_shapes(config) if name.endswith(".q.weight")]
 
 
-def prompt(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """P vectors in front of the embedded input (Lester et al. 2021, arXiv:2104.08691, section 2)."""
+def prompt(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield P vectors in front of the embedded input (Lester et al. 2021, arXiv:2104.08691, section 2)."""
     yield PROMPT, Leaf((settings.prompt_length, config.d_model), as_set)
 
 
-def layer_prompts(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """P vectors in front of the input of every encoder layer. They replace what the layer before made of its own.
+def layer_prompts(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield P vectors in front of the input of every encoder layer. They replace the states of the previous ones.
 
     Liu et al. 2022, arXiv:2110.07602.
     """
@@ -176,40 +191,43 @@ def layer_prompts(config: Config, settings: "Settings", labels: int) -> Leaves:
         yield f"encoder.block.{i}.prompt.embedding", Leaf((settings.prompt_length, config.d_model), from_vocabulary)
 
 
-def prefix(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """P keys and P values in front of those of every attention (Li and Liang 2021, arXiv:2101.00190)."""
+def prefix(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield P keys and P values in front of those of every attention (Li and Liang 2021, arXiv:2101.00190)."""
     shape = (settings.prompt_length, config.num_heads * config.d_kv)
     for at in attentions(config):
         for part in ("key", "value"):
             yield f"{at}.prefix.{part}", Leaf(shape, prefix_of(at, part[0]))
 
 
-def prefix_mlp(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """A prefix that a network makes of P vectors: two layers with tanh between (Li and Liang 2021, section 4.3)."""
+def prefix_mlp(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield P vectors and a network that turns them into a prefix (Li and Liang 2021, section 4.3).
+
+    The network has two layers with tanh between them.
+    """
     width = sum(leaf.shape[1] for _, leaf in prefix(config, settings, labels))
     return network("prefix_network.", config, settings, [settings.hidden, width])
 
 
-def p_tuning(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """A prompt that a network makes of P vectors: three layers with relu between, as in PEFT.
+def p_tuning(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield P vectors and a network that turns them into a prompt (Liu et al. 2021, arXiv:2103.10385).
 
-    Liu et al. 2021, arXiv:2103.10385.
+    The network has three layers with relu between them, as in PEFT.
     """
     return network("prompt_network.", config, settings, [settings.hidden, settings.hidden, config.d_model])
 
 
-def network(name: str, config: Config, settings: "Settings", widths: Sequence[int]) -> Leaves:
-    """P vectors, then a matrix and a bias for each layer."""
+def network(name: str, config: Config, settings: Options, widths: Sequence[int]) -> Leaves:
+    """Yield P vectors, then a matrix and a bias for each layer."""
     yield f"{name}embedding", Leaf((settings.prompt_length, config.d_model), as_set)
     for i, (before, width) in enumerate(zip([config.d_model, *widths], widths, strict=False)):
         yield f"{name}{i}.weight", Leaf((width, before), normal)
         yield f"{name}{i}.bias", Leaf((width,), zeros)
 
 
-def warp(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """A prompt, and a vector for each label in place of the output head: the answer is one step, not a word.
+def warp(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield a prompt, and an output head with a row for each label (Hambardzumyan et al. 2021, arXiv:2101.00121).
 
-    Hambardzumyan et al. 2021, arXiv:2101.00121.
+    The answer is one decoding step, not a word.
     """
     if not labels:
         raise ValueError("method 'warp' learns a vector for each label word: it needs a classification task")
@@ -217,10 +235,10 @@ def warp(config: Config, settings: "Settings", labels: int) -> Leaves:
     yield HEAD, Leaf((labels, config.d_model), head_rows)
 
 
-def adapter(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """A bottleneck behind every attention and every feed-forward: `y + up(relu(down(y)))`.
+def adapter(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield a bottleneck behind every attention and feed-forward layer (Houlsby et al. 2019, arXiv:1902.00751).
 
-    Houlsby et al. 2019, arXiv:1902.00751.
+    The layer output y becomes `y + up(relu(down(y)))`.
     """
     for name in weight_shapes(config):
         layer, is_norm, _ = name.partition(".layer_norm.")
@@ -231,8 +249,8 @@ def adapter(config: Config, settings: "Settings", labels: int) -> Leaves:
             yield f"{layer}.adapter.up.bias", Leaf((config.d_model,), zeros)
 
 
-def lora(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """A product `b @ a` of low rank added to the query and value matrices of every attention.
+def lora(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield a low-rank product `b @ a` for the query and value matrix of every attention.
 
     Hu et al. 2022, arXiv:2106.09685.
     """
@@ -243,8 +261,8 @@ def lora(config: Config, settings: "Settings", labels: int) -> Leaves:
             yield f"{at}.{part}.lora.b", Leaf((rows, settings.rank), zeros)
 
 
-def ia3(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """A factor for each key, each value, and each hidden unit of a feed-forward.
+def ia3(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield a factor for each key, each value, and each hidden unit of a feed-forward layer.
 
     Liu et al. 2022, arXiv:2205.05638.
     """
@@ -255,8 +273,8 @@ def ia3(config: Config, settings: "Settings", labels: int) -> Leaves:
             yield name.replace("weight", "ia3.columns"), Leaf((config.d_ff,), ones)
 
 
-def bitfit(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """The scales of the norms and the relative position biases: T5 has no other vectors, and no biases of layers.
+def bitfit(config: Config, settings: Options, labels: int) -> Leaves:
+    """Yield the scales of the norms and the relative position biases. T5 has no other biases.
 
     Ben Zaken et al. 2022, arXiv:2106.10199.
     """
@@ -265,18 +283,18 @@ def bitfit(config: Config, settings: "Settings", labels: int) -> Leaves:
             yield name, Leaf(shape, frozen_weight(name))
 
 
-def full(config: Config, settings: "Settings", labels: int) -> Leaves:
-    """All weights of the model: model tuning, what the paper compares with (Lester et al. 2021, section 3.1)."""
+def full(config: Config, settings: Options, labels: int) -> Leaves:
+    """Return all weights: model tuning, the baseline of the paper (Lester et al. 2021, section 3.1)."""
     return ((name, Leaf(shape, frozen_weight(name))) for name, shape in weight_shapes(config).items())
 
 
 class Method(NamedTuple):
-    """The leaves of a method, and what it is tuned with unless the settings say otherwise."""
+    """The leaves of a method, and its default learning rate and optimiser."""
 
     leaves: Callable[..., Leaves]
     learning_rate: float
     optimizer: str = "adafactor-t5x"
-    label_head: bool = False  # it has a vector for each label word in place of the output head
+    label_head: bool = False  # the output head has one row for each label word
 
 
 METHODS = {
@@ -293,7 +311,7 @@ METHODS = {
     "full": Method(full, 1e-3, "adafactor-scaled"),
 }
 
-# How the names of a network begin; the method whose arrays it makes, which are stored; what is between its layers.
+# The prefix of a network's names, the method whose arrays it makes, and the function between its layers.
 NETWORKS: dict[str, tuple[Callable[..., Leaves], Callable]] = {
     "prompt_network.": (prompt, ops.relu),
     "prefix_network.": (prefix, np.tanh),
@@ -301,38 +319,49 @@ NETWORKS: dict[str, tuple[Callable[..., Leaves], Callable]] = {
 
 
 def network_of(names: Iterable[str]) -> str | None:
-    """How the names of the network among trained arrays begin; None if there is none."""
+    """Return the prefix of the network's names among those of trained arrays; None without a network."""
     return next((start for name in names for start in NETWORKS if name.startswith(start)), None)
 
 
-# ---- from what is trained to what is applied ----
+def has_label_head(config: Config, params: Flat) -> bool:
+    """Return whether the arrays of a method replace the output head by one row per label word."""
+    return len(params.get(HEAD, ())) not in (0, config.vocab_size)
+
+
+# ---- from trained arrays to the weights of a forward pass ----
 
 
 def init_params(
-    model: Model, settings: "Settings", label_words: Sequence[str] | None, init: Sequence[str] | Prompt = ()
+    model: Model, settings: Options, label_words: Sequence[str] | None, init: Sequence[str] | Prompt = ()
 ) -> Flat:
-    """The first values of the arrays that a method trains, float32: the model computes as before, if it can.
+    """Make the first values of the arrays that a method trains, float32.
 
-    init: words for the first prompt if there are no label words, or the saved prompt of init "file".
-    Raises ValueError for an init whose argument is missing or that begins nothing, CheckpointError for a saved prompt
-    of another shape.
+    Args:
+        model: the frozen model.
+        settings: the method, its sizes, and `init`.
+        label_words: the label words; None for free text.
+        init: words for the first prompt if there are no label words, or the saved prompt of init "file".
+
+    Raises:
+        ValueError: The argument of `init` is missing, or the method has no prompt.
+        CheckpointError: The saved prompt has another shape.
     """
     leaves = dict(METHODS[settings.method].leaves(model.config, settings, len(label_words or ())))
     if settings.init != "labels" and not any(leaf.init is as_set for leaf in leaves.values()):
-        raise ValueError(f"prompt init {settings.init!r}: method {settings.method!r} has no prompt that could begin so")
+        raise ValueError(f"prompt init {settings.init!r}: method {settings.method!r} has no prompt")
     prompt = init if isinstance(init, Prompt) else None
     words = label_words or (() if isinstance(init, Prompt) else init)
     start = Start(model, settings, words, prompt, onp.random.default_rng(settings.seed))
     return {name: onp.array(leaf.init(start, leaf.shape), onp.float32) for name, leaf in leaves.items()}
 
 
-def trained_shapes(config: Config, settings: "Settings", labels: int = 0) -> Shapes:
-    """Names and shapes of the arrays that a method trains. labels: the number of label words."""
+def trained_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes:
+    """Return the names and shapes of the arrays that a method trains. `labels` is the number of label words."""
     return {name: leaf.shape for name, leaf in METHODS[settings.method].leaves(config, settings, labels)}
 
 
-def stored_shapes(config: Config, settings: "Settings", labels: int = 0) -> Shapes:
-    """Names and shapes of the arrays that are stored: of a network, those that it makes."""
+def stored_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes:
+    """Return the names and shapes of the stored arrays: for a network, those of its output."""
     shapes = trained_shapes(config, settings, labels)
     start = network_of(shapes)
     return (
@@ -345,23 +374,23 @@ class Count(NamedTuple):
 
     trained: int
     stored: int
-    model: int  # all: the frozen ones, and those beside them; not those in their place
+    model: int  # frozen plus added; replacements are counted once
 
     @property
     def percent(self) -> float:
-        """The stored share of the model that includes it, in percent (table 4 of Lester et al. 2021)."""
+        """The stored parameters in percent of the model (table 4 of Lester et al. 2021)."""
         return 100 * self.stored / self.model
 
 
-def count(config: Config, settings: "Settings", labels: int = 0) -> Count:
-    """Count the parameters that a method trains and stores. No weights are needed."""
+def count(config: Config, settings: Options, labels: int = 0) -> Count:
+    """Count the parameters that a method trains and stores. This needs no weights."""
     frozen, stored = weight_shapes(config), stored_shapes(config, settings, labels)
     trained = trained_shapes(config, settings, labels)
     return Count(*(sum(map(math.prod, shapes.values())) for shapes in (trained, stored, stored | frozen)))
 
 
 def stored(trainable: Flat, config: Config) -> Flat:
-    """The arrays that are kept of the trained ones: of a network, the prompt or prefix that it makes."""
+    """Return the arrays to store: the trained ones, or the prompt or prefix that a network makes."""
     start = network_of(trainable)
     if start is None:
         return trainable
@@ -377,7 +406,7 @@ def stored(trainable: Flat, config: Config) -> Flat:
 
 
 def apply(params: Tree, added: Flat) -> Tree:
-    """The weights that the model computes with: keys added, replaced, or changed by a product or by factors."""
+    """Return the weights for a forward pass: with keys added or replaced, products added, and factors applied."""
     frozen = {} if all(".lora." not in name and ".ia3." not in name for name in added) else flatten(params)
     out: Flat = {}
     for name, value in added.items():

@@ -1,20 +1,37 @@
-"""A frozen model, and a prompt that was tuned on it: what every part of the package passes on. Knows no files."""
+"""A frozen model, and a prompt that was tuned on it."""
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tinyprompt import ops
 from tinyprompt.config import Config
 from tinyprompt.errors import CheckpointError
-from tinyprompt.tokenizer import Tokenizer
 from tinyprompt.tree import Flat, Tree, count, flatten
 
 PROMPT = "encoder.prompt.embedding"  # the key of a soft prompt
+
+
+class Tokenizer(Protocol):
+    """The interface of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, with eos at the end."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without pad, eos and other special tokens."""
+        ...
+
+    def piece(self, id: int) -> str:
+        """Return the piece of an id as the vocabulary spells it."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -25,13 +42,14 @@ class Model:
     params: Tree
     tokenizer: Tokenizer
     name: str
-    check_files: Callable[[], None] = lambda: None  # raises CheckpointError if the files of the weights have changed
+    check_files: Callable[[], None] = lambda: None  # raises CheckpointError if the weight files have changed
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over names, shapes, dtypes and values of all weights, 16-bit ones widened (hexadecimal).
+        """The sha256 of names, shapes, dtypes and values of all weights, in hexadecimal. 16-bit weights are widened.
 
-        Raises CheckpointError for a weight that is not finite.
+        Raises:
+            CheckpointError: A weight is not finite.
         """
         digest = hashlib.sha256()
         for name, value in sorted(flatten(self.params).items()):
@@ -50,9 +68,9 @@ class Model:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Prompt:
-    """A tuned prompt, or the arrays of another method, with everything needed to use it again.
+    """A tuned prompt, or the arrays of another method, with everything that is needed to use it.
 
-    The empty prompt, `Prompt(label_words=("bad", "good"))`, stands for the bare frozen model.
+    `Prompt(label_words=("bad", "good"))` is empty, and stands for the bare frozen model.
     """
 
     params: Flat = field(default_factory=dict)  # {PROMPT: (P, d_model)}, or the keys of another method (methods.py)
@@ -60,7 +78,7 @@ class Prompt:
     fingerprint: str | None = None  # sha256 of the frozen weights; None: unknown
     label_words: tuple[str, ...] | None = None  # None: the answer is free text
     settings: dict[str, Any] = field(default_factory=dict)  # how it was tuned (settings.py)
-    train_state: Flat | None = None  # what training needs to go on (train.py)
+    train_state: Flat | None = None  # needed to resume training (resume.py)
 
     @property
     def array(self) -> np.ndarray:
@@ -68,7 +86,7 @@ class Prompt:
         return self.vectors("this prompt")
 
     def vectors(self, path: Any) -> np.ndarray:
-        """`array`, with an error that names the file."""
+        """Return `array`. The error names the file."""
         if self.params.keys() != {PROMPT}:
             found = next((name for name in self.params if name != PROMPT), "nothing")
             raise CheckpointError(f"{path}: expected a soft prompt, {PROMPT!r} and nothing else; found {found!r}")

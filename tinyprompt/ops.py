@@ -1,13 +1,14 @@
 """The primitives of the model, each with its own vector-Jacobian product (VJP).
 
-autograd differentiates `+`, `*`, `@`, `reshape`, `transpose` and `concatenate` by itself. What is
-here instead of there: operations whose VJP is shorter, faster or more exact when written by hand
-(autograd's own rules for `mean`, `max`, `where` and `tanh` turn float32 into float64).
-Every primitive returns the dtype of its input, and so does its gradient. Frozen weights, but not those that are
-trained, may lie in 16 bits (float16 or bfloat16): each is widened where it is used, never all of them.
+autograd differentiates `+`, `*`, `@`, `reshape`, `transpose` and `concatenate`. This file has the operations whose VJP
+is shorter, faster or more exact when written by hand: autograd's rules for `mean`, `max`, `where` and `tanh` turn
+float32 into float64.
 
-Each one reads the same way: the formula, then `defvjp` with the rule for every differentiable
-argument. In a rule, `ans` is the output, and `g` the gradient that arrives at it.
+Every primitive keeps the dtype of its input, forward and backward. Frozen weights may be stored in 16 bits (float16 or
+bfloat16). Each is widened where it is used.
+
+Each primitive is a formula, followed by `defvjp` with one rule for each differentiable argument. In a rule, `ans` is
+the output and `g` is the gradient with respect to it.
 """
 
 import functools
@@ -19,7 +20,7 @@ from ml_dtypes import bfloat16
 
 
 def primitive(function, kind=autograd.extend.primitive):
-    """autograd's `primitive`; an array that is not NumPy's may answer in place of `function` (see lowering)."""
+    """Declare a primitive of autograd. An array with `__array_primitive__` may replace `function` (see lowering)."""
 
     @functools.wraps(function)
     @kind
@@ -33,13 +34,13 @@ def primitive(function, kind=autograd.extend.primitive):
 
 
 def widen(weight, dtype=np.float32):
-    """A weight stored in 16 bits as `dtype`; any other as it is."""
+    """Convert a weight from 16 bits to `dtype`. Other weights are returned unchanged."""
     return weight.astype(dtype) if weight.dtype in (np.float16, bfloat16) else weight
 
 
 @primitive
 def linear(x, weight):
-    """`x @ weight.T` over the last axis. Shapes: x (..., I), weight (O, I), result (..., O)."""
+    """Compute `x @ weight.T` over the last axis. Shapes: x (..., I), weight (O, I), result (..., O)."""
     return (x.reshape(-1, x.shape[-1]) @ widen(weight, x.dtype).T).reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -52,7 +53,7 @@ defvjp(
 
 @primitive
 def headwise(x, weight):
-    """`x @ weight`, head by head. Shapes: x (H, N, I), weight (H, I, O), result (H, N, O)."""
+    """Compute `x @ weight` for each head. Shapes: x (H, N, I), weight (H, I, O), result (H, N, O)."""
     return x @ widen(weight, x.dtype)
 
 
@@ -65,13 +66,13 @@ defvjp(
 
 @primitive
 def embedding(table, ids):
-    """Rows of a table. Shapes: table (V, D), ids integer (...), result (..., D)."""
+    """Look up rows of a table. Shapes: table (V, D), ids integer (...), result (..., D)."""
     return widen(table[ids])
 
 
 @primitive
 def add_rows(g, ids, count):
-    """Zeros with g added at rows `ids`, which may repeat. Shapes: g (..., D), ids (...), result (count, D)."""
+    """Add g to zeros at the rows `ids`, which may repeat. Shapes: g (..., D), ids (...), result (count, D)."""
     out = np.zeros((count, g.shape[-1]), g.dtype)
     np.add.at(out, ids, g)
     return out
@@ -82,7 +83,7 @@ defvjp(embedding, lambda ans, table, ids: lambda g: add_rows(g, ids, len(table))
 
 @primitive
 def broadcast_to(x, shape):
-    """`numpy.broadcast_to`; its gradient sums over the axes that were repeated."""
+    """Compute `numpy.broadcast_to`. The gradient sums over the repeated axes."""
     return np.broadcast_to(x, shape)
 
 
@@ -97,7 +98,7 @@ defvjp(broadcast_to, _broadcast_vjp, argnums=(0,))
 
 @primitive
 def rms_norm(x, weight, eps):
-    """`x / rms(x) * weight` over the last axis: no mean, no bias (Zhang and Sennrich 2019)."""
+    """Compute `x / rms(x) * weight` over the last axis, without mean and bias (Zhang and Sennrich 2019)."""
     return x * _inverse_rms(x, eps) * widen(weight, x.dtype)
 
 
@@ -118,7 +119,7 @@ def _rms_norm_vjp(ans, x, weight, eps):
 
 
 def _rms_norm_weight_vjp(ans, x, weight, eps):
-    rows = x.size // x.shape[-1]  # a product adds them up more exactly than sum(0), one by one, does
+    rows = x.size // x.shape[-1]  # a product sums more exactly than sum(0)
     return lambda g: np.ones(rows, x.dtype) @ (g * x * _inverse_rms(x, eps)).reshape(rows, -1)
 
 
@@ -127,7 +128,7 @@ defvjp(rms_norm, _rms_norm_vjp, _rms_norm_weight_vjp, argnums=(0, 1))
 
 @primitive
 def softmax(x):
-    """Softmax over the last axis."""
+    """Compute the softmax over the last axis."""
     e = np.exp(x - x.max(-1, keepdims=True))
     e /= e.sum(-1, keepdims=True)
     return e
@@ -138,7 +139,7 @@ defvjp(softmax, lambda y, x: lambda g: y * (g - np.einsum("...i,...i->...", g, y
 
 @primitive
 def relu(x):
-    """`max(x, 0)`."""
+    """Compute `max(x, 0)`."""
     return np.maximum(x, 0)
 
 
@@ -147,7 +148,7 @@ defvjp(relu, lambda ans, x: lambda g: g * (x > 0))
 
 @primitive
 def logistic(x):
-    """`1 / (1 + exp(-x))`, in a form that cannot overflow."""
+    """Compute `1 / (1 + exp(-x))` without overflow."""
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
@@ -159,9 +160,9 @@ _K = _C * 0.044715
 
 @primitive
 def gelu(x):
-    """Gaussian error linear unit, tanh form (Hendrycks and Gimpel 2016), as T5 1.1 uses it.
+    """Compute the Gaussian error linear unit in its tanh form (Hendrycks and Gimpel 2016), as T5 1.1 does.
 
-    Written with the logistic function s, as (1 + tanh(u)) / 2 = s(2 u): `x * s(x * (C + K * x**2))`.
+    With the logistic function s, (1 + tanh(u)) / 2 = s(2 u), so the formula is `x * s(x * (C + K * x**2))`.
     """
     return x * logistic(x * (_C + _K * (x * x)))
 
@@ -178,16 +179,16 @@ defvjp(gelu, lambda y, x: lambda g: g * _gelu_and_slope(x)[1])
 
 @primitive
 def geglu(x, y):
-    """`gelu(x) * y`, the gated unit of T5 1.1 (Shazeer 2020, arXiv:2002.05202).
+    """Compute `gelu(x) * y`, the gated unit of T5 1.1 (Shazeer 2020, arXiv:2002.05202).
 
-    Its gradient computes gelu(x) again, which costs little, and so the largest arrays of a layer need not be kept.
+    The gradient computes gelu(x) again. This costs little, and the largest arrays of a layer need not be stored.
     """
     return gelu(x) * y
 
 
 def _geglu_vjp(argnums, ans, args, kwargs):
     def vjp(g):
-        value, slope = _gelu_and_slope(args[0])  # once for both
+        value, slope = _gelu_and_slope(args[0])  # shared by both gradients
         return tuple((g * args[1] * slope, g * value)[i] for i in argnums)
 
     return vjp
@@ -198,7 +199,7 @@ defvjp_argnums(geglu, _geglu_vjp)
 
 @primitive
 def log_softmax(x):
-    """Logarithm of the softmax over the last axis."""
+    """Compute the logarithm of the softmax over the last axis."""
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
@@ -208,11 +209,11 @@ defvjp(log_softmax, lambda y, x: lambda g: g - np.exp(y) * g.sum(-1, keepdims=Tr
 
 @primitive
 def cross_entropy(logits, targets, weights, z_loss):
-    """Weighted mean of `-log p(target) + z_loss * log(Z)**2` over all positions.
+    """Compute the weighted mean of `-log p(target) + z_loss * log(Z)**2` over all positions.
 
-    Shapes: logits (..., V), targets integer (...), weights (...), result (). Z is the softmax
-    denominator; the z-loss keeps it near 1 (Mesh TensorFlow; T5X uses 1e-4). Weights of 0 leave
-    positions out; the sum is divided by the sum of the weights.
+    Shapes: logits (..., V), targets integer (...), weights (...), result (). Z is the softmax denominator. The z-loss
+    keeps it near 1 (Mesh TensorFlow; T5X uses 1e-4). A weight of 0 excludes a position. The sum is divided by the sum
+    of the weights.
     """
     log_z, nll = _nll(logits, targets)
     return ((nll + z_loss * log_z * log_z) * weights).sum() / weights.sum()
@@ -240,5 +241,5 @@ defvjp(cross_entropy, _cross_entropy_vjp, argnums=(0,))
 
 @functools.partial(primitive, kind=autograd.extend.notrace_primitive)
 def keep(x, rate, rng):
-    """A random mask of x's shape and dtype: 0 with probability `rate`, else 1. Has no gradient."""
+    """Draw a mask of the shape and dtype of x: 0 with probability `rate`, else 1. It has no gradient."""
     return (rng.random(x.shape, np.float32) >= rate).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""Optimisers over the flat dict of what is trained: pure `init` and `update` functions.
+"""Optimisers over the flat dict of trained arrays: pure `init` and `update` functions.
 
-state = optimizer.init(delta)
-delta, state = optimizer.update(delta, gradients, state, rate)
+state = optimizer.init(trainable)
+trainable, state = optimizer.update(trainable, grads, state, learning_rate)
 """
 
 from collections.abc import Callable
@@ -15,21 +15,21 @@ State = dict[str, dict[str, np.ndarray]]
 
 
 class Optimizer(NamedTuple):
-    """A pair of pure functions: `init(delta) -> state`, `update(delta, grads, state, rate) -> (delta, state)`."""
+    """A pair of pure functions: `init(trainable)`, and `update(trainable, grads, state, learning_rate)`."""
 
     init: Callable[[Flat], State]
     update: Callable[[Flat, Flat, State, float], tuple[Flat, State]]
 
 
 def _per_parameter(init_one, update_one) -> Optimizer:
-    def init(delta: Flat) -> State:
-        return {name: {"step": np.zeros((), np.int64), **init_one(p)} for name, p in delta.items()}
+    def init(trainable: Flat) -> State:
+        return {name: {"step": np.zeros((), np.int64), **init_one(p)} for name, p in trainable.items()}
 
-    def update(delta: Flat, gradients: Flat, state: State, rate: float) -> tuple[Flat, State]:
+    def update(trainable: Flat, grads: Flat, state: State, learning_rate: float) -> tuple[Flat, State]:
         new, new_state = {}, {}
-        for name, p in delta.items():
+        for name, p in trainable.items():
             s = state[name] | {"step": state[name]["step"] + 1}
-            p_new, s = update_one(p, gradients[name].astype(p.dtype, copy=False), s, rate)
+            p_new, s = update_one(p, grads[name].astype(p.dtype, copy=False), s, learning_rate)
             new[name], new_state[name] = p_new.astype(p.dtype, copy=False), s
         return new, new_state
 
@@ -63,17 +63,21 @@ def adafactor(
 ) -> Optimizer:
     """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) without momentum.
 
-    Two named modes, because the two implementations that people compare with differ:
+    There are two modes, because the two common implementations differ:
 
-    - "t5x": second moments are factored only where the second largest dimension is at least 128, so
-      prompts of up to 127 vectors keep the full ones; weight decay is `(1 - weight_decay) * p`,
-      not multiplied by the rate.
-    - "huggingface": every matrix is factored; weight decay is multiplied by the rate.
+    - "t5x": second moments are factored only if the second largest dimension is at least 128, so prompts of up to 127
+      vectors keep full ones. Weight decay is `(1 - weight_decay) * p`, not multiplied by the learning rate.
+    - "huggingface": every matrix is factored. Weight decay is multiplied by the learning rate.
 
-    `first_step` counts steps made before: the paper's runs went on from the checkpoint's step
-    1,100,000, where the second moment hardly decays and so every update is clipped. With `scale_parameters`, the rate
-    is relative to the root mean square of each array, or to 1e-3 where that is more (section 8 there).
-    Seven parameters: the constants that its users know. Raises ValueError for another mode.
+    The seven parameters are the constants of the implementations.
+
+    Args:
+        first_step: steps before this run. The paper continued from step 1,100,000 of the checkpoint, where the second
+            moment hardly decays and every update is clipped.
+        scale_parameters: multiply the learning rate by the root mean square of each array, at least 1e-3 (section 8).
+
+    Raises:
+        ValueError: The mode is unknown.
     """
     if mode not in ("t5x", "huggingface"):
         raise ValueError(f"adafactor mode {mode!r}: expected 't5x' or 'huggingface'")
@@ -110,7 +114,7 @@ def adafactor(
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
     "adafactor-t5x": lambda: adafactor("t5x"),
     "adafactor-huggingface": lambda: adafactor("huggingface"),
-    "adafactor-scaled": lambda: adafactor("t5x", weight_decay=0.0, scale_parameters=True),  # how T5X tunes all weights
+    "adafactor-scaled": lambda: adafactor("t5x", weight_decay=0.0, scale_parameters=True),  # model tuning in T5X
     "adam": adam,
 }
 
@@ -119,9 +123,12 @@ SCHEDULES = ("constant", "linear")
 
 
 def schedule(kind: str, rate: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
-    """Learning rate at a step counted from 0: "constant" (the paper's), or "linear" down to 0 at `steps`.
+    """Build the learning rate of each step, counted from 0: "constant" (the paper's), or "linear" down to 0 at `steps`.
 
-    Both rise linearly over the first `warmup` steps. Raises ValueError for another kind.
+    Both rise linearly over the first `warmup` steps.
+
+    Raises:
+        ValueError: The kind is unknown.
     """
     if kind not in SCHEDULES:
         raise ValueError(f"schedule {kind!r}: expected one of {', '.join(SCHEDULES)}")

@@ -1,334 +1,327 @@
-"""Answers of a frozen model with a prompt: label words by rank classification, or free text."""
+"""Answers of a frozen model with a prompt: label words by rank classification, or free text.
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+`answer` is the engine: rows of many prompts in, texts and probabilities out. `predict`, `label_scores` and `ensemble`
+are views of it.
+
+Dimensions: B batch   L encoder positions   D d_model   P prompt vectors   N labels   T tokens of a label
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from tinyprompt import generate, methods, ops, t5
-from tinyprompt.config import Config
-from tinyprompt.data import by_length, encode_inputs, pad
+from tinyprompt import decode, methods, ops, t5
+from tinyprompt.config import EOS, PAD
+from tinyprompt.data import by_length, check_texts, encode_inputs, pad, target_ids
 from tinyprompt.device import DEVICES, compile, default_device
-from tinyprompt.errors import DataError
 from tinyprompt.fit import check_fit
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.settings import Settings
-from tinyprompt.tokenizer import EOS, PAD
 from tinyprompt.tree import Flat, Tree
 
-ROWS = 64  # of a batch that is written
-RANKED = {"numpy": 16, "cpu": 16, "cuda": 64}  # rows of a batch of which labels are ranked: what a CPU's cache holds
-SLOTS = 32  # of a cache, which double when they are full
-LOGITS = 2**19  # of the labels of a row that go through the decoder together
-
-
-def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: str | None = None) -> Any:
-    """Answer a text, or each of several: the likeliest label word of the prompt, or free text.
-
-    `Prompt(label_words=("bad", "good"))` asks the bare frozen model. device: one word of `device.DEVICES`; None is the
-    fastest that is installed. A string is answered with a string, a list with a list.
-    Raises CheckpointError if the prompt belongs to another model.
-
-    Example: `predict(model, prompt, "Two goals in the last minute.")`.
-    """
-    if not isinstance(model, Model) or not isinstance(prompt, Prompt):
-        raise TypeError("predict(model, prompt, texts): the model comes first, as load opens it, then a Prompt")
-    if isinstance(texts, str):
-        return predict(model, prompt, [texts], device)[0]
-    if prompt.label_words:
-        best = label_scores(model, prompt, texts, device).argmax(1)
-        return [prompt.label_words[i] for i in best]
-    check_fit(prompt, model)
-    settings, device = Settings.saved(prompt.settings), device or default_device()
-    params, answers = methods.apply(model.params, prompt.params), [""] * len(texts)
-    for chosen, batch in batches(model, settings, texts, ROWS):
-        step = next_token(params, model.config, *batch, settings.num_beams, device)
-        for i, ids in zip(chosen, write(step, len(chosen), settings), strict=True):
-            answers[i] = model.tokenizer.decode(ids)
-    model.check_files()
-    return answers
-
-
-def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str | None = None) -> np.ndarray:
-    """The log probability of each label word for each text, (texts, labels), float32.
-
-    It is divided by a power of the label's length if the settings have a length_penalty.
-    Raises CheckpointError if the prompt belongs to another model.
-    """
-    check_fit(prompt, model)
-    device, settings = device or default_device(), Settings.saved(prompt.settings)
-    rank, rows = compile(ranked, device), RANKED[DEVICES[device][0]]
-    params = methods.apply(model.params, prompt.params)
-    words = list(target_ids(model, prompt.label_words, has_label_head(model, prompt)).values())
-    scores = np.empty((len(texts), len(words)), np.float32)
-    for chosen, batch in batches(model, settings, texts, rows):
-        scores[chosen] = rank(params, model.config, *batch, *labels_of([words] * len(chosen)))
-    model.check_files()
-    return finite(scores / np.array([len(ids) for ids in words]) ** (settings.length_penalty or 0.0))
-
-
-def finite(scores: np.ndarray) -> np.ndarray:
-    """The scores, float32, if all of them are numbers. Raises FloatingPointError."""
-    if not np.isfinite(scores).all():
-        raise FloatingPointError(
-            "the log probabilities of the labels are not finite: the prompt or the model is damaged"
-        )
-    return scores.astype(np.float32)
-
-
-def probabilities(scores: np.ndarray) -> np.ndarray:
-    """The probability of each label among them all, from their log probabilities (..., labels)."""
-    return np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
+WRITING_BATCH = 64
+RANKING_BATCH = {"numpy": 16, "cpu": 16, "cuda": 64}  # rows; a CPU's cache holds about 16
 
 
 class Answer(NamedTuple):
-    """What a model says to a text and, of label words, the probability of each among them all."""
+    """The answer to one text."""
 
     text: str
-    probabilities: dict[str, float]  # empty for free text
+    probabilities: dict[str, float]  # of each label word; they sum to 1. Empty for free text
+
+
+@overload
+def predict(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+    model: Model, prompt: Prompt, texts: str, device: str | None = None
+) -> str: ...
+@overload
+def predict(model: Model, prompt: Prompt, texts: Sequence[str], device: str | None = None) -> list[str]: ...
+def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: str | None = None) -> str | list[str]:
+    """Answer one text or several: the likeliest label word of the prompt, or free text.
+
+    Args:
+        model: the frozen model.
+        prompt: a tuned prompt. `Prompt(label_words=("bad", "good"))` asks the bare model.
+        texts: a string, or a sequence of strings.
+        device: a name in `device.DEVICES`; None is the fastest that is installed.
+
+    Returns:
+        A string for a string, a list for a sequence.
+
+    Raises:
+        CheckpointError: The prompt belongs to another model.
+
+    Example:
+        >>> predict(model, prompt, "Two goals in the last minute.")
+        'sport'
+    """
+    if not isinstance(model, Model) or not isinstance(prompt, Prompt):
+        raise TypeError("predict(model, prompt, texts): the first argument is a Model from load, the second a Prompt")
+    if isinstance(texts, str):
+        return answer(model, [(prompt, texts)], device)[0].text
+    return [one.text for one in answer(model, [(prompt, text) for text in texts], device)]
 
 
 def answer(
     model: Model, rows: Sequence[tuple[Prompt, str]], device: str | None = None, few_shapes: bool = False
 ) -> list[Answer]:
-    """Answer texts, each with a prompt of its own, in shared batches: one frozen model, many tasks.
+    """Answer texts, each with its own prompt: one frozen model, many tasks (Lester et al. 2021, section 1).
 
-    Prompts may differ in length, in label words, and in free text or not. Row for row, the answer is that of
-    `predict`: the vectors stand directly before the tokens, and all padding is behind them (Lester et al. 2021,
-    section 1). few_shapes: round the sizes of batches up, for a server, where each new size opens a session.
-    Raises CheckpointError for a prompt that belongs to another model or is of another method.
+    Soft prompts of all lengths and tasks share batches. Each other method has batches of its own, because it changes
+    the weights.
 
-    Example: `answer(model, [(topic, "Two goals in the last minute."), (sentiment, "The soup was cold.")])`.
+    Args:
+        rows: pairs of a prompt and a text.
+        few_shapes: round batch sizes and lengths up, as a server needs: every new shape compiles a graph.
+
+    Raises:
+        CheckpointError: A prompt belongs to another model.
+        FloatingPointError: The log probabilities of the labels are not finite.
+
+    Example:
+        >>> answer(model, [(topic, "Two goals in the last minute."), (sentiment, "The soup was cold.")])
     """
     device = device or default_device()
-    asked = {id(prompt): Asked.of(model, prompt) for prompt, _ in rows}
-    mixed = [(asked[id(prompt)], asked[id(prompt)].encode(model, text)) for prompt, text in rows]
-    answers: dict[int, Answer] = {}
-    ranks = [i for i, (task, _) in enumerate(mixed) if task.words]
-    width = max((len(task.words) for task in asked.values()), default=1)
-    length = max((len(ids) for task in asked.values() for ids in task.words.values()), default=0)
-    rank = compile(ranked, device)
-    for chosen, batch in mixed_batches(model, mixed, ranks, RANKED[DEVICES[device][0]], few_shapes):
-        labels = labels_of([[*mixed[i][0].words.values()] for i in chosen], width, length)
-        found = rank(model.params, model.config, *batch, *labels)
-        answers |= {i: mixed[i][0].choose(scores) for i, scores in zip(chosen, found, strict=True)}
-    writers: dict[Any, list[int]] = {}
-    for i, (task, _) in enumerate(mixed):
-        if not task.words:
-            writers.setdefault(task.writing, []).append(i)
-    for places in writers.values():
-        settings = mixed[places[0]][0].settings
-        for chosen, batch in mixed_batches(model, mixed, places, ROWS, few_shapes):
-            step = next_token(model.params, model.config, *batch, settings.num_beams, device)
-            written = write(step, len(chosen), settings)
-            answers |= {i: Answer(model.tokenizer.decode(ids), {}) for i, ids in zip(chosen, written, strict=True)}
+    tasks = bind(model, [prompt for prompt, _ in rows])
+    questions = encode_rows(model, tasks, [text for _, text in rows])
+    answers: list[Answer] = [Answer("", {})] * len(rows)
+    for i, scores in rank_labels(model, questions, device, few_shapes):
+        answers[i] = tasks[i].choose(scores)
+    for i, text in write_texts(model, questions, device, few_shapes):
+        answers[i] = Answer(text, {})
     model.check_files()
-    return [answers[i] for i in range(len(rows))]
+    return answers
 
 
-class Asked(NamedTuple):
-    """A prompt of `answer` with what each of its rows needs."""
+def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str | None = None) -> np.ndarray:
+    """Compute the log probability of each label word for each text: (texts, labels), float32.
 
-    vectors: np.ndarray  # (P, d_model)
-    words: dict[str, tuple[int, ...]]  # ids of each label word; empty for free text
+    With the setting `length_penalty` it is divided by that power of the label's number of tokens.
+
+    Raises:
+        CheckpointError: The prompt belongs to another model.
+        FloatingPointError: The log probabilities are not finite.
+    """
+    tasks = bind(model, [prompt] * len(texts))
+    scores = np.empty((len(texts), len(prompt.label_words or ())), np.float32)
+    for i, row in rank_labels(model, encode_rows(model, tasks, texts), device or default_device()):
+        scores[i] = tasks[i].scaled(row)
+    model.check_files()
+    return scores
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """Normalise log probabilities of labels (..., N) over the last axis."""
+    return np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
+
+
+# ---- prompts that are bound to a model ----
+
+
+class Bound(NamedTuple):
+    """A prompt that fits a model, ready to answer."""
+
+    params: Tree  # the weights that the model computes with
+    vectors: np.ndarray | None  # a soft prompt (P, D); None for another method, whose arrays are in `params`
+    words: dict[str, tuple[int, ...]]  # the ids of each label word; empty for free text
     settings: Settings
 
     @classmethod
-    def of(cls, model: Model, prompt: Prompt) -> "Asked":
-        """Raises CheckpointError for a prompt that cannot share a batch."""
+    def of(cls, model: Model, prompt: Prompt) -> "Bound":
+        """Bind a prompt to a model. Raises CheckpointError if they do not belong together."""
         check_fit(prompt, model)
-        if prompt.params:
-            prompt.vectors("this prompt")
-        vectors = prompt.params.get(PROMPT, np.zeros((0, model.config.d_model), np.float32))
-        return cls(vectors, target_ids(model, prompt.label_words, False), Settings.saved(prompt.settings))
-
-    def encode(self, model: Model, text: str) -> list[int]:
-        """Ids of a text behind places for the vectors."""
-        (ids,) = encode_inputs([text], model.tokenizer, self.settings.max_input_tokens)
-        return [PAD] * len(self.vectors) + ids
+        settings, label_head = Settings.saved(prompt.settings), methods.has_label_head(model.config, prompt.params)
+        words = target_ids(model.tokenizer, prompt.label_words, label_head)
+        if prompt.params.keys() <= {PROMPT}:
+            none = np.zeros((0, model.config.d_model), np.float32)
+            return cls(model.params, prompt.params.get(PROMPT, none), words, settings)
+        return cls(methods.apply(model.params, prompt.params), None, words, settings)
 
     @property
-    def writing(self) -> tuple:
-        """Rows that agree in this are written together."""
+    def length(self) -> int:
+        """The number of vectors in front of a text."""
+        return 0 if self.vectors is None else len(self.vectors)
+
+    @property
+    def search(self) -> tuple:
+        """The settings of decoding. Rows that agree in them are written together."""
         return self.settings.num_beams, self.settings.max_new_tokens, self.settings.length_penalty
 
-    def choose(self, scores: np.ndarray) -> Answer:
-        """The likeliest label word, given the log probability of each and of some padding."""
+    def scaled(self, scores: np.ndarray) -> np.ndarray:
+        """Divide the log probabilities by a power of the labels' lengths; drop those of padding.
+
+        Raises FloatingPointError if they are not finite.
+        """
         lengths = np.array([len(ids) for ids in self.words.values()])
-        own = finite(scores[: len(lengths)] / lengths ** (self.settings.length_penalty or 0.0))
-        words, shares = list(self.words), probabilities(own).tolist()
-        return Answer(words[own.argmax()], dict(zip(words, shares, strict=True)))
+        scores = scores[: len(lengths)] / lengths ** (self.settings.length_penalty or 0.0)
+        if not np.isfinite(scores).all():
+            raise FloatingPointError("the log probabilities of the labels are not finite: prompt or model is damaged")
+        return scores.astype(np.float32)
+
+    def choose(self, scores: np.ndarray) -> Answer:
+        """Return the likeliest label word and the probability of each."""
+        scores, words = self.scaled(scores), list(self.words)
+        return Answer(words[scores.argmax()], dict(zip(words, probabilities(scores).tolist(), strict=True)))
 
 
-def few(size: int, least: int = 1) -> int:
-    """A size rounded up to a power of two of at least `least`, or to three quarters of a greater one."""
+class Question(NamedTuple):
+    """One row of `answer`."""
+
+    task: Bound
+    ids: list[int]  # of the text, behind one pad for each prompt vector
+
+
+def bind(model: Model, prompts: Sequence[Prompt]) -> list[Bound]:
+    """Bind each prompt to the model, equal ones once."""
+    bound = {id(prompt): Bound.of(model, prompt) for prompt in {id(prompt): prompt for prompt in prompts}.values()}
+    return [bound[id(prompt)] for prompt in prompts]
+
+
+def encode_rows(model: Model, tasks: Sequence[Bound], texts: Sequence[str]) -> list[Question]:
+    """Encode the text of each row. Raises TypeError or DataError for a value that is not a text."""
+    check_texts(texts)
+    return [
+        Question(task, [PAD] * task.length + encode_inputs([text], model.tokenizer, task.settings.max_input_tokens)[0])
+        for task, text in zip(tasks, texts, strict=True)
+    ]
+
+
+# ---- batches ----
+
+
+def rank_labels(
+    model: Model, rows: Sequence[Question], device: str, few_shapes: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the index of each row with label words, and the log probability of each label, padding included."""
+    rank, size = compile(decode.ranked, device), RANKING_BATCH[DEVICES[device][0]]
+    for group in groups((i for i, row in enumerate(rows) if row.task.words), rows):
+        words = [[*rows[i].task.words.values()] for i in group]
+        shape = max(map(len, words)), max(len(ids) for row in words for ids in row)
+        for chosen, params, batch in batches(model, rows, group, size, few_shapes):
+            labels = pad_labels([[*rows[i].task.words.values()] for i in chosen], *shape)
+            yield from zip(chosen, rank(params, model.config, *batch, *labels), strict=True)
+
+
+def write_texts(
+    model: Model, rows: Sequence[Question], device: str, few_shapes: bool = False
+) -> Iterator[tuple[int, str]]:
+    """Yield the index of each row without label words, and the text that answers it."""
+    for group in groups((i for i, row in enumerate(rows) if not row.task.words), rows, by_search=True):
+        settings = rows[group[0]].task.settings
+        for chosen, params, batch in batches(model, rows, group, WRITING_BATCH, few_shapes):
+            cache = decode.Cache(params, model.config, *batch, settings.num_beams, device)
+            for i, ids in zip(chosen, search(cache, len(chosen), settings), strict=True):
+                yield i, model.tokenizer.decode(ids)
+
+
+def groups(indices: Iterable[int], rows: Sequence[Question], by_search: bool = False) -> list[list[int]]:
+    """Group the rows that may share a batch: soft prompts with each other, another method with itself."""
+    found: dict[Any, list[int]] = {}
+    for i in indices:
+        task = rows[i].task
+        key = id(task) if task.vectors is None else None, task.search if by_search else None
+        found.setdefault(key, []).append(i)
+    return list(found.values())
+
+
+def batches(
+    model: Model, rows: Sequence[Question], group: Sequence[int], size: int, few_shapes: bool
+) -> Iterator[tuple[list[int], Tree, tuple[np.ndarray, np.ndarray]]]:
+    """Yield rows of similar length together: their indices, the weights, and the encoder's input and mask.
+
+    The input is vectors (B, L, D) for soft prompts, else ids (B, L). A soft prompt is directly in front of the tokens;
+    padding is behind them. With `few_shapes`, the last row is repeated, and sizes are rounded up.
+    """
+    params, vectors, *_ = rows[group[0]].task
+    for part in by_length([len(rows[i].ids) for i in group], size):
+        chosen = [group[i] for i in part]
+        length = None
+        if few_shapes:
+            chosen += chosen[-1:] * (round_up(len(chosen)) - len(chosen))
+            length = round_up(max(len(rows[i].ids) for i in chosen), 8)
+        ids, mask = pad([rows[i].ids for i in chosen], length)
+        if vectors is None:
+            yield chosen, params, (ids, mask)
+            continue
+        x = np.array(ops.embedding(model.params["shared"]["weight"], ids))
+        for row, i in zip(x, chosen, strict=True):
+            row[: rows[i].task.length] = rows[i].task.vectors
+        yield chosen, params, (x, mask)
+
+
+def round_up(size: int, least: int = 1) -> int:
+    """Round up to a power of two of at least `least`, or to three quarters of a larger power."""
     power = max(least, 1 << (size - 1).bit_length())
     return power * 3 // 4 if max(size, least) <= power * 3 // 4 else power
 
 
-def mixed_batches(
-    model: Model, mixed: Sequence[tuple[Asked, list[int]]], places: Sequence[int], size: int, few_shapes: bool = False
-) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
-    """Rows of similar length together: their places, and what the encoder reads, vectors (B, L, D) and mask (B, L).
-
-    few_shapes: the last place is repeated, and L is rounded up further, since each shape is a graph of its own.
-    """
-    for part in by_length([len(mixed[i][1]) for i in places], size):
-        chosen = [places[i] for i in part]
-        length = None
-        if few_shapes:
-            chosen += chosen[-1:] * (few(len(chosen)) - len(chosen))
-            length = few(max(len(mixed[i][1]) for i in chosen), 8)
-        ids, mask = pad([mixed[i][1] for i in chosen], length)
-        x = np.array(ops.embedding(model.params["shared"]["weight"], ids))
-        for row, i in zip(x, chosen, strict=True):
-            vectors = mixed[i][0].vectors
-            row[: len(vectors)] = vectors
-        yield chosen, (x, mask)
-
-
-def labels_of(
+def pad_labels(
     words: Sequence[Sequence[Sequence[int]]], width: int = 0, length: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Label words of each row as `generate.rank` reads them: ids (B, N, T) and weights, float32.
+    """Pad the label ids of each row for `decode.rank`: ids (B, N, T) and weights, float32.
 
-    N and T are those of the widest row and the longest word, or more.
+    N is the largest number of labels, or `width` if it is larger; T is the longest label, or `length`.
     """
     width, length = max(width, *map(len, words)), max(length, *(len(ids) for row in words for ids in row))
     labels = np.full((len(words), width, length), PAD)
     weights = np.zeros(labels.shape, np.float32)
-    for i, row in enumerate(words):
-        for j, ids in enumerate(row):
-            labels[i, j, : len(ids)] = ids
-            weights[i, j, : len(ids)] = 1
+    for b, row in enumerate(words):
+        for n, ids in enumerate(row):
+            labels[b, n, : len(ids)] = ids
+            weights[b, n, : len(ids)] = 1
     return labels, weights
 
 
-def batches(model: Model, settings: Settings, texts: Sequence[str], size: int) -> Iterator[tuple[Any, tuple[Any, Any]]]:
-    """Texts of similar length together: their places, and their ids and mask (B, L), B at most `size`."""
-    sequences = encode_inputs(texts, model.tokenizer, settings.max_input_tokens)
-    for chosen in by_length([len(ids) for ids in sequences], size):
-        yield chosen, pad([sequences[i] for i in chosen])
+# ---- free text, and a look inside ----
 
 
-def target_ids(model: Model, label_words: Sequence[str] | None, label_head: bool) -> dict[str, tuple[int, ...]]:
-    """The ids that stand for each label word: its number if the head has a row for each, else its pieces and eos.
-
-    Raises DataError for two words that become the same ids, TypeError for one word in place of several.
-    """
-    if isinstance(label_words, str):
-        raise TypeError(f"label words: expected several, as ('bad', 'good'), found the text {label_words!r}")
-    for word in (label_words := tuple(label_words or ())):
-        if label_words.count(word) > 1:
-            raise DataError(f"label word {word!r} is given twice; give each once")
-    words = enumerate(label_words)
-    found = {word: (i,) if label_head else tuple(model.tokenizer.encode(word)) for i, word in words}
-    by_ids = {ids: word for word, ids in found.items()}
-    for word, ids in found.items():
-        if by_ids[ids] != word:
-            told = f"label words {word!r} and {by_ids[ids]!r} are the same to the tokenizer (ids {list(ids)})"
-            raise DataError(f"{told}, so no answer could tell them apart; choose others, or map them with --words")
-    return found
-
-
-def has_label_head(model: Model, prompt: Prompt) -> bool:
-    """Whether a vector for each label word replaces the output head."""
-    return len(prompt.params.get(methods.HEAD, ())) not in (0, model.config.vocab_size)
-
-
-def ranked(params: Tree, config: Config, input_ids, attention_mask, labels, weights):
-    """The log probability of each label of each row, (B, N), float32. Shapes of labels and weights: `generate.rank`.
-
-    Some labels go through the decoder side by side, as many as have LOGITS a row.
-    """
-    encoded, logits_of = t5.encode(params, config, input_ids, attention_mask), partial(t5.logits, params, config)
-    some = max(1, LOGITS // (config.vocab_size * labels.shape[2]))
-    scores = []
-    for i in range(0, labels.shape[1], some):
-        ids, weight = labels[:, i : i + some], weights[:, i : i + some]
-        states = t5.decoder_states(params, config, generate.shift_right(ids), *encoded)
-        scores.append(generate.rank(logits_of, states, ids, weight))
-    return np.concatenate(scores, axis=1)
+def search(step: decode.Step, rows: int, settings: Settings) -> list[list[int]]:
+    """Write free text as the settings say, and return the ids of each row."""
+    if settings.num_beams == 1:
+        return decode.greedy(step, rows, settings.max_new_tokens)
+    length_penalty = 1.0 if settings.length_penalty is None else settings.length_penalty
+    return decode.beam_search(step, rows, settings.max_new_tokens, settings.num_beams, length_penalty)
 
 
 def stream(model: Model, prompt: Prompt, text: str, device: str | None = None) -> Iterator[str]:
-    """The free-text answer to one text, greedily, piece by piece while it is written; joined, what `predict` says."""
-    check_fit(prompt, model)
-    settings = Settings.saved(prompt.settings)
-    batch = pad(encode_inputs([text], model.tokenizer, settings.max_input_tokens))
-    params = methods.apply(model.params, prompt.params)
-    step = next_token(params, model.config, *batch, 1, device or default_device())
+    """Yield the greedy free-text answer to one text piece by piece, while it is written."""
+    rows = encode_rows(model, bind(model, [prompt]), [text])
+    ((_, params, batch),) = batches(model, rows, [0], 1, few_shapes=False)
+    step = decode.Cache(params, model.config, *batch, 1, device or default_device())
     ids: list[int] = []
-    said = ""
-    for (token,) in generate.stream(step, 1, settings.max_new_tokens):
+    shown = ""
+    for (token,) in decode.stream(step, 1, rows[0].task.settings.max_new_tokens):
         ids += [] if token == EOS else [int(token)]
-        answer = model.tokenizer.decode(ids)
-        if answer.startswith(said):  # not if bytes have become a letter only now
-            yield answer[len(said) :]
-            said = answer
+        text = model.tokenizer.decode(ids)
+        if text.startswith(shown):  # else a multi-byte character is incomplete: wait
+            yield text[len(shown) :]
+            shown = text
 
 
 def intermediates(model: Model, prompt: Prompt, texts: str | Sequence[str], targets: str | Sequence[str] = "") -> Flat:
-    """Look inside: every hidden state and attention weight of a forward pass by NumPy, by name.
+    """Run a forward pass in NumPy and return every hidden state and attention weight by name.
 
-    The names are those of the layers: `encoder.block.0.layer.0.attention_weights` (B, H, T, L), and `.hidden_states`
-    (B, T, D) behind each layer. targets: what the decoder reads, one for each text or one for all.
+    Names follow the layers: `encoder.block.0.layer.0.attention_weights` (B, H, T, L), `.hidden_states` (B, T, D), and
+    `logits` (B, T, V).
 
-    Example: `intermediates(model, prompt, "Two goals.", "sport")["encoder.block.0.layer.0.attention_weights"]`.
+    Args:
+        texts: one text or several.
+        targets: the decoder's text: one for each input, or one for all.
+
+    Example:
+        >>> values = intermediates(model, prompt, "Two goals.", "sport")
+        >>> values["encoder.block.0.layer.0.attention_weights"].shape
     """
     check_fit(prompt, model)
     texts, targets = ([x] if isinstance(x, str) else x for x in (texts, targets))
+    check_texts(texts)
     sequences = encode_inputs(texts, model.tokenizer, Settings.saved(prompt.settings).max_input_tokens)
     inputs, mask = pad(sequences, max(map(len, sequences), default=0))
     wanted = [model.tokenizer.encode(target) for target in targets]
     labels, _ = pad(wanted, max(map(len, wanted)))
     labels = np.broadcast_to(labels, (len(texts), labels.shape[1]))
     values: Flat = {}
-    params = methods.apply(model.params, prompt.params)
-    values["logits"] = t5.forward(
-        params, model.config, inputs, mask, generate.shift_right(labels), visit=t5.recorder(values)
-    )
+    params, visit = methods.apply(model.params, prompt.params), t5.recorder(values)
+    values["logits"] = t5.forward(params, model.config, inputs, mask, t5.shift_right(labels), visit=visit)
     return values
-
-
-def write(step: generate.Step, rows: int, settings: Settings) -> list[list[int]]:
-    """Free text, as the settings have it: ids of each row."""
-    if settings.num_beams == 1:
-        return generate.greedy(step, rows, settings.max_new_tokens)
-    length_penalty = 1.0 if settings.length_penalty is None else settings.length_penalty
-    return generate.beam_search(step, rows, settings.max_new_tokens, settings.num_beams, length_penalty)
-
-
-def next_token(
-    params: Tree, config: Config, input_ids, attention_mask, beams: int = 1, device: str = "numpy"
-) -> generate.Step:
-    """The `step` of `generate` for some inputs (B, L), each `beams` times: logits of the next token (B * beams, V).
-
-    The cache has more slots than tokens, all that is new is written into it, and it doubles when it is full: so
-    there are few shapes, each of which is a graph.
-    """
-    encode = compile(t5.encode, device)
-    first_cache, decode_next = (compile(f, device, writes=True) for f in (t5.first_cache, t5.decode_next))
-    states, mask = encode(params, config, input_ids, attention_mask)
-    cache = {name: np.repeat(x, beams, 0) for name, x in first_cache(params, config, states).items()}
-    for name, x in cache.items():
-        x.flags.writeable = "SelfAttention" in name  # the rest stays as it is, so that a GPU is given it once
-    mask, position, width = np.repeat(mask, beams, 0), 0, 0
-    params = {name: part for name, part in params.items() if name != "encoder"}
-
-    def step(tokens, rows):
-        nonlocal position, width
-        more = (width or SLOTS) if position == width else 0
-        width += more
-        for name in cache:
-            if "SelfAttention" in name:  # all beams of an input attend to the same encoder states
-                kept = cache[name] if rows is None else cache[name][rows]
-                cache[name] = np.pad(kept, ((0, 0), (0, 0), (0, more), (0, 0))) if more else kept
-        logits, new = decode_next(params, config, cache, tokens, np.array([position]), width, mask)
-        for name, value in new.items():
-            cache[name][:, :, [position - width]] = value
-        position += 1
-        return logits
-
-    return step

@@ -1,5 +1,6 @@
-"""The settings of a tuning run: a line for each, which the command line, the checks and the docs read."""
+"""The settings of a tuning run. The command line, the checks and the docs read one line for each."""
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,7 @@ from tinyprompt.optim import OPTIMIZERS, SCHEDULES
 
 
 class Bound(NamedTuple):
-    """What a number must be, as a test and in words."""
+    """The bound of a number, as a test and in words."""
 
     holds: Callable[[float], bool]
     words: str
@@ -27,12 +28,16 @@ POWER = Bound(lambda x: -10 <= x <= 10, "-10 to 10")
 
 
 def setting(default: Any, group: str, help: str, bound: Bound = ANY, choices: Iterable[str] = ()) -> Any:
-    """A field of Settings with all that is known of it."""
+    """Declare a field of Settings with its group, help, bound and choices."""
     return field(default=default, metadata=dict(group=group, help=help, bound=bound, choices=tuple(choices)))
 
 
 def check_fields(found: Any) -> None:
-    """Check a dataclass whose fields are settings. Raises TypeError or ValueError that names the setting."""
+    """Check the fields of a dataclass of settings.
+
+    Raises:
+        TypeError, ValueError: A value has the wrong type or is out of range. The message names the setting.
+    """
     for f in fields(found):
         value, kinds, about = getattr(found, f.name), get_args(f.type) or (f.type,), f.metadata
         if isinstance(value, bool) or not isinstance(value, (*kinds, int) if float in kinds else kinds):
@@ -47,15 +52,20 @@ def check_fields(found: Any) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a method is tuned. The defaults are the paper's, except `steps` (30,000 there). Section 2, appendix A.
+    """How a method is tuned. The defaults are the paper's (section 2, appendix A), except for `steps` (30,000 there).
 
-    Example: `Settings(steps=200, prompt_length=20)`. Raises TypeError or ValueError that names the setting.
+    Raises:
+        TypeError, ValueError: A value has the wrong type or is out of range. The message names the setting.
+
+    Example:
+        >>> Settings(steps=200, prompt_length=20).learning_rate is None
+        True
     """
 
     # fmt: off
-    task: str = setting("auto", "data", "a built-in task or mixture (a,b); of columns: auto, classify, generate")
-    max_input_tokens: int = setting(256, "data", "tokens of an input that are read", COUNT)
-    method: str = setting("prompt", "method", "what is trained", choices=METHODS)
+    task: str = setting("auto", "data", "a built-in task, a mixture (a,b), or for columns: auto, classify, generate")
+    max_input_tokens: int = setting(256, "data", "longest input, in tokens; longer ones are cut", COUNT)
+    method: str = setting("prompt", "method", "tuning method", choices=METHODS)
     prompt_length: int = setting(100, "method", "vectors of the prompt (num_virtual_tokens in PEFT)", COUNT)
     rank: int = setting(8, "method", "rank of lora's products, width of an adapter", COUNT)
     hidden: int = setting(512, "method", "width of the network of p-tuning and prefix-mlp", COUNT)
@@ -67,16 +77,16 @@ class Settings:
     optimizer: str | None = setting(None, "optimiser", "the method's own; a prompt: adafactor-t5x", choices=OPTIMIZERS)
     learning_rate: float | None = setting(None, "optimiser", "the method's own; a prompt: 0.3", POSITIVE)
     schedule: str = setting("constant", "optimiser", "of the learning rate; linear falls to 0", choices=SCHEDULES)
-    warmup_steps: int = setting(0, "optimiser", "steps in which the learning rate rises", NOT_NEGATIVE)
+    warmup_steps: int = setting(0, "optimiser", "steps over which the learning rate rises", NOT_NEGATIVE)
     z_loss: float = setting(1e-4, "optimiser", "weight of the squared log of the softmax denominator", NOT_NEGATIVE)
     dropout: float = setting(0.0, "optimiser", "dropout rate of the model during training", SHARE)
     eval_every: int = setting(50, "optimiser", "steps between two dev scores", COUNT)
-    patience: int = setting(0, "optimiser", "dev scores without a better one before stopping; 0: never", NOT_NEGATIVE)
+    patience: int = setting(0, "optimiser", "dev scores without improvement before stopping; 0: never", NOT_NEGATIVE)
     seed: int = setting(0, "optimiser", "seed of the first values, the order of the rows, and dropout", NOT_NEGATIVE)
-    max_new_tokens: int = setting(32, "text", "tokens of a free-text answer that are written", COUNT)
-    num_beams: int = setting(1, "text", "beams of a free-text answer; 1 is greedy", BEAMS)
+    max_new_tokens: int = setting(32, "text", "longest free-text answer, in tokens", COUNT)
+    num_beams: int = setting(1, "text", "beams for free text; 1 is greedy", BEAMS)
     length_penalty: float | None = setting(
-        None, "text", "an answer's log probability is divided by length ** this; labels: 0, text: 1", POWER)
+        None, "text", "log probabilities are divided by length ** this; labels: 0, text: 1", POWER)
     # fmt: on
 
     def __post_init__(self):
@@ -87,8 +97,23 @@ class Settings:
 
     @classmethod
     def saved(cls, values: Mapping[str, Any], path: Any = "this prompt") -> "Settings":
-        """Build Settings from those of a saved prompt. Missing ones take their defaults. Raises CheckpointError."""
+        """Build Settings from those of a saved prompt. Missing fields take their defaults. Raises CheckpointError."""
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: its settings cannot be used ({error}); tune it again") from None
+
+    @classmethod
+    def changed(cls, values: Mapping[str, Any], changes: Mapping[str, Any]) -> "Settings":
+        """Build Settings from values and changes. `init_text` and `init_file` imply their `init`.
+
+        Raises TypeError or ValueError that names the setting.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}"
+                raise TypeError(f"setting {name!r} does not exist{hint}")
+        implied = [name for name in ("text", "file") if changes.get(f"init_{name}") is not None]
+        return cls(**{**values, **({"init": implied[0]} if implied else {}), **changes})

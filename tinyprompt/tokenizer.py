@@ -9,31 +9,15 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-PAD, EOS, UNK = 0, 1, 2
+from tinyprompt.config import EOS, PAD, UNK
+from tinyprompt.model import Tokenizer
+
 MAX_EXTRA_IDS = 10_000
-
-
-class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, closed by eos."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; pad, eos and other special tokens are left out."""
-        ...
-
-    def piece(self, id: int) -> str:
-        """The piece of an id as the vocabulary spells it."""
-        ...
-
-    def __len__(self) -> int: ...
 
 
 class PieceTokenizer:
@@ -86,7 +70,7 @@ class ByteTokenizer:
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory, or of one file (`.json`, else sentencepiece).
+    """Load the tokenizer of a Hugging Face directory, or of one file (`.json`, else sentencepiece).
 
     Raises ValueError or FileNotFoundError that names the file.
     """
@@ -116,7 +100,7 @@ def load(folder: str | Path) -> Tokenizer:
 
 
 def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Tokens that were added to a vocabulary, in added_tokens.json or in tokenizer_config.json, and their ids.
+    """Return the tokens of added_tokens.json or tokenizer_config.json, and their ids.
 
     Raises ValueError for anything but a map of tokens and ids.
     """
@@ -136,7 +120,7 @@ def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def with_added(pipeline: tokenizers.Tokenizer, added: Mapping[str, int], path: Path) -> tokenizers.Tokenizer:
-    """A pipeline with further tokens, each under its own id. Raises ValueError where that is not to be had."""
+    """Add tokens with given ids to a pipeline. Raises ValueError if an id cannot be had."""
     for token, id in sorted(added.items(), key=lambda pair: pair[1]):
         if pipeline.token_to_id(token) is None:
             pipeline.add_tokens([tokenizers.AddedToken(token, normalized=False)])
@@ -207,7 +191,7 @@ def _unigram(data: bytes, extra_ids: int | None) -> tokenizers.Tokenizer:
 
 
 def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
-    """Pieces (text, score, kind), trainer and normaliser settings by field number of sentencepiece_model.proto."""
+    """Return pieces (text, score, kind), and trainer and normaliser settings by their protobuf field numbers."""
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
@@ -223,7 +207,7 @@ def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], dict
 
 
 def _protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Field number and raw value of a protobuf message: int for a varint, bytes for everything else."""
+    """Yield field number and raw value of a protobuf message: int for a varint, else bytes."""
     at = 0
 
     def varint() -> int:

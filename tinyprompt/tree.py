@@ -1,4 +1,4 @@
-"""Parameters: a flat dict of dotted names, as in a file, or the nested dict that a model reads."""
+"""Parameters: a flat dict of dotted names, as in a file, or a nested dict, as the model reads them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,12 +9,12 @@ Flat = dict[str, np.ndarray]
 Tree = dict[str, Any]
 
 
-class CheckpointError(ValueError):
-    """A file that cannot be used; the message names the file, the key, and what was expected."""
-
-
 def nest(flat: Flat) -> Tree:
-    """`{"a.b": x}` to `{"a": {"b": x}}`. Raises ValueError where a name is also a prefix of another."""
+    """Turn `{"a.b": x}` into `{"a": {"b": x}}`.
+
+    Raises:
+        ValueError: A name is also the beginning of another name.
+    """
     tree: Tree = {}
     for name, value in flat.items():
         *path, last = name.split(".")
@@ -30,7 +30,7 @@ def nest(flat: Flat) -> Tree:
 
 
 def flatten(tree: Tree, prefix: str = "") -> Flat:
-    """The inverse of `nest`."""
+    """Turn `{"a": {"b": x}}` into `{"a.b": x}`: the inverse of `nest`."""
     flat: Flat = {}
     for name, value in tree.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -38,7 +38,7 @@ def flatten(tree: Tree, prefix: str = "") -> Flat:
 
 
 def merge(tree: Tree, delta: Flat) -> Tree:
-    """A tree with the arrays of `delta` added or replaced; `tree` itself is not changed."""
+    """Return a tree with the arrays of `delta` added or replaced. `tree` itself does not change."""
     tree = dict(tree)
     for name, value in delta.items():
         head, _, rest = name.partition(".")
@@ -46,13 +46,20 @@ def merge(tree: Tree, delta: Flat) -> Tree:
     return tree
 
 
+def freeze(array: np.ndarray) -> np.ndarray:
+    """A read-only view that cannot be made writable again, as `array.flags.writeable = True` does with other arrays."""
+    bits = array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array  # bfloat16 has no buffer
+    buffer: Any = bits
+    return np.asarray(memoryview(buffer).toreadonly()).view(array.dtype)
+
+
 def count(flat: Flat) -> int:
-    """Number of scalars in a flat dict."""
+    """Count the scalars of a flat dict."""
     return sum(int(np.size(value)) for value in flat.values())
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in dicts, lists, tuples and named tuples, each with its dotted name."""
+    """Yield every leaf of nested dicts, lists, tuples and named tuples, with its dotted name."""
     if isinstance(value, dict):
         children = list(value.items())
     elif isinstance(value, list | tuple):
@@ -65,7 +72,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def refill(value: Any, new: Iterator[Any]) -> Any:
-    """The same dicts, lists and tuples with the leaves that come next in `new`."""
+    """Return the same dicts, lists and tuples with new leaves, in the order of `leaves`."""
     if isinstance(value, dict):
         return {key: refill(child, new) for key, child in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

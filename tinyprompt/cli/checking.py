@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from tinyprompt.bench import runs as bench_tuning
+from tinyprompt.bench import steps as bench
+from tinyprompt.check import ledger
 from tinyprompt.cli.report import Argument, Output, argument, command, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.data import Batch
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, models
 from tinyprompt.files.io import load_numpy
-from tinyprompt.tools import bench, bench_tuning
-from tinyprompt.tools import check as checks
-from tinyprompt.tools.study import read_study
+from tinyprompt.study.grid import read_study
 
 
 @command(
@@ -29,27 +30,27 @@ from tinyprompt.tools.study import read_study
 def check(args: argparse.Namespace) -> Output:
     """Compare logits, loss and prompt gradient of every engine with NumPy in float64; exit status 1 if one is wrong.
 
-    Without --batch: three random batches. With --gradient: is this the gradient of that batch's loss?
+    Without --batch, it draws three random batches. With --gradient, it checks your gradient of the batch's loss.
     """
     if args.save and args.gradient:
-        raise ValueError("--save: goes without --gradient; a gradient is judged by the batch of --batch")
+        raise ValueError("--save: leave it out with --gradient, which is judged by the batch of --batch")
     folder = hub.find(args.model) if args.model else models.default_model()
-    model = models.load(folder)
-    cases = [checks.load_case(args.batch, model)] if args.batch else [checks.draw(model, i) for i in range(3)]
+    model = models.load(folder, tokenizer=False)
+    cases = [ledger.load_case(args.batch, model)] if args.batch else [ledger.draw(model, i) for i in range(3)]
     if args.save:
-        checks.save_case(cases[0], args.save)
+        ledger.save_case(cases[0], args.save)
         return Output({"saved": args.save}, f"{args.save}: {', '.join(('prompt', *Batch._fields))}")
     if args.gradient and not args.batch:
-        raise ValueError("--gradient: of which batch? Name it with --batch; --save writes one")
+        raise ValueError("--gradient: add --batch FILE, the batch of this gradient; --save FILE writes one")
     if args.gradient:
-        report = checks.check_gradient(read_array(args.gradient), model, *cases[0], name=args.gradient)
+        report = ledger.check_gradient(read_array(args.gradient), model, *cases[0], name=args.gradient)
     else:
-        report = checks.check_model(model, folder, cases, say)
+        report = ledger.check_model(model, folder, cases, say)
     return Output(report.as_dict(), report, report.ok)
 
 
 def read_array(path: str) -> np.ndarray:
-    """The array of floats in a .npy file. Raises CheckpointError."""
+    """Read an array of floats from a .npy file. Raises CheckpointError."""
     array = load_numpy(Path(path))
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         raise CheckpointError(f"{path}: expected one array of floats, as numpy.save writes it")
@@ -57,7 +58,7 @@ def read_array(path: str) -> np.ndarray:
 
 
 def problem_arguments() -> list[Argument]:
-    """The arguments that make a Problem."""
+    """The arguments of a Problem."""
     out = []
     for field in fields(bench.Problem):
         choices = {"size": bench.SIZES, "storage": bench.STORAGE, "device": bench.ENGINES}.get(field.name)

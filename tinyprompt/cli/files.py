@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyprompt import methods
+from tinyprompt import describe, methods
 from tinyprompt.cli.report import Output, argument, command
 from tinyprompt.cli.report import model as model_argument
-from tinyprompt.cli.tuning import say_if_unknown, say_what_is_lost
+from tinyprompt.cli.shared import warn_if_unknown, warn_of_loss
+from tinyprompt.data import target_ids
 from tinyprompt.errors import CheckpointError
+from tinyprompt.export import page as web
+from tinyprompt.export.graphs import Shape, export
 from tinyprompt.files import hub, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Prompt
-from tinyprompt.predict import has_label_head, target_ids
-from tinyprompt.tools import inspect, web
-from tinyprompt.tools.export import Shape, export
 
 
 @command(
@@ -48,7 +48,7 @@ def pull(args: argparse.Namespace) -> Output:
     argument("--top", type=int, metavar="N", default=5, help="nearest pieces of each vector"),
 )
 def inspect_things(args: argparse.Namespace) -> Output:
-    """Show what is in prompts, in a frozen model's directory, or in an .onnx file.
+    """Show the content of prompts, of a frozen model's directory, or of an .onnx file.
 
     Several prompts are compared; of one alone, the nearest pieces of all its vectors are shown.
     """
@@ -59,42 +59,42 @@ def inspect_things(args: argparse.Namespace) -> Output:
     for thing in args.thing:
         path = hub.find(thing)
         if path.suffix == ".onnx":
-            out["graphs"][thing] = inspect.describe_graph(path)
+            out["graphs"][thing] = describe.describe_graph(path)
         elif path.is_dir() and not (path / "adapter_config.json").exists():
-            out["models"][thing] = inspect.describe_model(models.load(path, stored=True))
+            out["models"][thing] = describe.describe_model(models.load(path, stored=True))
         else:
             found |= open_prompts(thing, found)
     if found:
         out |= describe_prompts(args, found)
-    texts = [inspect.model_text(one) for one in out["models"].values()]
+    texts = [describe.model_text(one) for one in out["models"].values()]
     texts += ["\n".join(one["lines"]) for one in out["graphs"].values()]
-    texts += [inspect.prompt_text(out)] if found else []
+    texts += [describe.prompt_text(out)] if found else []
     return Output(out, "\n\n".join(texts))
 
 
 def describe_prompts(args: argparse.Namespace, found: dict[str, Prompt]) -> dict[str, Any]:
-    """The descriptions of prompts, of the vocabulary they are compared with, and how alike they are."""
+    """Describe prompts, the vocabulary, and the similarity of prompts."""
     model, described, vocabulary = models.load(args.model, stored=True), {}, None
     for name, prompt in found.items():
-        described[name] = inspect.describe_prompt(prompt, name)
+        described[name] = describe.describe_prompt(prompt, name)
         try:
             check_fit(prompt, model, name)
         except CheckpointError:
             if args.model:
                 raise
             continue  # of another model than the built-in one
-        say_if_unknown(prompt, name)
+        warn_if_unknown(prompt, name)
         if "norm" in described[name]:
-            described[name] |= inspect.read_prompt(prompt, name, model, args.top)
-            vocabulary = vocabulary or inspect.describe_vocabulary(model)
+            described[name] |= describe.read_prompt(prompt, name, model, args.top)
+            vocabulary = vocabulary or describe.describe_vocabulary(model)
     soft = {name: prompt.array for name, prompt in found.items() if "norm" in described[name]}
-    names, cosines = inspect.similarity(soft)
+    names, cosines = describe.similarity(soft)
     rows = [[None if c != c else round(c, 4) for c in row] for row in cosines.tolist()]  # JSON has no nan
     return {"prompts": described, "vocabulary": vocabulary, "similarity": {"names": names, "cosine": rows}}
 
 
 def open_prompts(thing: str, taken: Container[str]) -> dict[str, Prompt]:
-    """The prompts of a file by name: as it is given if there is one, else their own names, with the file's if taken."""
+    """Open the prompts of a file. One prompt: the path. Several: `name`, or `path:name` on a clash."""
     try:
         found = prompts.load_prompts(thing)
     except CheckpointError as error:
@@ -115,7 +115,7 @@ def open_prompts(thing: str, taken: Container[str]) -> dict[str, Prompt]:
     argument("--tokenizer", metavar="PATH", help="tokenizer file or folder, for a model without one"),
 )
 def convert(args: argparse.Namespace) -> Output:
-    """Write a prompt, or a frozen model, in another format; the name of the target tells which.
+    """Write a prompt, or a frozen model, in another format. The name of the target selects it.
 
     A prompt: .safetensors, .npy, or without suffix a directory for PEFT. A model: a Hugging Face directory.
     """
@@ -133,12 +133,12 @@ def convert(args: argparse.Namespace) -> Output:
 
 
 def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[str, Any]]:
-    """Write a prompt, with the model and the label words that the arguments add."""
+    """Write a prompt, with the model and the label words of the arguments."""
     prompt = prompts.load_prompt(args.source)
     if args.model:
         model = models.load(args.model)
         check_fit(prompt, model, args.source)
-        say_if_unknown(prompt, args.source)
+        warn_if_unknown(prompt, args.source)
         prompt = replace(prompt, model=model.name, fingerprint=prompt.fingerprint or model.fingerprint)
     if args.label_words:
         words = [word.strip() for word in args.label_words]
@@ -149,11 +149,11 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
             raise ValueError(f"--label-words: {wanted}, found {len(words)}")
         prompt = replace(prompt, label_words=tuple(words))
         if args.model:  # raises for two that its tokenizer cannot tell apart
-            target_ids(model, words, has_label_head(model, prompt))
+            target_ids(model.tokenizer, words, methods.has_label_head(model.config, prompt.params))
     if target.suffix != ".safetensors":
         prompt.vectors(f"{args.source}, which can only be written to .safetensors")
     path = prompts.save_prompt(prompt, target)
-    say_what_is_lost(prompt, path)
+    warn_of_loss(prompt, path)
     shapes = {name: list(value.shape) for name, value in prompt.params.items()}
     return path, {"kind": "prompt", "model": prompt.model, "label_words": prompt.label_words, "shapes": shapes}
 
@@ -193,5 +193,5 @@ def export_graphs(args: argparse.Namespace) -> Output:
     write = web.export_page if args.web else export
     exported = write(args.model, args.web or args.out or "tinyprompt-export", shape, args.prompt)
     if args.prompt:
-        say_if_unknown(prompts.load_prompt(args.prompt), args.prompt)
+        warn_if_unknown(prompts.load_prompt(args.prompt), args.prompt)
     return Output(exported._asdict(), exported)

@@ -1,4 +1,4 @@
-"""The command line: the parser of the arguments, and what becomes of an error."""
+"""The command line: the parser, and the handling of errors."""
 
 import argparse
 import difflib
@@ -8,12 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tinyprompt import __version__
-from tinyprompt.cli import checking, ensembles, files, serving, study, tuning  # noqa: F401 - they declare commands
+from tinyprompt.cli import answering, checking, files, serving, study, tuning  # noqa: F401 - they declare commands
 from tinyprompt.cli.report import COMMANDS, say, visible
 from tinyprompt.device import check_device, default_device
-from tinyprompt.errors import DeviceError
-from tinyprompt.lowering import LoweringError
+from tinyprompt.errors import TinypromptError
+from tinyprompt.version import VERSION
 
 # Options that people know from elsewhere.
 HINTS = {
@@ -30,9 +29,9 @@ HINTS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their arguments."""
+    """Build the parser of all commands."""
     top = argparse.ArgumentParser(prog="tinyprompt", description="Soft prompts for a frozen T5, in NumPy.")
-    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--version", action="version", version=VERSION)
     commands = top.add_subparsers(required=True, metavar="command")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
@@ -53,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
-    """Exit with a message about arguments that are not known, and what was meant."""
+    """Exit with a message about unknown arguments, and a suggestion."""
     first = rest[0].partition("=")[0]
     near = difflib.get_close_matches(first, parser._option_string_actions, 1)
     hint = HINTS.get(first) or (f"did you mean {near[0]}?" if near else "")
@@ -61,7 +60,7 @@ def refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input is one line on standard error and exit status 2; a check that finds a fault is 1."""
+    """Run one command. Bad input is one line on standard error and exit status 2; a failed check is 1."""
     args, rest = parser().parse_known_args(argv)
     end = rest.index("--") if "--" in rest else len(rest)  # what stands behind it is no option
     if "text" in args and not any(word.startswith("-") and " " not in word for word in rest[:end]):
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (DeviceError, LoweringError, ValueError, FloatingPointError, OSError, ImportError) as error:
+    except (TinypromptError, ValueError, FloatingPointError, OSError, ImportError) as error:
         say(f"tinyprompt: {' '.join(str(error).split())}")
         return 2
     except (MemoryError, OverflowError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What the commands share: how they are declared, their arguments from the settings, and what they print."""
+"""Declaration of commands, options from the settings, and printing."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Output(NamedTuple):
-    """What a command found: an object for --json, and its text."""
+    """The result of a command: an object for --json, and its text."""
 
     data: dict[str, Any]
     text: Any = None  # what is printed, as str() makes it
@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """An argument of argparse, and the group of the help that it stands in."""
+    """An argument of argparse, and its group in the help."""
 
     flags: tuple[str, ...]
     options: dict[str, Any]
@@ -34,7 +34,7 @@ class Argument(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command: what it does, an example, its arguments."""
+    """A command: its function, an example, its arguments."""
 
     run: Callable[[argparse.Namespace], Output]
     example: str
@@ -45,14 +45,14 @@ COMMANDS: dict[str, Command] = {}
 
 
 def argument(*flags: str, group: str = "", **options: Any) -> Argument:
-    """An argument; a default that is a number or a text is shown in its help."""
+    """Declare an argument. A default that is a number or a text is shown in its help."""
     if isinstance(options.get("default"), int | str):
         options["help"] = f"{options['help']} ({options['default']})"
     return Argument(flags, options, group)
 
 
 def command(name: str, example: str, *arguments: Argument | list[Argument]) -> Callable:
-    """Declare a command; its arguments stand in front of the function that runs it."""
+    """Declare a command with its arguments, in front of the function that runs it."""
 
     def declare(run: Callable[[argparse.Namespace], Output]) -> Callable:
         flat = [one for some in arguments for one in ([some] if isinstance(some, Argument) else some)]
@@ -63,7 +63,7 @@ def command(name: str, example: str, *arguments: Argument | list[Argument]) -> C
 
 
 def settings(*groups: str, names: Sequence[str] = (), of: Any = Settings) -> list[Argument]:
-    """Options for the settings of some groups, or of some names; what is not given is not in the namespace."""
+    """Build options for the settings of some groups or names. Omitted options are not in the namespace."""
     out = []
     for f in fields(of):
         about, kind = f.metadata, (get_args(f.type) or (f.type,))[0]  # of `float | None`: float
@@ -78,7 +78,7 @@ def settings(*groups: str, names: Sequence[str] = (), of: Any = Settings) -> lis
 
 
 def model(*flags: str, **options: Any) -> Argument:
-    """A model."""
+    """Build the argument of a model."""
     sizes = ", ".join(hub.BUILT_IN)
     help = f"a Hugging Face T5 directory, a built-in size ({sizes}), or a pulled model (base)"
     return argument(*(flags or ("--model",)), metavar="MODEL", help=help, **options)
@@ -96,7 +96,7 @@ TASK = argument("--task", metavar="TASK", help="another task than the prompt was
 
 
 def given(args: argparse.Namespace, of: Any = Settings) -> dict[str, Any]:
-    """The settings that were given as options; --init-text and --init-file imply their --init."""
+    """Return the settings that were given as options. --init-text and --init-file imply their --init."""
     found = {f.name: getattr(args, f.name) for f in fields(of) if getattr(args, f.name, None) is not None}
     for name in ("text", "file"):
         if f"init_{name}" in found:
@@ -105,7 +105,7 @@ def given(args: argparse.Namespace, of: Any = Settings) -> dict[str, Any]:
 
 
 def visible(text: Any, most: int | None = None) -> str:
-    """A text that a terminal only shows: control characters and lone surrogates are escaped, line breaks are kept.
+    """Escape control characters and lone surrogates for a terminal. Line breaks are kept.
 
     most: characters after which it is cut.
     """
@@ -120,7 +120,7 @@ def say(text: Any) -> None:
 
 
 def chunks(texts: Sequence[str], show: bool = True) -> Iterator[Sequence[str]]:
-    """Texts in parts, with a progress bar if there are several."""
+    """Yield texts in parts, with a progress bar if there are several."""
     starts = range(0, len(texts), CHUNK)
     for start in tqdm(starts, unit="batch", dynamic_ncols=True, disable=not show or len(starts) < 2):
         yield texts[start : start + CHUNK]

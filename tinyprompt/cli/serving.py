@@ -32,7 +32,7 @@ def serve(args: argparse.Namespace) -> Output:
     """
     missing = [name for name in NEEDED if not importlib.util.find_spec(name)]
     if missing:
-        raise ImportError(f"serve: {', '.join(missing)} not installed; pip install 'tinyprompt[serve]'")
+        raise ImportError(f"serve: {', '.join(missing)} not installed; pip install 'tinyprompt-t5[serve]'")
     from tinyprompt.serve import app
 
     limits = Limits(**given(args, Limits))

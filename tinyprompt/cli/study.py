@@ -1,18 +1,27 @@
-"""The command that computes a grid of tuning runs."""
+"""Commands for the paper's tables: `study` computes a grid of tuning runs, `count` counts parameters."""
 
 import argparse
 import importlib.util
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from tinyprompt.cli.report import DEVICE, Output, argument, command, say
+from tinyprompt import methods
+from tinyprompt.cli.report import DEVICE, Output, argument, command, given, say
+from tinyprompt.cli.report import settings as options
+from tinyprompt.cli.shared import check_plot
+from tinyprompt.config import T5_1_1
 from tinyprompt.device import describe_device
-from tinyprompt.tools import cells, figures, summary
-from tinyprompt.tools.study import Cell, Study, read_study
+from tinyprompt.files import hub, models
+from tinyprompt.settings import Settings
+from tinyprompt.study import cells, figures, summary
+from tinyprompt.study.grid import Cell, Study, read_study
+
+LENGTHS = (1, 5, 20, 50, 100, 150)  # of the paper's table 4
 
 
 @command(
@@ -26,7 +35,7 @@ from tinyprompt.tools.study import Cell, Study, read_study
     DEVICE,
 )
 def study(args: argparse.Namespace) -> Output:
-    """Tune over a grid of methods, lengths, models, seeds, tasks and the like; print the table of the scores.
+    """Tune over a grid of methods, lengths, models, seeds and tasks; print the table of the scores.
 
     A cell that is finished is kept. The same command goes on where it was stopped.
     """
@@ -58,7 +67,7 @@ def study(args: argparse.Namespace) -> Output:
 
 
 def compute(waiting: Sequence[Cell], folder: Path, args: argparse.Namespace) -> dict[str, str]:
-    """Compute cells with a progress bar. Returns, and says, the errors of those that failed."""
+    """Compute cells with a progress bar. Prints and returns the errors of failed cells."""
     named, errors = {cell.key: str(cell) for cell in waiting}, {}
     try:
         with tqdm(total=len(waiting), unit="cell", dynamic_ncols=True, disable=not waiting) as bar:
@@ -75,7 +84,7 @@ def compute(waiting: Sequence[Cell], folder: Path, args: argparse.Namespace) -> 
 
 
 def estimate(all_cells: Sequence[Cell], waiting: Sequence[Cell], found: Mapping[str, Any]) -> str:
-    """How long the waiting cells take one after the other, if each takes what those of its method and model took."""
+    """Estimate the time of the waiting cells from finished ones of their method and model."""
     seconds: dict[tuple, list[float]] = {}
     for cell in all_cells:
         if cell.key in found:
@@ -87,7 +96,7 @@ def estimate(all_cells: Sequence[Cell], waiting: Sequence[Cell], found: Mapping[
 
 
 def draw(table: summary.Summary, path: Path) -> bool:
-    """Draw the table if there is something to draw, and matplotlib to do it."""
+    """Draw the table if it has results and matplotlib is installed."""
     if not table.results or not importlib.util.find_spec("matplotlib"):
         return False
     figures.draw_study(table, path)
@@ -95,6 +104,46 @@ def draw(table: summary.Summary, path: Path) -> bool:
 
 
 def odd(one: Study, found: Mapping[str, Any]) -> str:
-    """A line for what makes rows hard to compare: several versions of tinyprompt."""
+    """Warn if the rows were made by several versions of tinyprompt."""
     made = {found[cell.key]["versions"]["tinyprompt"] for cell in one.cells if cell.key in found}
     return f"\nwarning: the rows were made by several versions: {', '.join(sorted(made))}" if len(made) > 1 else ""
+
+
+@command(
+    "count",
+    "--prompt-length 20 --plot figure4.png",
+    argument("--labels", type=int, metavar="N", default=2, help="label words"),
+    argument("--model", metavar="MODEL", help="of which only config.json is read (all sizes of T5 1.1)"),
+    argument("--plot", metavar="FILE", help="where to draw the paper's figure 4, a .png file"),
+    options(names=["prompt_length", "rank", "hidden"]),
+)
+def count(args: argparse.Namespace) -> Output:
+    """Count the parameters that every method trains and stores, for each size of T5 1.1 or for --model.
+
+    These are the figures of the paper's table 4 and figure 4.
+    """
+    settings = Settings(**given(args))
+    if args.labels < 1:
+        raise ValueError(f"--labels: expected at least 1, found {args.labels}")
+    configs = dict(T5_1_1)
+    if args.model:
+        configs = {args.model: models.read_config(hub.find(args.model) / "config.json")}
+    check_plot(args.plot)
+    if args.plot:
+        figures.draw_parameters(configs, (1, settings.prompt_length), settings, args.labels, Path(args.plot))
+    rows, table = [], []
+    for name, config in configs.items():
+        for method in methods.METHODS:
+            found = methods.count(config, replace(settings, method=method), args.labels)
+            rows.append({"size": name, "method": method, **found._asdict(), "percent": found.percent})
+        for length in LENGTHS:
+            found = methods.count(config, replace(settings, prompt_length=length))
+            table.append({"size": name, "length": length, **found._asdict(), "percent": found.percent})
+    lines = ["a prompt: vectors, parameters, those of the model with them, percent (table 4)"]
+    lines += ["{size:<8}{length:>5}{stored:>12,}{model:>18,}{percent:>12.5f}".format(**one) for one in table]
+    numbers = f"{settings.prompt_length} vectors, rank {settings.rank}, hidden {settings.hidden}, {args.labels} labels"
+    lines.append(f"what each method stores: {numbers}")
+    for one in rows:
+        more = "   trained: {trained:,}".format(**one) if one["trained"] > one["stored"] else ""
+        lines.append("{size:<8}{method:<14}{stored:>16,}{percent:>12.5f}".format(**one) + more)
+    return Output({"rows": rows, "table": table, "plot": args.plot}, "\n".join(lines))

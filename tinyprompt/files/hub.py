@@ -1,4 +1,4 @@
-"""Models by name: built-in ones by their size, and those of the Hugging Face hub, fetched once into its own cache."""
+"""Models by name: built-in sizes, and models of the Hugging Face hub in its own cache."""
 
 import errno
 import json
@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from tinyprompt.config import Config
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files.config import parse_config
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 FILES = {".safetensors", ".bin", ".pt", ".npy", ".npz", ".onnx", ".json"}  # a path, not a name, if it ends in these
@@ -28,7 +28,7 @@ BUILT_IN = {
 
 
 def built_in(size: str) -> Path:
-    """The folder of a built-in size: beside the source in a checkout, inside an installed wheel.
+    """Return the folder of a built-in size: beside the source in a checkout, inside an installed wheel.
 
     Raises CheckpointError where it is not carried.
     """
@@ -44,7 +44,7 @@ def built_in(size: str) -> Path:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a built-in size, or of a pulled model, `org/name` or `org/name@revision`; any other path as it is.
+    """Return the folder of a built-in size or of a pulled model, `org/name` or `org/name@revision`; else the path.
 
     A built-in model also has the name of its folder, which is what a prompt says it was tuned on.
     A path that exists is never taken for a name. Nothing is fetched.
@@ -59,7 +59,7 @@ def find(name: str | Path) -> Path:
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
-        missing = "a pulled model of this name can only be found with huggingface_hub; pip install 'tinyprompt[hub]'"
+        missing = "a pulled model of this name can only be found with huggingface_hub; pip install 'tinyprompt-t5[hub]'"
         raise CheckpointError(f"{name}: no such file or directory, and {missing}") from None
     repository, revision = match["repository"], match["revision"]
     fetch = f"tinyprompt pull {repository}" + (f" --revision {revision}" if revision else "")
@@ -78,14 +78,14 @@ def find(name: str | Path) -> Path:
 
 
 def name_of(folder: Path) -> str:
-    """`org/name` for the folder of a pulled model, and the last part of the path for any other."""
+    """Return `org/name` for the folder of a pulled model, or the last part of another path."""
     folder = folder.resolve()
     kind, *parts = folder.parents[1].name.split("--") if folder.parent.name == "snapshots" else ("",)
     return "/".join(parts) if kind == "models" else folder.name
 
 
 def wanted(names: Collection[str]) -> list[str]:
-    """The files of a repository that tinyprompt reads: configuration, tokenizer, weights in one format.
+    """Select the files of a repository that tinyprompt reads: configuration, tokenizer, weights in one format.
 
     Raises CheckpointError that says what is missing.
     """
@@ -106,13 +106,13 @@ def wanted(names: Collection[str]) -> list[str]:
 
 
 def listed(names: Collection[str]) -> str:
-    """The first few names of many."""
+    """Join the first few of many names."""
     first, more = sorted(names)[:8], len(names) - 8
     return (", ".join(first) or "no files") + (f" and {more} more" if more > 0 else "")
 
 
 def complete(folder: Path) -> bool:
-    """Whether all files are there that `pull` fetches; a pull may have been interrupted."""
+    """Return whether all files that `pull` fetches are there. A pull may have been interrupted."""
     names = os.listdir(folder)
     try:
         files = wanted(names)
@@ -123,7 +123,7 @@ def complete(folder: Path) -> bool:
 
 
 def pull(name: str, revision: str | None = None) -> Path:
-    """Fetch a T5 or a PEFT adapter, `org/name`, into the hub's cache; return its folder.
+    """Fetch a T5 or a PEFT adapter, `org/name`, into the hub's cache, and return its folder.
 
     Only the files that are read: safetensors if there are any, else torch's; files that are there stay.
     The environment counts as ever: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
@@ -132,7 +132,7 @@ def pull(name: str, revision: str | None = None) -> Path:
     try:
         from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     except ImportError:
-        raise CheckpointError(f"{name}: pull needs huggingface_hub; pip install 'tinyprompt[hub]'") from None
+        raise CheckpointError(f"{name}: pull needs huggingface_hub; pip install 'tinyprompt-t5[hub]'") from None
     match = NAME.fullmatch(name)
     if match is None or match["revision"]:
         raise CheckpointError(f"{name}: expected org/name, as in google/t5-v1_1-small; a revision goes to --revision")
@@ -147,15 +147,15 @@ def pull(name: str, revision: str | None = None) -> Path:
 
 
 def check(path: Path) -> None:
-    """Raise CheckpointError where a config.json is of no T5."""
+    """Raise CheckpointError if a config.json does not describe a T5."""
     try:
-        Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        parse_config(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path.name}: {error}") from None
 
 
 def reason(error: Exception, revision: str | None) -> str:
-    """Why a model was not fetched and what to do, in one line."""
+    """Explain in one line why a model was not fetched, and what to do."""
     from huggingface_hub import constants, errors, get_token
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,4 +1,4 @@
-"""Files of any kind: written whole or not at all, and JSON objects read."""
+"""Files that are written completely or not at all, and JSON objects."""
 
 import contextlib
 import errno
@@ -23,14 +23,14 @@ Content = bytes | Iterable[bytes | memoryview] | Path  # of a file: whole, in pa
 
 
 def is_there(path: Path, source: Path) -> bool:
-    """Whether a path is the source itself or a copy; a link to it is not, for it might lead out of the folder."""
+    """Return whether a path is the source itself or a copy. A link is neither: it may lead out of the folder."""
     if path.is_symlink() or not path.is_file():
         return False
     return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
 
 
 def write(files: Mapping[Path, Content]) -> None:
-    """Write bytes, and copy files that are not there already: each whole under a name of its own, then all in place.
+    """Write bytes and copy missing files: each under a temporary name, then all are renamed.
 
     If it fails, what is new is taken away: parts of files, files that replace none, folders.
     """
@@ -61,7 +61,7 @@ def write(files: Mapping[Path, Content]) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
-    """Write a folder that is not there, or empty, with some files: with all of them, or not at all."""
+    """Write a folder that is missing or empty, with all files or not at all."""
     part, new = part_of(folder), missing_folders(folder.parent)
     made = False
     try:
@@ -80,17 +80,17 @@ def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
 
 
 def part_of(path: Path) -> Path:
-    """A name beside a path for what is not finished, which nobody can guess."""
+    """Return a temporary name beside a path that cannot be guessed."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """A folder and those around it, as far as they are not there, the outermost first."""
+    """List the missing folders of a path, the outermost first."""
     return [path for path in (*reversed(folder.parents), folder) if not path.exists()]
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files and empty folders, the last one first; leave what is not there, or cannot be removed."""
+    """Remove files and empty folders in reverse order. Missing ones and failures are ignored."""
     for path in reversed(list(paths)):
         with contextlib.suppress(OSError):
             if path.is_dir():
@@ -100,7 +100,7 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 def regular(path: Path, most: int | None = None) -> Path:
-    """The path of a file that can be read as a whole. most: bytes. Raises CheckpointError for anything else."""
+    """Return the path of a regular file of at most `most` bytes. Raises CheckpointError for anything else."""
     try:
         found = path.stat()
     except OSError as error:
@@ -115,7 +115,7 @@ def regular(path: Path, most: int | None = None) -> Path:
 
 
 def load_numpy(path: Path) -> Any:
-    """The array of a .npy file, or a dict of those of a .npz file. Pickles are refused, and so is too much.
+    """Read the array of a .npy file, or a dict of the arrays of a .npz file. Pickles and huge arrays are refused.
 
     Raises CheckpointError.
     """
@@ -138,7 +138,7 @@ def load_numpy(path: Path) -> Any:
 
 @contextlib.contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other runs from writing to a path, as long as this one goes on. The end of a process ends its claim.
+    """Keep other runs from writing to a path during this context. The end of a process releases it.
 
     wait: for the end of a run that writes there. Raises CheckpointError if there is one, without it.
     """
@@ -173,7 +173,7 @@ def claimed(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def is_named(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
+    """Return whether an open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -181,7 +181,7 @@ def is_named(descriptor: int, path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError."""
+    """Read a JSON object from a file. Raises CheckpointError."""
     try:
         value = json.loads(regular(path, LARGEST).read_text(encoding="utf-8"))
     except CheckpointError:

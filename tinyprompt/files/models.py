@@ -13,9 +13,10 @@ from tinyprompt import ops, tokenizer
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, safetensors, t5x, torch_bin
+from tinyprompt.files.config import parse_config
 from tinyprompt.files.io import Content, read_json, write_folder
 from tinyprompt.model import Model
-from tinyprompt.tree import Flat, flatten, nest
+from tinyprompt.tree import Flat, flatten, freeze, nest
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that is there, whole or as shards
 TOKENIZER_FILES = (
@@ -28,22 +29,28 @@ LEFTOVER = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 
 
 def default_model() -> Path:
-    """Directory of the T5 that the package carries: the built-in size "base"."""
+    """Return the folder of the built-in size "base"."""
     return hub.built_in("base")
 
 
-def load(folder: str | Path | None = None, stored: bool = False) -> Model:
-    """Open a T5: a Hugging Face directory, a T5X checkpoint, or a built-in or pulled model by its name.
+def load(folder: str | Path | None = None, stored: bool = False, tokenizer: bool = True) -> Model:
+    """Open a T5: a Hugging Face directory, a T5X checkpoint, or a built-in or pulled model by name.
 
     Weights stay in the file (memory-mapped). Everything is computed in float32; of 16-bit weights, up to 1 GiB
     are widened at once, which is faster; of more, each is widened where it is used, which takes memory for one only.
     stored: all weights are as stored, whatever their size. Those of T5X are read into memory in any event.
+    tokenizer: False if a folder without one will do; the model's tokenizer is then None.
     folder: a path, a built-in size ("tiny", "small" or "base"), or a pulled model; "base" without one.
     Raises CheckpointError that names the file and the key.
     """
     folder = hub.find(folder) if folder is not None else default_model()
     _, config, weights = open_model(folder)
-    words = read_tokenizer(folder, config)
+    words: Any = None
+    try:
+        words = read_tokenizer(folder, config)
+    except CheckpointError:
+        if tokenizer:
+            raise
     if not stored:
         weights = _in_memory(weights, folder)
     params = nest({name: np.asanyarray(value) for name, value in weights.items()})
@@ -54,13 +61,13 @@ def load(folder: str | Path | None = None, stored: bool = False) -> Model:
 
 
 def state(path: Path) -> tuple[int, int]:
-    """Size and time stamp of a file; (-1, 0) if it is gone."""
+    """Return size and time stamp of a file; (-1, 0) if it is gone."""
     found = path.stat() if path.exists() else None
     return (found.st_size, found.st_mtime_ns) if found else (-1, 0)
 
 
 def check_files(before: Mapping[Path, tuple[int, int]]) -> None:
-    """Raise CheckpointError if a mapped file is not what it was: what has been computed since may be wrong."""
+    """Raise CheckpointError if a mapped file has changed. Results since the change may be wrong."""
     for path, known in before.items():
         if state(path) != known:
             raise CheckpointError(
@@ -69,12 +76,12 @@ def check_files(before: Mapping[Path, tuple[int, int]]) -> None:
 
 
 def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]:
-    """What config.json holds, or would hold, the configuration, and the weights: views of files, or read when used."""
+    """Return the raw config, the Config and the weights, which are views of files or read lazily."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; expected a Hugging Face model directory")
     if is_t5x(folder):
         raw, weights = t5x.open_t5x(folder)
-        return raw, Config.from_dict(raw), weights
+        return raw, parse_config(raw), weights
     if not (folder / "config.json").exists():
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise CheckpointError(f"{folder}: has no config.json, so it is no model directory; found {found}")
@@ -86,7 +93,7 @@ def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]
 
 
 def is_t5x(folder: Path) -> bool:
-    """Whether a folder is one step of a T5X checkpoint. Raises CheckpointError where such folders lie in it."""
+    """Return whether a folder is one step of a T5X checkpoint. Raises CheckpointError if it contains such folders."""
     if (folder / "config.json").exists():
         return False
     steps = [path.parent for path in folder.glob("checkpoint_*/checkpoint")]
@@ -97,7 +104,7 @@ def is_t5x(folder: Path) -> bool:
 
 
 def read_tokenizer(path: Path, config: Config) -> tokenizer.Tokenizer:
-    """The tokenizer of a folder, or of a file. Raises CheckpointError where it does not belong to the model."""
+    """Read the tokenizer of a folder or a file. Raises CheckpointError if it does not belong to the model."""
     try:
         words = tokenizer.load(path)
     except FileNotFoundError as error:
@@ -113,7 +120,7 @@ def read_tokenizer(path: Path, config: Config) -> tokenizer.Tokenizer:
 
 
 def convert(source: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> Path:
-    """Write a model that `load` reads as a Hugging Face directory that transformers loads, whole or not at all.
+    """Write a model as a Hugging Face directory that transformers loads, completely or not at all.
 
     Weights keep their dtype and their bits, each one once. config.json is the source's own, but for a wrong
     tie_word_embeddings. tokenizer: a file or a folder to take the tokenizer from, in place of the source.
@@ -143,9 +150,9 @@ def convert(source: str | Path, out: str | Path, tokenizer: str | Path | None = 
 
 
 def read_config(path: Path) -> Config:
-    """The model configuration of a config.json. Raises CheckpointError that names the key."""
+    """Read the configuration in a config.json. Raises CheckpointError that names the key."""
     try:
-        return Config.from_dict(read_json(path))
+        return parse_config(read_json(path))
     except CheckpointError:
         raise
     except ValueError as error:
@@ -153,7 +160,7 @@ def read_config(path: Path) -> Config:
 
 
 def _in_memory(weights: Mapping[str, Any], folder: Path) -> Flat:
-    """Weights to compute with: 64 bits narrowed, 16 widened unless they are many; none can be written."""
+    """Convert stored weights for computing: 64 bits are narrowed, 16 bits widened in small models. All read-only."""
     arrays: Flat = {name: np.asanyarray(value) for name, value in weights.items()}
     arrays = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in arrays.items()}
     if sum(value.nbytes for value in arrays.values() if value.dtype.itemsize == 2) <= WIDEN:
@@ -164,12 +171,13 @@ def _in_memory(weights: Mapping[str, Any], folder: Path) -> Flat:
     for name, value in arrays.items():
         if total <= WIDEN and not np.isfinite(value).all():
             raise CheckpointError(f"{folder}: key {name!r} holds NaN or infinity; download or convert it again")
-        value.flags.writeable = False
+        if value.flags.writeable:
+            arrays[name] = freeze(value)
     return arrays
 
 
 def stored_weights(folder: Path) -> tuple[Flat, dict[str, Path]]:
-    """All weights of a directory, flat, as views of its files, and the file of each."""
+    """Return all weights of a directory, flat, as views of its files, and the file of each."""
     stored: Flat = {}
     files: dict[str, Path] = {}
     for path in weight_files(folder):
@@ -182,7 +190,7 @@ def stored_weights(folder: Path) -> tuple[Flat, dict[str, Path]]:
 
 
 def fitted(folder: Path, config: Config, stored: Flat, files: dict[str, Path]) -> Flat:
-    """Stored weights under the names of the schema of the configuration, one table for its copies."""
+    """Match stored weights to the names and shapes of a Config. Copies of the embedding table are merged."""
     schema, tables = weight_shapes(config), [*TABLES, *(["lm_head.weight"] if config.tied_head else [])]
     tables = [name for name in tables if name in stored]
     if tables and "shared.weight" not in stored:
@@ -211,7 +219,7 @@ def fitted(folder: Path, config: Config, stored: Flat, files: dict[str, Path]) -
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file of the weights, or the shards that an index lists: safetensors, else those that torch.save wrote."""
+    """Return the weight file, or the shards of an index: safetensors first, then files of torch.save."""
     for name in WEIGHTS:
         index, whole = folder / f"{name}.index.json", folder / name
         if whole.exists():  # as transformers: an index beside it may be stale

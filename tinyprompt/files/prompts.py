@@ -46,7 +46,7 @@ PEFT_CONFIG = dict(
 
 
 def load_prompt(path: str | Path) -> Prompt:
-    """Read a prompt of any format (see `load_prompts`); `collection.npz:NAME` picks one of many.
+    """Read a prompt of any format (see `load_prompts`). `collection.npz:NAME` selects one of several.
 
     Raises CheckpointError for a file that holds none or several.
     """
@@ -57,7 +57,7 @@ def load_prompt(path: str | Path) -> Prompt:
 
 
 def load_prompts(path: str | Path) -> dict[str, Prompt]:
-    """Every prompt of a file, by name: several from an .npz, one from anything else.
+    """Read every prompt of a file, by name: several from an .npz, one from other files.
 
     A safetensors file of `save_prompt`; an array (P, d_model) in an .npy file, also without the suffix, as T5X writes
     it (Lester et al. 2021); an .npz of such arrays; a PEFT directory with a soft prompt (PROMPT_TUNING, P_TUNING:
@@ -88,7 +88,7 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
 
 
 class Prompts(Mapping[str, Prompt]):
-    """The prompts of a folder that fit one model, by name: those of files, and of folders that PEFT reads.
+    """The prompts of a folder that fit one model, by name: prompt files, and folders that PEFT reads.
 
     `refresh` reads what has changed since. A file that cannot be used is left out, or stands as it was before; `errors`
     says why, by the name of the file. Raises CheckpointError for a folder that is not there.
@@ -104,7 +104,7 @@ class Prompts(Mapping[str, Prompt]):
         self.refresh()
 
     def refresh(self) -> list[str]:
-        """Read what is new or different; forget what is gone. Returns the names of the prompts that changed."""
+        """Read new and changed prompts, and drop deleted ones. Returns the names that changed."""
         if not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: expected a folder of prompts")
         self.errors = {}
@@ -126,7 +126,7 @@ class Prompts(Mapping[str, Prompt]):
         return sorted(name for name in before.keys() | prompts.keys() if before.get(name) is not prompts.get(name))
 
     def _one(self, path: Path) -> tuple[Any, dict[str, Prompt]]:
-        """The prompts of an entry: the known ones if it has not changed, or cannot be used now."""
+        """Return the prompts of an entry: the known ones if it is unchanged or cannot be read now."""
         before, known = self._read.get(path.name, (None, {}))
         try:
             files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -155,7 +155,7 @@ class Prompts(Mapping[str, Prompt]):
 
 
 def save_prompt(prompt: Prompt, path: str | Path) -> Path:
-    """Write a prompt, whole or not at all; the name tells the format.
+    """Write a prompt, completely or not at all. The name of the file selects the format.
 
     `.safetensors`: ours, with everything; no suffix: a directory for PEFT, with everything; `.npy`: the vectors only.
     Raises CheckpointError for another name, for what `check_target` refuses, and, save for ours, for another method.
@@ -191,7 +191,7 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
 
 
 def check_target(path: str | Path, method: str = "prompt") -> None:
-    """Raise CheckpointError where `save_prompt` could not write, or would write among files that are no adapter's."""
+    """Raise CheckpointError if `save_prompt` cannot write to a path, or would write into a folder with other files."""
     path = Path(path)
     if path.suffix != ".safetensors" and method not in ("prompt", "p-tuning"):
         raise CheckpointError(f"{path}: what method {method!r} stores goes to a name that ends in .safetensors")
@@ -223,7 +223,7 @@ def check_target(path: str | Path, method: str = "prompt") -> None:
 
 
 def _checked(array: np.ndarray, where: str, vectors: bool = True) -> np.ndarray:
-    """A float32 copy of finite numbers of any floating type; vectors: they must be (P, d_model)."""
+    """Return a float32 copy of finite numbers of any float type. With `vectors` the shape must be (P, d_model)."""
     if array.dtype == "V2":  # what NumPy makes of bfloat16 in a file
         array = array.view(bfloat16)
     if (vectors and array.ndim != 2) or not array.size or not (array.dtype.kind == "f" or array.dtype == bfloat16):
@@ -238,7 +238,7 @@ def _checked(array: np.ndarray, where: str, vectors: bool = True) -> np.ndarray:
 
 
 def _read_numpy(path: Path, name: str | None = None) -> dict[str, Prompt]:
-    """The prompts of an .npy or .npz file; of the latter only one where a name is given."""
+    """Read the prompts of an .npy or .npz file, or the named one."""
     stored = load_numpy(path)
     alone = isinstance(stored, np.ndarray)
     names = [path.stem if path.suffix == ".npy" else path.name] if alone else list(stored)
@@ -251,12 +251,12 @@ def _read_numpy(path: Path, name: str | None = None) -> dict[str, Prompt]:
 
 
 def _foreign(params: Flat, model: str | None = None) -> Prompt:
-    """A prompt of which no more is known."""
+    """Build a prompt without metadata."""
     return Prompt(params, model)
 
 
 def _read_safetensors(path: Path) -> Prompt:
-    """A prompt in our own format."""
+    """Read a prompt in our own format."""
     tensors, about = _read_tensors(path)
     if about.get("format") != "tinyprompt" or "settings" not in about:
         raise CheckpointError(
@@ -275,14 +275,14 @@ def _read_safetensors(path: Path) -> Prompt:
 
 
 def _read_tensors(path: Path) -> tuple[Flat, dict[str, str]]:
-    """Copies of the tensors of a safetensors file, and its metadata."""
+    """Return copies of the tensors of a safetensors file, and its metadata."""
     tensors = {name: np.array(x) for name, x in map_tensors(path).items()}
     with safe_open(path, "numpy") as file:
         return tensors, file.metadata() or {}
 
 
 def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path: Path) -> Prompt:
-    """A prompt with what the metadata of its file say about it."""
+    """Build a prompt with the metadata of its file."""
     try:
         words, settings = json.loads(about.get("label_words", "null")), json.loads(about["settings"])
         if not isinstance(settings, dict) or not isinstance(words, list | None):
@@ -299,7 +299,7 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
 
 
 def _read_peft(folder: Path) -> Prompt:
-    """The soft prompt or the prefix of a PEFT adapter directory; with all that we know, if we wrote it."""
+    """Read the soft prompt or the prefix of a PEFT adapter directory, with our metadata if we wrote it."""
     path = folder / "adapter_config.json"
     if not path.exists():
         inner = [str(found.parent) for found in sorted(folder.glob("*/adapter_config.json"))]
@@ -352,7 +352,7 @@ def _read_peft(folder: Path) -> Prompt:
 
 
 def _prefix(rows: np.ndarray) -> Flat:
-    """A prefix in the decoder's self-attentions, from PEFT's (P, 2 L, H * K), L layers.
+    """Convert PEFT's prefix (P, 2 L, H * K) for L layers to prefixes in the decoder's self-attentions.
 
     PEFT repeats the rows to 4 L and cuts them in fours: key, value, and two for the cross-attention that it drops.
     So where L is even, half of the rows go unused, and layers l and l + L / 2 share theirs.

@@ -22,7 +22,7 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloa
 
 
 def dump(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file, part by part: each tensor is read when its turn has come.
+    """Yield the bytes of a safetensors file in parts. Each tensor is read when it is needed.
 
     tensors: arrays, or objects with a shape and a dtype that become one. Wide ones come first, so that all are aligned.
     Raises CheckpointError that names the key for a dtype that `map_tensors` does not read.
@@ -46,7 +46,7 @@ def dump(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[by
 
 
 def map_tensors(path: Path) -> Flat:
-    """Every tensor of a safetensors file as a read-only view of the mapped file.
+    """Return every tensor of a safetensors file as a read-only view of the mapped file.
 
     Raises CheckpointError for a file that is cut short or no safetensors file.
     """
@@ -71,7 +71,7 @@ def map_tensors(path: Path) -> Flat:
 
 
 def _what_is_wrong(path: Path) -> str:
-    """Name the first key that a truncated safetensors file does not hold."""
+    """Name the first key that a truncated safetensors file does not contain."""
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:

@@ -22,6 +22,8 @@ from ml_dtypes import bfloat16
 
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
+from tinyprompt.files.config import parse_config
+from tinyprompt.tree import freeze
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 DTYPES |= {"<f8": np.float64, "<f4": np.float32, "<f2": np.float16}
@@ -31,7 +33,7 @@ KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 @dataclass(frozen=True)
 class Lazy:
-    """An array that is read from its files when it is asked for, by `np.asarray`."""
+    """An array that `np.asarray` reads from its files."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -42,7 +44,7 @@ class Lazy:
 
 
 def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
-    """A T5X checkpoint as a config.json dict and weights with the names and the orientation of Hugging Face.
+    """Read a T5X checkpoint as a config.json dict, and weights with the names and orientation of Hugging Face.
 
     folder: that of one step, which holds the file `checkpoint`. Each weight is read when it is asked for, in its dtype.
     Raises CheckpointError that names the file and T5X's name of the weight.
@@ -56,7 +58,7 @@ def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
         )
     raw = _config(folder, arrays)
     try:
-        config = Config.from_dict(raw)
+        config = parse_config(raw)
     except ValueError as error:
         raise CheckpointError(f"{folder}: its shapes make no T5: {error}") from None
     weights: dict[str, Lazy] = {}
@@ -72,7 +74,7 @@ def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
 
 
 def t5x_name(name: str, config: Config) -> str:
-    """What T5X calls the weight that Hugging Face calls `name`."""
+    """Return the T5X name of the weight that Hugging Face calls `name`."""
     top = {"shared.weight": "token_embedder.embedding", "lm_head.weight": "decoder.logits_dense.kernel"}
     if name in top:
         return top[name]
@@ -89,7 +91,7 @@ def t5x_name(name: str, config: Config) -> str:
 
 
 def _config(folder: Path, arrays: dict[str, Lazy]) -> dict[str, Any]:
-    """A config.json dict, from the shapes."""
+    """Derive a config.json dict from the shapes."""
 
     def shape(*names: str, dims: tuple[int, ...] = (2,)) -> tuple[int, ...]:
         found = next((arrays[name].shape for name in names if name in arrays), None)
@@ -134,7 +136,7 @@ def _config(folder: Path, arrays: dict[str, Lazy]) -> dict[str, Any]:
 
 
 def _oriented(folder: Path, source: str, array: Lazy, name: str, shape: tuple[int, ...], config: Config) -> Lazy:
-    """An array as Hugging Face has it: kernels transposed, and without the dimension of the heads."""
+    """Return an array in the orientation of Hugging Face: kernels transposed, without the dimension of the heads."""
     turned = name != "shared.weight"
     stored = shape[::-1] if turned else shape
     heads = config.num_heads, config.d_kv
@@ -155,14 +157,14 @@ def _oriented(folder: Path, source: str, array: Lazy, name: str, shape: tuple[in
 
 
 def _arrays(folder: Path) -> dict[str, Lazy]:
-    """The arrays of `target` by their dotted names."""
+    """Return the arrays of `target` by their dotted names."""
     path = folder / "checkpoint"
     try:
         found = _unpack(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except ImportError:
-        raise CheckpointError(f"{path}: needs msgpack to be read; pip install 'tinyprompt[t5x]'") from None
+        raise CheckpointError(f"{path}: needs msgpack to be read; pip install 'tinyprompt-t5[t5x]'") from None
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a msgpack file, or cut short; download it again ({error})") from None
     for key in ("optimizer", "target"):
@@ -185,14 +187,14 @@ def _arrays(folder: Path) -> dict[str, Lazy]:
 
 
 def _unpack(data: bytes) -> Any:
-    """The value of some msgpack; an extension comes out as (its type, its bytes)."""
+    """Decode msgpack. An extension becomes (type, bytes)."""
     import msgpack
 
     return msgpack.unpackb(data, ext_hook=lambda code, data: (code, data), strict_map_key=False)
 
 
 def _ndarray(path: Path, name: str, code: int, data: bytes) -> Lazy:
-    """An array inside the msgpack file: an extension whose bytes are msgpack again (shape, dtype, values)."""
+    """Decode an array in the msgpack file: an extension with msgpack of shape, dtype and values."""
     try:
         if code != 1:
             raise ValueError(f"extension {code}")
@@ -208,7 +210,7 @@ def _ndarray(path: Path, name: str, code: int, data: bytes) -> Lazy:
 
 
 def _zarr(folder: Path) -> Lazy:
-    """An array in a zarr directory: `.zarray` describes it, `0.0`, `0.1` ... hold its chunks."""
+    """Read an array of a zarr directory: `.zarray` describes it, `0.0`, `0.1` ... are its chunks."""
     path = folder / ".zarray"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -238,14 +240,13 @@ def _zarr(folder: Path) -> Lazy:
             part = out[place]
             chunk = _chunk(folder / (".".join(map(str, at)) or "0"), chunks, dtype, compressor)
             part[...] = chunk[tuple(slice(n) for n in part.shape)]
-        out.flags.writeable = False
-        return out
+        return freeze(out)
 
     return Lazy(shape, dtype, read)
 
 
 def _chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype, compressor: dict | None) -> np.ndarray:
-    """One chunk of a zarr array; one at the edge is as large as the others."""
+    """Read one chunk of a zarr array. Chunks at the edge have full size."""
     size = math.prod(shape) * dtype.itemsize
     try:
         data = path.read_bytes()

@@ -23,7 +23,7 @@ from ml_dtypes import bfloat16
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files.io import regular
-from tinyprompt.tree import Flat
+from tinyprompt.tree import Flat, freeze
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the number that opens the layout before torch 1.6
 KINDS: dict[str, type] = {
@@ -50,13 +50,13 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 class Global(NamedTuple):
-    """The name of something that a pickle would import."""
+    """The name of an object that a pickle would import."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """Numbers that lie one after the other: their dtype, their key in the file, how many."""
+    """A storage: dtype, key in the file, and number of elements."""
 
     dtype: type
     key: str
@@ -64,7 +64,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A part of a storage; offset and stride count numbers, not bytes."""
+    """A view of a storage. Offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -73,7 +73,7 @@ class Tensor(NamedTuple):
 
 
 def map_pickle(path: Path) -> Flat:
-    """Every tensor of a torch state dict as a read-only view of the mapped file; a copy where it is not C-contiguous.
+    """Return every tensor of a torch state dict: a read-only view of the mapped file, or a copy if not C-contiguous.
 
     Raises CheckpointError for a file that is cut short, no state dict, or asks for anything but tensors.
     """
@@ -88,7 +88,7 @@ def map_pickle(path: Path) -> Flat:
 
 
 def _zipped(file: IO[bytes], data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The tensors of a zip archive, and where each storage starts, in bytes."""
+    """Return the tensors of a zip archive, and the byte where each storage starts."""
     try:
         members = {member.filename: member for member in zipfile.ZipFile(file).infolist()}
     except Exception as error:  # zipfile lets out whatever it stumbles over
@@ -99,7 +99,7 @@ def _zipped(file: IO[bytes], data: mmap.mmap) -> tuple[dict[str, Tensor], dict[s
     root = roots[0]
 
     def span(name: str) -> tuple[int, int]:
-        """Where the bytes of a member start and end."""
+        """Return the first and last byte of a member."""
         if root + name not in members:
             raise ValueError(f"member {root + name!r} is missing; download it again")
         member = members[root + name]
@@ -130,7 +130,7 @@ def _zipped(file: IO[bytes], data: mmap.mmap) -> tuple[dict[str, Tensor], dict[s
 
 
 def _legacy(data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The tensors of the layout before torch 1.6, and where each storage starts, in bytes."""
+    """Return the tensors of the layout before torch 1.6, and the byte where each storage starts."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("not a file that torch.save wrote; download it again")
     data.seek(len(MAGIC))
@@ -154,7 +154,7 @@ def _legacy(data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, int]]:
 
 
 def _state_dict(found: Any) -> dict[str, Tensor]:
-    """What a pickle held, if it is a dict of tensors by name. Raises ValueError that names the key."""
+    """Check that a pickle is a dict of tensors by name. Raises ValueError that names the key."""
     if not isinstance(found, dict):
         raise ValueError(f"holds a {type(found).__name__}; expected a state dict, as model.state_dict() is")
     kinds: dict[str, tuple[type, int]] = {}
@@ -179,7 +179,7 @@ def _state_dict(found: Any) -> dict[str, Tensor]:
 
 
 def _map(path: Path, tensor: Tensor, start: int) -> np.ndarray:
-    """A tensor as an array, given the byte where its storage starts."""
+    """Return a tensor as an array, given the first byte of its storage."""
     (dtype, _, count), offset, shape, stride = tensor
     size = np.dtype(dtype).itemsize
     stride = tuple(step if n > 1 else 0 for n, step in zip(shape, stride, strict=True))
@@ -188,12 +188,11 @@ def _map(path: Path, tensor: Tensor, start: int) -> np.ndarray:
         return np.memmap(path, dtype, "r", start + offset * size, shape)
     storage = np.memmap(path, dtype, "r", start, (count,))
     copy = np.lib.stride_tricks.as_strided(storage[offset:], shape, [step * size for step in stride]).copy()
-    copy.flags.writeable = False
-    return copy
+    return freeze(copy)
 
 
 def _unpickle(file: Any) -> Any:
-    """The value of the pickle that begins where a file stands. Raises ValueError for what torch.save never writes."""
+    """Interpret the pickle at the position of a file. Raises ValueError for opcodes that torch.save never writes."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -255,21 +254,21 @@ def _unpickle(file: Any) -> Any:
 
 
 def _only(kind: type, value: Any, opcode: str) -> Any:
-    """A value of just this type. Raises ValueError."""
+    """Check the type of a value exactly. Raises ValueError."""
     if type(value) is not kind:
         raise ValueError(f"its pickle has the opcode {opcode} with a {type(value).__name__}; {EXPECTED}")
     return value
 
 
 def _global(name: str) -> Global:
-    """What a pickle would import. Raises ValueError that names all but what belongs to tensors."""
+    """Resolve an import of a pickle. Raises ValueError for names that do not belong to tensors."""
     if name not in KNOWN:
         raise ValueError(f"its pickle asks for {name!r:.80}; {EXPECTED}")
     return Global(name)
 
 
 def _storage(value: Any) -> Storage:
-    """What a persistent id stands for: ("storage", class, key, device, length), and before torch 1.6 a view."""
+    """Resolve a persistent id: ("storage", class, key, device, length), and before torch 1.6 a view."""
     match value:
         case ("storage", Global(name), str(key), str(), int(count)) | (
             "storage", Global(name), str(key), str(), int(count), None,
@@ -279,7 +278,7 @@ def _storage(value: Any) -> Storage:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What one of the known functions returns, as far as it matters here."""
+    """Evaluate one of the known functions."""
     match function, arguments:
         case Global(name), () if name == ORDERED_DICT:
             return {}

@@ -1,8 +1,8 @@
-"""NumPy functions to ONNX graphs. Knows nothing of T5, of devices or, but for one test product, of sessions."""
+"""From NumPy functions to ONNX graphs. Knows neither T5 nor devices."""
 
-from tinyprompt.lowering import composed, primitives, rules  # all three fill RULES
+from tinyprompt.lowering import composed, gradients, primitives, rules  # these fill RULES and GRADIENTS
 from tinyprompt.lowering.graph import RULES, Graph, LoweringError, Traced
-from tinyprompt.lowering.trace import is_frozen, lower, named
+from tinyprompt.lowering.trace import graph_key, is_frozen, is_sealed, lower, named, state_of
 
 __all__ = [
     "RULES",
@@ -10,9 +10,13 @@ __all__ = [
     "LoweringError",
     "Traced",
     "composed",
+    "gradients",
+    "graph_key",
     "is_frozen",
+    "is_sealed",
     "lower",
     "named",
     "primitives",
     "rules",
+    "state_of",
 ]

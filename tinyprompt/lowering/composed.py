@@ -1,27 +1,23 @@
-"""Rules that are written in NumPy: the traced arrays they are called on lower each step by its own rule."""
+"""Rules that are written in NumPy. Each step of one lowers by the rule of its own function.
+
+Those in `STEPWISE` call NumPy alone, so they run on autograd's boxes too, and need no gradient of their own.
+"""
 
 import builtins
-import functools
 import math
 import re
 import string
-import types
 
-import autograd.numpy as anp
 import numpy as np
-from autograd.core import primitive_vjps
-from autograd.differential_operators import make_vjp
-from autograd.numpy import numpy_wrapper
-from autograd.numpy.numpy_vjps import unbroadcast
-from autograd.tracer import getval
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from tinyprompt.lowering.graph import RULES, LoweringError, Traced
-from tinyprompt.lowering.rules import added_up, cast, einsum_of_letters, method, promoted, reshape, stack, take, traced
+from tinyprompt.lowering.calls import RULES, STEPWISE, LoweringError
+from tinyprompt.lowering.graph import Traced
+from tinyprompt.lowering.rules import added_up, cast, einsum_of_letters, promoted, traced
 
 
 def truth(x: Traced):
-    """Whether each element counts as true."""
+    """Whether each element is true."""
     return x if x.dtype == bool else np.not_equal(x, 0)
 
 
@@ -50,7 +46,7 @@ def nansum(a, axis=None, *, keepdims=False):
 def norm(x, ord=None, axis=None, *, keepdims=False):
     """`numpy.linalg.norm` of vectors in the orders 1, 2, inf and -inf, and Frobenius' of matrices."""
     axes = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim)
-    size = np.abs(x if x.dtype.kind == "f" else cast(x, np.float64))
+    size = np.abs(x if x.dtype.kind == "f" else np.astype(x, np.float64))
     if (ord is None and (axis is None or len(axes) <= 2)) or (ord, len(axes)) in ((2, 1), ("fro", 2)):
         return np.sqrt(np.sum(size * size, axis=axes, keepdims=keepdims))
     if ord == 1 and len(axes) == 1:
@@ -84,7 +80,7 @@ def outer(a, b):
 
 
 def tensordot(a, b, axes=2):
-    """One product of matrices: the summed axes are last on the left and first on the right."""
+    """One matrix product: the summed axes become the last of a and the first of b."""
     a, b = traced(a, b)
     if isinstance(axes, int | np.integer):
         axes = range(a.ndim - axes, a.ndim), range(axes)
@@ -98,10 +94,10 @@ def tensordot(a, b, axes=2):
     inner = math.prod(a.shape[i] for i in summed_a)
     rows, columns = (math.prod(x.shape[i] for i in kept) for x, kept in ((a, left), (b, right)))
     product = np.matmul(
-        reshape(np.transpose(a, [*left, *summed_a]), rows, inner),
-        reshape(np.transpose(b, [*summed_b, *right]), inner, columns),
+        np.reshape(np.transpose(a, (*left, *summed_a)), (rows, inner)),
+        np.reshape(np.transpose(b, (*summed_b, *right)), (inner, columns)),
     )
-    return reshape(product, [a.shape[i] for i in left] + [b.shape[i] for i in right])
+    return np.reshape(product, (*(a.shape[i] for i in left), *(b.shape[i] for i in right)))
 
 
 def dot(a, b):
@@ -112,7 +108,7 @@ def dot(a, b):
 
 
 def axes_in_letters(subscripts: str, arrays) -> tuple[list[str], str]:
-    """NumPy's notation with a letter for every axis, those of `...` too: one string an array, and the result's."""
+    """The subscripts with a letter for every axis of `...`: one string for each array, and one for the result."""
     given, arrow, wanted = str(subscripts).replace(" ", "").partition("->")
     terms = given.split(",")
     if not re.fullmatch(r"([a-zA-Z]|\.\.\.|,)*", given + "," + wanted) or len(terms) != len(arrays):
@@ -135,71 +131,18 @@ def einsum(subscripts, *operands, optimize=None):
     return einsum_of_letters(*axes_in_letters(subscripts, arrays), arrays)
 
 
-def einsum_vjp(argnum: int, ans: Traced, subscripts, *operands):
-    """An einsum of g, of ones for the axes that only this operand has, and of the other operands."""
-    arrays = [*operands]  # of autograd's boxes too, in a gradient of a gradient
-    terms, wanted = axes_in_letters(subscripts, arrays)
-    own, array = terms.pop(argnum - 1), arrays.pop(argnum - 1)
-    alone = [axis for axis, letter in enumerate(own) if letter not in wanted + "".join(terms)]
-    ones = np.ones([array.shape[axis] for axis in alone], ans.dtype)
-    equation = f"{','.join([wanted, ''.join(own[axis] for axis in alone), *terms])}->{own}"
-    return lambda g: unbroadcast(anp.einsum(equation, g, ones, *arrays), anp.metadata(array))
-
-
-def dot_vjp(argnum: int, ans: Traced, a, b):
-    """Scalars multiply; all else is a tensordot, whose gradient autograd knows."""
-    if not np.ndim(a) or not np.ndim(b):
-        equal = anp.multiply
-    else:
-        equal = functools.partial(anp.tensordot, axes=([np.ndim(a) - 1], [max(0, np.ndim(b) - 2)]))
-    return make_vjp(equal, argnum)(a, b)[0]
-
-
-def sort_vjp(argnum: int, ans: Traced, x, axis=-1, kind=None, order=None):
-    """The gradient goes back to where each element came from: by the inverse of the permutation."""
-    apart, axis = (anp.ravel(x), 0) if axis is None else (x, axis)
-    places = anp.argsort(anp.argsort(apart, axis=axis), axis=axis)
-    return lambda g: anp.reshape(anp.take_along_axis(g, places, axis), x.shape)
-
-
-def differentiate(primitive, vjp) -> None:
-    """Give traced results of an autograd primitive another gradient: its own calls np.array. Arrays keep it."""
-    own = primitive_vjps[primitive]
-
-    def of_either(argnums, ans, args, kwargs):
-        if not isinstance(getval(ans), Traced):
-            return own(argnums, ans, args, kwargs)
-        vjps = [vjp(argnum, ans, *args) for argnum in argnums]
-        return lambda g: (vjp(g) for vjp in vjps)
-
-    primitive_vjps[primitive] = of_either
-
-
-def array(parts, *, dtype=None):
-    """`numpy.array` as autograd calls it: on a tuple of arrays and numbers, or on one of them."""
-    out = stack(traced(*parts)) if isinstance(parts, tuple) else parts
-    return out.copy() if dtype is None else cast(out, dtype)
-
-
-def array_of_either(parts, *args, **kwargs):
-    """A graph's array if there is a traced one among the parts, NumPy's if not."""
-    among = parts if isinstance(parts, tuple) else (parts,)
-    if not builtins.any(isinstance(x, Traced) for x in among):
-        return np.array(parts, *args, **kwargs)
-    try:
-        return array(parts, *args, **kwargs)
-    except TypeError as error:
-        raise error if isinstance(error, LoweringError) else LoweringError(f"numpy.array: {error}") from None
-
-
 def atleast(n: int):
-    """A rule for `numpy.atleast_1d` and `atleast_2d`: axes of length 1 come first."""
-    return lambda *arrays: one_or_all([reshape(x, [1] * (n - x.ndim) + list(x.shape)) for x in traced(*arrays)])
+    """A rule for `numpy.atleast_1d` or `atleast_2d`, which put axes of length 1 first."""
+
+    def rule(*arrays):
+        out = tuple(np.reshape(x, (1,) * (n - x.ndim) + tuple(x.shape)) for x in traced(*arrays))
+        return out[0] if len(out) == 1 else out
+
+    return rule
 
 
-def one_or_all(arrays):
-    """The array that is alone, or the tuple of all."""
-    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+def stack(arrays, axis=0):
+    return np.concatenate([np.expand_dims(x, axis) for x in traced(*arrays)], axis)
 
 
 def tile(A, reps):
@@ -207,16 +150,16 @@ def tile(A, reps):
     reps = [1] * (A.ndim - len(reps)) + reps
     shape = [1] * (len(reps) - A.ndim) + list(A.shape)
     apart = np.broadcast_to(
-        reshape(A, [n for pair in zip([1] * len(shape), shape, strict=True) for n in pair]),
+        np.reshape(A, [n for pair in zip([1] * len(shape), shape, strict=True) for n in pair]),
         [n for pair in zip(reps, shape, strict=True) for n in pair],
     )
-    return reshape(apart, [r * n for r, n in zip(reps, shape, strict=True)])
+    return np.reshape(apart, [r * n for r, n in zip(reps, shape, strict=True)])
 
 
 def repeat(a, repeats, axis=None):
     if axis is None:
         a, axis = np.ravel(a), 0
-    return take(a, np.repeat(np.arange(a.shape[axis]), repeats), axis)
+    return np.take(a, np.repeat(np.arange(a.shape[axis]), repeats), axis)
 
 
 def pad(array, pad_width, mode="constant", *, constant_values=0):
@@ -252,9 +195,9 @@ def moveaxis(a, source, destination):
 
 def roll(a, shift, axis=None):
     if axis is None:
-        return reshape(roll(np.ravel(a), shift, 0), a.shape)
+        return np.reshape(roll(np.ravel(a), shift, 0), a.shape)
     for n, along in np.broadcast(shift, axis):
-        a = take(a, np.roll(np.arange(a.shape[along]), n), along)
+        a = np.take(a, np.roll(np.arange(a.shape[along]), n), along)
     return a
 
 
@@ -293,7 +236,7 @@ def isclose(a, b, rtol=1e-5, atol=1e-8, equal_nan=False):
 
 
 def log1p(x):
-    """log(1 + x), in which the rounding of 1 + x cancels (Kahan)."""
+    """log(1 + x). The rounding error of 1 + x cancels (Kahan)."""
     (x,) = promoted(np.log1p, x)
     y = 1 + x
     exact = np.logical_or(np.equal(y, 1), np.isinf(y))
@@ -301,7 +244,7 @@ def log1p(x):
 
 
 def expm1(x):
-    """exp(x) - 1, in which the rounding of exp(x) cancels (Kahan)."""
+    """exp(x) - 1. The rounding error of exp(x) cancels (Kahan)."""
     (x,) = promoted(np.expm1, x)
     y = np.exp(x)
     exact = np.logical_or(np.equal(y, 1), np.logical_or(np.equal(y, 0), np.isinf(y)))
@@ -338,7 +281,7 @@ def hypot(x1, x2):
 
 
 def arctan(x):
-    """ONNX Runtime has it in float32; one step by tan(a - b) makes that exact in float64."""
+    """ONNX Runtime has it in float32. One step by tan(a - b) makes that exact in float64."""
     (x,) = promoted(np.arctan, x)
     near = cast(x, np.float32)
     near = cast(x.graph.emit("Atan", near, shape=x.shape, dtype=np.float32), x.dtype)
@@ -350,7 +293,7 @@ def arctan(x):
 
 NAMESAKES = (
     all, any, var, std, nansum, cumsum, diff, outer, tensordot, dot, einsum, tile, repeat, pad, array_split, split,
-    flip, moveaxis, roll, trace, reciprocal, isclose, log1p, expm1, logaddexp, sinh, cosh, hypot, arctan,
+    flip, moveaxis, roll, trace, stack, reciprocal, isclose, log1p, expm1, logaddexp, sinh, cosh, hypot, arctan,
 )  # fmt: skip
 RULES |= {getattr(np, rule.__name__): rule for rule in NAMESAKES}
 RULES |= {
@@ -371,10 +314,8 @@ RULES |= {
     np.isinf: lambda x: np.equal(np.abs(x), math.inf),
     np.isfinite: lambda x: np.less(np.abs(x), math.inf),
 }
-# NumPy lets no other array answer for `numpy.array`, and autograd's own `array` and `stack` call it.
-numpy_wrapper._np = types.SimpleNamespace(**{**vars(np), "array": array_of_either})
-differentiate(anp.einsum, einsum_vjp)
-differentiate(anp.dot, dot_vjp)
-differentiate(anp.sort, sort_vjp)
-for _name in ("all", "any", "var", "std", "cumsum", "repeat", "dot"):
-    setattr(Traced, _name, method(getattr(np, _name)))
+STEPWISE |= {
+    np.linalg.norm, np.atleast_1d, np.atleast_2d, np.vstack, np.hstack, np.stack, np.flip, np.flipud, np.fliplr,
+    np.nansum, np.diff, np.outer, np.tensordot, np.dot, np.tile, np.repeat, np.pad, np.array_split, np.split, np.roll,
+    np.trace,
+}  # fmt: skip

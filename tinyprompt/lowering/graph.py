@@ -1,59 +1,52 @@
-"""Traced arrays and the graph that they write: what a NumPy function does, as nodes of ONNX.
+"""Traced arrays and the graph that they write: a NumPy function as nodes of ONNX.
 
     graph, result = lower(lambda x, w: np.tanh(x @ w.T).mean(-1), x, w)
     print(graph)                # one line a node
     model = graph.to_onnx()     # inputs and outputs in the order of the arguments and results
 
-A traced array has a shape and a dtype but no numbers. NumPy hands every function called on one to
-`__array_ufunc__` or `__array_function__`. There a rule emits ONNX nodes and returns another traced
-array. autograd only has to know that a traced array is an array: its reverse pass then calls NumPy
-functions on traced arrays too, so a gradient lowers like any other function.
+A traced array has a shape and a dtype but no numbers. NumPy passes every function that is called on one to its rule
+(calls.py), which emits ONNX nodes and returns another traced array. autograd's reverse pass calls NumPy functions on
+traced arrays too, so a gradient lowers like any other function.
 
-The graph knows no rule: `rules` and `primitives` fill `RULES`. Equal nodes are emitted once; nodes
-that no output needs are dropped.
+Equal nodes are emitted once. Nodes that no output needs are dropped.
 """
 
 import operator
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from autograd.extend import VSpace
-from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.numpy.numpy_vspaces import ArrayVSpace
+from autograd.tracer import isbox
+from ml_dtypes import bfloat16
+
+from tinyprompt.lowering.calls import (
+    RULES,
+    USE_AUTOGRAD,
+    LoweringError,
+    MissingAttribute,
+    TracedBox,
+    call,
+    call_ufunc,
+    check_array,
+    user_line,
+)
+
+__all__ = ["RULES", "Graph", "LoweringError", "Traced", "array_kind", "check_dtype", "listing", "user_line"]
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
 OUTPUT = "output"  # among attributes: which one of an operator's two outputs an array is
 SHORT = 6  # elements of a constant that is printed in place
-# Frames that are not the user's.
-OURS = ("lowering/", "ops.py", "device.py", "tree.py")
-HIDDEN = (*(f"tinyprompt/{name}" for name in OURS), "/autograd/", "/numpy/", "/scipy/")
-RULES: dict[Any, Callable] = {}  # what runs on traced arrays in place of a function of NumPy, Python or ops.py
+DTYPES = {np.dtype(kind) for kind in "?bhilqBHILQefd"} | {np.dtype(bfloat16)}
 
 
-class LoweringError(TypeError):
-    """Something that a graph cannot hold; the message names the NumPy function and the line that called it."""
-
-    def __init__(self, what: str):
-        super().__init__(f"{what} ({user_line(sys._getframe(1))})")
-
-
-def user_line(frame: Any) -> str:
-    """The user's line that led to a frame; in a backward pass, the line whose gradient it is."""
-    while frame.f_back and any(part in frame.f_code.co_filename.replace("\\", "/") for part in HIDDEN):
-        if frame.f_code.co_name == "vjp_of_line":
-            return f"in the gradient of {frame.f_locals['line']}"
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}, line {frame.f_lineno}, in {frame.f_code.co_name}"
-
-
-def without_numbers(what: str) -> Callable:
-    """A method that a traced array cannot have, with what to do in its place."""
+def without_numbers(advice: str) -> Callable:
+    """A method that a traced array cannot have. It raises LoweringError with advice."""
 
     def method(self, *_, **__):
-        raise LoweringError(f"{self!r} has no numbers while it is traced: {what}")
+        raise LoweringError(f"{self!r} has no numbers while it is traced: {advice}")
 
     return method
 
@@ -77,6 +70,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: int(np.prod(self.shape, dtype=int)))
     T = property(lambda self: np.transpose(self))
+    real = property(lambda self: np.real(self))
 
     __array__ = without_numbers(
         "a NumPy array cannot hold it; use numpy.stack, concatenate or where, or autograd's array"
@@ -89,32 +83,19 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     __hash__ = object.__hash__  # the mixin's `==` is elementwise
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        if any(isinstance(x, ArrayBox) for x in inputs):
-            return NotImplemented  # autograd goes first, and comes back with what is in the box
-        function = ufunc if method == "__call__" else getattr(ufunc, method)
-        name = f"numpy.{ufunc.__name__}{'' if function is ufunc else f'.{method}'}"
-        if options.get("out") is not None:
-            raise LoweringError(f"{name} in place cannot be lowered; write x = x + y, not x += y")
-        if function not in RULES or options:
-            raise LoweringError(f"{name}{f' with {list(options)}' if options else ''} has no rule")
-        return RULES[function](*inputs)
+        return call_ufunc(ufunc, method, inputs, options)
 
     def __array_function__(self, function, types, args, kwargs):
-        if any(issubclass(t, ArrayBox) for t in types):
-            return NotImplemented
-        name = f"{function.__module__}.{function.__name__}"
-        if function not in RULES:
-            raise LoweringError(f"{name} has no rule")
-        try:
-            return RULES[function](*args, **kwargs)
-        except LoweringError:
-            raise
-        except TypeError as error:
-            raise LoweringError(f"{name} with these arguments has no rule: {error}") from None
+        return call(function, args, kwargs, f"{function.__module__}.{function.__name__}")
 
     def __array_primitive__(self, op, function, args, kwargs):
         out = RULES[op](*args, **kwargs) if op in RULES else NotImplemented
         return function(*args, **kwargs) if out is NotImplemented else out
+
+    def __getattr__(self, name):
+        if name.startswith("__") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        raise MissingAttribute(f"x.{name} has no rule: {self!r} is traced")
 
     def __len__(self):
         if not self.shape:
@@ -134,17 +115,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return repr(self) if not spec else without_numbers(f"{spec!r} cannot format it")(self)
 
     def view(self, kind):
-        """The array itself: autograd asks for a view as np.ndarray."""
+        """The array itself. autograd asks for a view as np.ndarray."""
         if kind is not np.ndarray:
             raise LoweringError("x.view(dtype) has no rule")
         return self
 
-    def copy(self):
+    def copy(self, order="C"):
         """The same array of the graph as another Python object."""
         return Traced(**vars(self))
 
     def become(self, other):
-        """Stand for another array from now on: all that `+=` can mean where nothing is in place."""
+        """Take the identity of another array. This is `+=` in a graph, where no array changes."""
         vars(self).update(vars(other))
 
     def __repr__(self):
@@ -152,7 +133,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 class TracedVSpace(ArrayVSpace):
-    """What autograd asks of an array: zeros and ones of its shape, and sums that it may add to later."""
+    """The vector space of a traced array, as autograd's reverse pass needs it."""
 
     def __init__(self, value):
         self.shape, self.dtype, self.graph = value.shape, value.dtype, value.graph
@@ -169,55 +150,44 @@ class TracedVSpace(ArrayVSpace):
     _mut_add = _add
 
 
-class TracedBox(ArrayBox):
-    """What autograd wraps a traced array in; it remembers the line for errors of the backward pass."""
-
-    __slots__ = ()
-
-    def __init__(self, value, trace, node):
-        super().__init__(value, trace, node)
-        if node.parents:
-            vjp = node.vjp
-
-            def vjp_of_line(g, line=user_line(sys._getframe(1))):  # noqa: B008
-                return vjp(g)
-
-            node.vjp = vjp_of_line
-
-
 TracedBox.register(Traced)
 VSpace.register(Traced, TracedVSpace)
 
 
-def refuse_complex(dtype) -> None:
-    """Raise LoweringError for complex numbers."""
+def check_dtype(dtype) -> None:
+    """Raise LoweringError for a dtype that ONNX Runtime does not compute with."""
     if np.dtype(dtype).kind == "c":
         raise LoweringError(f"{dtype} cannot be lowered: ONNX Runtime does not compute with complex numbers")
+    if np.dtype(dtype) not in DTYPES:
+        raise LoweringError(f"{dtype} cannot be lowered: expected booleans, integers or floats of at most 64 bits")
 
 
 class Graph:
-    """A straight-line program of ONNX nodes. `print` it; `to_onnx()` is the model."""
+    """A straight-line program of ONNX nodes. `print(graph)` shows it, and `graph.to_onnx()` is the model."""
 
     def __init__(self, int8: str | None = None, bf16: bool = False) -> None:
-        self.int8, self.bf16 = int8, bf16  # what `lower` was told, for the rules
+        self.int8, self.bf16 = int8, bf16  # the options of `lower`
         self.inputs: list[Traced] = []
-        self.frozen: set[str] = set()  # names of matrices among the inputs that never change
-        self.derived: dict[tuple[str, Callable], list[Traced]] = {}  # what is computed once from such an input
+        self.frozen: set[str] = set()  # names of the matrices among the inputs that never change
+        self.derived: dict[tuple[str, Callable], list[Traced]] = {}  # arrays computed once from a frozen input
         self.nodes: list[Traced] = []
         self.constants: dict[Any, Traced] = {}
         self.outputs: list[Traced] = []
         self._known: dict[Any, Traced] = {}
 
     def input(self, name: str, shape, dtype) -> Traced:
-        """An array that is given when the graph runs."""
-        refuse_complex(dtype)
+        """Add an input of the graph."""
+        check_dtype(dtype)
         self.inputs.append(Traced(self, name, shape, dtype))
         return self.inputs[-1].copy()
 
     def derive(self, source: Traced, recipe: Callable, *parts) -> list[Traced]:
-        """Further inputs: the arrays `recipe(source)`, to be computed once, since the source is frozen.
+        """Add the arrays `recipe(source)` as inputs. They are computed once, because the source is frozen.
 
-        parts: shape and dtype of each of these arrays.
+        Args:
+            source: A frozen input.
+            recipe: A function from its array to a tuple of arrays.
+            parts: The shape and dtype of each of them.
         """
         if (source.name, recipe) not in self.derived:
             self.derived[source.name, recipe] = [
@@ -226,20 +196,36 @@ class Graph:
         return [x.copy() for x in self.derived[source.name, recipe]]
 
     def array(self, value) -> Traced:
-        """A traced array as it is, anything else as a constant of the graph."""
+        """Return a traced array unchanged, and anything else as a constant of the graph.
+
+        Raises:
+            LoweringError: A constant is not a plain array of numbers.
+        """
         if isinstance(value, Traced):
             return value
+        if isbox(value):
+            raise LoweringError(f"an array that is being differentiated has no rule here; {USE_AUTOGRAD}")
+        check_array(value)
         value = np.array(value, order="C")
-        refuse_complex(value.dtype)
+        check_array(value)
+        check_dtype(value.dtype)
         key = (value.dtype, value.shape, value.tobytes())
         if key not in self.constants:
             self.constants[key] = Traced(self, f"c{len(self.constants)}", value.shape, value.dtype, value=value)
         return self.constants[key].copy()
 
     def emit(self, op: str, *inputs, shape, dtype, anew: bool = False, **attributes) -> Traced:
-        """A node with one output; if there is an equal one already, that one, unless it is to be made anew.
+        """Add a node with one output, or return the equal node that the graph has already.
 
-        An empty array is a constant: nothing has to be computed.
+        An empty array becomes a constant, because nothing has to be computed.
+
+        Args:
+            op: The ONNX operator.
+            *inputs: Arrays of the graph, or constants.
+            shape: The shape of the output.
+            dtype: Its dtype.
+            anew: Add a node even if the graph has an equal one.
+            **attributes: Attributes of the operator, and its `domain` if that is not ONNX's own.
         """
         if 0 in shape:
             return self.array(np.empty(shape, dtype))
@@ -251,12 +237,12 @@ class Graph:
         return self._known[key].copy()
 
     def clear(self) -> list[Traced]:
-        """Forget all nodes, so that a pass can write them anew; the nodes that there were."""
+        """Remove all nodes and return them, so that a pass can write them again."""
         nodes, self.nodes, self._known = self.nodes, [], {}
         return nodes
 
     def finish(self, outputs: Iterable[Traced]) -> "Graph":
-        """Name the outputs and drop what none of them needs."""
+        """Set the outputs, and drop the nodes, constants and inputs that no output needs."""
         self.outputs = list(outputs)
         needed = {x.name for x in self.outputs}
         for node in reversed(self.nodes):
@@ -270,7 +256,7 @@ class Graph:
         return self
 
     def all_inputs(self) -> list[Traced]:
-        """The inputs, then what is derived from them."""
+        """The inputs, followed by the arrays that are derived from frozen ones."""
         return [*self.inputs, *(x for xs in self.derived.values() for x in xs)]
 
     def __str__(self) -> str:
@@ -284,10 +270,12 @@ class Graph:
         return "\n".join(listing(given, texts, nodes, [x.name for x in self.outputs]))
 
     def to_onnx(self, outputs: Iterable[str] | None = None, within: bool = False):
-        """The graph as an onnx.ModelProto, checked. Outputs are called `output_0`, `output_1`, ... or as is said.
+        """The graph as a checked onnx.ModelProto.
 
-        within: what is derived from frozen inputs is no input of the model, but an initializer without values, which
-        whoever opens a session gives.
+        Args:
+            outputs: Names of the outputs. The default is `output_0`, `output_1`, and so on.
+            within: Make the arrays derived from frozen inputs initializers without values, in place of inputs. The
+                caller gives the values when it opens a session.
         """
         import onnx
         from onnx import helper
@@ -320,7 +308,7 @@ class Graph:
                 [info(x) for x in (self.inputs if within else self.all_inputs())],
                 [info(x, name) for name, x in named.items()],
                 [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values()],
-                value_info=[info(x) for x in self.nodes],  # for readers: no other tool knows Microsoft's operators
+                value_info=[info(x) for x in self.nodes],  # tools cannot infer the shapes of Microsoft's operators
             ),
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
             ir_version=IR_VERSION,
@@ -339,10 +327,13 @@ def array_kind(dtype, shape) -> str:
 
 
 def listing(given: Iterable, texts: Mapping[str, str | None], nodes: Iterable, outputs: Iterable[str]) -> list[str]:
-    """The lines of a printed graph, in which an array that is made is `name: kind`.
+    """The lines of a printed graph.
 
-    given: (array, where it comes from). texts: short constants by name, which are printed in place.
-    nodes: (arrays, operator, names of the arguments, attributes). outputs: names.
+    Args:
+        given: Pairs of an array and its origin ("input" or "constant").
+        texts: Short constants by name. They are printed in place.
+        nodes: Tuples of the output arrays, the operator, the names of the arguments and the attributes.
+        outputs: Names of the outputs.
     """
 
     def show(names):

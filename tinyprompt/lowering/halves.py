@@ -1,9 +1,9 @@
-"""A pass over a graph in bf16: what lies between two products stays in 16 bits. Knows neither NumPy nor T5.
+"""A pass over a graph with products in bfloat16: elementwise work between two products moves to bfloat16 as well.
 
-On a GPU, elementwise work costs what its arrays weigh. Products in bfloat16 with all else in float32 mean a cast after
-every product, work in float32, and a cast back. Here the work in between is done in bfloat16 too, where everything that
-reads it is converted or casts it anyway. What reaches a norm, an exponential, a logarithm or an output stays in
-float32: the residual stream, the logits and the loss.
+On a GPU, the cost of elementwise work is the size of its arrays. If only the products are in bfloat16, every product is
+followed by a cast, work in float32, and a cast back. This pass converts that work if all its readers are converted or
+cast it anyway. Arrays that reach a norm, an exponential, a logarithm or an output stay in float32: the residual stream,
+the logits and the loss.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def is_cast(x: Traced, to: np.dtype) -> bool:
 def convertible(nodes: Sequence[Traced], outputs: Iterable[Any]) -> set[str]:
     """The names of the nodes that are computed in bfloat16.
 
-    Each of them has an input from a product or from another of them, and all that reads it is one of them or casts it.
+    Each has an input from a product or from another such node. Each reader is another such node, or a cast.
     """
     users: dict[str, list[Traced]] = {}
     for x in nodes:
@@ -49,7 +49,7 @@ def convertible(nodes: Sequence[Traced], outputs: Iterable[Any]) -> set[str]:
 
 
 def in_halves(graph: Graph, outputs: Sequence[Any]) -> list[Any]:
-    """Write the nodes of a graph anew, the convertible ones in bfloat16. Returns the outputs in their new form."""
+    """Write the nodes of a graph again, the convertible ones in bfloat16. Returns the new outputs."""
     found, old = convertible(graph.nodes, outputs), graph.clear()
     new: dict[str, Traced] = {}
 
@@ -69,6 +69,6 @@ def in_halves(graph: Graph, outputs: Sequence[Any]) -> list[Any]:
             new[x.name] = graph.emit(str(x.op), *inputs, shape=x.shape, dtype=HALF, **x.attributes)
         else:
             inputs = [new.get(i.name, i) for i in x.inputs]
-            widened = x.op == "Cast" and x.inputs[0].op is None  # anew for each use
+            widened = x.op == "Cast" and x.inputs[0].op is None  # each use has its own cast
             new[x.name] = graph.emit(str(x.op), *inputs, shape=x.shape, dtype=x.dtype, anew=widened, **x.attributes)
     return [new.get(x.name, x) if isinstance(x, Traced) else x for x in outputs]

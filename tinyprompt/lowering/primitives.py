@@ -1,4 +1,4 @@
-"""Rules for the primitives of ops.py that are one node of ONNX, or a product in int8. Others lower as written."""
+"""Rules for the primitives of ops.py that are one ONNX node, or a product in int8. The others lower as written."""
 
 import functools
 
@@ -20,27 +20,28 @@ def same_shape(op: str, **attributes):
 
 
 def gelu(x) -> Traced:
-    """`ops.gelu`; in float64 as it is written, since ONNX Runtime's double kernel has constants in float32."""
+    """`ops.gelu`. In float64 it lowers as written, because ONNX Runtime's kernel has constants in float32."""
     return NotImplemented if x.dtype == np.float64 else same_shape("Gelu", approximate="tanh")(x)
 
 
 def keep(x, rate, rng) -> Traced:
-    """`ops.keep` with other numbers than NumPy's: `rng` seeds a generator that each run of the graph carries on."""
+    """`ops.keep`, with ONNX Runtime's random numbers. `rng` draws the seed; each run of the graph draws new numbers."""
     seed = float(rng.integers(2**24))
     return (same_shape("RandomUniformLike", seed=seed)(x) >= rate).astype(x.dtype)
 
 
 def add_rows(g, ids, count) -> Traced:
-    """`ops.add_rows` as one ScatterND, for ids that are known only when the graph runs."""
+    """`ops.add_rows` as one ScatterND, because the ids are known only when the graph runs."""
     zeros = np.broadcast_to(g.graph.array(np.zeros((1, 1), g.dtype)), (count, g.shape[-1]))
     operands = zeros, reshape(g.graph.array(ids), -1, 1), reshape(g, -1, g.shape[-1])
     return g.graph.emit("ScatterND", *operands, shape=zeros.shape, dtype=g.dtype, reduction="add")
 
 
 def linear(x, weight) -> Traced:
-    """`ops.linear`. A weight in int8 is quantised once, by columns, and x at every run, by rows.
+    """`ops.linear`. In int8, the weight is quantised once, by columns, and x at every run, by rows.
 
-    A few rows go to the right, `(weight @ x.T).T`: ONNX Runtime copies the right side of a product into another layout.
+    Few rows become the right operand, `(weight @ x.T).T`, because ONNX Runtime copies the right operand of a product
+    into another layout.
     """
     if not isinstance(x, Traced) or not isinstance(weight, Traced) or x.dtype != np.float32 or not x.size:
         return NotImplemented
@@ -60,42 +61,42 @@ def linear(x, weight) -> Traced:
 
 
 def is_int8(weight: Traced) -> bool:
-    """Whether a weight is to be quantised, and can be: then it is frozen."""
+    """Whether a weight is to be quantised, is frozen, and has 16 or 32 bits."""
     graph = weight.graph
     named = graph.int8 is not None and weight.name.startswith(graph.int8)
     return named and weight.name in graph.frozen and weight.dtype in (np.float16, bfloat16, np.float32)
 
 
 def int8_product(x, weight, scale) -> Traced:
-    """`x @ (weight * scale)`, x in 8 bits too. Shapes: x float32 (N, I), weight int8 (I, O), scale float32 (O,)."""
+    """`x @ (weight * scale)`, with x in 8 bits. Shapes: x float32 (N, I), weight int8 (I, O), scale float32 (O,)."""
     shape = x.shape[0], weight.shape[1]
     return x.graph.emit("DynamicQuantizeMatMul", x, weight, scale, shape=shape, dtype=x.dtype, domain=MICROSOFT)
 
 
 def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix (I, O) as int8 (I, O) and the scale of each column (O,): `weight` is about `int8 * scale`."""
+    """Quantise a matrix (I, O) to int8 (I, O) and a scale for each column (O,), so that weight is near int8 * scale."""
     weight = ops.widen(weight).astype(np.float32, copy=False)
     scale = np.maximum(np.abs(weight).max(0), TINY) / np.float32(largest_int8())
     return np.rint(weight / scale).astype(np.int8), scale
 
 
 def quantized_transpose(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the transpose."""
+    """`quantized` of the transposed matrix."""
     return quantized(weight.T)
 
 
 @functools.cache
 def largest_int8() -> int:
-    """What the largest weight of a column becomes: 127, or 64 where the machine cannot sum products of 8 bits exactly.
+    """The int8 value of the largest weight of a column: 127, or 64 if this machine sums 8-bit products inexactly.
 
-    x86 without VNNI (before 2019, and AMD before 2022) adds two products of 255 in 16 bits, which hold 2 x 255 x 64 but
-    not 2 x 255 x 127, and saturates silently. A product of the worst case tells.
+    x86 without VNNI (before 2019, and AMD before 2022) adds two products in 16 bits. These hold 2 x 255 x 64 but not
+    2 x 255 x 127, and saturate silently. So the worst case is multiplied once, to test the machine.
     """
     return 127 if int8_is_exact(127) else 64
 
 
 def int8_is_exact(largest: int) -> bool:
-    """Whether the largest activations times weights of `largest` and `-largest` sum up right, in few rows and many."""
+    """Whether the largest activations times weights of `largest` and `-largest` have the right sum, in 1 row and 16."""
     import onnxruntime
 
     width, columns = 256, 32

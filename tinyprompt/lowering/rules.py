@@ -1,29 +1,34 @@
 """Rules for NumPy's ufuncs and functions, and the methods of traced arrays.
 
-A rule has the signature of its function, works out shape and dtype as NumPy does, and emits nodes.
-Unlike NumPy's, the max, min, argmax and sort of ONNX Runtime may misplace a NaN.
+A rule has the signature of its function. It computes shape and dtype as NumPy does, and emits nodes.
+The max, min, argmax and sort of ONNX Runtime may misplace a NaN, unlike NumPy's.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
+import autograd.numpy as anp
 import numpy as np
+from autograd.tracer import getval, isbox
 from ml_dtypes import bfloat16
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from tinyprompt.lowering.graph import MICROSOFT, RULES, Graph, LoweringError, Traced
+from tinyprompt.lowering.calls import RULES, STEPWISE, LoweringError, TracedBox, call
+from tinyprompt.lowering.graph import MICROSOFT, Graph, Traced
 
 
 def graph_of(*arrays) -> Graph:
-    """The graph of those arrays that are traced."""
-    return next(x.graph for x in arrays if isinstance(x, Traced))
+    """The graph of the traced arrays among some arrays. They may be boxed."""
+    return next(x.graph for x in map(getval, arrays) if isinstance(x, Traced))
 
 
-def traced(*arrays) -> list[Traced]:
-    """All of the arrays in the graph of those that are traced."""
+def traced(*arrays) -> list:
+    """Arrays of one graph: constants are added to the graph of the traced arrays. Boxes stay boxes."""
     graph = graph_of(*arrays)
-    return [graph.array(x) for x in arrays]
+    return [x if isbox(x) else graph.array(x) for x in arrays]
 
 
 ELEMENTWISE = {  # the ufuncs that are one operator of ONNX
@@ -36,7 +41,7 @@ ELEMENTWISE = {  # the ufuncs that are one operator of ONNX
 
 
 def elementwise(ufunc, op: str, *inputs) -> Traced:
-    """One node, after the casts and the broadcasting that NumPy would do."""
+    """Emit one node, after NumPy's casts and broadcasting."""
     graph, (*kinds, kind) = graph_of(*inputs), resolved(ufunc, *inputs)
     if op in ("And", "Or", "Not"):
         kinds = [np.dtype(bool)] * len(inputs)
@@ -49,7 +54,9 @@ def elementwise(ufunc, op: str, *inputs) -> Traced:
     if all(x.value is not None for x in arrays):
         return graph.array(ufunc(*(x.value for x in arrays)))
     for i, x in enumerate(arrays):
-        if len(arrays) == 2 and arrays[1 - i].shape == shape and is_one_number(x):  # a reverse pass makes many
+        if (
+            len(arrays) == 2 and arrays[1 - i].shape == shape and is_one_number(x)
+        ):  # reverse passes add 0 and multiply by 1
             number = x.value.flat[0]
             if number == NEUTRAL.get(ufunc) and (i == 1 or ufunc in (np.add, np.multiply)):
                 return arrays[1 - i].copy()
@@ -64,7 +71,7 @@ OF_BOOLEANS: dict[np.ufunc, Callable] = {
 
 
 def bitwise(ufunc, of_booleans: Callable):
-    """A rule for `&`, `|`, `^` and `~`, which have a meaning for booleans alone."""
+    """A rule for `&`, `|`, `^` or `~` of booleans."""
 
     def rule(*inputs):
         if any(as_array(x).dtype != bool for x in inputs if not isinstance(x, bool)):
@@ -75,13 +82,13 @@ def bitwise(ufunc, of_booleans: Callable):
 
 
 def resolved(ufunc, *inputs) -> list[np.dtype]:
-    """The dtypes in which NumPy computes: one for each input, and the result's."""
+    """NumPy's dtypes for a ufunc: one for each input, and one for the result."""
     inputs = tuple(map(as_array, inputs))
     return list(ufunc.resolve_dtypes((*(x.dtype if hasattr(x, "dtype") else type(x) for x in inputs), None)))
 
 
 def of_kinds(arrays, kinds) -> list[Traced]:
-    """Arrays and numbers in the graph, each cast to its dtype."""
+    """Arrays of the graph, each cast to its dtype."""
     graph = graph_of(*arrays)
     return [
         cast(x, kind) if isinstance(x, Traced) else graph.array(np.asarray(x, kind))
@@ -90,12 +97,12 @@ def of_kinds(arrays, kinds) -> list[Traced]:
 
 
 def promoted(ufunc, *inputs) -> list[Traced]:
-    """The inputs of a ufunc in the graph, cast as NumPy does."""
+    """The inputs of a ufunc as arrays of the graph, cast as NumPy does."""
     return of_kinds(inputs, resolved(ufunc, *inputs)[:-1])
 
 
 def as_array(x):
-    """An array, traced or not; a Python number stays one, since its dtype gives way to that of an array."""
+    """An array, traced or not. A Python number stays a number, because its dtype adapts to that of an array."""
     return x if isinstance(x, Traced) or type(x) in (int, float) else np.asarray(x)
 
 
@@ -115,7 +122,7 @@ UNROLLED: dict[float, Callable] = {
 
 
 def power(x, y) -> Traced:
-    """`x ** y` of floats; as a root or as products where y is 1/2 or a small whole number."""
+    """`x ** y` of floats. An exponent of 1/2 becomes a root, and a small integer becomes products."""
     kind = np.result_type(x, y)
     if kind.kind != "f":
         raise LoweringError("numpy.power of integers has no rule; cast them first")
@@ -150,7 +157,7 @@ def matmul(a, b) -> Traced:
 
 
 def untransposed(x: Traced) -> tuple[Traced, bool]:
-    """(y, True) where x is y with its last two axes swapped, else (x, False)."""
+    """(y, True) if x is y with its last two axes swapped, else (x, False)."""
     axes = [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2]
     return (x.inputs[0], True) if x.op == "Transpose" and x.attributes["perm"] == axes else (x, False)
 
@@ -170,12 +177,12 @@ def cast(x: Traced, dtype) -> Traced:
         return cast(x.inputs[0], dtype)
     if x.name in x.graph.frozen and dtype == bfloat16:
         return x.graph.derive(x, rounded, (x.shape, dtype))[0]
-    # A weight is widened anew for each use: what waits for the backward pass takes memory.
+    # Each use widens a weight again: a wide copy that waits for the backward pass takes memory.
     return x.graph.emit("Cast", x, shape=x.shape, dtype=dtype, anew=is_16_bits(x), to=dtype)
 
 
 def is_16_bits(x: Traced) -> bool:
-    """Whether x is an input of 16 bits, as weights may be."""
+    """Whether x is an input stored in 16 bits, as weights may be."""
     return x.op is None and x.dtype in (np.float16, bfloat16)
 
 
@@ -185,7 +192,7 @@ def rounded(weight: np.ndarray) -> tuple[np.ndarray]:
 
 
 def reshape(x, *shape, order=None) -> Traced:
-    """`x.reshape(shape)`; one after another is one."""
+    """`x.reshape(shape)`. Two reshapes in a row become one."""
     if order not in (None, "C"):
         raise LoweringError(f"numpy.reshape in order {order!r} has no rule")
     wanted = [int(n) for n in (shape if len(shape) != 1 or isinstance(shape[0], int | np.integer) else shape[0])]
@@ -205,7 +212,7 @@ def reshape(x, *shape, order=None) -> Traced:
 
 
 def transpose(x, *axes) -> Traced:
-    """`x.transpose(axes)`; one after another is one, and moving axes of length 1 only is a reshape."""
+    """`x.transpose(axes)`. Two in a row become one. If only axes of length 1 move, it is a reshape."""
     given = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes or None
     order = list(normalize_axis_tuple(tuple(range(x.ndim)[::-1] if given is None else given), x.ndim))
     if len(order) != x.ndim:
@@ -239,7 +246,7 @@ def reduction(op: str):
         if op == "ReduceMean" and a.dtype.kind != "f":
             a = cast(a, np.float64)
         shape = [1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes]
-        if not a.size:  # which CUDA's kernel refuses
+        if not a.size:  # CUDA's kernel refuses empty arrays
             return a.graph.array(np.zeros(shape, a.dtype))
         if all(a.shape[i] == 1 for i in axes):
             return reshape(a, shape)
@@ -263,7 +270,7 @@ def added_up(a: Traced) -> Traced:
 
 
 def in_pairs(ufunc, x: Traced) -> Traced:
-    """The sum or product over the last axis by halving it: ONNX Runtime's own rounds integers to 53 bits."""
+    """The sum or product over the last axis, by halving it. ONNX Runtime's own rounds integers to 53 bits."""
     while (n := x.shape[-1]) > 1:
         halves = ufunc(x[..., : n // 2], x[..., n // 2 : n // 2 * 2])
         x = concatenate([halves, x[..., -1:]], axis=-1) if n % 2 else halves
@@ -285,7 +292,7 @@ def position(op: str):
 
 
 def in_order(output: int):
-    """A rule for np.sort (output 0) and np.argsort (1), stable whatever `kind` says."""
+    """A rule for np.sort (output 0) or np.argsort (output 1). It is stable for every `kind`."""
 
     def rule(a, axis=-1, kind=None, order=None, *, stable=None):
         if axis is None:
@@ -302,10 +309,16 @@ def in_order(output: int):
 
 
 def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
-    """A sum of products in which every axis has a letter: `terms` one string an array, `wanted` the result's."""
+    """An einsum in which every axis has a letter.
+
+    Args:
+        terms: The letters of each array.
+        wanted: The letters of the result.
+        arrays: The arrays.
+    """
     kind = np.result_type(*(x.dtype for x in arrays))
     if [*terms] == [terms[0]] * 2 and wanted == terms[0][:-1] and len(set(terms[0])) == len(terms[0]) > 0:
-        return cast(np.sum(arrays[0] * arrays[1], axis=-1), kind)  # quicker than ONNX's Einsum
+        return cast(np.sum(arrays[0] * arrays[1], axis=-1), kind)  # faster than ONNX's Einsum
     length: dict[str, int] = {}
     for letters, x in zip(terms, arrays, strict=True):
         for letter, n in zip(letters, x.shape, strict=True):
@@ -344,10 +357,6 @@ def concatenate(arrays, axis=0) -> Traced:
     shape = (*arrays[0].shape[:axis], sum(x.shape[axis] for x in arrays), *arrays[0].shape[axis + 1 :])
     arrays = [cast(x, kind) for x in arrays]
     return arrays[0].graph.emit("Concat", *arrays, shape=shape, dtype=kind, axis=axis)
-
-
-def stack(arrays, axis=0) -> Traced:
-    return concatenate([np.expand_dims(graph_of(*arrays).array(x), axis) for x in arrays], axis)
 
 
 def broadcast_to(array, shape) -> Traced:
@@ -395,22 +404,13 @@ def take_along_axis(arr, indices, axis=-1) -> Traced:
 
 
 def getitem(x: Traced, index) -> Traced:
-    """Integers, slices, None and ... as NumPy has them; one array of integers among full slices."""
+    """`x[index]` for integers, slices, None, `...`, arrays of integers, and masks that are constants."""
     index = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(i, np.ndarray | Traced | list) for i in index):
-        at = [k for k, i in enumerate(index) if i is not Ellipsis and not (isinstance(i, slice) and i == slice(None))]
-        if len(at) == 1 and Ellipsis not in index[: at[0]]:
-            indices = x.graph.array(index[at[0]])
-            if indices.dtype.kind in "iu":
-                return take(x, indices, at[0])
-        raise LoweringError("x[...] with a mask or with several index arrays has no rule; use numpy.where or take")
+    if any(isinstance(i, np.ndarray | Traced | list | tuple) for i in index):
+        return gather(x, index)
     shape = np.broadcast_to(False, x.shape)[index].shape  # NumPy checks the bounds
-    if Ellipsis not in index:
-        index += (Ellipsis,)
-    gap, given = index.index(Ellipsis), len(index) - 1 - index.count(None)
-    index = (*index[:gap], *[slice(None)] * (x.ndim - given), *index[gap + 1 :])
     kept, limits = list(x.shape), []
-    for axis, i in enumerate(i for i in index if i is not None):
+    for axis, i in enumerate(i for i in full_index(index, x.ndim) if i is not None):
         n = x.shape[axis]
         start, stop, step = (i if isinstance(i, slice) else slice(i, i + 1 or None)).indices(n)
         kept[axis] = len(range(start, stop, step))
@@ -423,8 +423,50 @@ def getitem(x: Traced, index) -> Traced:
     return reshape(x, shape)
 
 
+def full_index(index: tuple, ndim: int) -> tuple:
+    """An index with a full slice for every axis that `...`, or nothing, stands for."""
+    gap = next((k for k, i in enumerate(index) if i is Ellipsis), len(index))
+    given = sum(1 for i in index if i is not None and i is not Ellipsis)
+    return (*index[:gap], *[slice(None)] * (ndim - given), *index[gap + 1 :])
+
+
+def gather(x: Traced, index: tuple) -> Traced:
+    """`x[index]` with arrays among the index: one Gather from an x in which their axes come first and are one."""
+    spread: list[Any] = []
+    for i in index:
+        i = np.asarray(i) if isinstance(i, list | tuple) else i
+        if isinstance(i, Traced | np.ndarray) and i.dtype.kind not in "iu":
+            if isinstance(i, Traced) or i.dtype != bool:
+                raise LoweringError("x[...] with a mask or with floats has no rule; use numpy.where or take")
+            spread.extend(i.nonzero())
+        else:
+            spread.append(i)
+    index = full_index(tuple(spread), x.ndim)
+    places = [k for k, i in enumerate(index) if not (i is None or isinstance(i, slice))]
+    # Slices and new axes first. Then the axes of x are those of the index.
+    x = getitem(x, tuple(slice(None) if k in places else i for k, i in enumerate(index)))
+    lengths = [x.shape[k] for k in places]
+    arrays = [x.graph.array(np.asarray(i) if not isinstance(i, Traced) else i) for i in (index[k] for k in places)]
+    for i, n in zip(arrays, lengths, strict=True):
+        if i.value is not None and i.size and not (-n <= i.value.min() and i.value.max() < n):
+            raise IndexError(f"index {i.value.tolist()} is out of bounds for an axis of length {n}")
+    if len(places) == 1:
+        return take(x, arrays[0], places[0])
+    flat = x.graph.array(0)
+    for i, n in zip(arrays, lengths, strict=True):
+        i = cast(i, np.int64)
+        flat = flat * n + (x.graph.array(i.value % n) if i.value is not None and n else np.where(i < 0, i + n, i))
+    rest = [k for k in range(x.ndim) if k not in places]
+    rows = reshape(transpose(x, [*places, *rest]), math.prod(lengths), *(x.shape[k] for k in rest))
+    out = take(rows, flat, 0)
+    if places == [*range(places[0], places[-1] + 1)]:  # NumPy puts adjacent arrays where the first one is
+        new = list(range(flat.ndim))
+        out = RULES[np.moveaxis](out, new, [places[0] + k for k in new])
+    return out
+
+
 def add_at(total, index, x) -> None:
-    """`numpy.add.at`, which autograd calls on zeros for the gradient of `y[index]`: the total becomes another array."""
+    """`numpy.add.at`, which autograd calls on zeros for the gradient of `y[index]`. The total becomes another array."""
     if not isinstance(total, Traced):
         raise LoweringError("numpy.add.at to an array that is not traced has no rule")
     at = getitem(total.graph.array(np.arange(total.size).reshape(total.shape)), index)
@@ -435,7 +477,7 @@ def add_at(total, index, x) -> None:
 
 
 def sign(x) -> Traced:
-    """Of NaN, ONNX Runtime's in float16 is 0, and NumPy's is NaN."""
+    """`numpy.sign`. In float16 ONNX Runtime gives 0 for NaN, so float16 is computed in float32."""
     kind = np.sign.resolve_dtypes((x.dtype, None))[-1]
     return cast(elementwise(np.sign, "Sign", cast(x, np.float32) if kind == np.float16 else x), kind)
 
@@ -449,9 +491,23 @@ def round(a, decimals=0) -> Traced:
     return np.rint(a * scale) / scale if decimals > 0 else np.rint(a / scale) * scale
 
 
+def astype(x, dtype, copy=True):
+    if not isbox(x):
+        return cast(x, dtype)
+    floats = np.dtype(dtype) in (np.float16, bfloat16, np.float32, np.float64)
+    return anp.astype(x, dtype) if floats else cast(getval(x), dtype)  # integers have no gradient
+
+
+def full_like(a, fill_value, dtype=None):
+    dtype = a.dtype if dtype is None else dtype
+    if not isinstance(getval(fill_value), Traced):
+        return np.full(np.shape(a), fill_value, dtype)
+    return np.broadcast_to(np.astype(fill_value, dtype), np.shape(a))
+
+
 NAMESAKES = (
-    power, sign, round, matmul, reshape, transpose, swapaxes, broadcast_to, concatenate, stack, where, clip,
-    take, take_along_axis,
+    power, sign, round, matmul, reshape, transpose, swapaxes, broadcast_to, concatenate, where, clip,
+    take, take_along_axis, astype, full_like,
 )  # fmt: skip
 RULES |= {getattr(np, rule.__name__): rule for rule in NAMESAKES}
 RULES |= {ufunc: functools.partial(elementwise, ufunc, op) for ufunc, op in ELEMENTWISE.items()}
@@ -467,7 +523,7 @@ RULES |= {
     np.invert: bitwise(np.invert, np.logical_not),
     np.add.at: add_at,
     operator.getitem: getitem,
-    # The next seven answer with numbers, since they depend on shape and dtype alone.
+    # The next six return numbers, because they depend on shape and dtype alone.
     np.shape: lambda a: a.shape,
     np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
     np.ndim: lambda a: a.ndim,
@@ -475,7 +531,6 @@ RULES |= {
     np.iscomplexobj: lambda x: False,
     np.zeros_like: lambda a, dtype=None: np.zeros(a.shape, dtype or a.dtype),
     np.ones_like: lambda a, dtype=None: np.ones(a.shape, dtype or a.dtype),
-    np.full_like: lambda a, fill_value, dtype=None: np.full(a.shape, fill_value, dtype or a.dtype),
     np.sum: reduction("ReduceSum"),
     np.mean: reduction("ReduceMean"),
     np.max: reduction("ReduceMax"),
@@ -491,16 +546,27 @@ RULES |= {
     np.ravel: lambda a: reshape(a, -1),
     np.expand_dims: lambda a, axis: reshape(a, np.expand_dims(np.broadcast_to(False, a.shape), axis).shape),
     np.squeeze: lambda a, axis=None: reshape(a, np.squeeze(np.broadcast_to(False, a.shape), axis).shape),
-    np.astype: lambda x, dtype, copy=True: cast(x, dtype),
 }
+STEPWISE |= {np.astype, np.full_like}
 
 
-def method(function):
-    """A NumPy function as the method of a traced array."""
-    return lambda self, *args, **kwargs: self.__array_function__(function, (), (self, *args), kwargs)
+def method(name: str, function: Callable) -> None:
+    """Make a NumPy function a method of traced arrays, boxed or not."""
+
+    def run(self, *args, **kwargs):
+        if name in ("reshape", "transpose") and len(args) > 1:
+            args = (args,)  # x.reshape(2, 3) is x.reshape((2, 3))
+        return call(function, (self, *args), kwargs, f"numpy.{name}")
+
+    setattr(Traced, name, run)
+    setattr(TracedBox, name, run)
 
 
-METHODS = "round sum mean max min prod argmax argmin argsort reshape ravel transpose swapaxes squeeze clip take astype"
+METHODS = """
+    all any argmax argmin argsort astype clip conjugate cumsum dot max mean min prod ravel repeat reshape round squeeze
+    std sum swapaxes take trace transpose var
+"""
 for _name in METHODS.split():
-    setattr(Traced, _name, method(getattr(np, _name)))
-Traced.flatten = Traced.ravel  # type: ignore[attr-defined]
+    method(_name, getattr(np, _name))
+method("flatten", np.ravel)
+method("conj", np.conjugate)

@@ -1,22 +1,23 @@
 """From a function and its arguments to a graph."""
 
+import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from tinyprompt.lowering.graph import Graph, LoweringError, Traced
+from tinyprompt.lowering.calls import LoweringError, check_array
+from tinyprompt.lowering.gradients import traced_arrays_in_autograd
+from tinyprompt.lowering.graph import Graph, Traced
 from tinyprompt.lowering.halves import in_halves
 from tinyprompt.tree import leaves, refill
 
 
-def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
-    """All leaves of the arguments with the names they have as inputs.
-
-    The leaves of a dict keep their dotted names (those of a checkpoint). Others begin with the parameter's name.
-    """
+def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
+    """The parameter, the input name and the value of every leaf of the arguments."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:
@@ -29,11 +30,19 @@ def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
             while name in used or re.fullmatch(r"([vc]|output_)\d+|", name):  # the graph's own names
                 name = f"{parameter}.{name}"
             used.add(name)
-            yield name, leaf
+            yield parameter, name, leaf
+
+
+def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
+    """All leaves of the arguments, each with its name as an input of the graph.
+
+    The leaves of a dict keep their dotted names, as in a checkpoint. Other names begin with the parameter's name.
+    """
+    return ((name, leaf) for _, name, leaf in named_by_parameter(function, arguments))
 
 
 def is_frozen(array: Any) -> bool:
-    """Whether neither an array nor what it is a view of can be written, so that what is made of it once stays true."""
+    """Whether an array and the arrays that it is a view of are read-only."""
     while isinstance(array, np.ndarray):
         if array.flags.writeable:
             return False
@@ -41,31 +50,107 @@ def is_frozen(array: Any) -> bool:
     return True
 
 
-def lower(function: Callable, *arguments, int8: str | None = None, bf16: bool = False) -> tuple[Graph, Any]:
-    """Call `function` on traced arrays in place of every array in `arguments`.
+def is_sealed(array: Any) -> bool:
+    """Whether an array is read-only and nobody can make it writable again, as `tree.freeze` returns it."""
+    if not is_frozen(array):
+        return False
+    while isinstance(array, np.ndarray):
+        array = array.base
+    try:
+        return array is not None and memoryview(array).readonly
+    except TypeError:
+        return False
 
-    Arrays may stand in dicts, tuples, lists and named tuples. Only their shapes and dtypes are read, and whether they
-    are frozen (see `is_frozen`). Everything else (numbers, strings, functions, arrays that the function has from
-    elsewhere) becomes part of the graph.
-    int8: frozen weights of 16 or 32 bits whose names begin with this are quantised where `ops.linear` multiplies them.
-    bf16: float32 matrices are multiplied as bfloat16, and what lies between two products is done in it too (halves.py).
-    The residual stream, the logits and the loss keep their dtype.
-    Returns the graph, and the function's result with a traced array for every output.
-    Raises LoweringError for what ONNX cannot say.
+
+def state_of(array: np.ndarray) -> int | None:
+    """A number that changes with the contents of a frozen array, or None if the contents cannot change.
+
+    An array with `flags.writeable = False` can be made writable, changed, and made read-only again.
+    """
+    if is_sealed(array):
+        return None
+    bits: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return zlib.crc32(bits)
+
+
+def graph_key(value: Any) -> Any:
+    """A hashable key of arguments. Arguments with equal keys have the same graph.
+
+    Of arrays, it has shape, dtype, and whether they are frozen. Of everything else it has the type and the value, so
+    0.0 and -0.0, or 1 and True, differ.
+
+    Raises:
+        LoweringError: An array is not a plain array of numbers.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        check_array(value)
+        return value.shape, value.dtype, is_frozen(value)
+    if isinstance(value, dict):
+        return type(value), tuple((graph_key(k), graph_key(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(graph_key, value))
+    if isinstance(value, frozenset):
+        return type(value), frozenset(map(graph_key, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = tuple(graph_key(getattr(value, field.name)) for field in dataclasses.fields(value))
+        return type(value), fields, value
+    if type(value).__eq__ is object.__eq__ or isinstance(value, str | bytes | int):
+        return type(value), value
+    return type(value), repr(value), value if value == value else None  # NaN differs from itself
+
+
+def lower(
+    function: Callable,
+    *arguments: Any,
+    int8: str | None = None,
+    bf16: bool = False,
+    frozen: Iterable[str] | None = None,
+) -> tuple[Graph, Any]:
+    """Write a function of NumPy arrays as an ONNX graph, by calling it on traced arrays.
+
+    Every array in the arguments becomes an input of the graph. Only its shape and dtype are read. Numbers, strings,
+    functions, and arrays that the function has from elsewhere become part of the graph.
+
+    Args:
+        function: A function made of NumPy functions that have a rule (docs/devices.md lists them). It may contain
+            `autograd.grad` and `value_and_grad`.
+        *arguments: Its arguments. Arrays may be inside dicts, tuples, lists and named tuples.
+        int8: Quantise the frozen weights of 16 or 32 bits whose names begin with this, where `ops.linear` multiplies
+            them.
+        bf16: Multiply float32 matrices as bfloat16, and compute in bfloat16 between two products (halves.py). The
+            residual stream, the logits and the loss keep their dtype.
+        frozen: The parameters of the function whose arrays never change. By default, arrays that are read-only.
+
+    Returns:
+        The graph, and the function's result with a traced array in place of every output.
+
+    Raises:
+        LoweringError: A step of the function has no rule. The message names it and the user's line.
+
+    Example:
+        >>> graph, _ = lower(lambda x: np.tanh(x).sum(-1), np.ones((2, 3), np.float32))
+        >>> print(graph)
+        x: float32[2,3] = input
+        v0: float32[2,3] = Tanh(x)
+        v1: float32[2] = ReduceSum(v0, [1], keepdims=0)
+        return v1
     """
     graph = Graph(int8, bf16)
+    told = None if frozen is None else set(frozen)
 
-    def given(name, x):
+    def given(parameter, name, x):
         if not isinstance(x, np.ndarray | np.generic):
             return x
-        if x.ndim == 2 and is_frozen(x):
+        check_array(x)
+        if x.ndim == 2 and (is_frozen(x) if told is None else parameter in told):
             graph.frozen.add(name)
         return graph.input(name, x.shape, x.dtype)
 
-    inputs = refill(arguments, (given(name, x) for name, x in named(function, arguments)))
+    inputs = refill(arguments, (given(*leaf) for leaf in named_by_parameter(function, arguments)))
     try:
-        result = function(*inputs)
-    except ValueError as error:  # `y[0] = x`, of which NumPy says less than what it was told
+        with traced_arrays_in_autograd():
+            result = function(*inputs)
+    except ValueError as error:  # `y[0] = x`: NumPy raises its own error on top
         if isinstance(error.__cause__, LoweringError):
             raise error.__cause__ from None
         raise

@@ -1,1 +1,1 @@
-"""Answers over HTTP; knows models and prompts through `predict` alone, and no file format but the folder of prompts."""
+"""Answers over HTTP: one frozen model, and a folder of prompts."""

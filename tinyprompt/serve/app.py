@@ -1,4 +1,4 @@
-"""The server: what it answers to whom. `Service` knows requests and rows; `run` knows sockets and signals."""
+"""The server. `Service` handles requests and rows; `run` handles sockets and signals."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ CLOSE = {"Connection": "close"}  # where a part of the body was not read
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: names of files and texts of clients may hold what UTF-8 cannot."""
+    """JSON in ASCII: names of files and texts of clients may not be valid UTF-8."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False).encode()
@@ -73,7 +73,7 @@ class Service:
             tell(f"warning: {error}")
 
     def app(self) -> Starlette:
-        """The ASGI application."""
+        """Build the ASGI application."""
         routes = [
             Route("/", static("page.html", "text/html")),
             Route("/docs", static("docs.html", "text/html")),
@@ -92,7 +92,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """While the server runs, look for changed prompts; in the end, answer what waits."""
+        """Watch the folder of prompts while the server runs, and answer waiting rows at the end."""
         watch = asyncio.create_task(self.watch())
         try:
             yield
@@ -101,7 +101,7 @@ class Service:
             await asyncio.to_thread(self.batcher.close)
 
     async def watch(self) -> None:
-        """Look at the folder of prompts again and again, as long as the server runs."""
+        """Check the folder of prompts periodically while the server runs."""
         while True:
             await asyncio.sleep(self.limits.reload_every)
             try:
@@ -110,7 +110,7 @@ class Service:
                 self.tell(f"warning: {self.prompts.folder}: {type(error).__name__}: {error}")
 
     def refresh(self) -> None:
-        """Read prompts again whose files have changed, and tell what is wrong now and was not before."""
+        """Read changed prompts again, and log new problems."""
         before, folder = self.problems, str(self.prompts.folder)
         self.errors.pop(folder, None)
         try:
@@ -123,11 +123,11 @@ class Service:
 
     @property
     def problems(self) -> dict[str, str]:
-        """What is wrong in the folder, by the name of a file or a prompt."""
+        """The problems of the folder, by the name of a file or a prompt."""
         return self.prompts.errors | self.errors
 
     def take(self, changed: Iterable[str]) -> None:
-        """Use prompts that are new or different, if they answer a row, and forget those that are gone.
+        """Use new and changed prompts if they answer a row, and drop deleted ones.
 
         The row also opens a first graph, so that the first client need not wait for it.
         """
@@ -146,7 +146,7 @@ class Service:
         self.tasks = tasks
 
     def work(self, rows: list[tuple[Prompt, str]]) -> list[Answer]:
-        """The answers to a batch, in the thread of the batcher."""
+        """Answer a batch, in the thread of the batcher."""
         started = time.perf_counter()
         found = answer(self.model, rows, self.device, few_shapes=True)
         self.metrics.batch(len(rows), time.perf_counter() - started)
@@ -179,7 +179,7 @@ class Service:
         return Json({"model": self.model.name, "tasks": found, "errors": self.problems})
 
     async def health(self, request: Request) -> Response:
-        """GET /health: 200 as long as rows are answered."""
+        """GET /health: 200 while rows are answered."""
         reason = None if self.batcher.alive else "no rows are answered any more; start the server again"
         try:
             self.model.check_files()
@@ -195,7 +195,7 @@ class Service:
 
 
 def static(name: str, kind: str) -> Callable:
-    """An endpoint that gives a file of this folder."""
+    """Build an endpoint that returns a file of this folder."""
     text = (HERE / name).read_text(encoding="utf-8")
 
     async def endpoint(request: Request) -> Response:
@@ -205,13 +205,13 @@ def static(name: str, kind: str) -> Callable:
 
 
 def about(prompt: Prompt) -> dict[str, Any]:
-    """What a client may want to know of a prompt."""
+    """Describe a prompt to a client."""
     words = None if prompt.label_words is None else list(prompt.label_words)
     return {"label_words": words, "max_input_tokens": Settings.saved(prompt.settings).max_input_tokens}
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """The body of a request. Raises HTTPException if it has more than `most` bytes."""
+    """Read the body of a request. Raises HTTPException if it has more than `most` bytes."""
     told = HTTPException(413, f"the body has more than {most:,} bytes; send fewer rows", CLOSE)
     if int(request.headers.get("content-length", 0)) > most:
         raise told
@@ -224,7 +224,7 @@ async def read_body(request: Request, most: int) -> bytes:
 
 
 def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list[str], list[tuple[Prompt, str]]]:
-    """The names of the tasks and the rows of a request. Raises HTTPException that names the row."""
+    """Return the tasks and rows of a request. Raises HTTPException that names the row."""
     try:
         value = json.loads(body, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
@@ -251,7 +251,7 @@ def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list
 
 
 def fields(value: Any, where: str, expected: dict[str, type]) -> list[Any]:
-    """The values of a JSON object that has these keys and no other. Raises HTTPException."""
+    """Return the values of a JSON object with exactly these keys. Raises HTTPException."""
     if not isinstance(value, dict) or value.keys() != expected.keys():
         found = f"the keys {', '.join(map(shown, value)) or 'none'}" if isinstance(value, dict) else shown(value)
         raise HTTPException(422, f"{where}: expected an object with {' and '.join(map(repr, expected))}, found {found}")
@@ -263,7 +263,7 @@ def fields(value: Any, where: str, expected: dict[str, type]) -> list[Any]:
 
 
 def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key occurs twice. Raises ValueError."""
+    """Read a JSON object without duplicate keys. Raises ValueError."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key occurs twice")
@@ -271,13 +271,13 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """Something that a client sent, in an error: short, and in ASCII."""
+    """Quote input of a client in an error: short, and in ASCII."""
     text = ascii(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """The answer to what is refused: one sentence."""
+    """Build the response to a refused request: one sentence."""
     assert isinstance(error, HTTPException)
     told = {404: f"no such page: {shown(request.url.path)}; see /docs", 405: "wrong method for this page; see /docs"}
     detail = told.get(error.status_code, "") if error.detail in ("Not Found", "Method Not Allowed") else error.detail
@@ -285,12 +285,12 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def gone(request: Request, error: Exception) -> Response:
-    """The answer to nobody: the client has left."""
+    """Build the response to a client that has left."""
     return Json({"error": "the client closed the connection"}, 400)
 
 
 async def broken(request: Request, error: Exception) -> Response:
-    """The answer where this program has a fault; its traceback goes to the log."""
+    """Build the response to an internal error. The traceback is logged."""
     return Json({"error": "the server has a fault; its log says more"}, 500)
 
 
@@ -319,13 +319,13 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def start_timer(self) -> None:
-        """A connection may wait for a request; both the request and its answer may be slow."""
+        """Cut the connection off if a request and its answer take too long."""
         seconds = self.timeout_keep_alive + 2 * self.limits.timeout
         self.timer = self.loop.call_later(seconds, self.transport.abort)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections. Raises ValueError if there is none."""
+    """Open a listening socket. Raises ValueError if there is none."""
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
@@ -336,7 +336,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(service: Service, sock: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; then answer what has arrived, and return."""
+    """Serve until SIGTERM or SIGINT, then answer pending requests and return."""
     protocol = type("Connection", (Connection,), {"limits": service.limits})
     server = uvicorn.Server(
         uvicorn.Config(

@@ -1,4 +1,4 @@
-"""Rows that arrive together share a batch: a bounded queue, and one thread that works it off. Knows no HTTP, no T5."""
+"""Rows that arrive together share a batch: a bounded queue, and one thread that works on it."""
 
 import contextlib
 import math
@@ -13,11 +13,11 @@ from tinyprompt.serve.limits import Limits
 
 
 class Full(Exception):
-    """The queue has no room for these rows, or takes no more at all."""
+    """The queue has no room for these rows, or is closed."""
 
 
 class Place(NamedTuple):
-    """A row that waits: whose it is, which of its rows, and since when."""
+    """A waiting row: its request, its number, and the time of its arrival."""
 
     future: Future
     results: list[tuple[Any] | None]  # of all rows that came with it; None as long as one is not known
@@ -44,12 +44,12 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Rows in the queue."""
+        """The number of rows in the queue."""
         return len(self._queue)
 
     @property
     def alive(self) -> bool:
-        """Whether rows are worked off."""
+        """Whether the thread is running."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, rows: Sequence[Any], urgent: bool = False) -> Future:
@@ -76,7 +76,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Take no more rows, and return when those that wait are answered."""
+        """Take no more rows, and return when the waiting ones are answered."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -87,7 +87,7 @@ class Batcher:
             self._answer(batch)
 
     def _take(self) -> list[Place] | None:
-        """The next batch, without rows that nobody waits for any more. None: closed, and nothing is left."""
+        """Return the next batch, without cancelled rows. None: closed and empty."""
         size = self._limits.batch_rows
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
@@ -102,7 +102,7 @@ class Batcher:
             return batch
 
     def _answer(self, batch: list[Place]) -> None:
-        """Compute a batch. If that fails, compute each row alone: a row fails only those that came with it."""
+        """Compute a batch. If it fails, compute each row alone, so that one row fails only its own request."""
         try:
             results = self._work([place.row for place in batch]) if batch else []
             found = list(zip(batch, results, strict=True))
@@ -120,6 +120,6 @@ class Batcher:
 
 
 def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
-    """Give a future its outcome, unless it was cancelled meanwhile."""
+    """Set the outcome of a future, unless it was cancelled."""
     with contextlib.suppress(InvalidStateError):
         set_outcome(outcome)

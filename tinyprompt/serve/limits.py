@@ -1,4 +1,4 @@
-"""The limits of a server: a line for each, which the command line, the checks and the docs read."""
+"""The limits of a server. The command line, the checks and the docs read one line for each."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""The counters of a server, for Prometheus."""
 
 import time
 from collections import Counter as Count
@@ -12,7 +12,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The numbers of one server, in a registry of its own."""
+    """The counters of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -34,7 +34,7 @@ class Metrics:
         self.errors = Gauge("tinyprompt_prompt_errors", "Files of the folder that cannot be used.", registry=registry)
 
     def answered(self, tasks: Sequence[str]) -> None:
-        """Count answered rows by their tasks."""
+        """Count answered rows by task."""
         for name, rows in Count(tasks).items():
             # The name of a file may hold bytes that are no UTF-8.
             self.rows.labels(name.encode(errors="backslashreplace").decode()).inc(rows)
@@ -45,7 +45,7 @@ class Metrics:
         self.batch_seconds.observe(seconds)
 
     def totals(self) -> dict[str, int]:
-        """All requests, and all rows that were answered."""
+        """Return the numbers of requests and of answered rows."""
         return {name: self._sum(counter) for name, counter in (("requests", self.requests), ("rows", self.rows))}
 
     @staticmethod
@@ -55,7 +55,7 @@ class Metrics:
 
 
 class Measured:
-    """ASGI middleware that counts the requests for some paths, and those for all others together."""
+    """ASGI middleware that counts requests: known paths by name, all others together."""
 
     def __init__(self, app: Any, metrics: Metrics, paths: Sequence[str]):
         self.app, self.metrics, self.paths = app, metrics, paths

@@ -1,4 +1,4 @@
-"""Scores of predicted against wanted texts, as T5 computes them (t5.evaluation.metrics), but from 0 to 1."""
+"""Scores of predicted against wanted texts, as t5.evaluation.metrics computes them, but from 0 to 1."""
 
 import re
 import statistics
@@ -10,25 +10,25 @@ import numpy as np
 
 
 def normalize(text: str) -> str:
-    """Lower case, white space folded: what an answer must equal after."""
+    """Lower the case and fold white space, before texts are compared."""
     return " ".join(text.lower().split())
 
 
 def _pairs(predicted: Sequence, wanted: Sequence) -> zip:
-    """Both together. Raises ValueError on unequal lengths or none."""
+    """Zip both sequences. Raises ValueError if their lengths differ or are 0."""
     if len(predicted) != len(wanted) or not wanted:
         raise ValueError(f"score of {len(predicted)} predictions against {len(wanted)} targets")
     return zip(predicted, wanted, strict=True)
 
 
 def _classes(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays of normalised texts. Raises ValueError on unequal lengths or none."""
+    """Return both as arrays of normalised texts. Raises ValueError if their lengths differ or are 0."""
     p, w = zip(*((normalize(p), normalize(w)) for p, w in _pairs(predicted, wanted)), strict=True)
     return np.array(p, object), np.array(w, object)  # a numpy string would lose NULs at its end
 
 
 def accuracy(predicted: Sequence[str], wanted: Sequence[str]) -> float:
-    """Share of predictions that equal the wanted text once both are normalised, 0 to 1.
+    """Compute the share of predictions that equal the wanted text after normalisation, 0 to 1.
 
     For label words it is accuracy, for free text exact match. Raises ValueError on unequal lengths or none.
     """
@@ -37,18 +37,18 @@ def accuracy(predicted: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def majority(train: Sequence[str], test: Sequence[str]) -> float:
-    """Accuracy of always answering the commonest target of the training rows (ties: the first seen)."""
+    """Compute the accuracy of the most frequent training target (ties: the first)."""
     return accuracy([statistics.mode(train)] * len(test), test)
 
 
 def confusion(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
-    """Count the answers (columns) to each wanted label (a row). Raises ValueError on unequal lengths or none."""
+    """Count the answers (columns) for each wanted label (rows). Raises ValueError if lengths differ or are 0."""
     counts = Counter((w, p) for p, w in _pairs(predicted, wanted))
     return [[counts[w, p] for p in labels] for w in labels]
 
 
 def f1(predicted: Sequence[str], wanted: Sequence[str], positive: str) -> float:
-    """F1 of one of two labels; a prediction that is neither label counts as the wrong one. 0 without a true positive.
+    """Compute F1 for one of two labels. Other predictions count as the wrong label. Without true positives it is 0.
 
     T5's f1_score_with_invalid. Raises ValueError on unequal lengths or none.
     """
@@ -59,7 +59,7 @@ def f1(predicted: Sequence[str], wanted: Sequence[str], positive: str) -> float:
 
 
 def macro_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
-    """Mean over the labels of the F1 of each; that of a label never met is 0.
+    """Compute the mean of F1 over the labels. It is 0 for a label that never occurs.
 
     T5's mean_multiclass_f1. Raises ValueError on unequal lengths or none.
     """
@@ -72,7 +72,7 @@ def macro_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[s
 
 
 def matthews(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
-    """Matthews correlation coefficient, -1 to 1; all that is no label is one more class. 0 where it is undefined.
+    """Compute the Matthews correlation coefficient, -1 to 1. Other answers are one more class. Undefined is 0.
 
     For more than two classes: Gorodkin's R_K. Raises ValueError on unequal lengths or none.
     """
@@ -89,7 +89,7 @@ def matthews(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[s
 
 
 def group_exact_match(predicted: Sequence[str], wanted: Sequence[str], groups: Sequence[str]) -> float:
-    """Share of groups whose every prediction is right, 0 to 1. Raises ValueError on unequal lengths or none."""
+    """Compute the share of groups whose predictions are all right. Raises ValueError if lengths differ or are 0."""
     right: dict[str, bool] = {}
     p, w = _classes(predicted, wanted)
     for hit, group in _pairs((p == w).tolist(), groups):
@@ -98,20 +98,20 @@ def group_exact_match(predicted: Sequence[str], wanted: Sequence[str], groups: S
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case without ASCII punctuation, articles and extra white space, as SQuAD's own evaluation does it."""
+    """Lower the case and remove ASCII punctuation, articles and extra white space, as SQuAD does."""
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def _token_f1(predicted: str, wanted: str) -> float:
-    """F1 of the words that two normalised texts share; 0 where they share none."""
+    """Compute F1 of the shared words of two normalised texts."""
     p, w = predicted.split(), wanted.split()
     shared = sum((Counter(p) & Counter(w)).values())
     return 2 * shared / (len(p) + len(w)) if shared else 0.0
 
 
 def _best(score: Callable[[str, str], float], predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Mean over the predictions of the best score against one of its answers, both normalised."""
+    """Average the best score of each prediction against its answers, both normalised."""
     return float(
         np.mean(
             [
@@ -123,7 +123,7 @@ def _best(score: Callable[[str, str], float], predicted: Sequence[str], answers:
 
 
 def answer_exact_match(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """SQuAD's exact match: share of predictions that equal one of their answers after `normalize_answer`, 0 to 1.
+    """Compute SQuAD's exact match: the share of predictions that equal an answer after `normalize_answer`.
 
     Raises ValueError on unequal lengths, none, or no answer to a question.
     """
@@ -131,7 +131,7 @@ def answer_exact_match(predicted: Sequence[str], answers: Sequence[Sequence[str]
 
 
 def answer_f1(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """SQuAD's F1: words shared with the likest of the answers, 0 to 1.
+    """Compute SQuAD's F1: shared words with the most similar answer, 0 to 1.
 
     Raises ValueError on unequal lengths, none, or no answer to a question.
     """

@@ -1,4 +1,4 @@
-"""Readers of data sets as they are distributed: files to examples in T5's text formats. Knows no task and no metric.
+"""Readers of data sets as they are distributed: from files to examples in T5's text formats.
 
 The formats are those of t5.data.preprocessors without the task's name in front, as in Lester et al. 2021: the columns
 by name, "hypothesis: ... premise: ...", sorted (unless said otherwise). White space at both ends of a text is dropped.
@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyprompt import data
 from tinyprompt.errors import DataError
+from tinyprompt.files import tables
 
 PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 BLANKS = re.compile(r"[\t\n\f\r ]+")
 
 
 class Example(NamedTuple):
-    """A row as a file has it. The target is None where the file does not tell, else a label's code or word, or text."""
+    """A row of a file. The target is the code or the word of a label, or text; None if the file has none."""
 
     where: str
     input: str
@@ -29,7 +29,7 @@ class Example(NamedTuple):
 
 
 def label_of(value: Any, labels: Sequence[str], where: str) -> str:
-    """The label word of a word or of a code 0, 1, ..., which may be a text or a bool. Raises DataError."""
+    """Return the label word of a word or of a code 0, 1, ..., which may be a string or a bool. Raises DataError."""
     if value in labels and isinstance(value, str):
         return value
     code = int(value) if isinstance(value, bool) or str(value) in map(str, range(len(labels))) else None
@@ -40,7 +40,7 @@ def label_of(value: Any, labels: Sequence[str], where: str) -> str:
 
 
 def _get(record: Any, key: str, kind: type, where: str, empty: bool = False) -> Any:
-    """A value of a JSON object or of a table's record; `empty`: a text may be so. Raises DataError."""
+    """Return a value of a JSON object or a table record. `empty` allows empty strings. Raises DataError."""
     if not isinstance(record, dict) or key not in record:
         found = ", ".join(map(repr, record)) if isinstance(record, dict) else repr(record)[:40]
         raise DataError(f"{where}: expected {key!r}, found {found}; is this a file of that task (--task)?")
@@ -52,24 +52,24 @@ def _get(record: Any, key: str, kind: type, where: str, empty: bool = False) -> 
 
 
 def cola(path: Path) -> Iterator[Example]:
-    """CoLA's files: source, label, mark, sentence without a header line; the test file has index, sentence with one."""
-    first = data.read_text(path).partition("\n")[0].split("\t")
+    """Read CoLA's files: source, label, mark, sentence, no header; the test file has a header, index, sentence."""
+    first = tables.read_text(path).partition("\n")[0].split("\t")
     header = None if "sentence" in first else ("source", "label", "mark", "sentence")
     return table("sentence", header=header)(path)
 
 
 def _many(record: dict, key: str, where: str) -> list:
-    """The list under a key, which may be missing. Raises DataError."""
+    """Return the list under a key, which may be missing. Raises DataError."""
     return [] if record.get(key) is None else _get(record, key, list, where)
 
 
 def _unknown(value: Any) -> bool:
-    """Whether this label says that there is none."""
+    """Return whether a label says that the row has none."""
     return value is None or value in ("", -1, "-1")
 
 
 def table(*keys: str, label: str = "label", header: Sequence[str] | None = None, broken: bool = False, **columns: str):
-    """The reader of a file of columns, whose texts are named by their keys.
+    """Build the reader of a file of columns. Each text follows the name of its key.
 
     columns: another name that a file may have for a key. label: the names it may have for the label, between "|".
     header: the names of all columns, for a file without a header line. broken: rows with other numbers of fields, of
@@ -78,7 +78,7 @@ def table(*keys: str, label: str = "label", header: Sequence[str] | None = None,
 
     def examples(path: Path) -> Iterator[Example]:
         skipped: list[int] = []
-        for number, record in data.records(path, header, skipped.append if broken else None):
+        for number, record in tables.records(path, header, skipped.append if broken else None):
             where = f"{path}: row {number}"
             names = {key: columns[key] if columns.get(key) in record else key for key in keys}
             texts = [f"{key}: {_get(record, name, str, where)}" for key, name in names.items()]
@@ -94,8 +94,8 @@ def table(*keys: str, label: str = "label", header: Sequence[str] | None = None,
 
 
 def multirc(path: Path) -> Iterator[Example]:
-    """One example for each candidate answer; those of a question are a group. Tags are dropped."""
-    for number, record in data.records(path):
+    """Yield one example for each candidate answer. The answers to a question are a group. Tags are removed."""
+    for number, record in tables.records(path):
         where = f"{path}: row {number}"
         passage = _get(record, "passage", dict, where)
         text = _get(passage, "text", str, where)
@@ -112,8 +112,8 @@ def multirc(path: Path) -> Iterator[Example]:
 
 
 def record(path: Path) -> Iterator[Example]:
-    """ReCoRD: one example for each query, with all its answers."""
-    for number, line in data.records(path):
+    """Yield one example for each query of ReCoRD, with all its answers."""
+    for number, line in tables.records(path):
         where = f"{path}: row {number}"
         passage = _get(line, "passage", dict, where)
         text = _get(passage, "text", str, where)
@@ -130,11 +130,11 @@ def record(path: Path) -> Iterator[Example]:
 
 
 def wsc(path: Path) -> Iterator[Example]:
-    """The text with its *pronoun* marked; the target is the referent to judge, an answer only if it is the true one.
+    """Yield the text with its *pronoun* marked, and the referent, which is an answer only if it is the true one.
 
     Some spans of the files are not in their texts, and some indices are off by one: as TFDS and T5, this fixes them.
     """
-    for number, record in data.records(path):
+    for number, record in tables.records(path):
         where = f"{path}: row {number}"
         text, spans = _get(record, "text", str, where), _get(record, "target", dict, where)
         (referent, start), (pronoun, at) = (
@@ -156,7 +156,7 @@ def wsc(path: Path) -> Iterator[Example]:
 
 
 def squad(path: Path) -> Iterator[Example]:
-    """One example for each question of a SQuAD v1.1 .json file or an MRQA .jsonl file; spaces around punctuation."""
+    """Yield one example for each question of a SQuAD v1.1 .json or MRQA .jsonl file, with spaced punctuation."""
     for where, context, qa in _questions(path):
         question = _get(qa, "question", str, where)
         answers = [_get(a, "text", str, where) if isinstance(a, dict) else a for a in _many(qa, "answers", where)]
@@ -171,21 +171,21 @@ def squad(path: Path) -> Iterator[Example]:
 
 
 def spaced(text: str) -> str:
-    """A text with spaces around its punctuation, and its white space folded."""
+    """Put spaces around punctuation and fold white space."""
     return BLANKS.sub(" ", PUNCTUATION.sub(r" \1 ", text)).strip(" ")
 
 
 def _questions(path: Path) -> Iterator[tuple[str, str, dict]]:
-    """Where each question is, its context, and the object that holds it and its answers."""
+    """Yield the place of each question, its context, and its object."""
     if ".jsonl" in path.suffixes:
-        for number, line in data.records(path):
+        for number, line in tables.records(path):
             where = f"{path}: row {number}"
             if "header" not in line:
                 context = _get(line, "context", str, where)
                 yield from ((where, context, qa) for qa in _get(line, "qas", list, where))
         return
     try:
-        whole = json.loads(data.read_text(path))
+        whole = json.loads(tables.read_text(path))
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -202,8 +202,8 @@ TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 
 def trec(path: Path) -> Iterator[Example]:
-    """Lines "COARSE:fine question", in Latin-1; the six coarse classes."""
-    for number, line in enumerate(data.read_text(path, "latin-1").split("\n"), 1):
+    """Read lines "COARSE:fine question" in Latin-1, with six coarse classes."""
+    for number, line in enumerate(tables.read_text(path, "latin-1").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}: row {number}"
@@ -215,7 +215,7 @@ def trec(path: Path) -> Iterator[Example]:
 
 
 def agnews(path: Path) -> Iterator[Example]:
-    """The .csv files of Zhang et al. 2015, with or without a header line: class 1 to 4, title, description.
+    """Read the .csv files of Zhang et al. 2015, with or without a header: class 1 to 4, title, description.
 
     Also .tsv files without one: description, class.
     """
@@ -223,7 +223,7 @@ def agnews(path: Path) -> Iterator[Example]:
         yield from table("description", header=("description", "label"))(path)
         return
     names = ("Class Index", "Title", "Description")
-    for number, record in data.records(path, names):
+    for number, record in tables.records(path, names):
         where = f"{path}: row {number}"
         if tuple(record.values()) == names:
             continue

@@ -1,4 +1,4 @@
-"""The built-in tasks: which reader, label words and metrics each has; and what answers score."""
+"""The built-in tasks: the reader, the label words and the metrics of each."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyprompt import data
+from tinyprompt import data, display
 from tinyprompt.data import Row
 from tinyprompt.errors import DataError
-from tinyprompt.model import Model, Prompt
-from tinyprompt.predict import predict
 from tinyprompt.tasks import metrics
 from tinyprompt.tasks.readers import Example, agnews, cola, label_of, multirc, record, squad, table, trec, wsc
 
@@ -21,7 +19,7 @@ DEMO_TASKS = ("topic", "sentiment")
 
 
 class Task(NamedTuple):
-    """How files become examples, and answers scores. Without label words the answer is free text."""
+    """How files become examples, and how answers are scored. Without label words the answer is free text."""
 
     examples: Callable[[Path], Iterator[Example]]
     metrics: dict[str, Callable[[Sequence[str], Sequence[Row], Sequence[str]], float]]
@@ -33,14 +31,14 @@ class Task(NamedTuple):
 def read(
     name: str, path: str | Path, training: bool = False, words: Mapping[str, str] | None = None, labelled: bool = True
 ) -> list[Row]:
-    """Rows of a file of the task.
+    """Read the rows of a file of the task.
 
     training: what is learned from: one row for each right answer of ReCoRD, the true referents of WSC.
     words: other label words, {"equivalent": "duplicate", ...}. labelled: without it targets may be missing, and are "".
     Raises DataError that names the file and the row.
     """
     task, rows = TASKS[name], []
-    named = dict(zip(task.labels or (), labels_of(name, words) or (), strict=True))
+    named = dict(zip(task.labels or (), task_labels(name, words) or (), strict=True))
     for example in task.examples(Path(path)):
         for one in task.training(example) if training else [example]:
             target: Any = one.target
@@ -57,7 +55,7 @@ def read(
 
 
 def mixed(names: Sequence[str], parts: Sequence[Sequence[Row]]) -> list[Row]:
-    """One set of rows for all tasks: behind the task's name, answered with free text, as T5 was tuned on many at once.
+    """Join the rows of several tasks, with the task's name in front of each input and free-text answers, as T5 does.
 
     All rows of each: that is T5's mixing in proportion to their numbers, below its limit of 2**19 rows a task
     (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2).
@@ -69,8 +67,8 @@ def mixed(names: Sequence[str], parts: Sequence[Sequence[Row]]) -> list[Row]:
     ]
 
 
-def labels_of(name: str, words: Mapping[str, str] | None = None) -> tuple[str, ...] | None:
-    """The label words of a task, or those in their place; None for free text. Raises DataError."""
+def task_labels(name: str, words: Mapping[str, str] | None = None) -> tuple[str, ...] | None:
+    """Return the label words of a task, or their replacements; None for free text. Raises DataError."""
     labels = TASKS[name].labels
     if words and set(words) != set(labels or ()):
         expected = ", ".join(labels or ()) or "nothing: its answers are free text"
@@ -99,18 +97,27 @@ class Scores:
     mean: float
     rows: int
     name: str  # of the mean
+    labels: tuple[str, ...] = ()  # empty for free text
+    confusion: list[list[int]] | None = None  # rows by target (down) and answer (across); None for free text
 
     def as_dict(self) -> dict[str, Any]:
-        """As it goes to --json."""
+        """The scores as --json prints them."""
         return {"metric": self.name, "score": self.mean, "scores": self.metrics, "rows": self.rows}
 
     def __repr__(self) -> str:
         each = "".join(f"; {name} {x:.3f}" for name, x in self.metrics.items()) if len(self.metrics) > 1 else ""
         return f"{self.name} {self.mean:.3f} on {self.rows} rows{each}"
 
+    def _repr_html_(self) -> str:
+        scores = display.table([(name, f"{x:.3f}") for name, x in self.metrics.items()])
+        if not self.confusion:
+            return scores
+        counts = ((label, *row) for label, row in zip(self.labels, self.confusion, strict=True))
+        return scores + display.table(counts, ("target / answer", *self.labels))
+
 
 def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None) -> Scores:
-    """Score answers with every metric of a task. "boolq,rte" is a mixture, whose score is the mean of its tasks'.
+    """Score answers with every metric of a task. The score of a mixture, "boolq,rte", is the mean over its tasks.
 
     labels: in the task's order, or None for free text. Raises ValueError on unequal lengths or none.
     """
@@ -121,26 +128,15 @@ def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequ
     else:
         found = _metrics(name, predicted, rows, labels)
         mean, of = float(np.mean(list(found.values()))), " and ".join(found)
-    return Scores(found, mean, len(rows), f"mean of {of}" if len(found) > 1 else of)
-
-
-def evaluate(model: Model, prompt: Prompt, rows: str | Path | Sequence[Row], device: str | None = None) -> Scores:
-    """Score the answers of a prompt to some rows, with the metrics of the task that it was tuned on.
-
-    rows: rows, or the name of a file with the columns `input` and `target`. device: as in `predict`.
-    Raises DataError for rows that cannot be used, CheckpointError if the prompt belongs to another model.
-
-    Example: `print(evaluate(model, prompt, read_rows("test.tsv")))` prints "accuracy 0.775 on 200 rows".
-    """
-    rows = data.read(rows)
-    answers = predict(model, prompt, [row.input for row in rows], device)
-    return score(prompt.settings.get("task", "auto"), answers, rows, prompt.label_words)
+    name = f"mean of {of}" if len(found) > 1 else of
+    counts = metrics.confusion(predicted, _targets(rows), labels) if labels else None
+    return Scores(found, mean, len(rows), name, tuple(labels or ()), counts)
 
 
 def _metrics(
     name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None
 ) -> dict[str, float]:
-    """Every metric of one task."""
+    """Compute every metric of one task."""
     if name in PLAIN:
         return {"accuracy" if labels else "exact match": metrics.accuracy(predicted, [row.target for row in rows])}
     task = TASKS[name]
@@ -150,7 +146,7 @@ def _metrics(
 
 
 def _parts(name: str, predicted: Sequence[str], rows: Sequence[Row]) -> Iterator[tuple[str, list[str], list[Row]]]:
-    """The name of each task of a mixture, its answers and its rows."""
+    """Yield the name of each task of a mixture, its answers and its rows."""
     for part in name.split(","):
         pairs = [(answer, row) for answer, row in zip(predicted, rows, strict=True) if row.task == part]
         yield part, [answer for answer, _ in pairs], [row for _, row in pairs]
@@ -162,18 +158,18 @@ DETERMINERS = set(
 
 
 def _words(text: str) -> set[str]:
-    """The different words of a text but for determiners, in lower case."""
+    """Return the distinct words of a text in lower case, without determiners."""
     return set(text.lower().split()) - DETERMINERS
 
 
 def _means(predicted: str, referent: str) -> bool:
-    """Whether an answer means a referent: one has all words of the other, neither or both a genitive (T5's rule)."""
+    """Return whether an answer means a referent: one contains the other's words, and both or neither is a genitive."""
     one, other = _words(predicted), _words(referent)
     return ("'" in predicted) == ("'" in referent) and bool(one and other) and (one <= other or other <= one)
 
 
 def _referent_accuracy(predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str]) -> float:
-    """Share of rows where the answer means the referent if, and only if, it is the true one; no answer is wrong."""
+    """Compute the share of rows whose answer means the referent exactly if it is the true one."""
     said = [str(_means(p, row.target)) if _words(p) else "" for p, row in zip(predicted, rows, strict=True)]
     return metrics.accuracy(said, [str(bool(row.answers)) for row in rows])
 

@@ -1,0 +1,238 @@
+"""Frozen arrays, and the keys under which `compile` keeps its graphs."""
+
+import functools
+import mmap
+import sys
+import threading
+import types
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+
+from tinyprompt import ops
+from tinyprompt.device import compile, default_device
+from tinyprompt.lowering import LoweringError, graph_key, is_frozen, is_sealed, lower, state_of
+from tinyprompt.tree import freeze
+
+needs_ort = pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
+
+
+def product(x, weights):
+    return ops.linear(x, weights["encoder.w"])
+
+
+def thawed(array, change):
+    array.flags.writeable = True
+    change(array)
+    array.flags.writeable = False
+
+
+@needs_ort
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize(
+    "change", [lambda w: np.multiply(w, 2, out=w), lambda w: w.__setitem__(slice(None), w[::-1].copy())]
+)
+def test_a_weight_that_is_thawed_and_changed_is_quantised_again(writes, change):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
+    w.flags.writeable = False
+    run = compile(functools.partial(product), "cpu-int8", writes=writes)
+    for _ in range(2):
+        found = run(x, {"encoder.w": w})
+        assert np.abs(found - x @ w.T).max() < 0.1 * np.abs(x @ w.T).max()
+        thawed(w, change)
+
+
+@needs_ort
+def test_a_sealed_weight_is_quantised_once(monkeypatch):
+    made = []
+    monkeypatch.setattr("tinyprompt.device._value", lambda x, device: made.append(x))
+    from tinyprompt.device import derived
+
+    w = freeze(np.ones((2, 3), np.float32))
+    once = lambda array: (array,)
+    assert derived(w, once, "cpu") is derived(w, once, "cpu")
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16, np.int64])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 3)])
+def test_a_sealed_array_cannot_be_thawed(dtype, shape):
+    x = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    y = freeze(x)
+    assert np.shares_memory(x, y) or not x.size
+    assert y.dtype == x.dtype
+    assert (x == y).all()
+    assert is_sealed(y)
+    assert is_sealed(y[...])
+    assert state_of(y) is None
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        y.flags.writeable = True
+    x.flags.writeable = False
+    assert is_frozen(x)
+    assert not is_sealed(x)
+    assert isinstance(state_of(x), int)
+
+
+def test_maps_of_a_file_are_sealed_if_they_cannot_be_written(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(16))
+    assert is_sealed(np.memmap(path, np.float32, "r"))
+    assert not is_sealed(np.memmap(path, np.float32, "c"))
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        x = np.frombuffer(mapped, np.float32)
+        assert is_sealed(x)
+        del x
+    x = np.frombuffer(bytearray(16), np.float32)
+    x.flags.writeable = False
+    assert not is_sealed(x)
+
+
+class Pair(NamedTuple):
+    a: object
+    b: object
+
+
+@dataclass(frozen=True)
+class Setting:
+    value: object
+
+
+class Equal:
+    """Equal to everything of its class, and told apart by its text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __eq__(self, other):
+        return isinstance(other, Equal)
+
+    def __hash__(self):
+        return 0
+
+    def __repr__(self):
+        return self.text
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (0.0, -0.0),
+        (1, True),
+        (1, 1.0),
+        (1.0, Fraction(1)),
+        (0j, -0j),
+        (Pair(1, 2), Pair(True, 2)),
+        (Pair(1, 2), (1, 2)),
+        (Setting(0.0), Setting(-0.0)),
+        (Setting(1), Setting(True)),
+        (frozenset([1]), frozenset([True])),
+        ({1: 0}, {True: 0}),
+        ([1], (1,)),
+        (Equal("a"), Equal("b")),
+        (range(0), range(1, 1)),
+        (np.zeros(3), np.zeros(3, np.float32)),
+    ],
+)
+def test_arguments_that_are_equal_but_different_have_two_graphs(one, other):
+    for wrapped in (lambda x: x, lambda x: (x,), lambda x: {"a": [x]}):
+        assert graph_key(wrapped(one)) != graph_key(wrapped(other))
+        assert graph_key(wrapped(one)) == graph_key(wrapped(one))
+    hash(graph_key(one))
+
+
+def test_nan_has_one_graph():
+    assert graph_key(float("nan")) == graph_key(-float("nan"))
+
+
+@needs_ort
+def test_the_sign_of_zero_is_not_lost():
+    run = compile(lambda x, c: np.sign(c) if isinstance(c, np.ndarray) else 1 / (x * c), "cpu")
+    with np.errstate(divide="ignore"):
+        assert run(np.ones(2), 0.0).tolist() == [np.inf, np.inf]
+        assert run(np.ones(2), -0.0).tolist() == [-np.inf, -np.inf]
+
+
+@needs_ort
+@pytest.mark.parametrize(
+    "kind", [np.matrix, np.ma.masked_array, lambda x: x.view(np.recarray), lambda x: x.astype("O")]
+)
+def test_subclasses_of_arrays_are_refused_as_arguments(kind):
+    x = np.ones((2, 2))
+    run = compile(lambda x: x * x, "cpu")
+    run(x)
+    for call in (run, lambda x: lower(lambda x: x * x, x)):
+        with pytest.raises(LoweringError, match=r"matrix|MaskedArray|recarray|Python objects"):
+            call(kind(x))
+
+
+def test_an_array_in_a_mapped_file_is_no_subclass(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(16))
+    graph, _ = lower(lambda x: x + 1, np.memmap(path, np.float32, "r"))
+    assert graph.inputs[0].shape == (4,)
+
+
+def test_frozen_parameters_can_be_named():
+    x, w = np.ones((3, 4), np.float32), np.ones((5, 4), np.float32)
+    for frozen, names in ((("weights",), {"encoder.w"}), ((), set())):
+        graph, _ = lower(product, x, {"encoder.w": w}, int8="encoder.", frozen=frozen)
+        assert graph.frozen == names
+        assert bool(graph.derived) == bool(names)
+
+
+@needs_ort
+def test_a_session_that_another_thread_closes_is_still_used(monkeypatch):
+    """Another thread calls with more shapes than sessions are kept, at the worst moment."""
+    w, busy = freeze(np.ones((4, 8), np.float32)), []
+
+    class Interrupted:
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            if not busy:
+                busy.append(True)
+                for n in range(2, 9):
+                    run(np.ones((n, 8), np.float32), {"encoder.w": w})
+
+    monkeypatch.setattr("tinyprompt.device.threading", types.SimpleNamespace(Lock=Interrupted))
+    run = compile(functools.partial(product), "cpu-int8", writes=True)
+    try:
+        found = run(np.ones((1, 8), np.float32), {"encoder.w": w})
+    except KeyError:
+        pytest.fail("DID NOT keep the session of the call")
+    assert np.allclose(found, 8, rtol=0.02)
+    assert busy
+
+
+@needs_ort
+def test_threads_do_not_lose_a_session():
+    w = freeze(np.ones((4, 8), np.float32))
+    run, faults, interval = compile(functools.partial(product), "cpu-int8", writes=True), [], sys.getswitchinterval()
+    arrays = [np.ones((n, 8), np.float32) for n in range(1, 8)]  # more shapes than sessions are kept
+    for x in arrays:
+        run(x, {"encoder.w": w})
+
+    def work(k):
+        try:
+            for n in range(12):
+                x = arrays[(k + n) % len(arrays)]
+                assert np.allclose(run(x, {"encoder.w": w}), 8, rtol=0.02)
+        except Exception as fault:
+            faults.append(fault)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not faults

@@ -1,0 +1,1 @@
+"""Speed of training steps, whole runs and decoding, beside PEFT and CTranslate2."""

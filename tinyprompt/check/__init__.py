@@ -1,0 +1,1 @@
+"""The ledger: a loss and its gradient in NumPy, on every device and in PyTorch, side by side."""

@@ -1,0 +1,240 @@
+"""Commands that use a prompt: `eval`, `predict`, `few-shot` and `ensemble`."""
+
+import argparse
+import csv
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+
+from tinyprompt import data
+from tinyprompt.cli.report import (
+    COLUMNS,
+    DEVICE,
+    INPUT,
+    PROMPT,
+    TASK,
+    Output,
+    argument,
+    chunks,
+    command,
+    given,
+    say,
+    visible,
+)
+from tinyprompt.cli.report import model as model_argument
+from tinyprompt.cli.report import settings as options
+from tinyprompt.cli.shared import ROWS, Job, bind, check_ending, check_task, lines_of_standard_input, open_job
+from tinyprompt.data import Row
+from tinyprompt.device import describe_device
+from tinyprompt.ensemble import ensemble
+from tinyprompt.errors import DataError
+from tinyprompt.files import io, models, prompts
+from tinyprompt.model import Model, Prompt
+from tinyprompt.predict import Answer, answer, predict, stream
+from tinyprompt.settings import Settings
+from tinyprompt.tasks import registry
+
+ENDINGS = (".tsv", ".csv")  # of --rows
+IN_TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})  # characters that a field of a .tsv cannot hold
+CONFUSION = 10  # labels up to which a confusion matrix is printed
+# The lines of the table of `ensemble`: average, best and majority are the paper's table 3.
+TABLE_3 = {"average": "average", "best": "best alone", "majority": "majority vote", "mean": "mean score"}
+
+
+@command(
+    "eval",
+    "mine.safetensors test.tsv --rows answers.tsv",
+    PROMPT,
+    argument("data", metavar="DATA", nargs="+", help=f"rows: {ROWS}"),
+    TASK,
+    model_argument(),
+    argument("--rows", metavar="FILE", help="write each row with its answer and the labels' probabilities, a .tsv"),
+    DEVICE,
+    COLUMNS,
+    options("text", names=["max_input_tokens"]),
+)
+def evaluate(args: argparse.Namespace) -> Output:
+    """Score a saved prompt on rows of a file."""
+    started = time.perf_counter()
+    check_ending(args.rows, *ENDINGS)
+    if args.rows and Path(args.rows).resolve() in [Path(path).resolve() for path in args.data]:
+        raise ValueError(f"--rows {args.rows}: is the file that the rows are read from; name another")
+    job, prompt = open_job(args)
+    rows = job.read(args.data)
+    job.check_targets(", ".join(args.data), rows, prompt.label_words)
+    say(describe_device(args.device))
+    job.warn_of_cut([row.input for row in rows])
+    found = answers(job.model, prompt, [row.input for row in rows], args.device)
+    texts, task = [one.text for one in found], job.settings.task
+    words = job.reader.label_words(rows) if task in registry.TASKS else prompt.label_words
+    scores = registry.score(task, texts, rows, words)
+    if args.rows:
+        write_rows(Path(args.rows), rows, found)
+    result = {"task": task, **scores.as_dict(), "device": args.device, "confusion": None}
+    text = str(scores)
+    if prompt.label_words and len(prompt.label_words) <= CONFUSION:
+        assert scores.confusion is not None
+        result["confusion"] = scores.confusion
+        text += "\n" + confusion_text(scores.confusion, scores.labels)
+    return Output(result | {"seconds": round(time.perf_counter() - started, 1)}, text)
+
+
+def answers(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> list[Answer]:
+    """Answer texts, with a progress bar."""
+    return [one for part in chunks(texts) for one in answer(model, [(prompt, text) for text in part], device)]
+
+
+def write_rows(path: Path, rows: Sequence[Row], found: Sequence[Answer]) -> None:
+    """Write a line for each row: input, target, answer, and the probability of each label.
+
+    A .csv is quoted. A .tsv is read without quotes, so tabs and line breaks are written as \\t and \\n.
+    """
+    table = [["input", "target", "answer", *(f"p({word})" for word in found[0].probabilities)]]
+    for row, one in zip(rows, found, strict=True):
+        table.append([row.input, row.target, one.text, *(f"{x:.6f}" for x in one.probabilities.values())])
+    file = StringIO()
+    if path.suffix == ".csv":
+        csv.writer(file, lineterminator="\n").writerows(table)
+    else:
+        file.writelines("\t".join(cell.translate(IN_TSV) for cell in line) + "\n" for line in table)
+    io.write({path: file.getvalue().encode()})
+
+
+def confusion_text(counts: list[list[int]], words: Sequence[str]) -> str:
+    """Return the confusion matrix as text: a row for each target, a column for each answer."""
+    wide = max(6, *(len(word) for word in words))
+    lines = [("target", *words), *((word, *map(str, row)) for word, row in zip(words, counts, strict=True))]
+    return "\n".join(["rows by target and answer", *("  ".join(f"{cell:>{wide}}" for cell in line) for line in lines)])
+
+
+@command(
+    "predict",
+    'mine.safetensors "Was the soup any good?"',
+    PROMPT,
+    argument("text", metavar="TEXT", nargs="*", help="texts to answer (lines on standard input)"),
+    argument("--data", metavar="FILE", help="file of rows to take the texts from"),
+    TASK,
+    INPUT,
+    model_argument(),
+    argument("--stream", action="store_true", help="print free text while it is written"),
+    DEVICE,
+    options("text", names=["max_input_tokens"]),
+)
+def predict_texts(args: argparse.Namespace) -> Output:
+    """Answer texts with a saved prompt."""
+    if args.text and args.data:
+        raise ValueError("--data: goes without texts; give one or the other")
+    job, prompt = open_job(args)
+    texts = [row.input for row in job.read([args.data], labelled=False)] if args.data else args.text
+    texts = texts or lines_of_standard_input()
+    if not any(texts):
+        raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
+    data.check_texts(texts)
+    if args.stream and (args.json or prompt.label_words or job.settings.num_beams > 1):
+        raise ValueError("--stream: goes with free text, written with one beam and without --json")
+    say(describe_device(args.device))
+    job.warn_of_cut(texts)
+    found: list[str] = []
+    if args.stream:
+        found = [show(stream(job.model, prompt, text, args.device)) for text in texts]
+    for part in chunks([] if args.stream else texts, show=args.json):
+        found += predict(job.model, prompt, part, args.device)
+        if not args.json:  # a line for each text
+            print("\n".join(visible(text).replace("\n", "\\n") for text in found[-len(part) :]), flush=True)
+    pairs = [{"input": text, "prediction": one} for text, one in zip(texts, found, strict=True)]
+    return Output({"predictions": pairs})
+
+
+def show(pieces: Iterable[str]) -> str:
+    """Print the pieces of a text in one line while they arrive, and return the text."""
+    text = ""
+    for piece in pieces:
+        print(visible(piece).replace("\n", "\\n"), end="", flush=True)
+        text += piece
+    print()
+    return text
+
+
+@command(
+    "few-shot",
+    "train.tsv test.tsv --k 4",
+    argument("train", metavar="TRAIN", help=f"rows to take the examples from: {ROWS}"),
+    argument("data", metavar="DATA", help="rows to score"),
+    model_argument(),
+    argument("--k", type=int, metavar="N", default=4, help="examples in front of every row"),
+    argument("--template", metavar="TEXT", default=data.TEMPLATE, help="how an example reads"),
+    DEVICE,
+    COLUMNS,
+    options("text", names=["task", "max_input_tokens", "seed"]),
+)
+def few_shot(args: argparse.Namespace) -> Output:
+    """Score the frozen model on rows with solved examples in front of each: prompt design, without training."""
+    if args.k < 0:
+        raise ValueError(f"--k: expected 0 or more, found {args.k}")
+    settings = Settings(**{"max_input_tokens": 512} | given(args))
+    check_task(settings.task, "--task")
+    if "," in settings.task:
+        raise ValueError(f"--task {settings.task}: expected one task")
+    job = Job(args, models.load(args.model), settings)
+    rows, test = job.read([args.train], training=True), job.read([args.data])
+    words = job.reader.label_words(rows)
+    job.check_targets(args.data, test, words)
+    if args.k > len(rows):
+        raise DataError(f"{args.train}: {len(rows)} rows, expected at least the {args.k} of --k")
+    shots = [rows[i] for i in np.random.default_rng(settings.seed).choice(len(rows), args.k, replace=False)]
+    tokenizer = job.model.tokenizer
+    texts = data.in_context([r.input for r in test], shots, args.template, tokenizer, settings.max_input_tokens)
+    say(describe_device(args.device))
+    found = answers(job.model, Prompt(label_words=words, settings=asdict(settings)), texts, args.device)
+    scores = registry.score(settings.task, [one.text for one in found], test, words)
+    result = {**scores.as_dict(), "k": args.k, "seed": settings.seed, "first": texts[0]}
+    return Output(result, f"{scores}\n{args.k} examples in front of each; the first one read:\n{texts[0]}")
+
+
+@command(
+    "ensemble",
+    "mine-0.safetensors mine-1.safetensors mine-2.safetensors --data test.tsv",
+    argument("prompts", metavar="PROMPT", nargs="+", help="saved prompts of one task"),
+    argument("--data", metavar="FILE", required=True, help=f"rows: {ROWS}"),
+    TASK,
+    model_argument(),
+    DEVICE,
+    COLUMNS,
+    options("text", names=["max_input_tokens"]),
+)
+def score_ensemble(args: argparse.Namespace) -> Output:
+    """Score several prompts of one task: average, best, majority vote and mean score.
+
+    All prompts answer in one pass over the rows. Average, best and majority are the paper's table 3.
+    """
+    model = models.load(args.model)
+    opened = [bind(args, path, prompts.load_prompt(path), model) for path in args.prompts]
+    (job, first), found = opened[0], [prompt for _, prompt in opened]
+    for path, (other, _) in zip(args.prompts, opened, strict=True):
+        if other.settings.task != job.settings.task:
+            told = f"{args.prompts[0]} is of task {job.settings.task!r}, {path} of {other.settings.task!r}"
+            raise ValueError(f"{told}; an ensemble is of one task, name it with --task")
+    rows = job.read([args.data])
+    job.check_targets(args.data, rows, first.label_words)
+    say(describe_device(args.device))
+    job.warn_of_cut([row.input for row in rows])
+    together = ensemble(model, found, [row.input for row in rows], args.device)
+    task = job.settings.task
+    words = job.reader.label_words(rows) if task in registry.TASKS else first.label_words
+    score = lambda texts: registry.score(task, texts, rows, words)
+    each = [score(texts) for texts in together.each]
+    means = [one.mean for one in each]
+    numbers: dict[str, float | None] = {
+        "average": float(np.mean(means)),
+        "best": max(means),
+        "majority": score(together.majority).mean,
+    }
+    numbers["mean"] = score(together.mean).mean if together.mean else None
+    result = {"prompts": args.prompts, "rows": len(rows), "metric": each[0].name, "task": task, **numbers}
+    lines = [f"{each[0].name} of {len(found)} prompts on {len(rows)} rows"]
+    lines += [f"  {label:<16}{numbers[name]:.3f}" for name, label in TABLE_3.items() if numbers[name] is not None]
+    return Output(result | {"each": [one.metrics for one in each], "device": args.device}, "\n".join(lines))

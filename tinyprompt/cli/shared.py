@@ -1,0 +1,152 @@
+"""The work that commands share: rows, columns, label words, prompts and warnings."""
+
+import argparse
+import importlib.util
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tinyprompt.cli.report import given, say
+from tinyprompt.data import Row
+from tinyprompt.errors import DataError
+from tinyprompt.files import models, prompts
+from tinyprompt.fit import check_fit
+from tinyprompt.model import Model, Prompt
+from tinyprompt.settings import Settings
+from tinyprompt.tasks import registry
+from tinyprompt.tasks.reading import Reader
+
+ROWS = "a .tsv, .csv or .jsonl file, or the task's own; for a mixture a,b one file each"
+LARGE = 500  # prompt vectors or rows of a batch from which a warning names the cost
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command on rows: the model, the settings, and how rows are read."""
+
+    args: argparse.Namespace
+    model: Model
+    settings: Settings
+    mixture: bool = False  # the prompt was tuned on a mixture: inputs begin with the name of their task
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of the task, with the columns and words of the arguments."""
+        found = {name: getattr(self.args, name) for name in ("input", "target") if hasattr(self.args, name)}
+        return Reader(self.settings.task, **found, words=words_of(self.args))
+
+    def read(self, paths: Sequence[str], training: bool = False, labelled: bool = True) -> list[Row]:
+        """Read the rows of files."""
+        return self.reader.read(list(paths), training, labelled, named=self.mixture)
+
+    def check_targets(self, path: str, rows: Sequence[Row], words: Sequence[str] | None) -> None:
+        """Raise DataError if the target of a row is not a label word."""
+        wrong = next((row.target for row in rows if words and row.target not in words), None)
+        if words and wrong is not None:
+            raise DataError(f"{path}: target {wrong!r} is not a label word ({', '.join(words)}); map it with --words")
+
+    def warn_of_cut(self, texts: Sequence[str]) -> None:
+        """Warn about inputs that are longer than the model reads."""
+        limit = self.settings.max_input_tokens
+        cut = sum(len(self.model.tokenizer.encode(text)) > limit for text in texts)
+        if cut:
+            say(f"warning: {cut} of {len(texts)} inputs lose their end at {limit} tokens (--max-input-tokens)")
+
+    def warn_of_rows(self, rows: Sequence[Row], dev: Sequence[Row], words: Sequence[str] | None) -> None:
+        """Warn about rare labels, a single label, large sizes and long targets."""
+        times = Counter(row.target for row in rows)
+        rare = [repr(word) for word in words or () if times[word] == 1]
+        if rare:
+            say(f"warning: targets of one row only, perhaps typing errors: {', '.join(rare[:5])}")
+        if not words and len(times) == 1:
+            say(f"warning: all targets are {next(iter(times))!r}; with nothing to choose from, answers are free text")
+        if words and len(dev) > 1 and len({row.target for row in dev}) == 1:
+            say(f"warning: all {len(dev)} dev rows have the target {dev[0].target!r}; a dev score says little")
+        settings = self.settings
+        positions = settings.batch_size * (settings.prompt_length + settings.max_input_tokens)
+        if settings.prompt_length > LARGE or settings.batch_size > LARGE:
+            cost = f"up to {positions:,} positions a step, and attention grows with the square of a row's length"
+            say(f"warning: {cost}: slow, and much memory; the paper has 100 vectors and 32 rows")
+        limit = settings.max_new_tokens
+        long = sum(len(self.model.tokenizer.encode(row.target)) > limit for row in dev) if not words else 0
+        if long:
+            found = f"{long} of {len(dev)} dev targets have more than the {limit} tokens that are written"
+            say(f"warning: {found}, so their answers cannot be right (--max-new-tokens)")
+
+
+def open_job(args: argparse.Namespace) -> tuple[Job, Prompt]:
+    """Open the prompt of the arguments and its model."""
+    prompt, model = prompts.load_prompt(args.prompt), models.load(args.model)
+    return bind(args, args.prompt, prompt, model)
+
+
+def bind(args: argparse.Namespace, path: str, prompt: Prompt, model: Model) -> tuple[Job, Prompt]:
+    """Return the job of a prompt that belongs to the model, and the prompt with the settings of the arguments."""
+    check_fit(prompt, model, path)
+    warn_if_unknown(prompt, path)
+    Settings(**given(args))  # so that an error names the option, and not the file
+    settings = Settings.saved(prompt.settings | given(args), path)
+    check_task(settings.task, "--task" if args.task else path)
+    mixture = "," in str(prompt.settings.get("task"))
+    if "," in settings.task and not mixture:
+        raise ValueError(f"--task {settings.task}: {path} was tuned without the names of tasks; name one")
+    changed = {name: value for name, value in given(args).items() if name != "task"}  # the task of the rows
+    return Job(args, model, settings, mixture), replace(prompt, settings=prompt.settings | changed)
+
+
+def check_task(task: str, where: str) -> None:
+    """Raise ValueError, with `where`, for a task that does not exist."""
+    try:
+        registry.check_name(task)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def check_ending(path: str | None, *endings: str) -> None:
+    """Raise ValueError for the name of a file with another ending."""
+    if path is not None and Path(path).suffix not in endings:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(endings)}")
+
+
+def check_plot(path: str | None) -> None:
+    """Raise ValueError if a picture cannot be written, before anything is computed."""
+    check_ending(path, ".png", ".pdf", ".svg")
+    if path is not None and not importlib.util.find_spec("matplotlib"):
+        raise ValueError("--plot: matplotlib is not installed; pip install 'tinyprompt-t5[plot]'")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def words_of(args: argparse.Namespace) -> dict[str, str]:
+    """Return the label words of --words by the targets that they replace. Raises DataError."""
+    words = {}
+    for pair in getattr(args, "words", None) or ():
+        key, equals, word = pair.partition("=")
+        if not equals or not word.strip():
+            raise DataError(f"--words {pair!r}: expected TARGET=WORD, for example 1=good")
+        words[key] = word.strip()
+    return words
+
+
+def warn_if_unknown(prompt: Prompt, path: str) -> None:
+    """Warn if a prompt does not say which model it belongs to."""
+    if prompt.fingerprint is None:
+        say(f"warning: {path} does not say which weights it was tuned on; only its shape was checked")
+
+
+def warn_of_loss(prompt: Prompt, path: Path) -> None:
+    """Warn if a file cannot hold all of a prompt."""
+    if path.suffix == ".npy" and (prompt.model or prompt.label_words or prompt.train_state):
+        say(f"warning: {path} holds the vectors only, without the name of the model, label words and training state")
+
+
+def lines_of_standard_input() -> list[str]:
+    """Return the lines that are piped in, stripped. Raises DataError."""
+    if sys.stdin is None:
+        return []
+    try:
+        return [line.strip() for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: byte {error.start}: not UTF-8; convert it first") from None

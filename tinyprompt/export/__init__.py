@@ -1,0 +1,1 @@
+"""Graphs, pages and folders that run without tinyprompt."""

@@ -1,0 +1,108 @@
+"""Write a page that trains a prompt in a browser: the graphs of `export`, ONNX Runtime's build for browsers, demo rows.
+
+The page is three files of this package, in `web/`, as they are. Beside them lie files of two npm packages, so that it
+asks no server but its own.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyprompt.config import Config
+from tinyprompt.data import Batch
+from tinyprompt.decode import ranked
+from tinyprompt.errors import CheckpointError
+from tinyprompt.export import npm
+from tinyprompt.export.graphs import Export, Exported, Shape, step
+from tinyprompt.export.npm import Package
+from tinyprompt.files import hub
+from tinyprompt.files.io import Content
+from tinyprompt.model import PROMPT, Model
+from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
+from tinyprompt.tokenizer import PieceTokenizer
+from tinyprompt.tree import Tree, merge
+
+WEB = Path(__file__).parent / "web"
+PAGE = ("index.html", "app.js", "tune.js", "LICENSES.txt")
+# WebAssembly, and WebGPU with it; each is a script and what it loads.
+SCRIPTS = {
+    Package(
+        "onnxruntime-web",
+        "1.30.0",
+        "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
+    ): (
+        "dist/ort.wasm.bundle.min.mjs",
+        "dist/ort-wasm-simd-threaded.wasm",
+        "dist/ort.webgpu.bundle.min.mjs",
+        "dist/ort-wasm-simd-threaded.asyncify.wasm",
+    ),
+    Package(
+        "@huggingface/tokenizers",
+        "0.2.0",
+        "sha512-LidMHe1FpcSYH4vcSjXooda34pC0M8m1gmDOv7SQi6Iv+ib1zX7J3sHBCC9/3FPCkn2k1b55FneVqMRxrr99pg==",
+    ): ("dist/tokenizers.min.mjs", "LICENSE"),
+}
+SHAPE = Shape(batch_size=8, input_tokens=48, target_tokens=4, prompt_length=20)
+SETTINGS = {"steps": 100, "learning_rate": 0.3}  # that the page begins with
+LABELS = 8  # label words that a task may have
+# Texts by which the page checks that its tokenizer says what ours does.
+PROBES = (
+    "Two goals in the last minute.",
+    "  Crème  brûlée, 3½ € — naïve?  ",
+    "don't_stop\t東京 it's 1,000",
+    "x" * 120,
+    "",
+)
+
+
+def rank(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+    """Compute the log probability of each label word: (B, N). The seven parameters name the inputs of the graph."""
+    found = ranked(merge(params, {PROMPT: prompt}), config, input_ids, attention_mask, labels, weights)
+    return {"log_probability": found.astype(np.float32)}
+
+
+def export_page(
+    folder: str | Path | None, out: str | Path, shape: Shape = SHAPE, prompt: str | Path | None = None
+) -> Exported:
+    """Write a folder for any web server: a page that trains a prompt. All files are written, or none.
+
+    folder, shape, prompt: as for `export`; the rows of a step, and of a text that is answered, have these shapes.
+    Raises as `export`; CheckpointError also for a tokenizer that the page has not, or scripts that cannot be fetched.
+    """
+    exported = Export(folder, Path(out), shape, prompt)
+    model, tasks = exported.model, [f"{task}.{part}.tsv" for task in DEMO_TASKS for part in ("train", "test")]
+    files: dict[str, Content] = {name: (WEB / name).read_bytes() for name in PAGE}
+    files |= {name: (DEMO / name).read_bytes() for name in tasks}
+    files |= tokenizer_files(model) | scripts()
+    files["page.json"] = json.dumps(described(model, shape, exported.sources.values())).encode()
+    ids, labels = np.zeros((1, shape.input_tokens), np.int64), np.zeros((1, LABELS, shape.target_tokens), np.int64)
+    one = exported.inputs | Batch(ids, ids, labels, labels.astype(np.float32))._asdict()
+    return exported.write({step: exported.inputs, rank: one}, files)
+
+
+def described(model: Model, shape: Shape, weights: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of the page: the shapes of the graphs, the first settings, and probes of the tokenizer."""
+    probes = [{"text": text, "ids": model.tokenizer.encode(text)} for text in PROBES]
+    shapes = {**shape._asdict(), "labels": LABELS}
+    size = {folder: size for size, folder in hub.BUILT_IN.items()}.get(model.name, model.name)
+    about: dict[str, Any] = {"model": model.name, "model_name": size, **shapes, **SETTINGS}
+    about["weights_dtype"] = str(model.params["shared"]["weight"].dtype)
+    return about | {"tasks": DEMO_TASKS, "weights": [*weights], "probes": probes}
+
+
+def tokenizer_files(model: Model) -> dict[str, Content]:
+    """Return the tokenizer for the library of the page. Raises CheckpointError for ByT5's."""
+    if not isinstance(model.tokenizer, PieceTokenizer):
+        raise CheckpointError(f"{model.name}: the page reads tokenizers of pieces, and this model reads bytes")
+    return {"tokenizer.json": model.tokenizer.pipeline.to_str().encode(), "tokenizer_config.json": b"{}"}
+
+
+def scripts() -> dict[str, Content]:
+    """Return the files of the packages, in the folder `vendor`. Raises CheckpointError if they cannot be fetched."""
+    found: dict[str, Content] = {}
+    for package, names in SCRIPTS.items():
+        found |= {f"vendor/{Path(name).name}": content for name, content in npm.read(package, names).items()}
+    return found

@@ -1,0 +1,53 @@
+"""`config.json` of Hugging Face: from its keys to a Config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinyprompt.config import Config
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Build a Config from the content of a `config.json`.
+
+    Raises:
+        ValueError: A value is missing, out of range or not supported. The message names the key.
+    """
+    family = raw.get("model_type", "t5")
+    if family not in ("t5", "mt5", "umt5"):
+        raise ValueError(f"key 'model_type': {family!r} is not of the T5 family; expected 't5', 'mt5' or 'umt5'")
+
+    def number(key, default=None, kind=int):
+        value = raw.get(key, default)
+        most = {"num_layers": 1000, "num_decoder_layers": 1000, "layer_norm_epsilon": 1}.get(key, 2**31 - 1)
+        if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= most:
+            raise ValueError(f"key {key!r}: expected a positive number, at most {most}, found {value!r}")
+        return value
+
+    for key, expected in (("eos_token_id", 1), ("pad_token_id", 0), ("decoder_start_token_id", 0)):
+        if raw.get(key) not in (None, expected, [expected]):
+            raise ValueError(f"key {key!r}: expected {expected}, as in every T5 of the papers, found {raw[key]!r}")
+    buckets = number("relative_attention_num_buckets", 32)
+    furthest = number("relative_attention_max_distance", 128)
+    if buckets < 4 or buckets % 2:
+        raise ValueError(f"key 'relative_attention_num_buckets': expected an even number from 4 on, found {buckets}")
+    if furthest <= buckets // 2:  # in the decoder, half of the buckets are for single distances
+        raise ValueError(f"key 'relative_attention_max_distance': expected more than {buckets // 2}, found {furthest}")
+
+    kinds = {"relu": False, "gated-gelu": True, "gated-gelu_new": True}
+    kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"key 'feed_forward_proj': expected one of {sorted(kinds)}, found {kind!r}")
+    # mT5 never ties its head. T5 1.0 leaves the key out, which means tied.
+    # Whatever it was, transformers 5 saves a T5 as tied, and keeps the answer under another key.
+    tied = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)) is not False and family != "mt5"
+    return Config(
+        **{k: number(k) for k in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")},
+        num_decoder_layers=number("num_decoder_layers", raw.get("num_layers")),
+        relative_attention_num_buckets=buckets,
+        relative_attention_max_distance=furthest,
+        layer_norm_epsilon=number("layer_norm_epsilon", 1e-6, float),
+        gated=kinds[kind],
+        tied_head=tied,
+        scaled_logits=tied,
+        bias_in_every_layer=family == "umt5",
+    )

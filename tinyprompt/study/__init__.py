@@ -1,0 +1,1 @@
+"""Studies: a grid of tuning runs, its rows, its table and its plots."""

@@ -1,0 +1,277 @@
+"""The cells of a study. Each is computed once, in a process of joblib, and kept in a file of its own.
+
+A study's folder has a file for each cell, `cells/KEY.json`, which is written once and whole. `rows.jsonl` holds the
+same rows, a line each, to be carried along. A cell is claimed while it is computed, so that studies which run at the
+same time, and workers that outlive a killed one, never compute it twice.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import platform
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinyprompt import data, methods
+from tinyprompt.device import threads, version
+from tinyprompt.errors import CheckpointError, DataError, DeviceError, TinypromptError
+from tinyprompt.files import io, models, tables
+from tinyprompt.model import Model, Prompt
+from tinyprompt.predict import predict
+from tinyprompt.study.grid import Cell
+from tinyprompt.tasks import registry
+from tinyprompt.train import TaskData
+from tinyprompt.tuning import run_task
+from tinyprompt.version import VERSION
+
+# Backends of joblib: the module that each needs, and what installs it.
+BACKENDS = {
+    "loky": ("joblib", "'tinyprompt-t5[study]'"), "dask": ("distributed", "'dask[distributed]'"), "ray": ("ray", "ray"),
+}  # fmt: skip
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "scikit-learn")  # whose versions a row keeps
+ERRORS = (TinypromptError, ValueError, FloatingPointError, OSError, ImportError, MemoryError)  # of one cell
+IDLE = 10  # seconds after which a process without a cell ends, also if the command was killed
+Record = dict[str, Any]
+turn = threading.Lock()  # of the cells of one process, where a cluster gives it several threads
+
+
+class Outcome(NamedTuple):
+    """The outcome of a cell: done, claimed by another run, or failed."""
+
+    key: str
+    claimed: bool = False
+    error: str | None = None
+
+
+# ---- what is kept ----
+
+
+def records(folder: Path) -> dict[str, Record]:
+    """Read the rows in the folder of a study, by the key of their cell. Raises DataError or CheckpointError."""
+    rows, found = folder / "rows.jsonl", {}
+    for path, record in [
+        *((f"{rows}: row {number}", record) for number, record in (tables.records(rows) if rows.exists() else ())),
+        *((str(path), io.read_json(path)) for path in sorted((folder / "cells").glob("[!.]*.json"))),
+    ]:
+        kinds = {"key": str, "tests": dict, "settings": dict, "versions": dict, "seconds": int | float}
+        wrong = next((name for name, kind in kinds.items() if not isinstance(record.get(name), kind)), None)
+        if wrong:
+            raise DataError(f"{path}: expected the row of a cell, found no {wrong!r} as it should be; remove it")
+        found[record["key"]] = record
+    return found
+
+
+def check_settings(cells: Sequence[Cell], found: dict[str, Record], folder: Path) -> None:
+    """Raise DataError for the row of a cell that was computed with another default of a setting."""
+    for cell in cells:
+        for name, value in found.get(cell.key, {}).get("settings", {}).items():
+            if name != "init_file" and cell.used.get(name) != value:
+                told = (
+                    f"{cell}: was computed with {name} {value}, by default then; the default is {cell.used.get(name)}"
+                )
+                raise DataError(f"{folder}: {told}; give {name} in the study, or remove the row")
+
+
+def write_rows(folder: Path, cells: Sequence[Cell]) -> Path:
+    """Write all rows of the folder to one file, those of these cells first and in their order."""
+    found, path = records(folder), folder / "rows.jsonl"
+    order = [*(cell.key for cell in cells if cell.key in found), *found]
+    lines = (json.dumps(found[key], ensure_ascii=False) + "\n" for key in dict.fromkeys(order))
+    io.write({path: "".join(lines).encode()})
+    return path
+
+
+# ---- one cell ----
+
+
+def run_cell(cell: Cell, folder: Path, wait: bool) -> Outcome:
+    """Compute a cell and write its file, unless it exists. `wait` waits for another run that computes it."""
+    path = folder / "cells" / f"{cell.key}.json"
+    with turn, contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(io.claimed(path, wait))
+        except CheckpointError:
+            return Outcome(cell.key, claimed=True)
+        if path.exists():
+            return Outcome(cell.key)
+        io.remove(path.parent.glob(f".{path.name}.*.part"))  # what a killed run left
+        try:
+            found = json.dumps(compute(cell), ensure_ascii=False)
+        except ERRORS as error:
+            return Outcome(cell.key, error=" ".join(str(error).split()) or type(error).__name__)
+        io.write({path: f"{found}\n".encode()})
+    return Outcome(cell.key)
+
+
+def compute(cell: Cell) -> Record:
+    """Compute the row of a cell: its scores, and everything that determined them."""
+    started = time.perf_counter()
+    answer, about = NOT_TUNED.get(cell.method, tuned)(cell)
+    tests, answers = {}, {}
+    for name, test in cell.task.tests.items():
+        answers[name] = answer([row.input for row in test.rows])
+        tests[name] = registry.score(test.task, answers[name], test.rows, labels_of(cell, name)).as_dict()
+    row = {"key": cell.key, "task": cell.task.name, "method": cell.method, "model": cell.model.name, "tests": tests}
+    row |= about | {
+        "shots": cell.shots,
+        "settings": cell.used,
+        "fingerprint": cell.fingerprint[:12],
+        "device": cell.device,
+    }
+    row |= {"answers": answers} if cell.answers else {}
+    return row | {"seconds": round(time.perf_counter() - started, 3), "versions": versions(), "machine": machine()}
+
+
+def labels_of(cell: Cell, test: str) -> Sequence[str] | None:
+    """Return the labels in the order of the test's task."""
+    return cell.task.tests[test].label_words or cell.task.label_words
+
+
+@functools.lru_cache(2)
+def load(folder: Path) -> Model:
+    """Load a model once for all cells of a process."""
+    return models.load(folder)
+
+
+def model_of(cell: Cell) -> Model:
+    """Return the model of a cell. Raises CheckpointError if its weights differ from those of the study."""
+    model = load(cell.model)
+    if model.fingerprint != cell.fingerprint:
+        raise CheckpointError(f"{cell.model}: has other weights than when the study began; start it again")
+    return model
+
+
+Made = tuple[Callable[[list[str]], Any], Record]  # what answers texts, and what is told of it
+
+
+def tuned(cell: Cell) -> Made:
+    """Tune a prompt or another method, and return its answers at the best step."""
+    words, kind, model = cell.task.label_words, cell.task.kind, model_of(cell)
+    rows, dev = cell.task.parts(cell.settings.seed, cell.shots)
+    score = lambda said, of: registry.score(kind, said, of, words).mean
+    for progress in run_task(model, TaskData(rows, dev, words, score, cell.init), cell.settings, cell.device):
+        last = progress
+    state, prompt = last.state, last.prompt
+    assert prompt is not None  # a run ends with a dev score
+    trained, stored, _ = methods.count(model.config, cell.settings, len(words or ()))
+    about = {"dev": state.best_score[0], "best_step": state.best_step, "steps": state.step}
+    return lambda texts: predict(model, prompt, texts, cell.device), about | {"trained": trained, "stored": stored}
+
+
+def bare(cell: Cell) -> Made:
+    """Return the answers of the frozen model."""
+    model, prompt = model_of(cell), Prompt(label_words=cell.task.label_words, settings=vars(cell.settings))
+    return lambda texts: predict(model, prompt, texts, cell.device), {}
+
+
+def few_shot(cell: Cell) -> Made:
+    """Return the answers of the frozen model to inputs behind solved examples."""
+    (shots, _), model = cell.task.parts(cell.settings.seed, cell.shots), model_of(cell)
+    most, (answer, about) = cell.settings.max_input_tokens, bare(cell)
+    return lambda texts: answer(data.in_context(texts, shots, data.TEMPLATE, model.tokenizer, most)), about
+
+
+def bag_of_words(cell: Cell) -> Made:
+    """Return the answers of logistic regression on word counts. Raises ImportError."""
+    try:
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise ImportError("method 'bag of words': scikit-learn is not installed; pip install scikit-learn") from None
+    rows, _ = cell.task.parts(cell.settings.seed, cell.shots)
+    count = CountVectorizer(token_pattern=r"\S+")
+    fitted = LogisticRegression(max_iter=2000).fit(
+        count.fit_transform([row.input for row in rows]), [row.target for row in rows]
+    )
+    return lambda texts: fitted.predict(count.transform(texts)).tolist(), {}
+
+
+NOT_TUNED: dict[str, Callable[[Cell], Made]] = {"none": bare, "few-shot": few_shot, "bag of words": bag_of_words}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that compute a cell."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"tinyprompt": VERSION, "python": platform.python_version()} | {k: v for k, v in found.items() if v}
+
+
+def machine() -> dict[str, Any]:
+    """Return the CPU, its cores, and the threads that a cell may use (0: all)."""
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line.partition(":") for line in info.read_text(errors="replace").splitlines())
+        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    return {"cpu": name, "cores": os.cpu_count(), "threads": threads(), "system": platform.system()}
+
+
+# ---- all of them ----
+
+
+def check_workers(backend: str, jobs: int | None) -> None:
+    """Raise ImportError or ValueError if no process can be started, before anything is computed."""
+    for module, what in (BACKENDS["loky"], BACKENDS[backend]):
+        if not importlib.util.find_spec(module):
+            raise ImportError(f"study: {module} is not installed; pip install {what}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs: expected at least 1, found {jobs}")
+
+
+def run(cells: Sequence[Cell], folder: Path, backend: str = "loky", jobs: int | None = None) -> Iterator[Outcome]:
+    """Compute cells in processes. Yields an Outcome for each, in the order of completion.
+
+    Those that another run has claimed are waited for in the end. jobs: processes; None is one of joblib's own backend,
+    and all of a cluster. Raises DeviceError if a process dies.
+    """
+    from joblib import Parallel, delayed
+
+    # A process that has grown, by its cache of sessions, is replaced between two cells.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
+    order = "list" if backend == "ray" else "generator_unordered"  # Ray's backend tells of all cells in the end
+    with workers(backend, jobs):
+        for wait in (False, True):
+            parallel, claimed = Parallel(return_as=order, batch_size=1), set()
+            for outcome in parallel(delayed(run_cell)(cell, folder.resolve(), wait) for cell in cells):
+                if outcome.claimed:
+                    claimed.add(outcome.key)
+                else:
+                    yield outcome
+            cells = [cell for cell in cells if cell.key in claimed]
+
+
+@contextlib.contextmanager
+def workers(backend: str, jobs: int | None) -> Iterator[None]:
+    """Configure the processes of joblib. A cluster is found by its own variable: see docs/studies.md."""
+    from joblib import parallel_config
+
+    with contextlib.ExitStack() as stack:
+        if backend == "dask":
+            stack.enter_context(dask_client(jobs))
+        elif backend == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+        own = {"idle_worker_timeout": IDLE} if backend == "loky" else {}
+        stack.enter_context(parallel_config(backend, n_jobs=jobs or (-1 if not own else 1), **own))
+        try:
+            yield
+        except Exception as error:
+            if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
+                raise
+            told = "a process that computed a cell was killed, perhaps for want of memory; finished cells are kept"
+            raise DeviceError(f"{told}; the same command goes on, and fewer --jobs take less memory") from None
+
+
+def dask_client(jobs: int | None) -> Any:
+    """Connect to the cluster of DASK_SCHEDULER_ADDRESS, or start workers on this machine."""
+    import dask
+    from distributed import Client
+
+    if dask.config.get("scheduler-address", None):
+        return Client()
+    return Client(n_workers=jobs or os.cpu_count(), threads_per_worker=1, dashboard_address=None)

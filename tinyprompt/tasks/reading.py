@@ -1,0 +1,108 @@
+"""Rows of any source: files of columns, files of built-in tasks, lists, DataFrames and Datasets."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyprompt import data
+from tinyprompt.data import Row
+from tinyprompt.errors import DataError
+from tinyprompt.files import tables
+from tinyprompt.tasks import registry
+
+Source = Any  # a file name, several for a mixture; Rows, pairs, dicts; a DataFrame; a Dataset
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How rows are read: the task, the columns, and the label words that replace targets."""
+
+    task: str = "auto"
+    input: str = "input"
+    target: str = "target"
+    words: Mapping[str, str] | None = None
+
+    def __post_init__(self):
+        try:
+            registry.check_name(self.task)
+        except ValueError as error:
+            raise ValueError(f"setting task: {error}") from None
+
+    def read(self, source: Source, training: bool = False, labelled: bool = True, named: bool = False) -> list[Row]:
+        """Read the rows of a source.
+
+        Args:
+            source: the name of a file, or one name for each task of a mixture; `Row`s, pairs or dicts; a DataFrame or
+                Dataset with the columns `input` and `target`.
+            training: read what a task learns from: one row for each right answer of ReCoRD, the true referents of WSC.
+            labelled: False: targets may be missing, and are empty.
+            named: put the name of the task in front of each input, as in a mixture.
+
+        Raises:
+            DataError: A row cannot be used. The message names the file and the row.
+            ValueError: The number of files is not the number of tasks, or an option does not apply.
+        """
+        if isinstance(source, str | Path):
+            source = [source]
+        if not (isinstance(source, list | tuple) and source and all(isinstance(x, str | Path) for x in source)):
+            return self._from_memory(source, labelled)
+        names = self.task.split(",")
+        if len(names) != len(source):
+            found = f"{len(names)} task{'s' * (len(names) > 1)}, found {len(source)} file{'s' * (len(source) > 1)}"
+            raise ValueError(f"--task {self.task}: {found}: {', '.join(map(str, source))}; name one for each")
+        if named or len(names) > 1:
+            if self.words or not set(names) <= registry.TASKS.keys():
+                raise ValueError(f"--task {self.task}: a mixture has built-in tasks with their own words, no --words")
+            parts = [registry.read(*of, training, None, labelled) for of in zip(names, source, strict=True)]
+            return registry.mixed(names, parts)
+        if self.task not in registry.TASKS:
+            return tables.read_rows(source[0], self.input, self.target if labelled else None, self.words)
+        if (self.input, self.target) != ("input", "target"):
+            raise ValueError(f"--input and --target are for files of columns: use --task auto, not {self.task}")
+        return registry.read(self.task, source[0], training, self.words, labelled)
+
+    def label_words(self, rows: Sequence[Row]) -> tuple[str, ...] | None:
+        """Return the label words of the task, or those found in the rows; None for free text."""
+        if self.task in registry.TASKS:
+            return registry.task_labels(self.task, self.words)
+        return data.label_words(rows, self.task)
+
+    def name(self, source: Source) -> str:
+        """Name a source in a message."""
+        if isinstance(source, str | Path):
+            return str(source)
+        return str(source[0]) if isinstance(source, list | tuple) and isinstance(source[0], str | Path) else "the rows"
+
+    def _from_memory(self, source: Any, labelled: bool) -> list[Row]:
+        """Rows of a list, a DataFrame or a Dataset."""
+        rows = []
+        for number, item in enumerate(_items(source), 1):
+            if isinstance(item, Row):
+                rows.append(item)
+                continue
+            if isinstance(item, Mapping):
+                record = item
+            elif isinstance(item, tuple | list) and len(item) == 2:
+                record = {self.input: item[0], self.target: item[1]}
+            else:
+                wanted = "a Row, a pair (input, target), or a dict"
+                raise DataError(f"row {number}: expected {wanted}, found {item!r:.60}")
+            target = self.target if labelled else None
+            rows.append(tables.row_of(record, self.input, target, self.words, f"row {number}"))
+        if not rows:
+            raise DataError("no rows: expected at least one")
+        return rows
+
+
+def _items(source: Any) -> Iterable[Any]:
+    """The rows of a source: of a DataFrame or a Dataset, a dict for each."""
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
+        columns = [str(name) for name in source.columns]
+        return (dict(zip(columns, row, strict=True)) for row in source.itertuples(index=False, name=None))
+    if isinstance(source, Mapping) and not hasattr(source, "features"):
+        kinds = "a file name, rows, a DataFrame or a Dataset"
+        raise DataError(f"rows: expected {kinds}, found a dict with the keys {', '.join(map(str, source))}")
+    if not isinstance(source, Iterable):
+        raise DataError(f"rows: expected a file name, rows, a DataFrame or a Dataset, found {source!r:.60}")
+    return source

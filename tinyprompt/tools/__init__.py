@@ -1,1 +1,0 @@
-"""What surrounds tuning: checks, benchmarks, exports, pictures. Nothing below knows of it."""

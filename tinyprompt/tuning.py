@@ -1,0 +1,307 @@
+"""Tune a prompt on rows, evaluate it, and compute its gradient: training with files, tasks and devices."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyprompt import data, display, methods, resume, train
+from tinyprompt.data import Row
+from tinyprompt.device import compile, default_device
+from tinyprompt.errors import DataError
+from tinyprompt.files.prompts import load_prompt
+from tinyprompt.fit import check_fit
+from tinyprompt.model import Model, Prompt
+from tinyprompt.predict import label_scores, predict
+from tinyprompt.settings import Settings
+from tinyprompt.tasks import registry
+from tinyprompt.tasks.reading import Reader, Source
+from tinyprompt.tasks.registry import Scores
+from tinyprompt.train import Progress, TaskData
+from tinyprompt.tree import Flat
+
+DEV_SHARE = 0.2  # of the training rows, if there are no dev rows
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A tuned prompt and its learning curve. A notebook shows it as a table."""
+
+    prompt: Prompt
+    history: list[dict[str, Any]]  # of every step {"step", "loss", "dev"}; loss is None at step 0, dev between scores
+    best_step: int
+    best_dev: float
+    seconds: float
+
+    @classmethod
+    def of(cls, progress: Progress, seconds: float) -> "Result":
+        """Build the result of a finished run."""
+        assert progress.prompt is not None  # a run ends with a dev score
+        state = progress.state
+        dev = {int(step): float(score) for step, score, _ in state.scores}
+        losses = [None, *state.losses.tolist()]
+        history = [{"step": step, "loss": loss, "dev": dev.get(step)} for step, loss in enumerate(losses)]
+        return cls(progress.prompt, history, state.best_step, state.best_score[0], seconds)
+
+    def __repr__(self) -> str:
+        steps = len(self.history) - 1
+        never = "; no step beat the start" if self.best_step == 0 else ""
+        return f"dev {self.best_dev:.3f} at step {self.best_step} of {steps}; {self.seconds:.1f} s{never}"
+
+    def _repr_html_(self) -> str:
+        last = next((row["loss"] for row in reversed(self.history) if row["loss"] is not None), None)
+        rows = [
+            ("dev score", f"{self.best_dev:.3f}"),
+            ("best step", f"{self.best_step} of {len(self.history) - 1}"),
+            ("last training loss", "" if last is None else f"{last:.3f}"),
+            ("seconds", f"{self.seconds:.1f}"),
+            ("prompt", repr(self.prompt)),
+        ]
+        return display.table(rows)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw loss and dev score over the steps.
+
+        Returns matplotlib's axes, or None if a `path` is given, to which the picture is written. Raises ImportError
+        without matplotlib.
+        """
+        return display.plot_curve(self.history, self.best_step, path)
+
+
+def tune(
+    model: Model,
+    train: Source,
+    dev: Source | Settings | None = None,
+    settings: Settings | None = None,
+    *,
+    device: str | None = None,
+    callback: Callable[[Progress], object] | None = None,
+    resume: Prompt | str | Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Result:
+    """Learn a soft prompt by backpropagation, and keep the best on the dev rows.
+
+    Few distinct targets are label words, which are ranked; other targets are written as free text.
+
+    Args:
+        model: the frozen model.
+        train: training rows: the name of a file, or several for a mixture of tasks; `Row`s, pairs, dicts; a pandas
+            DataFrame; a `datasets.Dataset`.
+        dev: dev rows of the same kinds; None takes a fifth of the training rows.
+        settings: a Settings object; it may also be the third argument.
+        device: a name in `device.DEVICES`; None is the fastest that is installed.
+        callback: a function that receives the `Progress` of every step.
+        resume: a saved prompt whose run continues.
+        progress: show a progress bar; in a notebook, a loss curve.
+        options: fields of `Settings` (`steps=200`), and those of `Reader` (`input`, `target`, `words`).
+
+    Raises:
+        DataError: A row cannot be used.
+        FloatingPointError: The loss is not finite.
+        TypeError, ValueError: A setting is unknown or out of range.
+
+    Example:
+        >>> result = tune(load(), "train.tsv", steps=200, prompt_length=20)
+        >>> result.prompt
+    """
+    started = time.perf_counter()
+    steps = run(model, train, dev, settings, device=device, resume=resume, **options)
+    last = None
+    for last in display.followed(steps, _steps_of(dev, settings, options, resume)) if progress else steps:
+        if callback:
+            callback(last)
+    assert last is not None
+    return Result.of(last, time.perf_counter() - started)
+
+
+def run(
+    model: Model,
+    train: Source,
+    dev: Source | Settings | None = None,
+    settings: Settings | None = None,
+    *,
+    device: str | None = None,
+    resume: Prompt | str | Path | None = None,
+    **options: Any,
+) -> Iterator[Progress]:
+    """Tune step by step: yield a `Progress` before the first step and after each. The arguments are those of `tune`.
+
+    At a dev score, `Progress.prompt` is the best prompt so far, with the state that `resume` needs.
+
+    Example:
+        >>> for progress in run(model, "train.tsv", steps=200):
+        ...     if progress.dev == 1.0:
+        ...         break
+    """
+    saved = load_prompt(resume) if isinstance(resume, str | Path) else resume
+    dev, settings, reader = _settings_of(dev, settings, options, saved)
+    rows, dev_rows = split(reader, train, dev, settings)
+    words = saved.label_words if saved and settings.task in data.TASKS else reader.label_words(rows)
+    task = task_data(settings, rows, dev_rows, words, start=not saved)
+    return run_task(model, task, settings, device, saved)
+
+
+def _settings_of(dev, settings, options, saved) -> tuple[Source | None, Settings, Reader]:
+    """Sort the arguments of `run`: the dev rows, the settings, the reader."""
+    if isinstance(dev, Settings):
+        if settings is not None:
+            raise TypeError("tune: two Settings objects; give one")
+        dev, settings = None, dev
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(f"tune: settings: expected a Settings object, found {settings!r:.60}")
+    columns = {name: options[name] for name in ("input", "target", "words") if name in options}
+    changes = {name: value for name, value in options.items() if name not in columns}
+    settings = Settings.changed(asdict(settings) if settings else (saved.settings if saved else {}), changes)
+    return dev, settings, Reader(settings.task, **columns)
+
+
+def _steps_of(dev, settings, options, saved) -> int:
+    """The number of steps of a run, for its progress bar."""
+    found = settings or (dev if isinstance(dev, Settings) else None)
+    default = saved.settings.get("steps") if isinstance(saved, Prompt) else None
+    return options.get("steps") or (found.steps if found else default) or Settings().steps
+
+
+def split(reader: Reader, train: Source, dev: Source | None, settings: Settings) -> tuple[list[Row], list[Row]]:
+    """Read training and dev rows. Without dev rows, a fifth of the training rows are taken. Raises DataError."""
+    rows = reader.read(train, training=True)
+    if dev is not None:
+        return rows, reader.read(dev)
+    if any(row.group or row.task for row in rows):
+        raise DataError(f"task {settings.task}: rows of a group must stay together; give dev rows (--dev)")
+    if len(rows) < 2:
+        raise DataError(f"{reader.name(train)}: 1 row, expected at least 2; or give dev rows (--dev)")
+    return data.split(rows, DEV_SHARE, settings.seed)
+
+
+def task_data(
+    settings: Settings, rows: Sequence[Row], dev: Sequence[Row], words: tuple[str, ...] | None, start: bool = True
+) -> TaskData:
+    """Join rows, label words, the metrics of the task and the words or the prompt of the first values."""
+    init: Any = registry.TASKS[settings.task].init if settings.task in registry.TASKS else ()
+    if settings.init == "file" and settings.init_file and start:
+        init = load_prompt(settings.init_file)
+    return TaskData(rows, dev, words, lambda said, of: registry.score(settings.task, said, of, words).mean, init)
+
+
+def run_task(
+    model: Model, task: TaskData, settings: Settings, device: str | None = None, saved: Prompt | None = None
+) -> Iterator[Progress]:
+    """Train on rows that are read. Yields as `run` does."""
+    task.check()
+    device = device or default_device()
+    if settings.method == "full" and device.endswith("int8"):
+        raise ValueError(f"device {device!r} quantises frozen weights, and method 'full' leaves none frozen")
+    state = resume.resumed(model, task, settings, saved) if saved else None
+    score = lambda prompt: dev_score(model, prompt, task, device)
+    for progress in train.run(model, task, settings, compile(train.loss_and_grads, device), score, state):
+        if progress.prompt:
+            prompt = replace(progress.prompt, train_state=resume.pack(progress.resumable))
+            progress = progress._replace(prompt=prompt)
+        yield progress
+
+
+def dev_score(model: Model, prompt: Prompt, task: TaskData, device: str) -> tuple[float, float]:
+    """Compute the score of a prompt on the dev rows, and its loss there: per label, or per token of free text."""
+    texts, words = [row.input for row in task.dev], task.label_words
+    if words:
+        found = label_scores(model, prompt, texts, device)
+        right = found[range(len(texts)), [words.index(row.target) for row in task.dev]]
+        return task.score([words[i] for i in found.argmax(1)], task.dev), -float(right.mean())
+    compute, settings = compile(train.loss, device), Settings.saved(prompt.settings)
+    losses, tokens = [], []
+    for batch in data.batches_in_order_of_length(task.dev, model.tokenizer, settings.max_input_tokens):
+        losses.append(compute(prompt.params, model.params, model.config, batch))
+        tokens.append(batch.weights.sum())
+    return task.score(predict(model, prompt, texts, device), task.dev), float(np.average(losses, weights=tokens))
+
+
+def evaluate(
+    model: Model,
+    prompt: Prompt,
+    rows: Source,
+    device: str | None = None,
+    *,
+    input: str = "input",
+    target: str = "target",
+    words: Mapping[str, str] | None = None,
+) -> Scores:
+    """Score the answers of a prompt with the metrics of the task that it was tuned on.
+
+    Args:
+        rows: rows of any kind that `tune` takes.
+        input, target, words: the columns, and the label words that replace targets.
+
+    Raises:
+        DataError: A row cannot be used.
+        CheckpointError: The prompt belongs to another model.
+
+    Example:
+        >>> evaluate(model, result.prompt, "test.tsv")
+        accuracy 0.775 on 200 rows
+    """
+    name = prompt.settings.get("task", "auto")
+    read = Reader(name, input, target, words).read(rows)
+    answers = predict(model, prompt, [row.input for row in read], device)
+    return registry.score(name, answers, read, prompt.label_words)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A loss, and its gradient with respect to every array of a prompt. Unpacks as `loss, grads`."""
+
+    loss: float
+    grads: Flat
+    batch: data.Batch  # the rows as the model read them
+    prompt: Prompt
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.loss, self.grads))
+
+    @property
+    def array(self) -> np.ndarray:
+        """The gradient with respect to the vectors of a soft prompt, (P, d_model)."""
+        return self.grads[methods.PROMPT]
+
+
+def gradient(
+    model: Model,
+    prompt: Prompt,
+    rows: Source,
+    device: str | None = None,
+    *,
+    input: str = "input",
+    target: str = "target",
+    words: Mapping[str, str] | None = None,
+) -> Gradient:
+    """Compute the mean cross entropy of the targets, and its gradient with respect to the prompt, in float32.
+
+    The rows are one batch: the mean is over all target tokens, eos included. `check_gradient` judges the result.
+
+    Args:
+        rows: rows of any kind that `tune` takes.
+        device: a name in `device.DEVICES`; None is the fastest that is installed.
+
+    Raises:
+        CheckpointError: The prompt belongs to another model.
+
+    Example:
+        >>> found = gradient(model, prompt, [("Two goals.", "sport")], "numpy")
+        >>> found.array.shape == prompt.array.shape
+        True
+        >>> print(check_gradient(found, model))
+    """
+    check_fit(prompt, model)
+    settings = Settings.saved(prompt.settings)
+    name = settings.task if settings.task in data.TASKS else "auto"
+    read = Reader(name, input, target, words).read(rows)
+    ids = data.target_ids(model.tokenizer, prompt.label_words, methods.has_label_head(model.config, prompt.params))
+    batch = data.batch_of(read, model.tokenizer, settings.max_input_tokens, ids)
+    value, grads = compile(train.loss_and_grads, device or default_device())(
+        prompt.params, model.params, model.config, batch
+    )
+    return Gradient(float(value), grads, batch, prompt)
