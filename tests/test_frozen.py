@@ -2,8 +2,6 @@
 
 import functools
 import mmap
-import sys
-import threading
 import types
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
+from threads import hurry
 
 from tinyprompt import ops
 from tinyprompt.device import compile, default_device
@@ -213,7 +212,7 @@ def test_a_session_that_another_thread_closes_is_still_used(monkeypatch):
 @needs_ort
 def test_threads_do_not_lose_a_session():
     w = freeze(np.ones((4, 8), np.float32))
-    run, faults, interval = compile(functools.partial(product), "cpu-int8", writes=True), [], sys.getswitchinterval()
+    run, faults = compile(functools.partial(product), "cpu-int8", writes=True), []
     arrays = [np.ones((n, 8), np.float32) for n in range(1, 8)]  # more shapes than sessions are kept
     for x in arrays:
         run(x, {"encoder.w": w})
@@ -226,13 +225,5 @@ def test_threads_do_not_lose_a_session():
         except Exception as fault:
             faults.append(fault)
 
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    hurry(work)
     assert not faults

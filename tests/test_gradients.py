@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import autograd.numpy as anp
@@ -11,6 +10,7 @@ import pytest
 from autograd import grad, jacobian, value_and_grad
 from autograd.extend import VJPNode, notrace_primitive, primitive, register_notrace
 from gradient_table import CASES, Trial, listed, table, trials
+from threads import hurry
 
 pytest.importorskip("onnxruntime", reason="lowering needs onnx and onnxruntime: pip install '.[ort]'")
 
@@ -209,20 +209,12 @@ print("unchanged")
 def test_threads_lower_gradients_at_the_same_time():
     product = lambda w: anp.sum(anp.dot(w, w.T) ** 2) + anp.sum(anp.stack([w, w]) ** 2)
     twice = grad(lambda w: anp.sum(anp.sin(grad(product)(w))))
-    wanted, found, interval = twice(W), [], sys.getswitchinterval()
+    wanted, found = twice(W), []
 
     def work(k):
         for n in range(4):
             found.append(compile(lambda w, k=k, n=n: twice(w) + 0 * (k + n), "cpu")(W))
 
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    hurry(work)
     assert len(found) == 16
     assert all(np.allclose(x, wanted) for x in found)

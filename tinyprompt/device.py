@@ -39,13 +39,6 @@ SESSIONS = 40  # open at once for one function; the least recently used is close
 PACKED = 4  # of those that hold weights
 
 
-def lowering() -> Any:
-    """The package that lowers functions, imported when a device first needs it."""
-    from tinyprompt import lowering
-
-    return lowering
-
-
 def version(package: str) -> str | None:
     """Return the installed version of a package, or None."""
     try:
@@ -97,9 +90,11 @@ def _probe_cuda() -> None:
     """
     import onnxruntime as ort
 
+    from tinyprompt import lowering
+
     ort.preload_dlls()
     x = np.arange(4, dtype=np.float32).reshape(2, 2)
-    graph, _ = lowering().lower(lambda x: (x @ x).max(-1), x)
+    graph, _ = lowering.lower(lambda x: (x @ x).max(-1), x)
     session, name = open_session(graph, "cuda"), graph.inputs[0].name
     try:
         (found,) = (value.numpy() for value in session.run_with_ort_values(None, {name: _value(x, "cuda")}))
@@ -176,14 +171,19 @@ _made: dict[tuple[int, Any, str], tuple[Any, list[Any]]] = {}  # (id of an array
 
 def on_device(array: np.ndarray | np.generic, device: str) -> Any:
     """An array as an OrtValue: a view on the CPU; on the GPU a copy, made once for an array that cannot change."""
-    if device == "cuda" and isinstance(array, np.ndarray) and lowering().is_sealed(array):
-        return derived(array, _itself, device)[0]
+    if device == "cuda" and isinstance(array, np.ndarray):
+        from tinyprompt import lowering
+
+        if lowering.is_sealed(array):
+            return derived(array, _itself, device)[0]
     return _value(array, device)
 
 
 def derived(array: np.ndarray, recipe: Callable, device: str) -> list[Any]:
     """The arrays `recipe(array)` as OrtValues, made once for as long as the array lives and keeps its contents."""
-    key, state = (id(array), recipe, device), lowering().state_of(array)
+    from tinyprompt import lowering
+
+    key, state = (id(array), recipe, device), lowering.state_of(array)
     made = _made.get(key)
     if made is None:
         weakref.finalize(array, _made.pop, key, None)
@@ -271,9 +271,11 @@ class Packed(Session):
         self.bound = {}  # sessions, by the arrays that the weights are made of
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        from tinyprompt import lowering
+
         sources = [arrays[name] for name, _ in self.graph.derived]
         key = tuple(map(id, sources))
-        states = tuple(map(lowering().state_of, sources))
+        states = tuple(map(lowering.state_of, sources))
         bound = self.bound.get(key)
         if bound is None:
             self.forget_with(sources, key)
@@ -318,9 +320,11 @@ class Captured(Session):
 
     def launch(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Launch the recorded graph. The first call for a set of weights records it."""
+        from tinyprompt import lowering
+
         given = {name: x if isinstance(x, np.ndarray) else np.array(x) for name, x in arrays.items()}
         given = {x.name: given[x.name] for x in self.graph.inputs}
-        weights = {name: x for name, x in given.items() if np.ndim(x) <= 2 and lowering().is_sealed(x)}
+        weights = {name: x for name, x in given.items() if np.ndim(x) <= 2 and lowering.is_sealed(x)}
         values = {name: on_device(x, self.place) for name, x in weights.items()} | self.derived(arrays)
         places = tuple(value.data_ptr() for value in values.values())
         new = places not in self.bound
@@ -330,9 +334,9 @@ class Captured(Session):
         binding, options, inputs, outputs = self.bound[places]
         for name, (value, known) in inputs.items():
             x = given[name]
-            if not lowering().is_sealed(x) or known() is not x:
+            if not lowering.is_sealed(x) or known() is not x:
                 _fill(value, x)
-                inputs[name] = value, weakref.ref(x) if lowering().is_sealed(x) else _nothing
+                inputs[name] = value, weakref.ref(x) if lowering.is_sealed(x) else _nothing
         for _ in range(WARM_UP if new else 0):
             self.session.run_with_iobinding(binding, _unrecorded())
         self.session.run_with_iobinding(binding, options)
@@ -381,6 +385,8 @@ def compile(function: Callable, device: str, writes: bool = False) -> Callable:
     place = check_device(device)
     if place == "numpy":
         return function
+    from tinyprompt import lowering  # imported when a device first needs it
+
     sessions: OrderedDict[Any, Any] = OrderedDict()
     lock = threading.Lock()
     how = DEVICES[device][1]
@@ -389,13 +395,11 @@ def compile(function: Callable, device: str, writes: bool = False) -> Callable:
 
     @functools.wraps(function)
     def run(*arguments):
-        key = lowering().graph_key(arguments)
+        key = lowering.graph_key(arguments)
         entry = sessions.get(key)
         if entry is None:
-            graph, result = lowering().lower(function, *arguments, **how)
-            names = [
-                name for name, x in lowering().named(function, arguments) if isinstance(x, np.ndarray | np.generic)
-            ]
+            graph, result = lowering.lower(function, *arguments, **how)
+            names = [name for name, x in lowering.named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
             if packed and graph.derived:
                 session: Session = Packed(graph)
             else:
@@ -412,6 +416,6 @@ def compile(function: Callable, device: str, writes: bool = False) -> Callable:
             outputs = iter(session.run(dict(zip(names, found, strict=True))))
         except Exception as error:
             raise DeviceError(f"device {device!r}: ONNX Runtime: {error}") from None
-        return refill(result, (next(outputs) if isinstance(x, lowering().Traced) else x for _, x in leaves(result)))
+        return refill(result, (next(outputs) if isinstance(x, lowering.Traced) else x for _, x in leaves(result)))
 
     return run

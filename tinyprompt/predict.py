@@ -15,6 +15,7 @@ from tinyprompt import decode, methods, ops, t5
 from tinyprompt.config import EOS, PAD
 from tinyprompt.data import by_length, check_texts, encode_inputs, pad, target_ids
 from tinyprompt.device import DEVICES, compile, default_device
+from tinyprompt.errors import DataError
 from tinyprompt.fit import check_fit
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.settings import Settings
@@ -101,10 +102,13 @@ def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str
 
     Raises:
         CheckpointError: The prompt belongs to another model.
+        DataError: The prompt has no label words.
         FloatingPointError: The log probabilities are not finite.
     """
+    if not prompt.label_words:
+        raise DataError("label_scores: this prompt has no label words, so its answers are free text; use predict")
     tasks = bind(model, [prompt] * len(texts))
-    scores = np.empty((len(texts), len(prompt.label_words or ())), np.float32)
+    scores = np.empty((len(texts), len(prompt.label_words)), np.float32)
     for i, row in rank_labels(model, encode_rows(model, tasks, texts), device or default_device()):
         scores[i] = tasks[i].scaled(row)
     model.check_files()

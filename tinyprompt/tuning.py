@@ -1,7 +1,7 @@
 """Tune a prompt on rows, evaluate it, and compute its gradient: training with files, tasks and devices."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tinyprompt.train import Progress, TaskData
 from tinyprompt.tree import Flat
 
 DEV_SHARE = 0.2  # of the training rows, if there are no dev rows
+COLUMNS = ("input", "target", "words")  # options of `Reader`
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,9 +110,9 @@ def tune(
         >>> result.prompt
     """
     started = time.perf_counter()
-    steps = run(model, train, dev, settings, device=device, resume=resume, **options)
-    last = None
-    for last in display.followed(steps, _steps_of(dev, settings, options, resume)) if progress else steps:
+    settings, task, saved = _prepared(model, train, dev, settings, resume, options)
+    steps, last = run_task(model, task, settings, device, saved), None
+    for last in display.followed(steps, settings.steps) if progress else steps:
         if callback:
             callback(last)
     assert last is not None
@@ -137,33 +138,26 @@ def run(
         ...     if progress.dev == 1.0:
         ...         break
     """
-    saved = load_prompt(resume) if isinstance(resume, str | Path) else resume
-    dev, settings, reader = _settings_of(dev, settings, options, saved)
-    rows, dev_rows = split(reader, train, dev, settings)
-    words = saved.label_words if saved and settings.task in data.TASKS else reader.label_words(rows)
-    task = task_data(settings, rows, dev_rows, words, start=not saved)
+    settings, task, saved = _prepared(model, train, dev, settings, resume, options)
     return run_task(model, task, settings, device, saved)
 
 
-def _settings_of(dev, settings, options, saved) -> tuple[Source | None, Settings, Reader]:
-    """Sort the arguments of `run`: the dev rows, the settings, the reader."""
+def _prepared(model, train, dev, settings, resume, options) -> tuple[Settings, TaskData, Prompt | None]:
+    """Turn the arguments of `run` into the settings, the rows and the prompt to resume."""
+    saved = load_prompt(resume) if isinstance(resume, str | Path) else resume
     if isinstance(dev, Settings):
         if settings is not None:
             raise TypeError("tune: two Settings objects; give one")
         dev, settings = None, dev
     if settings is not None and not isinstance(settings, Settings):
         raise TypeError(f"tune: settings: expected a Settings object, found {settings!r:.60}")
-    columns = {name: options[name] for name in ("input", "target", "words") if name in options}
+    columns = {name: options[name] for name in COLUMNS if name in options}
     changes = {name: value for name, value in options.items() if name not in columns}
     settings = Settings.changed(asdict(settings) if settings else (saved.settings if saved else {}), changes)
-    return dev, settings, Reader(settings.task, **columns)
-
-
-def _steps_of(dev, settings, options, saved) -> int:
-    """The number of steps of a run, for its progress bar."""
-    found = settings or (dev if isinstance(dev, Settings) else None)
-    default = saved.settings.get("steps") if isinstance(saved, Prompt) else None
-    return options.get("steps") or (found.steps if found else default) or Settings().steps
+    reader = Reader(settings.task, **columns)
+    rows, dev_rows = split(reader, train, dev, settings)
+    words = saved.label_words if saved and settings.task in data.TASKS else reader.label_words(rows)
+    return settings, task_data(settings, rows, dev_rows, words, start=not saved), saved
 
 
 def split(reader: Reader, train: Source, dev: Source | None, settings: Settings) -> tuple[list[Row], list[Row]]:
@@ -220,21 +214,12 @@ def dev_score(model: Model, prompt: Prompt, task: TaskData, device: str) -> tupl
     return task.score(predict(model, prompt, texts, device), task.dev), float(np.average(losses, weights=tokens))
 
 
-def evaluate(
-    model: Model,
-    prompt: Prompt,
-    rows: Source,
-    device: str | None = None,
-    *,
-    input: str = "input",
-    target: str = "target",
-    words: Mapping[str, str] | None = None,
-) -> Scores:
+def evaluate(model: Model, prompt: Prompt, rows: Source, device: str | None = None, **columns: Any) -> Scores:
     """Score the answers of a prompt with the metrics of the task that it was tuned on.
 
     Args:
         rows: rows of any kind that `tune` takes.
-        input, target, words: the columns, and the label words that replace targets.
+        columns: `input`, `target` and `words` of `Reader`.
 
     Raises:
         DataError: A row cannot be used.
@@ -245,7 +230,7 @@ def evaluate(
         accuracy 0.775 on 200 rows
     """
     name = prompt.settings.get("task", "auto")
-    read = Reader(name, input, target, words).read(rows)
+    read = Reader(name, **columns).read(rows)
     answers = predict(model, prompt, [row.input for row in read], device)
     return registry.score(name, answers, read, prompt.label_words)
 
@@ -268,16 +253,7 @@ class Gradient:
         return self.grads[methods.PROMPT]
 
 
-def gradient(
-    model: Model,
-    prompt: Prompt,
-    rows: Source,
-    device: str | None = None,
-    *,
-    input: str = "input",
-    target: str = "target",
-    words: Mapping[str, str] | None = None,
-) -> Gradient:
+def gradient(model: Model, prompt: Prompt, rows: Source, device: str | None = None, **columns: Any) -> Gradient:
     """Compute the mean cross entropy of the targets, and its gradient with respect to the prompt, in float32.
 
     The rows are one batch: the mean is over all target tokens, eos included. `check_gradient` judges the result.
@@ -285,6 +261,7 @@ def gradient(
     Args:
         rows: rows of any kind that `tune` takes.
         device: a name in `device.DEVICES`; None is the fastest that is installed.
+        columns: `input`, `target` and `words` of `Reader`.
 
     Raises:
         CheckpointError: The prompt belongs to another model.
@@ -297,8 +274,7 @@ def gradient(
     """
     check_fit(prompt, model)
     settings = Settings.saved(prompt.settings)
-    name = settings.task if settings.task in data.TASKS else "auto"
-    read = Reader(name, input, target, words).read(rows)
+    read = Reader(settings.task, **columns).read(rows)
     ids = data.target_ids(model.tokenizer, prompt.label_words, methods.has_label_head(model.config, prompt.params))
     batch = data.batch_of(read, model.tokenizer, settings.max_input_tokens, ids)
     value, grads = compile(train.loss_and_grads, device or default_device())(

@@ -160,29 +160,28 @@ def make_vectors(teacher, path, most, dtype):
         done += len(a)
 
 
-class Segments:
-    """Segments and the teacher's vectors; batch i of a seed is always the same."""
+class Batches:
+    """Batches of segments of about one length. Needs `ids`, `length`, `groups` and `size`, the tokens of a batch.
 
-    def __init__(self, path):
-        self.sentences = np.memmap(f"{path}.sentence", np.float16, "r").reshape(-1, 384)
-        self.ids = np.memmap(f"{path}.student", np.uint16, "r").reshape(-1, LONGEST)[: len(self.sentences)]
-        self.length = np.concatenate([(block != 0).sum(1) for block in np.array_split(self.ids, 100)])
-        self.start = np.concatenate([[0], np.cumsum(self.length)])
-        self.tokens = np.memmap(f"{path}.tokens", np.float16, "r", shape=(self.start[-1], 384))
+    Batch i of a seed is always the same.
+    """
+
+    def group(self, shortest, size):
+        """Group the segments by length; those of at most `shortest` tokens are left out."""
+        self.size, self.epochs = size, {}  # of each seed: the number of the epoch, and its batches
         self.groups = [
             (width, np.flatnonzero((self.length > low) & (self.length <= width)))
-            for low, width in itertools.pairwise((4, *WIDTHS))
+            for low, width in itertools.pairwise((shortest, *WIDTHS))
         ]
-        self.count = sum(len(rows) // (TOKENS // width) for width, rows in self.groups)
-        self.epochs = {}  # of each seed: the number of the epoch, and its batches
+        self.count = sum(len(rows) // (size // width) for width, rows in self.groups)
 
     def batch(self, i, seed):
-        """Width and rows of batch i, shuffled anew in every epoch."""
+        """Width and rows of batch i. Every epoch is shuffled."""
         epoch, at = divmod(i, self.count)
         if self.epochs.get(seed, (None,))[0] != epoch:
             rng, batches = np.random.default_rng([seed, epoch]), []
             for width, rows in self.groups:
-                rows, size = rng.permutation(rows), TOKENS // width
+                rows, size = rng.permutation(rows), self.size // width
                 batches += [(width, rows[s : s + size]) for s in range(0, len(rows) - size + 1, size)]
             self.epochs[seed] = epoch, [batches[k] for k in rng.permutation(len(batches))]
         return self.epochs[seed][1][at]
@@ -190,6 +189,18 @@ class Segments:
     def row(self, r):
         """Ids of one segment."""
         return self.ids[r, : self.length[r]].astype(int)
+
+
+class Segments(Batches):
+    """Segments and the teacher's vectors."""
+
+    def __init__(self, path):
+        self.sentences = np.memmap(f"{path}.sentence", np.float16, "r").reshape(-1, 384)
+        self.ids = np.memmap(f"{path}.student", np.uint16, "r").reshape(-1, LONGEST)[: len(self.sentences)]
+        self.length = np.concatenate([(block != 0).sum(1) for block in np.array_split(self.ids, 100)])
+        self.start = np.concatenate([[0], np.cumsum(self.length)])
+        self.tokens = np.memmap(f"{path}.tokens", np.float16, "r", shape=(self.start[-1], 384))
+        self.group(4, TOKENS)
 
     def targets(self, rows, places):
         """The teacher's vectors of tokens: places (B, S) holds each position's token in its segment, -1 for none."""

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from frames import made
-from prepare import LONGEST, WIDTHS, paragraphs
+from prepare import LONGEST, Batches, paragraphs
 from teachers import NAMES, WIDTH, Read, load
 from tokenizers import Tokenizer
 
@@ -126,7 +126,7 @@ class Store:
         return np.memmap(f"{self.path}.{name}", dtype, "r", shape=(getattr(self, of), size // 2))
 
 
-class Segments:
+class Segments(Batches):
     """Segments and both teachers' vectors; batch i of a seed is always the same, as long as no block comes to it."""
 
     def __init__(self, path):
@@ -136,27 +136,7 @@ class Segments:
         self.tokens = {name: store.map(f"{name}.tokens") for name in NAMES}
         self.length = (np.asarray(self.ids) != 0).sum(1)
         self.start = np.concatenate([[0], np.cumsum(self.length)])
-        self.groups = [
-            (width, np.flatnonzero((self.length > low) & (self.length <= width)))
-            for low, width in itertools.pairwise((0, *WIDTHS))
-        ]
-        self.count = sum(len(rows) // (TOKENS // width) for width, rows in self.groups)
-        self.epochs = {}  # of each seed: the number of the epoch, and its batches
-
-    def batch(self, i, seed):
-        """Width and rows of batch i, shuffled anew in every epoch."""
-        epoch, at = divmod(i, self.count)
-        if self.epochs.get(seed, (None,))[0] != epoch:
-            rng, batches = np.random.default_rng([seed, epoch]), []
-            for width, rows in self.groups:
-                rows, size = rng.permutation(rows), TOKENS // width
-                batches += [(width, rows[s : s + size]) for s in range(0, len(rows) - size + 1, size)]
-            self.epochs[seed] = epoch, [batches[k] for k in rng.permutation(len(batches))]
-        return self.epochs[seed][1][at]
-
-    def row(self, r):
-        """Ids of one segment."""
-        return self.ids[r, : self.length[r]].astype(int)
+        self.group(0, TOKENS)
 
     def targets(self, rows, places):
         """Each teacher's vectors of tokens: places (B, S) holds a position's token in its segment, -1 for none."""

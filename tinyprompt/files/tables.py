@@ -65,7 +65,8 @@ def row_of(
             advice = "name yours with --input or --target, or a built-in task with --task"
             raise DataError(f"{where}: no column {column!r}; found {found}; {advice}")
         value = record[column]
-        missing = value is None or value != value or not str(value).strip()  # JSON of Python may have NaN
+        # NaN is not equal to itself; pandas' NA cannot be compared.
+        missing = value is None or type(value).__name__ == "NAType" or value != value or not str(value).strip()
         if missing or isinstance(value, bool | list | dict):
             raise DataError(f"{where}: column {column!r}: expected a text, found {value!r}")
         values.append(str(value).strip())

@@ -134,7 +134,7 @@ def read_study(path: Path, device: str) -> Study:
         raise DataError(f"{path}: not valid TOML ({error})") from None
     expected = dict(title=str, ensemble=bool, columns=str, settings=dict, methods=dict, tasks=dict, grid=(dict, list))
     check(found, expected, str(path), ("tasks", "grid"))
-    reader = Reader(path, found, device)
+    reader = StudyFile(path, found, device)
     cells = {cell.key: cell for cell in reader.cells()}
     if not cells:
         raise DataError(f"{path}: no cells; expected at least one task and one value on each axis of the grid")
@@ -145,7 +145,7 @@ def read_study(path: Path, device: str) -> Study:
     return Study(found.get("title", path.stem), [*cells.values()], columns, found.get("ensemble", False))
 
 
-class Reader:
+class StudyFile:
     """The tables of a study file, and the tasks and models that have been read."""
 
     def __init__(self, path: Path, found: dict[str, Any], device: str):
