@@ -68,7 +68,7 @@ def of_method(name, config, params, method, given) -> Iterator[tuple[str, Any, t
     yield f"ranking {name}", decode.ranked, (*inputs, *labels)
     if method not in ("prompt", "prefix"):
         return
-    yield f"dropout {name}", train.loss_and_grads, (*step, t5.dropout(0.1, np.random.default_rng(0)))
+    yield f"dropout {name}", train.loss_and_grads, (*step, t5.dropout(0.1, 0))
     yield f"loss {name}", train.loss, step
     yield f"encoder {name}", t5.encode, inputs
     states, mask = t5.encode(*inputs)

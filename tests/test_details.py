@@ -81,10 +81,10 @@ def test_the_z_loss_is_part_of_what_is_trained(model):
 
 def test_dropout_follows_the_seed_of_the_settings(model, monkeypatch):
     drawn, original = [], t5.dropout
-    monkeypatch.setattr(t5, "dropout", lambda rate, rng: drawn.append((rate, rng.random())) or original(rate, rng))
+    monkeypatch.setattr(t5, "dropout", lambda rate, *key: drawn.append((rate, *key)) or original(rate, *key))
     for seed in (3, 4):
-        losses(model, dropout=0.25, seed=seed, steps=1)
-    assert drawn == [(0.25, np.random.default_rng([seed, 1]).random()) for seed in (3, 4)]
+        losses(model, dropout=0.25, seed=seed, steps=2)
+    assert drawn == [(0.25, seed, step) for seed in (3, 4) for step in (1, 2)]
 
 
 def test_the_learning_rate_of_a_step_is_that_of_its_number(model, monkeypatch):

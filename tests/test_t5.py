@@ -181,12 +181,16 @@ def test_dropout_is_where_it_is_in_transformers():
 
 def test_dropout_keeps_the_mean_and_follows_its_seed():
     x = np.ones((200, 50), np.float32)
-    a, b = (t5.dropout(0.25, np.random.default_rng(3))("output", x) for _ in range(2))
+    a, b, other_step, other_name = (
+        t5.dropout(0.25, *key)(name, x) for *key, name in ((3, 1, "a"), (3, 1, "a"), (3, 2, "a"), (3, 1, "b"))
+    )
     assert (a == b).all()
+    assert not (a == other_step).all()
+    assert not (a == other_name).all()
     assert a.dtype == np.float32
     assert set(np.unique(a)) == {np.float32(0), np.float32(1 / 0.75)}
     assert abs(a.mean() - 1) < 0.03
-    assert t5.dropout(0.0, np.random.default_rng(3)) is t5.unchanged
+    assert t5.dropout(0.0, 3) is t5.unchanged
 
 
 @examples(30)

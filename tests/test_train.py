@@ -228,6 +228,14 @@ def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length
         assert metrics.accuracy(answers, [r.target for r in dev]) == best
 
 
+@pytest.mark.parametrize("device", ["numpy", "cpu"])
+def test_a_resumed_run_with_dropout_is_the_unbroken_one(model, device):
+    run = lambda steps, **more: tune(
+        model, rows_of(10), rows_of(6, 1), changed(dropout=0.2, eval_every=2, steps=steps), LABELS, device, **more
+    )
+    same_run(run(6, resume=run(4).prompt), run(6))
+
+
 def test_early_stopping_goes_on_counting(model):
     wrong = [row._replace(target="ab"["ba".index(row.target)]) for row in rows_of(20)]
     settings = changed(steps=100, learning_rate=0.3, patience=3, eval_every=2)

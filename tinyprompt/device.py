@@ -290,9 +290,9 @@ class Captured(Session):
     """A session on the GPU whose kernels are recorded as a CUDA graph in the first run, and launched at once after it.
 
     A recorded graph reads and writes where it did when it was recorded. So all but the weights is copied to fixed
-    places, and for the weights of another model it is recorded anew. Not for a graph that draws random numbers, which
-    would repeat. Nothing can allocate memory while it is recorded: runs before that make the arena large enough, and a
-    graph that fails all the same is run as any other from then on.
+    places, and for the weights of another model it is recorded again. A graph with dropout is not recorded, because its
+    masks change place in every run. Nothing can allocate memory while it is recorded: runs before that make the arena
+    large enough. A graph that fails all the same is run as any other from then on.
     """
 
     def __init__(self, graph):
@@ -303,9 +303,9 @@ class Captured(Session):
 
     @staticmethod
     def fits(graph) -> bool:
-        """Whether the kernels of a graph are the same in every run, and no array is empty."""
+        """Whether a graph derives arrays from frozen inputs only, and no array is empty."""
         arrays = (*graph.all_inputs(), *graph.outputs)
-        return all(x.size for x in arrays) and not any(x.op == "RandomUniformLike" for x in graph.nodes)
+        return all(x.size for x in arrays) and all(source in graph.frozen for source, _ in graph.derived)
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if not self.refused:

@@ -12,6 +12,7 @@ the output and `g` is the gradient with respect to it.
 """
 
 import functools
+import zlib
 
 import autograd.extend
 import numpy as np
@@ -240,6 +241,16 @@ defvjp(cross_entropy, _cross_entropy_vjp, argnums=(0,))
 
 
 @functools.partial(primitive, kind=autograd.extend.notrace_primitive)
-def keep(x, rate, rng):
-    """Draw a mask of the shape and dtype of x: 0 with probability `rate`, else 1. It has no gradient."""
-    return (rng.random(x.shape, np.float32) >= rate).astype(x.dtype)
+def keep(x, rate, key, name):
+    """Draw a mask of the shape and dtype of x: 0 with probability `rate`, else 1. It has no gradient.
+
+    Args:
+        key: Non-negative integers (n,). The key and the name are the seed of the mask.
+    """
+    return mask(key, x.shape, rate, name).astype(x.dtype)
+
+
+def mask(key, shape, rate, name):
+    """Draw booleans that are True with probability 1 - rate."""
+    seed = [*map(int, key), zlib.crc32(name.encode())]
+    return np.random.default_rng(seed).random(shape, np.float32) >= rate

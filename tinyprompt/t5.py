@@ -16,7 +16,7 @@ Raffel et al. 2020 (arXiv:1910.10683); the prompt: Lester et al. 2021 (arXiv:210
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import autograd.numpy as np
 import numpy as onp
@@ -37,15 +37,24 @@ def unchanged(name: str, x):
     return x
 
 
-def dropout(rate: float, rng: onp.random.Generator) -> Visit:
-    """Build a visit for inverted dropout: a share `rate` of the entries becomes 0, the rest is divided by 1 - rate."""
+class Dropout(NamedTuple):
+    """A visit for inverted dropout: a share `rate` of the entries becomes 0, the rest is divided by 1 - rate.
 
-    def visit(name, x):
+    A mask depends on the key and on the name of the value only, so it is the same on every device.
+    """
+
+    rate: float
+    key: onp.ndarray  # integers (n,), such as the seed of a run and the number of the step
+
+    def __call__(self, name, x):
         if name.endswith("hidden_states"):  # T5 applies dropout to the output of a layer, not to the residual sum
             return x
-        return x * (ops.keep(x, rate, rng) / (1 - rate))
+        return x * (ops.keep(x, self.rate, self.key, name) / (1 - self.rate))
 
-    return visit if rate else unchanged
+
+def dropout(rate: float, *key: int) -> Visit:
+    """Build the visit for a dropout rate; a rate of 0 changes nothing."""
+    return Dropout(rate, onp.array(key)) if rate else unchanged
 
 
 def recorder(values: Flat) -> Visit:

@@ -146,7 +146,6 @@ def run(
     template = Prompt({}, model.name, model.fingerprint, task.label_words, asdict(settings))
     ids = data.target_ids(model.tokenizer, task.label_words, method.label_head)
     batches = data.training_batches(task.train, model.tokenizer, settings, ids)
-    drop = t5.dropout(settings.dropout, np.random.default_rng([settings.seed, 1]))
 
     def scored(state: TrainState) -> TrainState:
         return state.with_score(*dev_score(replace(template, params=methods.stored(state.trainable, model.config))))
@@ -157,6 +156,7 @@ def run(
         next(batches)
     yield Progress(state, None, state)
     for step in range(state.step + 1, settings.steps + 1):
+        drop = t5.dropout(settings.dropout, settings.seed, step)
         value, grads = compute(state.trainable, model.params, model.config, next(batches), drop, settings.z_loss)
         if not np.isfinite(value):
             advice = "lower the learning rate" if step > 1 else "nothing was learned yet: check the model and the rows"

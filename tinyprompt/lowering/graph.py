@@ -169,7 +169,7 @@ class Graph:
         self.int8, self.bf16 = int8, bf16  # the options of `lower`
         self.inputs: list[Traced] = []
         self.frozen: set[str] = set()  # names of the matrices among the inputs that never change
-        self.derived: dict[tuple[str, Callable], list[Traced]] = {}  # arrays computed once from a frozen input
+        self.derived: dict[tuple[str, Callable], list[Traced]] = {}  # arrays that NumPy computes from an input
         self.nodes: list[Traced] = []
         self.constants: dict[Any, Traced] = {}
         self.outputs: list[Traced] = []
@@ -182,10 +182,10 @@ class Graph:
         return self.inputs[-1].copy()
 
     def derive(self, source: Traced, recipe: Callable, *parts) -> list[Traced]:
-        """Add the arrays `recipe(source)` as inputs. They are computed once, because the source is frozen.
+        """Add the arrays `recipe(source)` as inputs. They are computed once for each array that is the source.
 
         Args:
-            source: A frozen input.
+            source: An input.
             recipe: A function from its array to a tuple of arrays.
             parts: The shape and dtype of each of them.
         """
@@ -256,7 +256,7 @@ class Graph:
         return self
 
     def all_inputs(self) -> list[Traced]:
-        """The inputs, followed by the arrays that are derived from frozen ones."""
+        """The inputs, followed by the arrays that are derived from them."""
         return [*self.inputs, *(x for xs in self.derived.values() for x in xs)]
 
     def __str__(self) -> str:

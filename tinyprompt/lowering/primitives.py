@@ -1,6 +1,7 @@
 """Rules for the primitives of ops.py that are one ONNX node, or a product in int8. The others lower as written."""
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -24,10 +25,29 @@ def gelu(x) -> Traced:
     return NotImplemented if x.dtype == np.float64 else same_shape("Gelu", approximate="tanh")(x)
 
 
-def keep(x, rate, rng) -> Traced:
-    """`ops.keep`, with ONNX Runtime's random numbers. `rng` draws the seed; each run of the graph draws new numbers."""
-    seed = float(rng.integers(2**24))
-    return (same_shape("RandomUniformLike", seed=seed)(x) >= rate).astype(x.dtype)
+@dataclass(frozen=True)
+class Mask:
+    """The recipe for a mask of `ops.keep` from its key."""
+
+    shape: tuple[int, ...]
+    rate: float
+    name: str
+
+    @property
+    def __name__(self):
+        return f"mask.{self.name}"
+
+    def __call__(self, key):
+        return (ops.mask(key, self.shape, self.rate, self.name),)
+
+
+def keep(x, rate, key, name) -> Traced:
+    """`ops.keep`. NumPy draws the mask from the key at each run; the graph has it as an input."""
+    recipe = Mask(x.shape, rate, name)
+    if not isinstance(key, Traced):
+        return x.graph.array(recipe(key)[0]).astype(x.dtype)
+    (found,) = x.graph.derive(key, recipe, (x.shape, np.dtype(bool)))
+    return found.astype(x.dtype)
 
 
 def add_rows(g, ids, count) -> Traced:
