@@ -746,5 +746,5 @@ def test_a_panic_of_a_library_is_one_line(fails, models, prompt, monkeypatch):
 
     monkeypatch.setattr(ByteTokenizer, "encode", panic)
     assert "the tokenizers library broke off: index out of bounds" in fails(
-        "predict", prompt, "a", "--model", models[0], told=True
+        "predict", prompt, "a", "--model", models[0]
     )

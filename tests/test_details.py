@@ -22,6 +22,7 @@ from tinyprompt.model import Prompt
 from tinyprompt.predict import label_scores
 from tinyprompt.settings import Settings
 from tinyprompt.tasks.metrics import normalize_answer
+from tinyprompt.tokenizer import ByteTokenizer
 
 ROWS = [Row(f"film {i}", "bad" if i % 2 else "good") for i in range(12)]
 CONFIG = parse_config(raw_config("t5-1.1", num_layers=2, num_decoder_layers=2))
@@ -221,3 +222,12 @@ def test_patience_counts_dev_scores_since_the_best(model):
     result = tune(model, wrong, ROWS, settings, ("bad", "good"), "numpy", each=saver(kept))
     assert len(result.history) - 1 == result.best_step + 3
     assert len(kept) == len(result.history) - 1
+
+
+def test_a_prompt_of_another_tokenizer_is_refused(model):
+    prompt = prompt_of(model, {PROMPT: np.ones((3, 4), np.float32)}, ("a", "b"), replace(QUICK, prompt_length=3))
+    for words in (ByteTokenizer(3), ByteTokenizer(124)):
+        other = replace(model, tokenizer=words)
+        with pytest.raises(CheckpointError, match="with another tokenizer than 'small'"):
+            check_fit(prompt, other)
+        check_fit(prompt, replace(model, tokenizer=None))

@@ -402,3 +402,34 @@ def test_a_pipe_in_place_of_a_file_is_refused(folder, name):
     os.mkfifo(folder / name)
     with pytest.raises(CheckpointError, match=f"{name}: is a device or a pipe"):
         models.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("decoder_start_token_id", 70),
+        ("eos_token_id", [1, 167]),
+        ("forced_bos_token_id", 75),
+        ("suppress_tokens", [5]),
+        ("no_repeat_ngram_size", 3),
+        ("repetition_penalty", 1.2),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_keys_that_change_the_generated_text_are_refused(folder, name, key, value):
+    path = folder / name
+    path.write_text(json.dumps((SMALL if name == "config.json" else {}) | {key: value}))
+    with pytest.raises(CheckpointError, match=f"{name}: key '{key}'"):
+        models.load(folder)
+
+
+def test_neutral_keys_of_generation_are_accepted(folder):
+    neutral = {
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "num_beams": 4,
+        "no_repeat_ngram_size": 0,
+        "forced_bos_token_id": None,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(neutral))
+    models.load(folder)

@@ -652,3 +652,12 @@ def test_the_adapter_in_a_folder_is_named(tmp_path):
     (tmp_path / "saved" / "mine" / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"no adapter_config\.json; name the adapter in it: .*saved/mine"):
         load_prompt(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_of_torch_is_named(tmp_path, legacy):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "prompt.pt"
+    torch.save({"soft_embeds": torch.ones(3, 4)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="is a file of torch"):
+        prompts.load_prompt(path)

@@ -42,3 +42,8 @@ def test_saved_settings_are_read_back_or_refused():
     assert Settings.saved({"steps": 3}) == Settings(steps=3)
     with pytest.raises(CheckpointError, match=r"mine.npy: its settings cannot be used \(.*; tune it again"):
         Settings.saved({"steps": 0}, "mine.npy")
+
+
+def test_whole_numbers_are_the_floats_they_equal():
+    one, other = Settings(learning_rate=1, dropout=0), Settings(learning_rate=1.0, dropout=0.0)
+    assert repr(one) == repr(other)

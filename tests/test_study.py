@@ -740,3 +740,8 @@ def test_the_rows_of_the_lessons_are_those_of_their_studies(path):
     one = grid.read_study(path, next(iter(found.values()))["device"])
     cells.check_settings(one.cells, found, path)
     assert {cell.key for cell in one.cells} == found.keys()
+
+
+def test_a_cell_of_a_table_has_neither_bars_nor_line_breaks():
+    table = [["text", "score"], ["good | bad\nday", "0.5"]]
+    assert summary.markdown(table)[2] == "| good \\| bad day | 0.5 |"

@@ -19,16 +19,29 @@ def check_fit(prompt: Prompt, model: Model, path: Any = "this prompt") -> None:
 
     Of a prompt that does not say what it was tuned on, only the shapes are checked.
     """
-    if prompt.fingerprint is not None and prompt.fingerprint != model.fingerprint:
-        raise CheckpointError(
-            f"{path}: was tuned on {prompt.model!r} (sha256 {prompt.fingerprint[:12]}...), "
-            f"not on {model.name!r} (sha256 {model.fingerprint[:12]}...): "
-            "a soft prompt works only on its own frozen model; name that model or tune again"
-        )
+    if prompt.fingerprint is not None:
+        _check_fingerprint(prompt.fingerprint, prompt, model, path)
     if prompt.fingerprint is not None and "method" in prompt.settings:
         _check_method(prompt, model, path)
     else:
         _check_shapes(prompt, model, path)
+
+
+def _check_fingerprint(known: str, prompt: Prompt, model: Model, path: Any) -> None:
+    """Compare the weights, and the tokenizers where both are known."""
+    weights, _, tokenizer = known.partition("-")
+    own_weights, _, own_tokenizer = model.fingerprint.partition("-")
+    if weights != own_weights:
+        raise CheckpointError(
+            f"{path}: was tuned on {prompt.model!r} (sha256 {weights[:12]}...), "
+            f"not on {model.name!r} (sha256 {own_weights[:12]}...): "
+            "a soft prompt works only on its own frozen model; name that model or tune again"
+        )
+    if tokenizer and own_tokenizer and tokenizer != own_tokenizer:
+        raise CheckpointError(
+            f"{path}: was tuned on {prompt.model!r} with another tokenizer than {model.name!r} has now, so texts "
+            "become other ids; restore the tokenizer files of the model, or tune again"
+        )
 
 
 def _check_method(prompt: Prompt, model: Model, path: Any) -> None:

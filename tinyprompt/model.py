@@ -14,6 +14,10 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.tree import Flat, Tree, count, flatten
 
 PROMPT = "encoder.prompt.embedding"  # the key of a soft prompt
+PROBE = (  # white space, special pieces, and Unicode that normalisers treat differently
+    "  A\tb\n c <extra_id_0>x</s> y  \ufb01 \u212b e\u0301 \uff76\uff9e \u1112\u1161\u11ab \u0130 \u00bd "
+    "\U0001f469\u200d\U0001f467"
+)
 
 
 class Tokenizer(Protocol):
@@ -34,6 +38,14 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
 
+def _tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Return 16 digits of the sha256 of all pieces, and of the ids and the texts that the tokenizer makes of them."""
+    pieces = [tokenizer.piece(i) for i in range(len(tokenizer))]
+    texts = [PROBE, *(" ".join(pieces[i : i + 1000]) for i in range(0, len(pieces), 1000))]
+    found = [(ids := tokenizer.encode(text), tokenizer.decode(ids)) for text in texts]
+    return hashlib.sha256(repr((pieces, found)).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Model:
     """A frozen T5: its configuration, its weights under their checkpoint names, its tokenizer."""
@@ -46,7 +58,10 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The sha256 of names, shapes, dtypes and values of all weights, in hexadecimal. 16-bit weights are widened.
+        """Two sha256 in hexadecimal, joined by a hyphen: of all weights, and (16 digits) of the tokenizer.
+
+        The first covers names, shapes, dtypes and values; 16-bit weights are widened. The second is left out for a
+        model without a tokenizer.
 
         Raises:
             CheckpointError: A weight is not finite.
@@ -58,7 +73,7 @@ class Model:
                 raise CheckpointError(f"{self.name}: key {name!r} holds NaN or infinity; download or convert it again")
             digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
             digest.update(np.ascontiguousarray(value).data)
-        return digest.hexdigest()
+        return digest.hexdigest() + (f"-{_tokenizer_digest(self.tokenizer)}" if self.tokenizer else "")
 
     def __repr__(self) -> str:
         c, size = self.config, count(flatten(self.params))
@@ -75,7 +90,7 @@ class Prompt:
 
     params: Flat = field(default_factory=dict)  # {PROMPT: (P, d_model)}, or the keys of another method (methods.py)
     model: str | None = None  # name of the frozen model; None: unknown
-    fingerprint: str | None = None  # sha256 of the frozen weights; None: unknown
+    fingerprint: str | None = None  # of the frozen model; None: unknown
     label_words: tuple[str, ...] | None = None  # None: the answer is free text
     settings: dict[str, Any] = field(default_factory=dict)  # how it was tuned (settings.py)
     train_state: Flat | None = None  # needed to resume training (resume.py)

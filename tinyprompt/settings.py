@@ -91,6 +91,9 @@ class Settings:
 
     def __post_init__(self):
         check_fields(self)
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), int) and float in (f.type, *get_args(f.type)):
+                object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are one setting
         for name in ("text", "file"):
             if getattr(self, f"init_{name}") is not None and self.init != name:
                 raise ValueError(f"setting init_{name}: goes with init {name!r}, found {self.init!r}")

@@ -5,6 +5,41 @@ from typing import Any
 
 from tinyprompt.config import Config
 
+IDS = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}  # of every T5 of the papers
+# Keys that change the text that transformers generates, each with the values that change nothing.
+GENERATION: dict[str, tuple] = {
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (1,),
+    "forced_decoder_ids": (),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "sequence_bias": ({},),
+    "exponential_decay_length_penalty": (),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "repetition_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+}
+
+
+def check_generation(raw: Mapping[str, Any]) -> None:
+    """Check the keys of a `config.json` or a `generation_config.json` that decide which text is generated.
+
+    Raises:
+        ValueError: A value is not supported. The message names the key.
+    """
+    for key, expected in IDS.items():
+        if raw.get(key) not in (None, expected, [expected]):
+            raise ValueError(f"key {key!r}: expected {expected}, as in every T5 of the papers, found {raw[key]!r}")
+    for key, neutral in GENERATION.items():
+        if raw.get(key) is not None and raw[key] not in neutral:
+            told = "is not supported; without it, the text would differ from that of transformers"
+            raise ValueError(f"key {key!r}: {raw[key]!r:.60} {told}; remove the key to accept that")
+
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
     """Build a Config from the content of a `config.json`.
@@ -23,9 +58,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
             raise ValueError(f"key {key!r}: expected a positive number, at most {most}, found {value!r}")
         return value
 
-    for key, expected in (("eos_token_id", 1), ("pad_token_id", 0), ("decoder_start_token_id", 0)):
-        if raw.get(key) not in (None, expected, [expected]):
-            raise ValueError(f"key {key!r}: expected {expected}, as in every T5 of the papers, found {raw[key]!r}")
+    check_generation(raw)
     buckets = number("relative_attention_num_buckets", 32)
     furthest = number("relative_attention_max_distance", 128)
     if buckets < 4 or buckets % 2:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tinyprompt.errors import CheckpointError
 
+TORCH = "is a file of torch.save; save its vectors, float32 (P, d_model), by numpy.save(FILE, tensor.detach().numpy())"
 LARGEST = 2**28  # bytes of a file that is read whole, once it is decompressed
 Content = bytes | Iterable[bytes | memoryview] | Path  # of a file: whole, in parts, or that of another
 
@@ -122,7 +123,10 @@ def load_numpy(path: Path) -> Any:
     content = regular(path, LARGEST).read_bytes()
     try:
         if content.startswith(b"PK"):
-            size = sum(member.file_size for member in zipfile.ZipFile(BytesIO(content)).infolist())
+            members = zipfile.ZipFile(BytesIO(content)).infolist()
+            if any(member.filename.endswith("data.pkl") for member in members):
+                raise CheckpointError(f"{path}: {TORCH}")
+            size = sum(member.file_size for member in members)
             if size > LARGEST:
                 raise CheckpointError(f"{path}: holds {size:,} bytes, once decompressed; at most {LARGEST:,} are read")
         found = np.load(BytesIO(content), allow_pickle=False)

@@ -1,7 +1,7 @@
 """Files of frozen models: Hugging Face directories, and T5X checkpoints."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from tinyprompt import ops, tokenizer
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, safetensors, t5x, torch_bin
-from tinyprompt.files.config import parse_config
+from tinyprompt.files.config import check_generation, parse_config
 from tinyprompt.files.io import Content, read_json, write_folder
 from tinyprompt.model import Model
 from tinyprompt.tree import Flat, flatten, freeze, nest
@@ -86,6 +86,9 @@ def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise CheckpointError(f"{folder}: has no config.json, so it is no model directory; found {found}")
     raw, config = read_json(folder / "config.json"), read_config(folder / "config.json")
+    generation = folder / "generation_config.json"
+    if generation.exists():
+        read_config(generation, check_generation)
     stored, files = stored_weights(folder)
     if not config.tied_head and "lm_head.weight" not in stored and raw.get("tie_word_embeddings", True):
         config = replace(config, tied_head=True)  # transformers 5 makes such: tied, but not scaled
@@ -149,10 +152,10 @@ def convert(source: str | Path, out: str | Path, tokenizer: str | Path | None = 
     return out
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path, parse: Callable[[dict[str, Any]], Any] = parse_config) -> Any:
     """Read the configuration in a config.json. Raises CheckpointError that names the key."""
     try:
-        return parse_config(read_json(path))
+        return parse(read_json(path))
     except CheckpointError:
         raise
     except ValueError as error:

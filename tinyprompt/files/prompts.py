@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub
-from tinyprompt.files.io import load_numpy, read_json, regular, write
+from tinyprompt.files.io import TORCH, load_numpy, read_json, regular, write
 from tinyprompt.files.safetensors import dump, map_tensors
 from tinyprompt.files.torch_bin import map_pickle
 from tinyprompt.fit import check_fit
@@ -82,6 +82,8 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
         )
     if path.name in ADAPTER_WEIGHTS and (path.parent / "adapter_config.json").exists():
         raise CheckpointError(f"{path}: is a part of a PEFT adapter; name the directory")
+    if start == b"\x80\x02\x8a\nl\xfc":  # of torch.save before version 1.6
+        raise CheckpointError(f"{path}: {TORCH}")
     if start == b"\x93NUMPY" or start.startswith(b"PK") or path.suffix in (".npy", ".npz"):
         return _read_numpy(path)
     return {path.stem: _read_safetensors(path)}

@@ -85,7 +85,7 @@ class Cell:
     shots: int | None
     task: Task
     model: Path
-    fingerprint: str  # of the model's weights
+    fingerprint: str  # of the model
     device: str
     init: Prompt | tuple[str, ...] = ()  # what a first prompt is made of without label words; or the first prompt
     answers: bool = False  # whether they are kept
@@ -275,7 +275,7 @@ class StudyFile:
         return task, values
 
     def model(self, name: Any) -> tuple[Path, str]:
-        """Return the folder of a model, and the fingerprint of its weights.
+        """Return the folder of a model, and its fingerprint.
 
         name: a path, relative to that of the study, or what --model takes.
         """

@@ -130,9 +130,14 @@ def result(axes: dict[str, Any], cells: Sequence[Cell], found: Mapping[str, Mapp
     return Result(axes, scores[0]["metric"], scores[0]["rows"], [one["score"] for one in scores], ensemble)
 
 
+def escaped(cell: str) -> str:
+    """Escape a text for a cell of a Markdown table: a bar, and a line break."""
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").splitlines())
+
+
 def markdown(table: Sequence[Sequence[str]]) -> list[str]:
     """Format a table in Markdown, with numbers aligned right."""
     right = [all(line[i][:1].isdigit() or not line[i] for line in table[1:]) for i in range(len(table[0]))]
     rule = "| " + " | ".join("---:" if x else "---" for x in right) + " |"
-    lines = ["| " + " | ".join(line) + " |" for line in table]
+    lines = ["| " + " | ".join(map(escaped, line)) + " |" for line in table]
     return [lines[0], rule, *lines[1:]]
