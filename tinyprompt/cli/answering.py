@@ -214,10 +214,16 @@ def score_ensemble(args: argparse.Namespace) -> Output:
     model = models.load(args.model)
     opened = [bind(args, path, prompts.load_prompt(path), model) for path in args.prompts]
     (job, first), found = opened[0], [prompt for _, prompt in opened]
-    for path, (other, _) in zip(args.prompts, opened, strict=True):
-        if other.settings.task != job.settings.task:
-            told = f"{args.prompts[0]} is of task {job.settings.task!r}, {path} of {other.settings.task!r}"
+    for path, (own, other) in zip(args.prompts, opened, strict=True):
+        if own.settings.task != job.settings.task:
+            told = f"{args.prompts[0]} is of task {job.settings.task!r}, {path} of {own.settings.task!r}"
             raise ValueError(f"{told}; an ensemble is of one task, name it with --task")
+        if frozenset(other.label_words or ()) != frozenset(first.label_words or ()):
+            told = [
+                f"{p} has {', '.join(x.label_words or ('free text',))}"
+                for p, x in ((args.prompts[0], first), (path, other))
+            ]
+            raise DataError(f"an ensemble needs prompts of the same label words: {'; '.join(told)}")
     rows = job.read([args.data])
     job.check_targets(args.data, rows, first.label_words)
     say(describe_device(args.device))

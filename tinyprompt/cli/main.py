@@ -1,6 +1,7 @@
 """The command line: the parser, and the handling of errors."""
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -14,6 +15,7 @@ from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import TinypromptError
 from tinyprompt.version import VERSION
 
+TEXTS = {"text", "init_text", "template", "words", "input", "target"}  # arguments that are not names of files
 # Options that people know from elsewhere.
 HINTS = {
     "--epochs": "training is counted in steps: epochs x rows / batch size; use --steps",
@@ -59,32 +61,50 @@ def refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
     parser.error(f"unrecognized arguments: {' '.join(rest)}" + (f"; {hint}" if hint else ""))
 
 
+def open_streams() -> None:
+    """Make printing possible: to closed streams, and of characters that the terminal cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def as_utf8(value: Any) -> Any:
+    """Decode an argument as UTF-8 where the locale has another encoding. Other bytes keep the locale's decoding."""
+    if isinstance(value, list):
+        return [as_utf8(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:
+        return value
+
+
+def describe(error: BaseException) -> str:
+    """Return the message of an error in one line, with the file first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'standard output'}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Bad input is one line on standard error and exit status 2; a failed check is 1."""
-    args, rest = parser().parse_known_args(argv)
-    end = rest.index("--") if "--" in rest else len(rest)  # what stands behind it is no option
-    if "text" in args and not any(word.startswith("-") and " " not in word for word in rest[:end]):
-        args.text += rest[:end] + rest[end + 1 :]  # argparse wants them all before the options
-    elif rest:
-        refuse(args.parser, rest)
+    open_streams()
     try:
-        if "device" in args and args.run is not checking.measure:
-            args.device = args.device or default_device()
-            check_device(args.device)
-        out = args.run(args)
-        if args.json:
-            print(json.dumps(out.data))
-        elif out.text is not None:
-            print(visible(out.text))
-        sys.stdout.flush()
+        return run(argv)
     except BrokenPipeError:  # the reader has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except (TinypromptError, ValueError, FloatingPointError, OSError, ImportError) as error:
-        say(f"tinyprompt: {' '.join(str(error).split())}")
+        if isinstance(error, OSError) and error.filename is None:
+            discard_output()
+        say(f"tinyprompt: {describe(error)}")
         return 2
     except (MemoryError, OverflowError, RecursionError) as error:
-        say(f"tinyprompt: too large for this machine: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"tinyprompt: too large for this machine: {describe(error) or type(error).__name__}")
         return 2
     except KeyboardInterrupt as stop:
         say(f"tinyprompt: stopped; {str(stop) or 'nothing was saved'}")
@@ -94,4 +114,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"tinyprompt: the tokenizers library broke off: {panic}")
         return 2
+
+
+def discard_output() -> None:
+    """Let standard output go nowhere, so that its buffer cannot fail again when Python ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Parse the arguments, run the command and print its result."""
+    args, rest = parser().parse_known_args(argv)
+    end = rest.index("--") if "--" in rest else len(rest)  # what stands behind it is no option
+    if "text" in args and not any(word.startswith("-") and " " not in word for word in rest[:end]):
+        args.text += rest[:end] + rest[end + 1 :]  # argparse wants them all before the options
+    elif rest:
+        refuse(args.parser, rest)
+    for name in TEXTS & vars(args).keys():
+        setattr(args, name, as_utf8(getattr(args, name)))
+    if "device" in args and args.run is not checking.measure:
+        args.device = args.device or default_device()
+        check_device(args.device)
+    out = args.run(args)
+    if args.json:
+        print(json.dumps(out.data))
+    elif out.text is not None:
+        print(visible(out.text))
+    sys.stdout.flush()
     return 0 if out.ok else 1

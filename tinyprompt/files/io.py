@@ -56,8 +56,12 @@ def write(files: Mapping[Path, Content]) -> None:
         for part, path in parts.items():
             new += [] if os.path.lexists(path) else [path]
             os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         remove([*new, *parts])
+        if (
+            isinstance(error, OSError) and error.errno and error.filename in (None, *map(str, parts))
+        ):  # a full disk has no name
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

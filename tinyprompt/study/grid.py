@@ -130,7 +130,7 @@ def read_study(path: Path, device: str) -> Study:
     """
     try:
         found = tomllib.loads(tables.read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not valid TOML ({error})") from None
     expected = dict(title=str, ensemble=bool, columns=str, settings=dict, methods=dict, tasks=dict, grid=(dict, list))
     check(found, expected, str(path), ("tasks", "grid"))
