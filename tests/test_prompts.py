@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import time
 import warnings
 import zipfile
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import writers
 from files import SMALL, A, B, by_hand, weights, write
 from hypothesis import given
 from hypothesis import strategies as st
@@ -661,3 +663,118 @@ def test_a_file_of_torch_is_named(tmp_path, legacy):
     torch.save({"soft_embeds": torch.ones(3, 4)}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match="is a file of torch"):
         prompts.load_prompt(path)
+
+
+# ---- files that others write ----
+
+
+def test_no_prompt_is_mapped(whole, monkeypatch, tmp_path):
+    """A file that is cut short while it is mapped ends the process."""
+    torch.save({"prompt_embeddings": torch.zeros(5, 4)}, adapter(tmp_path / "bin", ADAPTER) / "adapter_model.bin")
+    (tmp_path / "bin" / "adapter_model.safetensors").unlink()
+    for name in ("numpy.memmap", "mmap.mmap"):
+        monkeypatch.setattr(name, type("Never", (), {}))  # takes no arguments
+    for name in ("p.safetensors", "adapter", "p.npy", "p.npz:p", "c.npz"):
+        assert load_prompt(whole[0] / name).params
+    assert load_prompt(tmp_path / "bin").params
+
+
+@pytest.mark.parametrize("name", ["p.safetensors", "adapter"])
+def test_two_writers_never_make_a_mixture(tmp_path, name):
+    found = writers.reads(writers.versions(models.load(write(tmp_path / "t5", SMALL, weights()))), tmp_path / name, 0.7)
+    assert found["mixed"] == 0
+    assert found["first"]
+    assert found["second"]
+    assert name == "adapter" or not found["refused"]
+
+
+def test_an_adapter_is_read_again_if_a_file_of_it_changes_meanwhile(tmp_path, monkeypatch):
+    folder, read = adapter(tmp_path / "a", ADAPTER), prompts.read_tensors
+
+    def later(path):
+        monkeypatch.setattr(prompts, "read_tensors", read)
+        adapter(folder, ADAPTER | {"base_model_name_or_path": "new"}, prompt_embeddings=vectors(seed=1))
+        return read(path)
+
+    monkeypatch.setattr(prompts, "read_tensors", later)
+    same(load_prompt(folder), Prompt({PROMPT: vectors(seed=1)}, "new", None, None, {}))
+
+
+def header_of(shape, length=None):
+    """A safetensors file of our own with one tensor, by hand."""
+    about = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}
+    text = json.dumps({PROMPT: about, "__metadata__": GOOD}).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(4)
+
+
+ODD = {
+    "dimensions.safetensors": lambda path: path.write_bytes(header_of([1] * 100)),
+    "folder.safetensors": lambda path: path.mkdir(),
+    "pipe.npy": os.mkfifo,
+    "link.npz": lambda path: path.symlink_to("nowhere"),
+    "loop.npy": lambda path: path.symlink_to(path.name),
+    "header.safetensors": lambda path: path.write_bytes(header_of([1], 2**63)),
+    "empty.safetensors": lambda path: path.touch(),
+    "device.npy": lambda path: path.symlink_to("/dev/zero"),
+    "sparse.npz": lambda path: [path.touch(), os.truncate(path, 2**40)],
+    "adapter": lambda path: adapter(path, ADAPTER, prompt_embeddings=np.ones((5, 4), np.int32)),
+    "closed": lambda path: adapter(path, ADAPTER).chmod(0),
+    "shut.npy": lambda path: [np.save(path, vectors()), path.chmod(0)],
+}
+
+
+@pytest.fixture
+def odd(tmp_path):
+    yield tmp_path / "prompts"
+    for path in (tmp_path / "prompts").iterdir():
+        if path.exists():
+            path.chmod(0o700)
+
+
+def test_an_odd_entry_harms_no_other_and_is_named(tmp_path, odd):
+    model = models.load(write(tmp_path / "t5", SMALL, weights()))
+    save_prompt(prompt_for(model, params={PROMPT: vectors()}, settings={}), odd / "good.safetensors")
+    for name, make in ODD.items():
+        make(odd / name)
+    found = prompts.Prompts(odd, model)
+    allowed = set() if os.getuid() else {"closed", "shut"}  # root may read everything
+    assert set(found) - allowed == {"good"}
+    assert {Path(name).stem for name in found.errors} == {Path(name).stem for name in ODD} - allowed
+    assert all(message.startswith(f"{odd / name}") for name, message in found.errors.items())
+    assert "100 dimensions" in found.errors["dimensions.safetensors"]
+    save_prompt(prompt_for(model, params={PROMPT: vectors(seed=1)}, settings={}), odd / "good.safetensors")
+    assert found.refresh() == ["good"]
+
+
+def test_any_error_of_an_entry_stays_its_own(tmp_path, monkeypatch):
+    model = models.load(write(tmp_path / "t5", SMALL, weights()))
+    for name in ("a.npy", "b.npy"):
+        np.save(tmp_path / name, vectors())
+    load = prompts.load_prompts
+
+    def fails(path):
+        if path.name == "a.npy":
+            raise MemoryError("no room")
+        return load(path)
+
+    monkeypatch.setattr(prompts, "load_prompts", fails)
+    found = prompts.Prompts(tmp_path, model)
+    assert list(found) == ["b"]
+    assert found.errors == {"a.npy": f"{tmp_path / 'a.npy'}: MemoryError: no room"}
+
+
+def test_a_prompt_replaced_in_place_with_its_size_and_time_is_read_again(tmp_path):
+    model = models.load(write(tmp_path / "t5", SMALL, weights()))
+    (tmp_path / "p").mkdir()
+    path = tmp_path / "p" / "a.npy"
+    np.save(path, vectors())
+    os.utime(path, (10**9, 10**9))
+    found = prompts.Prompts(path.parent, model)
+    for seed in (1, 2, 3):  # also if it is written at once after it was read
+        path.write_bytes(npy(vectors(seed=seed)))
+        os.utime(path, (10**9, 10**9))
+        found.refresh()
+        assert (found["a"].params[PROMPT] == vectors(seed=seed)).all()
+    time.sleep(2 * prompts.TICK)
+    found.refresh()
+    assert found.refresh() == []

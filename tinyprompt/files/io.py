@@ -20,6 +20,7 @@ from tinyprompt.errors import CheckpointError
 
 TORCH = "is a file of torch.save; save its vectors, float32 (P, d_model), by numpy.save(FILE, tensor.detach().numpy())"
 LARGEST = 2**28  # bytes of a file that is read whole, once it is decompressed
+TRIES = 20  # times that a file is read again because it is written meanwhile
 Content = bytes | Iterable[bytes | memoryview] | Path  # of a file: whole, in parts, or that of another
 
 
@@ -119,12 +120,39 @@ def regular(path: Path, most: int | None = None) -> Path:
     return path
 
 
-def load_numpy(path: Path) -> Any:
+def read(path: Path, most: int | None = None) -> bytes:
+    """Read a regular file through one descriptor, and again if it is written meanwhile. Raises CheckpointError."""
+    regular(path, most)
+    try:
+        for _ in range(TRIES):
+            with open(path, "rb") as file:
+                before, content, after = os.fstat(file.fileno()), file.read(), os.fstat(file.fileno())
+            if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, len(content)):
+                return content
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    raise CheckpointError(f"{path}: is being written; write to another name, and rename that file")
+
+
+def state(path: Path) -> tuple[tuple[Any, ...], ...]:
+    """Return a value that changes if a file, or a file of a folder, is written or replaced.
+
+    The last number of each file is the time of its last change. Unlike the time stamp, no program can set it.
+    """
+    found = []
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):  # deleted, or a broken link
+            about = file.stat()
+            found.append((file.name, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+    return tuple(found)
+
+
+def load_numpy(path: Path, content: bytes | None = None) -> Any:
     """Read the array of a .npy file, or a dict of the arrays of a .npz file. Pickles and huge arrays are refused.
 
-    Raises CheckpointError.
+    content: the bytes of the file, if they are known. Raises CheckpointError.
     """
-    content = regular(path, LARGEST).read_bytes()
+    content = read(path, LARGEST) if content is None else content
     try:
         if content.startswith(b"PK"):
             members = zipfile.ZipFile(BytesIO(content)).infolist()
@@ -191,7 +219,7 @@ def is_named(descriptor: int, path: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises CheckpointError."""
     try:
-        value = json.loads(regular(path, LARGEST).read_text(encoding="utf-8"))
+        value = json.loads(read(path, LARGEST).decode())
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:

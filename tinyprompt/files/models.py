@@ -14,7 +14,7 @@ from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, safetensors, t5x, torch_bin
 from tinyprompt.files.config import check_generation, parse_config
-from tinyprompt.files.io import Content, read_json, write_folder
+from tinyprompt.files.io import Content, read_json, state, write_folder
 from tinyprompt.model import Model
 from tinyprompt.tree import Flat, flatten, freeze, nest
 
@@ -60,13 +60,7 @@ def load(folder: str | Path | None = None, stored: bool = False, tokenizer: bool
     )
 
 
-def state(path: Path) -> tuple[int, int]:
-    """Return size and time stamp of a file; (-1, 0) if it is gone."""
-    found = path.stat() if path.exists() else None
-    return (found.st_size, found.st_mtime_ns) if found else (-1, 0)
-
-
-def check_files(before: Mapping[Path, tuple[int, int]]) -> None:
+def check_files(before: Mapping[Path, Any]) -> None:
     """Raise CheckpointError if a mapped file has changed. Results since the change may be wrong."""
     for path, known in before.items():
         if state(path) != known:

@@ -4,25 +4,26 @@ import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_dtypes import bfloat16
-from safetensors import safe_open
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub
-from tinyprompt.files.io import TORCH, load_numpy, read_json, regular, write
-from tinyprompt.files.safetensors import dump, map_tensors
-from tinyprompt.files.torch_bin import map_pickle
+from tinyprompt.files.io import LARGEST, TORCH, TRIES, load_numpy, read, read_json, state, write
+from tinyprompt.files.safetensors import dump, read_tensors
+from tinyprompt.files.torch_bin import read_pickle
 from tinyprompt.fit import check_fit
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.tree import Flat
 
 MAX_LABELS = 1000
+TICK = 0.02  # seconds: two writes within it may leave the same time on a file
 STATE = "state."  # how the names of the training state begin in our own file;
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINING_STATE = "training_state.safetensors"  # and its own file in a PEFT directory
@@ -70,30 +71,34 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
         return _read_numpy(Path(file + ".npz"), name)
     path = hub.find(path)
     if path.is_dir():
-        return {hub.name_of(path): _read_peft(path)}
-    try:
-        with open(regular(path), "rb") as opened:
-            start = opened.read(6)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
+        return {hub.name_of(path): _read_folder(path)}
+    content = read(path, LARGEST if path.suffix in (".npy", ".npz") else None)
     if path.suffix in (".tsv", ".csv", ".jsonl", ".txt"):
         raise CheckpointError(
             f"{path}: is a file of rows and no prompt; the prompt comes first, then the rows or texts"
         )
     if path.name in ADAPTER_WEIGHTS and (path.parent / "adapter_config.json").exists():
         raise CheckpointError(f"{path}: is a part of a PEFT adapter; name the directory")
-    if start == b"\x80\x02\x8a\nl\xfc":  # of torch.save before version 1.6
+    if content.startswith(b"\x80\x02\x8a\nl\xfc"):  # of torch.save before version 1.6
         raise CheckpointError(f"{path}: {TORCH}")
-    if start == b"\x93NUMPY" or start.startswith(b"PK") or path.suffix in (".npy", ".npz"):
-        return _read_numpy(path)
-    return {path.stem: _read_safetensors(path)}
+    if content.startswith((b"\x93NUMPY", b"PK")) or path.suffix in (".npy", ".npz"):
+        return _read_numpy(path, content=content)
+    return {path.stem: _read_safetensors(path, content)}
+
+
+class Entry(NamedTuple):
+    """A file or a folder of prompts as it was last read."""
+
+    state: Any = None  # None: read it again
+    prompts: Mapping[str, Prompt] = {}
+    error: str | None = None
 
 
 class Prompts(Mapping[str, Prompt]):
     """The prompts of a folder that fit one model, by name: prompt files, and folders that PEFT reads.
 
-    `refresh` reads what has changed since. A file that cannot be used is left out, or stands as it was before; `errors`
-    says why, by the name of the file. Raises CheckpointError for a folder that is not there.
+    `refresh` reads new and changed files. `errors` has the reason why a file cannot be used, by the name of the file;
+    its earlier prompts stay. Raises CheckpointError for a missing folder.
 
     Example: `Prompts("prompts", model)["topic"]`.
     """
@@ -101,7 +106,7 @@ class Prompts(Mapping[str, Prompt]):
     def __init__(self, folder: str | Path, model: Model):
         self.folder, self.model = Path(folder), model
         self.errors: dict[str, str] = {}
-        self._read: dict[str, tuple[Any, dict[str, Prompt]]] = {}  # of each entry: its state on disk, and its prompts
+        self._read: dict[str, Entry] = {}
         self._prompts: dict[str, Prompt] = {}
         self.refresh()
 
@@ -109,17 +114,13 @@ class Prompts(Mapping[str, Prompt]):
         """Read new and changed prompts, and drop deleted ones. Returns the names that changed."""
         if not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: expected a folder of prompts")
-        self.errors = {}
         prompts: dict[str, Prompt] = {}
         source: dict[str, Path] = {}
-        entries = [
-            path
-            for path in sorted(self.folder.iterdir())
-            if path.suffix in (".safetensors", ".npy", ".npz") or (path / "adapter_config.json").exists()
-        ]
+        entries = [path for path in sorted(self.folder.iterdir()) if _is_entry(path)]
         self._read = {path.name: self._one(path) for path in entries}
+        self.errors = {name: entry.error for name, entry in self._read.items() if entry.error}
         for path in entries:
-            for name, prompt in self._read[path.name][1].items():
+            for name, prompt in self._read[path.name].prompts.items():
                 if name in prompts:
                     self.errors[path.name] = f"{path}: {source[name]} has the prompt {name!r} already; rename one"
                 else:
@@ -127,21 +128,20 @@ class Prompts(Mapping[str, Prompt]):
         before, self._prompts = self._prompts, prompts
         return sorted(name for name in before.keys() | prompts.keys() if before.get(name) is not prompts.get(name))
 
-    def _one(self, path: Path) -> tuple[Any, dict[str, Prompt]]:
-        """Return the prompts of an entry: the known ones if it is unchanged or cannot be read now."""
-        before, known = self._read.get(path.name, (None, {}))
+    def _one(self, path: Path) -> Entry:
+        """Read an entry if it has changed. The known prompts stay if it cannot be used. Raises nothing."""
+        known, now = self._read.get(path.name, Entry()), None
         try:
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
-            state = [(file.name, s.st_mtime_ns, s.st_size, s.st_ino) for file in files for s in [file.stat()]]
-            if state == before:
-                return state, known
+            now = _settled(path)
+            if now and now == known.state:
+                return known
             found = {name: replace(prompt, train_state=None) for name, prompt in load_prompts(path).items()}
             for prompt in found.values():
                 check_fit(prompt, self.model, path)
-            return state, found
-        except (CheckpointError, OSError) as error:
-            self.errors[path.name] = str(error)
-            return None, known
+            return Entry(now, found)
+        except Exception as error:  # the other prompts of the folder must stay in use, whatever is wrong with this one
+            told = str(error) if isinstance(error, CheckpointError) else f"{path}: {type(error).__name__}: {error}"
+            return Entry(now, known.prompts, told)
 
     def __getitem__(self, name: str) -> Prompt:
         return self._prompts[name]
@@ -154,6 +154,28 @@ class Prompts(Mapping[str, Prompt]):
 
     def __repr__(self) -> str:
         return f"Prompts({self.folder}: {', '.join(self) or 'none'}; of {self.model.name})"
+
+
+def _is_entry(path: Path) -> bool:
+    """Return whether a path has the name of a prompt, or is a folder that PEFT may have written."""
+    if path.suffix in (".safetensors", ".npy", ".npz"):
+        return True
+    try:
+        return bool((path / "adapter_config.json").stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a folder that may not be entered; the reader has an error for it
+        return True
+
+
+def _settled(path: Path) -> Any:
+    """Return the state of an entry; None if the next write might not change it, because it was just written."""
+    for pause in (TICK, 0):
+        found = state(path)
+        if all(abs(time.time_ns() - changed) > TICK * 1e9 for *_, changed in found):
+            return found
+        time.sleep(pause)
+    return None
 
 
 def save_prompt(prompt: Prompt, path: str | Path) -> Path:
@@ -239,9 +261,9 @@ def _checked(array: np.ndarray, where: str, vectors: bool = True) -> np.ndarray:
     return array
 
 
-def _read_numpy(path: Path, name: str | None = None) -> dict[str, Prompt]:
+def _read_numpy(path: Path, name: str | None = None, content: bytes | None = None) -> dict[str, Prompt]:
     """Read the prompts of an .npy or .npz file, or the named one."""
-    stored = load_numpy(path)
+    stored = load_numpy(path, content)
     alone = isinstance(stored, np.ndarray)
     names = [path.stem if path.suffix == ".npy" else path.name] if alone else list(stored)
     arrays = {n: stored if alone else stored[n] for n in names if name in (None, n)}
@@ -257,9 +279,9 @@ def _foreign(params: Flat, model: str | None = None) -> Prompt:
     return Prompt(params, model)
 
 
-def _read_safetensors(path: Path) -> Prompt:
+def _read_safetensors(path: Path, content: bytes) -> Prompt:
     """Read a prompt in our own format."""
-    tensors, about = _read_tensors(path)
+    tensors, about = read_tensors(path, content)
     if about.get("format") != "tinyprompt" or "settings" not in about:
         raise CheckpointError(
             f"{path}: not a prompt saved by tinyprompt (its metadata do not say so); "
@@ -274,13 +296,6 @@ def _read_safetensors(path: Path) -> Prompt:
     if not params:
         raise CheckpointError(f"{path}: holds no prompt, expected {PROMPT!r}; tune it again")
     return _described(params, about, state or None, path)
-
-
-def _read_tensors(path: Path) -> tuple[Flat, dict[str, str]]:
-    """Return copies of the tensors of a safetensors file, and its metadata."""
-    tensors = {name: np.array(x) for name, x in map_tensors(path).items()}
-    with safe_open(path, "numpy") as file:
-        return tensors, file.metadata() or {}
 
 
 def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path: Path) -> Prompt:
@@ -298,6 +313,21 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
         raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error})") from None
     words = None if words is None else tuple(words)
     return Prompt(params, about.get("model"), about.get("fingerprint"), words, settings, state)
+
+
+def _read_folder(folder: Path) -> Prompt:
+    """Read a PEFT directory, and again if a file of it is written meanwhile: its files must belong together."""
+    for _ in range(TRIES):
+        before, found = state(folder), None
+        try:
+            found = _read_peft(folder)
+        except CheckpointError:
+            time.sleep(TICK)  # a writer may be between two files
+            if state(folder) == before:
+                raise
+        if found and state(folder) == before:
+            return found
+    raise CheckpointError(f"{folder}: is being written; write to another name, and rename that folder")
 
 
 def _read_peft(folder: Path) -> Prompt:
@@ -326,9 +356,9 @@ def _read_peft(folder: Path) -> Prompt:
     about: dict[str, str] = {}
     if not weights.exists() and pickled.exists():
         weights = pickled
-        tensors = map_pickle(weights)
+        tensors = read_pickle(weights)
     else:
-        tensors, about = _read_tensors(weights)
+        tensors, about = read_tensors(weights)
     if tensors.keys() != {"prompt_embeddings"}:
         names = ", ".join(map(repr, sorted(tensors))) or "none"
         raise CheckpointError(f"{weights}: expected one tensor, 'prompt_embeddings'; found {names}")
@@ -347,8 +377,8 @@ def _read_peft(folder: Path) -> Prompt:
         )
     params = _prefix(found.reshape(rows, -1, config["token_dim"])) if prefix else {PROMPT: found[:rows]}
     if "settings" in about:  # we wrote it
-        state = folder / TRAINING_STATE
-        return _described(params, about, _read_tensors(state)[0] if state.exists() else None, weights)
+        training = folder / TRAINING_STATE
+        return _described(params, about, read_tensors(training)[0] if training.exists() else None, weights)
     name = config.get("base_model_name_or_path")
     return _foreign(params, name if isinstance(name, str) else None)
 

@@ -1,9 +1,11 @@
-"""Safetensors files, memory-mapped when read, and written tensor by tensor.
+"""Safetensors files: models are memory-mapped, prompts are read, and both are written tensor by tensor.
 
-The safetensors package copies each tensor into memory; a view costs nothing until it is read.
+The safetensors package copies each tensor into memory; a view costs nothing until it is read. A mapped file must not
+be written in place: a process that reads beyond its new end is killed.
 Format: 8 bytes of header length, a JSON header, then the data.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -12,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files.io import regular
+from tinyprompt.files.io import read, regular
 from tinyprompt.tree import Flat
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16}
@@ -54,34 +56,59 @@ def map_tensors(path: Path) -> Flat:
         with safe_open(regular(path), "numpy"):  # checks that the header is sound and its tensors fill the file
             pass
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: {_what_is_wrong(path)}; download it again ({error})") from None
-    with open(path, "rb") as file:
+        with open(path, "rb") as file:
+            raise _unsound(path, file.read(2**20), path.stat().st_size, error) from None
+    with open(path, "rb") as file:  # once, so that all tensors are of one file
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    out: Flat = {}
-    for name, entry in header.items():
-        kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if kind not in DTYPES:
-            raise CheckpointError(f"{path}: key {name!r} has dtype {kind}; expected one of {sorted(DTYPES)}")
-        if start == end:
-            raise CheckpointError(f"{path}: key {name!r} is empty (shape {list(shape)})")
-        out[name] = np.memmap(path, DTYPES[kind], "r", 8 + length + start, shape)
+        header.pop("__metadata__", None)
+        out: Flat = {}
+        for name, entry in header.items():
+            shape, start = entry["shape"], 8 + length + entry["data_offsets"][0]
+            with _of_key(path, name, entry["dtype"], shape) as dtype:
+                out[name] = np.memmap(file, dtype, "r", start, tuple(shape))
     return out
 
 
-def _what_is_wrong(path: Path) -> str:
-    """Name the first key that a truncated safetensors file does not contain."""
-    size = path.stat().st_size
+def read_tensors(path: Path, content: bytes | None = None) -> tuple[Flat, dict[str, str]]:
+    """Return the tensors of a safetensors file as arrays in memory, and its metadata.
+
+    content: the bytes of the file, if they are known. Raises CheckpointError as `map_tensors` does.
+    """
+    content = read(path) if content is None else content
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            ends = {
-                name: entry["data_offsets"][1]
-                for name, entry in json.loads(file.read(length)).items()
-                if name != "__metadata__"
-            }
+        tensors = deserialize(content)
+    except SafetensorError as error:
+        raise _unsound(path, content, len(content), error) from None
+    out: Flat = {}
+    for name, entry in tensors:
+        with _of_key(path, name, entry["dtype"], entry["shape"]) as dtype:
+            out[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return out, header.get("__metadata__") or {}
+
+
+@contextlib.contextmanager
+def _of_key(path: Path, name: str, kind: str, shape: list[int]) -> Iterator[Any]:
+    """Yield the dtype of a tensor. Raises CheckpointError that names the key if NumPy cannot hold the tensor."""
+    if kind not in DTYPES:
+        raise CheckpointError(f"{path}: key {name!r} has dtype {kind}; expected one of {sorted(DTYPES)}")
+    if 0 in shape:
+        raise CheckpointError(f"{path}: key {name!r} is empty (shape {shape})")
+    try:
+        yield DTYPES[kind]
+    except ValueError as error:
+        told = f"has {len(shape)} dimensions and cannot be read ({error})"
+        raise CheckpointError(f"{path}: key {name!r} {told}") from None
+
+
+def _unsound(path: Path, start: bytes, size: int, error: Exception) -> CheckpointError:
+    """Build the error of an unsound file. It names the first key that the file does not contain as a whole."""
+    length = int.from_bytes(start[:8], "little")
+    reason = f"not a safetensors file, or its header is damaged ({size} bytes)"
+    with contextlib.suppress(Exception):  # the header itself is broken: nothing better can be said
+        header = json.loads(start[8 : 8 + length])
+        ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
         name = next(name for name, end in sorted(ends.items(), key=lambda e: e[1]) if 8 + length + end > size)
-        return f"cut short: key {name!r} ends at byte {8 + length + ends[name]}, the file has {size}"
-    except Exception:  # the header itself is broken: nothing better can be said
-        return f"not a safetensors file, or its header is damaged ({size} bytes)"
+        reason = f"cut short: key {name!r} ends at byte {8 + length + ends[name]}, the file has {size}"
+    return CheckpointError(f"{path}: {reason}; download it again ({error})")

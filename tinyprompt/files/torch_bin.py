@@ -10,11 +10,13 @@ Before: five pickles (a magic number, the protocol, the machine, the state dict,
 each storage as a count in 8 bytes and its numbers. torch/serialization.py; pickle's opcodes: pickletools.
 """
 
+import contextlib
 import io
 import math
 import mmap
 import pickletools
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,7 +24,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files.io import regular
+from tinyprompt.files.io import read, regular
 from tinyprompt.tree import Flat, freeze
 
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the number that opens the layout before torch 1.6
@@ -77,17 +79,40 @@ def map_pickle(path: Path) -> Flat:
 
     Raises CheckpointError for a file that is cut short, no state dict, or asks for anything but tensors.
     """
+    with _errors(path), open(regular(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _tensors(file, data, lambda dtype, start, shape: np.memmap(file, dtype, "r", start, shape))
+
+
+def read_pickle(path: Path) -> Flat:
+    """Return every tensor of a torch state dict as an array in memory. Raises CheckpointError as `map_pickle` does."""
+    content = read(path)
+
+    def view(dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        return np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+
+    with _errors(path):
+        return _tensors(io.BytesIO(content), content, view)
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Raise CheckpointError that names the file in place of other errors."""
     try:
-        with open(regular(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            tensors, starts = _zipped(file, data) if data[:4] == b"PK\3\4" else _legacy(data)
-        return {name: _map(path, tensor, starts[tensor.storage.key]) for name, tensor in tensors.items()}
+        yield
     except CheckpointError:
         raise
     except (ValueError, OverflowError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _zipped(file: IO[bytes], data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, int]]:
+def _tensors(file: IO[bytes], data: mmap.mmap | bytes, view: Callable[..., np.ndarray]) -> Flat:
+    """Return the tensors of a file, given its bytes. `view(dtype, start, shape)` is an array that starts at a byte."""
+    reader: Any = data if isinstance(data, mmap.mmap) else file  # neither allocates what a pickle only claims to hold
+    tensors, starts = _zipped(file, data) if data[:4] == b"PK\3\4" else _legacy(reader, data)
+    return {name: _array(view, tensor, starts[tensor.storage.key]) for name, tensor in tensors.items()}
+
+
+def _zipped(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Return the tensors of a zip archive, and the byte where each storage starts."""
     try:
         members = {member.filename: member for member in zipfile.ZipFile(file).infolist()}
@@ -129,19 +154,19 @@ def _zipped(file: IO[bytes], data: mmap.mmap) -> tuple[dict[str, Tensor], dict[s
     return tensors, starts
 
 
-def _legacy(data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, int]]:
+def _legacy(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Return the tensors of the layout before torch 1.6, and the byte where each storage starts."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("not a file that torch.save wrote; download it again")
-    data.seek(len(MAGIC))
-    _, machine, found, keys = (_unpickle(data) for _ in range(4))
+    file.seek(len(MAGIC))
+    _, machine, found, keys = (_unpickle(file) for _ in range(4))
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian; expected little-endian: save it again on such a machine")
     tensors = _state_dict(found)
     owners = {tensor.storage.key: (name, tensor.storage) for name, tensor in tensors.items()}
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(owners):
         raise ValueError("its list of storages is not that of its tensors; download it again")
-    at, starts = data.tell(), {}
+    at, starts = file.tell(), {}
     for key in keys:
         name, storage = owners[key]
         count, starts[key] = int.from_bytes(data[at : at + 8], "little"), at + 8
@@ -178,15 +203,15 @@ def _state_dict(found: Any) -> dict[str, Tensor]:
     return found
 
 
-def _map(path: Path, tensor: Tensor, start: int) -> np.ndarray:
+def _array(view: Callable[..., np.ndarray], tensor: Tensor, start: int) -> np.ndarray:
     """Return a tensor as an array, given the first byte of its storage."""
     (dtype, _, count), offset, shape, stride = tensor
     size = np.dtype(dtype).itemsize
     stride = tuple(step if n > 1 else 0 for n, step in zip(shape, stride, strict=True))
     dense = tuple(math.prod(shape[i + 1 :]) if n > 1 else 0 for i, n in enumerate(shape))
     if stride == dense:
-        return np.memmap(path, dtype, "r", start + offset * size, shape)
-    storage = np.memmap(path, dtype, "r", start, (count,))
+        return view(dtype, start + offset * size, shape)
+    storage = view(dtype, start, (count,))
     copy = np.lib.stride_tricks.as_strided(storage[offset:], shape, [step * size for step in stride]).copy()
     return freeze(copy)
 
