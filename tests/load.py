@@ -136,7 +136,7 @@ def ask(port: int, body: bytes, kept: dict | None = None) -> tuple[int, Any]:
     """Post a body; status and answers. kept: holds a connection that is used again. Status 0: no reply."""
     connection = (kept or {}).get("connection") or http.client.HTTPConnection("127.0.0.1", port, timeout=90)
     try:
-        connection.request("POST", "/predict", body)
+        connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
         reply = connection.getresponse()
         status, found = reply.status, json.loads(reply.read())
         if kept is not None:

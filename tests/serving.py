@@ -18,6 +18,7 @@ from tinyprompt.model import PROMPT
 from tinyprompt.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+JSON = {"Content-Type": "application/json"}
 
 
 def small_model(folder):
@@ -43,11 +44,13 @@ def body_of(*pairs):
 
 
 @contextlib.contextmanager
-def started(model, folder, options):
-    """A server in a process: it, and its port."""
+def started(model, folder, options, open_files=None):
+    """A server in a process: it, and its port. open_files: that it may open."""
     command = [sys.executable, "-m", "tinyprompt", "serve", str(folder), "--model", str(model), "--device", "numpy"]
     words = [f"--{name}={value}" for name, value in options.items()]
-    server = subprocess.Popen([*command, "--port", "0", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    shell = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh"] if open_files else []
+    words = [*shell, *command, "--port", "0", *words]
+    server = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         port = None
         while port is None:
@@ -64,6 +67,6 @@ def started(model, folder, options):
 def post(port, body, timeout=10):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     with contextlib.closing(connection):
-        connection.request("POST", "/predict", json.dumps(body))
+        connection.request("POST", "/predict", json.dumps(body), JSON)
         reply = connection.getresponse()
         return reply.status, json.loads(reply.read())

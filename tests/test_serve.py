@@ -15,10 +15,12 @@ from concurrent.futures import wait as wait_for
 from dataclasses import fields
 
 import files
+import hostile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
+from serving import JSON as AS_JSON
 from serving import ROOT, a_prompt, body_of, post, small_model, started, three_prompts
 from tuning import prompt_of
 
@@ -197,7 +199,7 @@ def folder(model, tmp_path_factory):
 @contextlib.contextmanager
 def serving(model, folder, limits=QUICK, told=None):
     service = Service(model, Prompts(folder, model), limits, "numpy", (told if told is not None else []).append)
-    with TestClient(service.app()) as client:
+    with TestClient(service.app(), headers=AS_JSON) as client:
         client.service = service
         yield client
 
@@ -214,7 +216,7 @@ def near(found, wanted):
         assert one["probabilities"] == pytest.approx(like.probabilities, abs=1e-5)
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(str.strip)
 
 
 @given(data=st.data())
@@ -228,7 +230,7 @@ def test_an_answer_over_http_is_that_of_python(client, model, data):
 
 
 def test_odd_texts_are_texts(client):
-    for text in ("", "\0", " \n", "\u202e", "e\u0301\U0001f35c" * 10, "</script>", "%s{0}"):
+    for text in ("\0", "\u202e", "e\u0301\U0001f35c" * 10, "</script>", "%s{0}"):
         assert client.post("/predict", json=body_of(("topic", text))).status_code == 200
     same = client.post("/predict", json=body_of(("topic", "soup"), ("topic", "soup"))).json()["answers"]
     assert same[0] == same[1]
@@ -253,7 +255,7 @@ REFUSED = {
     "an input that is a number": (b'{"rows": [{"task": "topic", "input": 1}]}', 422, "'input': expected a text"),
     "a task that is null": (b'{"rows": [{"task": null, "input": ""}]}', 422, "'task': expected a text, found None"),
     "an unknown task": (
-        json.dumps(body_of(("topic", ""), ("x", ""))).encode(),
+        json.dumps(body_of(("topic", "soup"), ("x", ""))).encode(),
         404,
         "row 2: no task 'x'; the tasks are",
     ),
@@ -261,6 +263,14 @@ REFUSED = {
     "half a character": (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422, "half of a character"),
     "a long row": (json.dumps(body_of(("topic", "x" * 101))).encode(), 422, "has 101 characters; at most 100"),
     "a long task": (json.dumps(body_of(("t" * 9999, ""))).encode(), 404, "row 1: no task"),
+    "NaN": (b'{"rows": [NaN]}', 400, "NaN is not JSON"),
+    "infinity": (b'{"rows": -Infinity}', 400, "-Infinity is not JSON"),
+    "many keys": (json.dumps(dict.fromkeys(map(str, range(1000)), 1)).encode(), 422, "'rows', found the keys '0', '1'"),
+    "long keys": (json.dumps({"k" * 3000 + str(i): 1 for i in range(5)}).encode(), 422, "found the keys 'kkk"),
+    "a deep task": (b'{"rows": [{"task": ' + b"[" * 400 + b"]" * 400 + b', "input": "a"}]}', 422, "expected a text"),
+    "half a character in a key": (b'{"\\ud800": 1}', 422, r"the keys '\ud800'"),
+    "an empty text": (json.dumps(body_of(("topic", "soup"), ("topic", ""))).encode(), 422, "row 2: 'input' is empty"),
+    "white space": (json.dumps(body_of(("topic", " \n\u3000"))).encode(), 422, "row 1: 'input' is empty"),
     "a large body": (b" " * 20_001, 413, "more than 20,000 bytes"),
 }
 
@@ -272,7 +282,7 @@ def test_what_is_refused_and_why(client, case):
     assert reply.status_code == status
     assert reply.json().keys() == {"error"}
     assert told in reply.json()["error"]
-    assert len(reply.json()["error"]) < 300
+    assert len(reply.json()["error"]) < 410
 
 
 JSON = st.recursive(
@@ -304,8 +314,97 @@ def test_the_name_of_a_file_may_be_no_text(model, folder, tmp_path):
     with serving(model, at) as client:
         (name,) = {one["task"] for one in client.get("/tasks").json()["tasks"]} - {"topic", "sentiment", "free"}
         assert client.post("/predict", content=json.dumps(body_of((name, "soup")))).status_code == 200
-        assert client.post("/predict", json=body_of(("none", "soup"))).json()["error"].endswith("topic, x\\udcff")
+        assert (
+            client.post("/predict", json=body_of(("none", "soup")))
+            .json()["error"]
+            .endswith(r"'topic', 'x\udcff'; /tasks has them all")
+        )
         assert 'task="x\\\\udcff"' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"Content-Encoding": "gzip"}, "Content-Encoding: expected none, found 'gzip'"),
+        ({"Content-Encoding": "br, gzip"}, "'br, gzip'"),
+        ({"Content-Type": "text/plain;charset=UTF-8"}, "Content-Type: expected application/json, found 'text/plain"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "expected application/json"),
+        ({"Content-Type": "x" * 5000}, "expected application/json"),
+        ({"Content-Type": ""}, "expected application/json, found ''"),
+    ],
+)
+def test_a_body_that_is_not_plain_json_by_its_headers(client, headers, told):
+    reply = client.post("/predict", json=body_of(("topic", "soup")), headers=headers)
+    assert reply.status_code == 415
+    assert told in reply.json()["error"]
+    assert len(reply.json()["error"]) < 410
+    for kind in ("application/json; charset=utf-8", "Application/JSON"):
+        right = {"Content-Type": kind, "Content-Encoding": "identity"}
+        assert client.post("/predict", json=body_of(("topic", "soup")), headers=right).status_code == 200
+
+
+LOCAL_ONLY = app.hosts_of("127.0.0.1", ["https://proxy.example:8443"])
+SITES = {
+    "a name of this machine": ({"Host": "localhost:8000"}, 200),
+    "in capitals": ({"Host": "LocalHost"}, 200),
+    "its address": ({"Host": "127.0.0.1:1"}, 200),
+    "its address in IPv6": ({"Host": "[::1]:8000"}, 200),
+    "its own page": (
+        {"Host": "localhost:8000", "Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-origin"},
+        200,
+    ),
+    "an address that was typed": ({"Host": "localhost", "Sec-Fetch-Site": "none"}, 200),
+    "a proxy": ({"Host": "proxy.example", "Origin": "https://proxy.example:8443"}, 200),
+    "a proxy under our name": ({"Host": "localhost", "Origin": "https://proxy.example:8443"}, 200),
+    "a site that is allowed": (
+        {"Host": "localhost", "Origin": "https://proxy.example:8443", "Sec-Fetch-Site": "cross-site"},
+        200,
+    ),
+    "rebinding": ({"Host": "evil.example:8000"}, 403),
+    "rebinding, by its own page": ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+    "a name that begins as ours": ({"Host": "localhost.evil.example"}, 403),
+    "a name that ends as ours": ({"Host": "evil.localhost"}, 403),
+    "two ports": ({"Host": "localhost:1:2"}, 403),
+    "no name": ({"Host": ""}, 403),
+    "a long name": ({"Host": "x" * 9000}, 403),
+    "another site": ({"Host": "localhost", "Origin": "https://evil.example"}, 403),
+    "another port": ({"Host": "localhost:8000", "Origin": "http://localhost:3000"}, 403),
+    "a file": ({"Host": "localhost", "Origin": "null"}, 403),
+    "a site without a name": ({"Host": "localhost", "Sec-Fetch-Site": "cross-site"}, 403),
+}
+
+
+@pytest.mark.parametrize("case", SITES)
+@pytest.mark.parametrize("path", ["/tasks", "/predict", "/metrics"])
+def test_only_this_machine_and_sites_that_are_allowed_may_ask(client, case, path):
+    headers, status = SITES[case]
+    guarded = TestClient(client.service.app(LOCAL_ONLY, ["https://proxy.example:8443"]), headers=AS_JSON | headers)
+    reply = guarded.post(path, json=body_of(("topic", "soup"))) if path == "/predict" else guarded.get(path)
+    assert reply.status_code == status
+    assert status == 200 or 0 < len(reply.json()["error"]) < 410
+    assert reply.headers.get("access-control-allow-origin") in (None, "https://proxy.example:8443")
+
+
+def test_other_sites_may_ask_only_by_an_option(client):
+    asks = {
+        "Origin": "https://site.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+        "Host": "localhost",
+    }
+    for origins, status in (((), 403), (["https://other.example"], 400), (["https://site.example"], 200)):
+        hosts = app.hosts_of("::1", origins)
+        reply = TestClient(client.service.app(hosts, origins)).options("/predict", headers=asks)
+        assert reply.status_code == status
+        assert (reply.headers.get("access-control-allow-origin") == "https://site.example") == (status == 200)
+    assert app.hosts_of("0.0.0.0", []) == app.hosts_of("192.168.1.2", ["https://a.example"]) == []
+    assert "127.0.0.2" in app.hosts_of("127.0.0.2", [])
+
+
+def test_no_answer_is_a_redirect(client):
+    for path in ("/predict/", "/tasks/", "/docs/"):
+        for reply in (client.get(path, follow_redirects=False), client.post(path, json={}, follow_redirects=False)):
+            assert reply.status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/predict", "/none", "/../etc/passwd", "/page.html"])
@@ -315,15 +414,11 @@ def test_pages_that_are_not_there(client, path):
     assert "see /docs" in reply.json()["error"]
 
 
-def test_a_body_in_parts_is_bounded_too(client):
-    sent = []
-
-    def parts():
-        for _ in range(1000):
-            sent.append(1)
-            yield b" " * 1000
-
-    assert client.post("/predict", content=parts()).status_code == 413
+@pytest.mark.parametrize("path", ["/predict", "/health", "/none"])
+def test_a_body_without_a_length_is_not_read(client, path):
+    reply = client.post(path, content=iter([b" "] * 1000))
+    assert reply.status_code == 411
+    assert "Content-Length" in reply.json()["error"]
 
 
 def test_a_full_queue_and_a_late_answer_are_told(model, folder):
@@ -359,7 +454,7 @@ def test_what_the_model_raises_is_one_sentence(model, folder):
         assert (reply.status_code, reply.json()) == (500, {"error": "not finite"})
         with pytest.raises(KeyError):
             client.post("/predict", json=body_of(("topic", "unknown")))  # goes to the log
-        quiet = TestClient(client.app, raise_server_exceptions=False)
+        quiet = TestClient(client.app, raise_server_exceptions=False, headers=AS_JSON)
         reply = quiet.post("/predict", json=body_of(("topic", "unknown")))
         assert (reply.status_code, reply.json()) == (500, {"error": "the server has a fault; its log says more"})
 
@@ -489,6 +584,39 @@ def test_a_fault_while_prompts_are_read_is_told_and_forgotten(model, folder, tmp
             assert time.monotonic() < deadline
 
 
+def test_an_odd_entry_is_told_once_and_stops_no_other(model, folder, tmp_path):
+    at, told = shutil.copytree(folder, tmp_path / "p"), []
+    os.mkfifo(at / "pipe.safetensors")
+    (at / "folder.safetensors").mkdir()
+    with serving(model, at, told=told) as client:
+        (at / "later.npy").symlink_to("nowhere")
+        shutil.copy(at / "topic.safetensors", at / "new.safetensors")
+        deadline = time.monotonic() + 5
+        while "new: ready" not in told or "later.npy" not in "\n".join(told):
+            assert time.monotonic() < deadline
+        time.sleep(5 * QUICK.reload_every)
+        for name in ("pipe.safetensors", "folder.safetensors", "later.npy"):
+            assert sum(f"warning: {at / name}" in line for line in told) == 1
+        assert client.get("/tasks").json()["errors"].keys() == {"pipe.safetensors", "folder.safetensors", "later.npy"}
+
+
+def test_a_deleted_prompt_leaves_no_counter(model, folder, tmp_path):
+    at, told = shutil.copytree(folder, tmp_path / "p"), []
+    with serving(model, at, told=told) as client:
+        client.post("/predict", json=body_of(("topic", "soup"), ("free", "soup")))
+        assert 'tinyprompt_rows_total{task="topic"} 1.0' in client.get("/metrics").text
+        (at / "topic.safetensors").unlink()
+        deadline = time.monotonic() + 5
+        while "topic: removed" not in told:
+            assert time.monotonic() < deadline
+        found = client.get("/metrics").text
+        assert 'task="topic"' not in found
+        assert 'tinyprompt_rows_total{task="free"} 1.0' in found
+        client.service.metrics.answered(["topic"], client.service.tasks)  # was under way
+        assert 'task="topic"' not in client.get("/metrics").text
+        assert client.service.metrics.totals()["rows"] == 3
+
+
 def test_a_prompt_that_cannot_answer_is_not_used(model, folder, tmp_path):
     at = shutil.copytree(folder, tmp_path / "p")
     settings = Settings(method="lora", rank=2)
@@ -522,7 +650,7 @@ def raw(port, *parts, wait=0.0, timeout=8):
         return said
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %s\r\n\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %s\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -544,7 +672,7 @@ def tight(folder, tmp_path_factory):
         ([], 0, b""),  # nothing at all
         ([b"\x16\x03\x01\x02\x00\x01"], 0, b"400"),  # TLS
         ([b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n"], 0, b"400"),
-        ([b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 50_000], 0, b"400"),
+        ([b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 50_000], 0, b"400"),
     ],
 )
 def test_odd_clients_get_a_word_or_are_cut_off(tight, parts, wait, status):
@@ -556,6 +684,78 @@ def test_odd_clients_get_a_word_or_are_cut_off(tight, parts, wait, status):
     assert post(tight, body_of(("topic", "soup")))[0] == 200
 
 
+def test_a_client_that_ends_its_side_is_answered(tight):
+    body = json.dumps(body_of(("topic", "soup"))).encode()
+    request = HEAD % str(len(body)).encode() + body
+    for asked in (1, 3):
+        with socket.create_connection(("127.0.0.1", tight), timeout=4) as sock:
+            sock.sendall(request * asked)
+            sock.shutdown(socket.SHUT_WR)
+            said = b"".join(iter(lambda: sock.recv(4096), b""))
+        assert said.count(b"HTTP/1.1 200 OK") == asked
+    with socket.create_connection(("127.0.0.1", tight), timeout=4) as sock:
+        sock.sendall(request[:-1])
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(4096) == b""
+
+
+def test_silent_connections_are_cut_off_soon(tight):
+    found = hostile.silent(tight, 20)
+    assert found["answered after"] < 3  # the keep-alive time is a second
+    assert found["refused at once"] == 20 - TIGHT["max-connections"]
+
+
+def test_one_byte_chunks_hold_nobody_up(tight):
+    found = hostile.chunks(tight, 100_000)
+    assert found["status"] == 411
+    assert found["slowest other"] < 0.9  # batches wait 0.3 s here
+
+
+def test_a_page_that_rebinds_its_name_reads_nothing(tight):
+    found = hostile.rebinding(tight)
+    assert found["answers"] == 0
+    assert found["statuses"] == {403}
+    assert found["own page"] == 200
+
+
+def test_bad_requests_leave_no_line(folder, tmp_path):
+    at = files.write(tmp_path / "t5", files.SMALL, files.weights())
+    with started(at, folder, TIGHT) as (server, port):
+        for _ in range(20):
+            assert b" 400 " in raw(port, b"no HTTP\r\n\r\n")
+            raw(port, b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            post(port, {})
+        server.terminate()
+        server.wait(10)
+        assert server.stderr.read().splitlines()[1:] == []
+
+
+def test_the_limit_on_open_files_is_checked(monkeypatch, folder, tmp_path, capsys):
+    resource, raised = pytest.importorskip("resource"), []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    for soft, hard, times in ((4096, 4096, 0), (resource.RLIM_INFINITY, -1, 0), (256, 4096, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, found=(soft, hard): found)
+        app.check_open_files(Limits())
+        assert len(raised) == times
+    assert 2 * Limits().max_connections < raised[0][0] < 1024  # the usual limit is enough
+    at = files.write(tmp_path / "t5", files.SMALL, files.weights())
+    monkeypatch.undo()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    words = [str(folder), "--model", str(at), "--device", "numpy", f"--max-connections={max(limit, 2**20)}"]
+    assert main(["serve", *words]) == 2
+    assert "ulimit -n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["example.org", "https://", "*", "https://*.example.org", "https://a.example/path", "null"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(folder, url, capsys):
+    assert main(["serve", str(folder), "--origin", url]) == 2
+    assert (
+        f"--origin: expected a scheme and a host, such as https://example.org, found {url!r}" in capsys.readouterr().err
+    )
+
+
 def test_a_client_that_does_not_read_is_cut_off(tight):
     asked = 4000
     with socket.socket() as sock:
@@ -563,7 +763,7 @@ def test_a_client_that_does_not_read_is_cut_off(tight):
         sock.settimeout(4)
         sock.connect(("127.0.0.1", tight))
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * asked)
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
             time.sleep(2.5)
         said = b""
         with contextlib.suppress(ConnectionResetError):
@@ -642,7 +842,7 @@ GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 def test_the_guide_asks_as_one_can(tight, capsys):
     guide = GUIDE.replace("127.0.0.1:8000", f"127.0.0.1:{tight}")
-    (body,) = re.findall(r"curl \S+/predict --data '(.*)'", guide)
+    (body,) = re.findall(r"curl \S+/predict -H '\S+ \S+' --data '(.*)'", guide)
     status, found = post(tight, json.loads(body))
     assert (status, len(found["answers"])) == (200, 1)
     (snippet,) = re.findall(r"```py\n(.*?)```", guide, re.S)

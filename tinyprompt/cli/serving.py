@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import re
 from typing import Any
 
 from tinyprompt.cli.report import DEVICE, Output, argument, command, given, say
@@ -22,6 +23,13 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client")
     model_argument(),
     argument("--host", metavar="HOST", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of them"),
     argument("--port", type=int, metavar="N", default=8000, help="port to listen at; 0 is any that is free"),
+    argument(
+        "--origin",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a site whose pages may ask, such as https://example.org, also if it is a proxy; may be repeated",
+    ),
     DEVICE,
     options("limits", "batches", of=Limits),
 )
@@ -36,6 +44,8 @@ def serve(args: argparse.Namespace) -> Output:
     from tinyprompt.serve import app
 
     limits = Limits(**given(args, Limits))
+    origins = [check_origin(one) for one in args.origin]
+    app.check_open_files(limits)
     model = models.load(args.model)
     prompts = Prompts(args.folder, model)
     if not prompts:
@@ -46,6 +56,13 @@ def serve(args: argparse.Namespace) -> Output:
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(describe_device(args.device))
         say(f"{len(service.tasks)} tasks at {url} (page), {url}/docs (API); Ctrl-C ends")
-        app.run(service, sock)
+        app.run(service, sock, origins)
     found: dict[str, Any] = service.metrics.totals()
     return Output(found, f"answered {found['rows']:,} rows of {found['requests']:,} requests")
+
+
+def check_origin(url: str) -> str:
+    """Return an origin as browsers write it. Raises ValueError."""
+    if not re.fullmatch(r"https?://[^/\s?#@*]+/?", url):
+        raise ValueError(f"--origin: expected a scheme and a host, such as https://example.org, found {url!r}")
+    return url.rstrip("/").lower()

@@ -2,24 +2,30 @@
 
 import asyncio
 import contextlib
+import ipaddress
+import itertools
 import json
 import math
+import re
+import reprlib
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, h11
 
 from tinyprompt.data import check_text
 from tinyprompt.errors import CheckpointError, DataError, DeviceError
@@ -33,8 +39,15 @@ from tinyprompt.settings import Settings
 
 HERE = Path(__file__).parent
 SHOWN = 60  # characters of what a client sent that an error repeats
-LISTED = 20  # tasks that an error lists
-KEEP_ALIVE = 5.0  # seconds that a connection is kept without a request, if a request may take as long
+LISTED = 5  # tasks or keys that an error lists
+LONGEST = 400  # characters of an error
+KEEP_ALIVE = 5.0  # seconds until the head of a request must have arrived, if a request may take as long
+LINGER = 1.0  # seconds in which a client that was turned away can read why
+BACKLOG = 128  # connections that are accepted before any of them is looked at
+OWN_FILES = 64  # that the process opens beside connections
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = SHOWN
 # Pages load nothing from elsewhere, and what is in them cannot either.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -72,8 +85,13 @@ class Service:
         for error in self.problems.values():
             tell(f"warning: {error}")
 
-    def app(self) -> Starlette:
-        """Build the ASGI application."""
+    def app(self, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> Starlette:
+        """Build the ASGI application.
+
+        Args:
+            hosts: The names of the server that a request may ask for. Empty: any name.
+            origins: Other sites whose pages may ask, such as "https://example.org".
+        """
         routes = [
             Route("/", static("page.html", "text/html")),
             Route("/docs", static("docs.html", "text/html")),
@@ -83,12 +101,19 @@ class Service:
             Route("/metrics", self.show_metrics),
             Route("/openapi.json", static("openapi.json", "application/json")),
         ]
-        return Starlette(
+        middleware = [Middleware(Measured, metrics=self.metrics, paths=[route.path for route in routes])]
+        if origins:
+            cors: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["Content-Type"]}
+            middleware.append(Middleware(CORSMiddleware, allow_origins=origins, **cors))
+        middleware.append(Middleware(Guard, hosts=hosts, origins=origins, most=self.limits.max_bytes))
+        app = Starlette(
             routes=routes,
-            middleware=[Middleware(Measured, metrics=self.metrics, paths=[route.path for route in routes])],
+            middleware=middleware,
             exception_handlers={HTTPException: refuse, ClientDisconnect: gone, Exception: broken},
             lifespan=self.lifespan,
         )
+        app.router.redirect_slashes = False  # a redirect would lead to whatever host the client names
+        return app
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -104,10 +129,7 @@ class Service:
         """Check the folder of prompts periodically while the server runs."""
         while True:
             await asyncio.sleep(self.limits.reload_every)
-            try:
-                await asyncio.to_thread(self.refresh)
-            except Exception as error:  # whatever is wrong with a file, the next look may find it right
-                self.tell(f"warning: {self.prompts.folder}: {type(error).__name__}: {error}")
+            await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:
         """Read changed prompts again, and log new problems."""
@@ -115,8 +137,10 @@ class Service:
         self.errors.pop(folder, None)
         try:
             self.take(self.prompts.refresh())
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             self.errors[folder] = str(error)
+        except Exception as error:  # the next look may find the folder in order
+            self.errors[folder] = f"{folder}: {type(error).__name__}: {error}"
         for name, told in self.problems.items():
             if before.get(name) != told:
                 self.tell(f"warning: {told}; what was read before stays in use")
@@ -135,14 +159,15 @@ class Service:
         for name in changed:
             self.errors.pop(name, None)
             if name not in self.prompts:
+                self.metrics.forget(name)
                 self.tell(f"{name}: removed")
                 continue
             try:
                 self.batcher.submit([(self.prompts[name], "")], urgent=True).result()
                 tasks[name] = self.prompts[name]
                 self.tell(f"{name}: ready")
-            except FAILURES as error:
-                self.errors[name] = f"{self.prompts.folder}: prompt {name!r}: {error}"
+            except Exception as error:  # the other prompts must stay in use
+                self.errors[name] = f"{self.prompts.folder}: prompt {name!r}: {error or type(error).__name__}"
         self.tasks = tasks
 
     def work(self, rows: list[tuple[Prompt, str]]) -> list[Answer]:
@@ -159,8 +184,8 @@ class Service:
         )
         try:
             async with asyncio.timeout(self.limits.timeout):
-                body = await read_body(request, self.limits.max_bytes)
-                names, rows = rows_of(body, self.tasks, self.limits)
+                check_format(request.headers)
+                names, rows = rows_of(await request.body(), self.tasks, self.limits)
                 stage = HTTPException(504, f"no answer within {self.limits.timeout:g} s; try again later", BUSY)
                 answers = await asyncio.wrap_future(self.batcher.submit(rows))
         except TimeoutError:
@@ -170,7 +195,7 @@ class Service:
             raise HTTPException(503, told, BUSY) from None
         except FAILURES as error:
             raise HTTPException(500, " ".join(str(error).split())) from None
-        self.metrics.answered(names)
+        self.metrics.answered(names, self.tasks)
         return Json({"answers": [one._asdict() for one in answers]})
 
     async def list_tasks(self, request: Request) -> Response:
@@ -210,23 +235,66 @@ def about(prompt: Prompt) -> dict[str, Any]:
     return {"label_words": words, "max_input_tokens": Settings.saved(prompt.settings).max_input_tokens}
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """Read the body of a request. Raises HTTPException if it has more than `most` bytes."""
-    told = HTTPException(413, f"the body has more than {most:,} bytes; send fewer rows", CLOSE)
-    if int(request.headers.get("content-length", 0)) > most:
-        raise told
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise told
-    return body
+class Guard:
+    """ASGI middleware that refuses pages of other sites, names of other hosts, and bodies of unknown or excessive size.
+
+    A page of another site cannot read an answer, but it can send requests. It can also read answers if its own host
+    name leads here (DNS rebinding), so the names of the server are checked. Pages of `origins` may do both.
+    """
+
+    def __init__(self, app: Any, hosts: Sequence[str], origins: Sequence[str], most: int):
+        self.app, self.hosts, self.origins, self.most = app, hosts, origins, most
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        refused = self.refused(Headers(scope=scope)) if scope["type"] == "http" else None
+        await (refused or self.app)(scope, receive, send)
+
+    def refused(self, headers: Headers) -> Response | None:
+        """Return the response to a request that is refused for its headers."""
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        advice = "if you trust it, start the server with --origin"
+        if self.hosts and re.sub(r":\d*$", "", host) not in self.hosts:
+            here = ", ".join(self.hosts[:LISTED])
+            return error_of(403, f"the host {shown(host)} is not this server ({here}); {advice} https://HOST", CLOSE)
+        foreign = headers.get("sec-fetch-site") == "cross-site"
+        if origin not in self.origins and (foreign if origin is None else foreign or host_of(origin) != host):
+            return error_of(403, f"the page of another site ({shown(origin)}) may not ask; {advice} ORIGIN", CLOSE)
+        if "transfer-encoding" in headers:
+            return error_of(411, "a body needs a Content-Length; it is not read in chunks", CLOSE)
+        if int(headers.get("content-length", 0)) > self.most:
+            return error_of(413, f"the body has more than {self.most:,} bytes; send fewer rows", CLOSE)
+        return None
+
+
+def host_of(origin: str) -> str:
+    """Return the host of an origin with its port, as a Host header has it."""
+    return origin.partition("://")[2].lower()
+
+
+def hosts_of(host: str, origins: Sequence[str]) -> list[str]:
+    """Return the names of a server at a loopback address. At any other address every name is accepted: empty.
+
+    Example: `hosts_of("127.0.0.1", ["https://example.org"])`.
+    """
+    if not ipaddress.ip_address(host).is_loopback:
+        return []
+    own = f"[{host}]" if ":" in host else host
+    return [*dict.fromkeys([*LOCAL, own, *(re.sub(r":\d*$", "", host_of(origin)) for origin in origins)])]
+
+
+def check_format(headers: Headers) -> None:
+    """Raise HTTPException if a body is not plain JSON by its headers."""
+    kind, coding = (headers.get(name, "").lower() for name in ("content-type", "content-encoding"))
+    if coding not in ("", "identity"):
+        raise HTTPException(415, f"Content-Encoding: expected none, found {shown(coding)}; send the JSON uncompressed")
+    if kind.partition(";")[0].strip() != "application/json":
+        raise HTTPException(415, f"Content-Type: expected application/json, found {shown(kind)}")
 
 
 def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list[str], list[tuple[Prompt, str]]]:
     """Return the tasks and rows of a request. Raises HTTPException that names the row."""
     try:
-        value = json.loads(body, object_pairs_hook=once)
+        value = json.loads(body, object_pairs_hook=once, parse_constant=no_json)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is not valid JSON ({str(error)[:SHOWN]})") from None
     rows = fields(value, "the body", {"rows": list})[0]
@@ -236,8 +304,8 @@ def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list
     for number, row in enumerate(rows, 1):
         name, text = fields(row, f"row {number}", {"task": str, "input": str})
         if name not in tasks:
-            known = ", ".join([*sorted(tasks)[:LISTED], *["..."] * (len(tasks) > LISTED)]) or "none"
-            raise HTTPException(404, f"row {number}: no task {shown(name)}; the tasks are: {ascii(known)[1:-1]}")
+            known = f"the tasks are: {listed(sorted(tasks))}; /tasks has them all" if tasks else "there are no tasks"
+            raise HTTPException(404, f"row {number}: no task {shown(name)}; {known}")
         if len(text) > limits.max_characters:
             told = f"has {len(text):,} characters; at most {limits.max_characters:,} are taken"
             raise HTTPException(422, f"row {number}: 'input' {told}")
@@ -245,6 +313,8 @@ def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list
             check_text(text, f"row {number}: 'input'")
         except DataError as error:
             raise HTTPException(422, str(error)) from None
+        if not text.strip():
+            raise HTTPException(422, f"row {number}: 'input' is empty; expected a text")
         names.append(name)
         found.append((tasks[name], text))
     return names, found
@@ -253,7 +323,7 @@ def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list
 def fields(value: Any, where: str, expected: dict[str, type]) -> list[Any]:
     """Return the values of a JSON object with exactly these keys. Raises HTTPException."""
     if not isinstance(value, dict) or value.keys() != expected.keys():
-        found = f"the keys {', '.join(map(shown, value)) or 'none'}" if isinstance(value, dict) else shown(value)
+        found = f"the keys {listed(value) or 'none'}" if isinstance(value, dict) else shown(value)
         raise HTTPException(422, f"{where}: expected an object with {' and '.join(map(repr, expected))}, found {found}")
     for key, kind in expected.items():
         if not isinstance(value[key], kind):
@@ -270,10 +340,25 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def no_json(name: str) -> None:
+    """Refuse NaN and infinities, which Python would read. Raises ValueError."""
+    raise ValueError(f"{name} is not JSON")
+
+
 def shown(value: Any) -> str:
-    """Quote input of a client in an error: short, and in ASCII."""
-    text = ascii(value)
+    """Quote input of a client in an error: short, of little depth, and in ASCII."""
+    text = SHORT.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def listed(names: Collection[str]) -> str:
+    """Quote the first of some names."""
+    return ", ".join([*map(shown, itertools.islice(names, LISTED)), *["..."] * (len(names) > LISTED)])
+
+
+def error_of(status: int, told: str, headers: Mapping[str, str] | None = None) -> Json:
+    """Build the response to a refused request: one sentence of bounded length."""
+    return Json({"error": told if len(told) <= LONGEST else f"{told[:LONGEST]}..."}, status, headers)
 
 
 async def refuse(request: Request, error: Exception) -> Response:
@@ -281,70 +366,142 @@ async def refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     told = {404: f"no such page: {shown(request.url.path)}; see /docs", 405: "wrong method for this page; see /docs"}
     detail = told.get(error.status_code, "") if error.detail in ("Not Found", "Method Not Allowed") else error.detail
-    return Json({"error": detail}, error.status_code, error.headers)
+    return error_of(error.status_code, detail, error.headers)
 
 
 async def gone(request: Request, error: Exception) -> Response:
     """Build the response to a client that has left."""
-    return Json({"error": "the client closed the connection"}, 400)
+    return error_of(400, "the client closed the connection")
 
 
 async def broken(request: Request, error: Exception) -> Response:
     """Build the response to an internal error. The traceback is logged."""
-    return Json({"error": "the server has a fault; its log says more"}, 500)
+    return error_of(500, "the server has a fault; its log says more")
 
 
 class Connection(H11Protocol):
-    """A connection that is cut off if a request with its answer takes too long, however slowly a client sends or reads.
+    """A connection that is cut off in time, however slowly a client sends or reads.
 
-    One beyond the limit is refused whatever it asks.
+    The head of a request has the keep-alive time, and the request with its answer has twice the timeout. A connection
+    beyond the limit is told so and closed.
     """
 
     limits = Limits()
+    leaving: ClassVar[set[Any]] = set()  # that were turned away, and not closed yet
+    ended = False  # whether the client sends no more
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.max_size = 2**14  # bytes that are read, and parsed, before other connections have their turn
+        self.timer = self.loop.call_later(self.timeout_keep_alive, transport.abort)
         if len(self.connections) > self.limits.max_connections:
             told = f"{self.limits.max_connections} connections are open already; try again later"
-            self.app = Json({"error": told}, 503, BUSY | CLOSE)
-        self.start_timer()
+            self.turn_away(error_of(503, told, BUSY | CLOSE))
+
+    def turn_away(self, response: Response) -> None:
+        """Answer without a request, and close. A client may send a while longer; else it could not read the answer."""
+        for event in (
+            h11.Response(status_code=response.status_code, headers=response.raw_headers),
+            h11.Data(data=bytes(response.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.connections.discard(self)
+        self.timer.cancel()
+        if len(self.leaving) >= self.limits.max_connections:
+            self.transport.close()
+            return
+        self.leaving.add(self)
+        self.transport.write_eof()
+        self.timer = self.loop.call_later(LINGER, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        self.turn_away(error_of(400, "this is not HTTP/1.1; see /docs", CLOSE))
+
+    def data_received(self, data: bytes) -> None:
+        if self in self.leaving:
+            return
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self.start_timer()
+
+    def eof_received(self) -> Any:
+        """Keep the connection if a request has arrived completely: its client waits for the answer."""
+        self.ended = True
+        return self.under_way and not self.cycle.more_body
 
     def on_response_complete(self) -> None:
-        self.timer.cancel()
-        self.start_timer()
         super().on_response_complete()
+        self.start_timer()
+        if self.ended and not self.under_way:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
+        self.leaving.discard(self)
         super().connection_lost(exc)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a request is being read or answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
     def start_timer(self) -> None:
-        """Cut the connection off if a request and its answer take too long."""
-        seconds = self.timeout_keep_alive + 2 * self.limits.timeout
-        self.timer = self.loop.call_later(seconds, self.transport.abort)
+        """Cut the connection off if the next step takes too long."""
+        self.timer.cancel()
+        if self not in self.leaving:
+            seconds = 2 * self.limits.timeout if self.under_way else self.timeout_keep_alive
+            self.timer = self.loop.call_later(seconds, self.transport.abort)
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket. Raises ValueError if there is none."""
     try:
         return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
         )
     except (OSError, OverflowError) as error:
         told = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{host}:{port}: cannot be served at ({told}); name another --host or --port") from None
 
 
-def run(service: Service, sock: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then answer pending requests and return."""
-    protocol = type("Connection", (Connection,), {"limits": service.limits})
+def check_open_files(limits: Limits) -> None:
+    """Let the process open as many files as the limits need. Raises ValueError if it may not.
+
+    A server that cannot accept a connection logs a traceback for each that waits, and answers nobody.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    needed = 2 * (limits.max_connections + BACKLOG) + OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (OSError, ValueError):
+            raise ValueError(
+                f"setting max_connections: {limits.max_connections} need {needed} open files, and `ulimit -n` allows "
+                f"{hard}; expected fewer connections or a higher limit"
+            ) from None
+
+
+def run(service: Service, sock: socket.socket, origins: Sequence[str] = ()) -> None:
+    """Serve until SIGTERM or SIGINT, then answer pending requests and return.
+
+    origins: other sites whose pages may ask; their host names are also accepted as names of the server.
+    """
+    protocol = type("Connection", (Connection,), {"limits": service.limits, "leaving": set()})
     server = uvicorn.Server(
         uvicorn.Config(
-            service.app(),
+            service.app(hosts_of(sock.getsockname()[0], origins), origins),
             http=protocol,
+            loop="asyncio",
             ws="none",
             lifespan="on",
-            log_level="warning",
+            log_level="error",  # warnings are about what clients send, so their number has no bound
+            backlog=BACKLOG,
             access_log=False,
             server_header=False,
             timeout_keep_alive=math.ceil(min(KEEP_ALIVE, service.limits.timeout)),

@@ -1,8 +1,9 @@
 """The counters of a server, for Prometheus."""
 
+import contextlib
 import time
 from collections import Counter as Count
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -31,13 +32,20 @@ class Metrics:
         )
         self.waiting = Gauge("tinyprompt_rows_waiting", "Rows in the queue.", registry=registry)
         self.tasks = Gauge("tinyprompt_tasks", "Prompts in use.", registry=registry)
+        self.total: Count[str] = Count()  # also of prompts that are deleted
         self.errors = Gauge("tinyprompt_prompt_errors", "Files of the folder that cannot be used.", registry=registry)
 
-    def answered(self, tasks: Sequence[str]) -> None:
-        """Count answered rows by task."""
+    def answered(self, tasks: Sequence[str], known: Container[str]) -> None:
+        """Count answered rows by task. A task that is deleted meanwhile counts in the total only."""
+        self.total["rows"] += len(tasks)
         for name, rows in Count(tasks).items():
-            # The name of a file may hold bytes that are no UTF-8.
-            self.rows.labels(name.encode(errors="backslashreplace").decode()).inc(rows)
+            if name in known:
+                self.rows.labels(label(name)).inc(rows)
+
+    def forget(self, task: str) -> None:
+        """Remove the counter of a task."""
+        with contextlib.suppress(KeyError):
+            self.rows.remove(label(task))
 
     def batch(self, rows: int, seconds: float) -> None:
         """Count a batch."""
@@ -46,12 +54,12 @@ class Metrics:
 
     def totals(self) -> dict[str, int]:
         """Return the numbers of requests and of answered rows."""
-        return {name: self._sum(counter) for name, counter in (("requests", self.requests), ("rows", self.rows))}
+        return {name: self.total[name] for name in ("requests", "rows")}
 
-    @staticmethod
-    def _sum(counter: Counter) -> int:
-        samples = (sample for metric in counter.collect() for sample in metric.samples)
-        return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
+
+def label(task: str) -> str:
+    """Return the label of a task: the name of a file may hold bytes that are not UTF-8."""
+    return task.encode(errors="backslashreplace").decode()
 
 
 class Measured:
@@ -68,6 +76,7 @@ class Measured:
 
         async def noted(message: Any) -> None:
             if message["type"] == "http.response.start":
+                self.metrics.total["requests"] += 1
                 self.metrics.requests.labels(path, message["status"]).inc()
                 self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
             await send(message)

@@ -1,0 +1,170 @@
+"""Clients that mean a server harm, and whether others are answered meanwhile.
+
+    python tests/hostile.py silent        # 2,000 connections that send nothing, more than the process may open files
+    python tests/hostile.py chunks        # a body of 1,000,000 chunks of one byte
+    python tests/hostile.py rebinding     # a page whose host name leads to this machine, and other pages of other sites
+
+Each starts a server with a small model, prints figures, and has exit status 0 if all was right.
+"""
+
+import argparse
+import contextlib
+import json
+import socket
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from serving import body_of, post, small_model, started, three_prompts
+
+OPEN_FILES = 1024  # what the server may open, as usual
+SOUP = body_of(("topic", "soup"))
+
+
+def ask(port):
+    """Status and seconds of one request."""
+    start = time.monotonic()
+    try:
+        status = post(port, SOUP, timeout=60)[0]
+    except OSError:
+        status = 0
+    return status, time.monotonic() - start
+
+
+def say(port, text):
+    """The whole reply to some bytes."""
+    said = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        with contextlib.suppress(OSError):
+            sock.sendall(text)
+        with contextlib.suppress(OSError):
+            while part := sock.recv(2**16):
+                said += part
+    return said
+
+
+def lines(request, *headers):
+    """The head of a request."""
+    return "\r\n".join([f"{request} HTTP/1.1", *headers, "", ""]).encode()
+
+
+def status_of(said):
+    return int(said.split(b" ", 2)[1]) if said.startswith(b"HTTP/") else 0
+
+
+def silent(port, count=2000):
+    """Open connections that send nothing. Ask until another client is answered."""
+    with contextlib.ExitStack() as stack:
+        start = time.monotonic()
+        socks = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(count)]
+        opened = time.monotonic()
+        refused = []
+        while (status := ask(port)[0]) != 200:
+            refused.append(status)
+            time.sleep(0.02)
+        answered = time.monotonic()
+        told = 0
+        for sock in socks:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):  # nothing was sent, or the connection was cut off
+                told += sock.recv(16).startswith(b"HTTP/1.1 503")
+    return {
+        "connections": count,
+        "opened in": round(opened - start, 2),
+        "refused at once": told,
+        "answered after": round(answered - opened, 2),
+        "told to come again": len(refused),
+        "lost": refused.count(0),
+    }
+
+
+def chunks(port, count=1_000_000):
+    """Send a body in chunks of one byte. Ask from another client meanwhile."""
+    head = "POST /predict", "Host: localhost", "Content-Type: application/json", "Transfer-Encoding: chunked"
+    others, done, said = [], threading.Event(), []
+    ask(port)
+
+    def attack():
+        start = time.monotonic()
+        said.extend([say(port, lines(*head) + b"1\r\n \r\n" * count + b"0\r\n\r\n"), time.monotonic() - start])
+        done.set()
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    while not done.is_set() or not others:
+        others.append(ask(port))
+    attacker.join()
+    return {
+        "chunks": count,
+        "status": status_of(said[0]),
+        "seconds": round(said[1], 2),
+        "others answered": sum(status == 200 for status, _ in others),
+        "others lost": sum(status != 200 for status, _ in others),
+        "slowest other": round(max(seconds for _, seconds in others), 2),
+    }
+
+
+FOREIGN = [
+    ("Host: evil.example",),
+    ("Host: evil.example:{port}", "Origin: http://evil.example:{port}"),
+    ("Host: localhost:{port}", "Origin: https://evil.example"),
+    ("Host: localhost:{port}", "Origin: null"),
+    ("Host: 127.0.0.1:{port}", "Sec-Fetch-Site: cross-site"),
+]
+
+
+def rebinding(port):
+    """Ask as pages of other sites do, and as the own page does."""
+    body = json.dumps(SOUP)
+    kinds = ("application/json", "text/plain")
+
+    def posted(kind, *who):
+        about = f"Content-Length: {len(body)}", f"Content-Type: {kind}", "Connection: close"
+        return lines("POST /predict", *who, *about) + body.encode()
+
+    foreign = [[line.format(port=port) for line in who] for who in FOREIGN]
+    asked = [lines(f"GET {path}", *who, "Connection: close") for who in foreign for path in ("/tasks", "/metrics", "/")]
+    asked += [posted(kind, *who) for who in foreign for kind in kinds]
+    statuses = [status_of(say(port, text)) for text in asked]
+    own = f"Host: localhost:{port}", f"Origin: http://localhost:{port}", "Sec-Fetch-Site: same-origin"
+    return {
+        "requests": len(asked),
+        "answers": statuses.count(200),
+        "statuses": set(statuses),
+        "own page": status_of(say(port, posted(kinds[0], *own))),
+    }
+
+
+ATTACKS = {"silent": silent, "chunks": chunks, "rebinding": rebinding}
+RIGHT = {
+    "silent": lambda found: found["answered after"] < 10 and not found["lost"],
+    "chunks": lambda found: found["status"] == 411 and found["slowest other"] < 1 and not found["others lost"],
+    "rebinding": lambda found: not found["answers"] and found["own page"] == 200,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("attack", choices=ATTACKS)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        three_prompts(small_model(folder), folder / "prompts")
+        with started(folder / "t5", folder / "prompts", {}, OPEN_FILES) as (server, port):
+            log: list[str] = []
+            reader = threading.Thread(target=lambda: log.extend(server.stderr))
+            reader.start()
+            found = ATTACKS[args.attack](port)
+            server.terminate()
+            server.wait(60)
+            reader.join()
+    found["lines of log"] = len(log)
+    print(f"{args.attack}: " + ", ".join(f"{value} {key}" for key, value in found.items()))
+    return 0 if RIGHT[args.attack](found) and not found["lines of log"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
