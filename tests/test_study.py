@@ -374,7 +374,7 @@ def test_another_model_or_device_is_another_cell(at, tmp_path):
     text = TEXT.replace('["small"]', '["other"]')
     others = [grid.read_study(written(at, tmp_path), "cpu").cells[1], read(at, tmp_path, text).cells[1]]
     assert len({cell.key, *(other.key for other in others)}) == 3
-    with pytest.raises(ValueError, match="has other weights than when the study began"):
+    with pytest.raises(ValueError, match="has other weights or another tokenizer than when the study began"):
         cells.compute(replace(cell, model=at / "other"))
 
 
