@@ -776,7 +776,7 @@ MUTANTS = [
         "serve/app",
         "told if len(told) <= LONGEST",
         "told if told",
-        "test_serve.py::test_what_is_refused_and_why",
+        "test_serve.py::test_what_the_model_raises_is_one_sentence",
     ),
     Mutant(
         "all keys are listed",
@@ -849,10 +849,10 @@ MUTANTS = [
         "test_prompts.py::test_an_adapter_is_read_again_if_a_file_of_it_changes_meanwhile",
     ),
     Mutant(
-        "an odd entry stops the others",
+        "an unforeseen error of an entry is not named",
         "files/prompts",
-        "except Exception as error:  # the other",
-        "except CheckpointError as error:  # the other",
+        'f"{path}: {type(error).__name__}: {error}"',
+        "str(error)",
         "test_prompts.py::test_any_error_of_an_entry_stays_its_own",
     ),
     Mutant(
@@ -867,7 +867,7 @@ MUTANTS = [
         "files/prompts",
         "        time.sleep(pause)\n    return None",
         "        time.sleep(0)\n    return found",
-        "test_prompts.py::test_a_prompt_replaced_in_place_with_its_size_and_time_is_read_again",
+        "test_prompts.py::test_a_prompt_that_was_just_written_is_read_again",
     ),
     Mutant(
         "a late answer is not told",

@@ -778,3 +778,17 @@ def test_a_prompt_replaced_in_place_with_its_size_and_time_is_read_again(tmp_pat
     time.sleep(2 * prompts.TICK)
     found.refresh()
     assert found.refresh() == []
+
+
+def test_a_prompt_that_was_just_written_is_read_again(tmp_path, monkeypatch):
+    model = models.load(write(tmp_path / "t5", SMALL, weights()))
+    (tmp_path / "p").mkdir()
+    now = (("a.npy", 0, 0, 0, time.time_ns() + 10**9),)  # two writes within a tick leave the same state
+    monkeypatch.setattr(prompts, "state", lambda path: now)
+    monkeypatch.setattr(prompts, "TICK", 2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    np.save(tmp_path / "p" / "a.npy", vectors())
+    found = prompts.Prompts(tmp_path / "p", model)
+    np.save(tmp_path / "p" / "a.npy", vectors(seed=1))
+    found.refresh()
+    assert (found["a"].params[PROMPT] == vectors(seed=1)).all()
