@@ -17,7 +17,19 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 CORE = ["errors", "tree", "ops", "config", "t5", "model", "methods", "optim", "settings", "data", "train"]
 ORDER = [
     *CORE,
-    *("version", "tokenizer", "fit", "lowering", "device", "decode", "predict", "ensemble", "display", "resume"),
+    *(
+        "version",
+        "tokenizer",
+        "fit",
+        "lowering",
+        "device",
+        "decode",
+        "predict",
+        "ensemble",
+        "display",
+        "resume",
+        "assess",
+    ),
     *("files", "tasks", "tuning", "classifier", "describe", "check", "study", "bench", "export", "serve", "cli"),
 ]
 APPLICATIONS = {"bench", "study", "export", "serve"}

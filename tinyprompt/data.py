@@ -1,6 +1,7 @@
 """Rows, and batches from rows."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -51,11 +52,32 @@ def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | No
 
     Args:
         task: "classify": targets are labels. "generate": they are text. "auto": they are labels if there are at most
-            50, and each occurs four times on average.
+            50, and each occurs twice on average.
     """
     found = sorted({row.target for row in rows})
-    few = 2 <= len(found) <= min(MAX_LABELS, len(rows) / 4)
+    few = 2 <= len(found) <= min(MAX_LABELS, len(rows) / 2)
     return tuple(found) if task == "classify" or (task == "auto" and few) else None
+
+
+def verbalizer(labels: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
+    """Choose a shorter text for each label of several pieces, which train more slowly.
+
+    It is the first word of the label, in lower case, that no other label has. A label without such a word, or whose
+    word is no shorter, keeps its text and is left out.
+
+    Example:
+        >>> verbalizer(["TECH ISSUE", "Lost or damaged parcel"], model.tokenizer)
+        {'TECH ISSUE': 'tech', 'Lost or damaged parcel': 'lost'}
+    """
+    pieces = {label: len(tokenizer.encode(label)) for label in labels}
+    words = {label: re.findall(r"[^\W_]+", label.lower()) for label in labels}
+    times = Counter(word for label in labels for word in {*words[label], label})
+    chosen = {}
+    for label in labels:
+        word = next((word for word in words[label] if times[word] == 1), label)
+        if len(tokenizer.encode(word)) < pieces[label]:
+            chosen[label] = word
+    return chosen
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -107,9 +129,15 @@ def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -
 
 
 def target_ids(
-    tokenizer: Tokenizer, label_words: Sequence[str] | None, label_head: bool = False
+    tokenizer: Tokenizer,
+    label_words: Sequence[str] | None,
+    label_head: bool = False,
+    verbalizer: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, tuple[int, ...]]:
     """Return the ids of each label word: its tokens and eos, or its number if the output head has a row per label.
+
+    Args:
+        verbalizer: the text to encode for a label word, if it is another.
 
     Raises:
         DataError: Two words have the same ids, or a word is given twice.
@@ -121,7 +149,7 @@ def target_ids(
         if label_words.count(word) > 1:
             raise DataError(f"label word {word!r} is given twice; give each once")
     words = enumerate(label_words)
-    found = {word: (i,) if label_head else tuple(tokenizer.encode(word)) for i, word in words}
+    found = {word: (i,) if label_head else tuple(tokenizer.encode(verbalizer.get(word, word))) for i, word in words}
     by_ids = {ids: word for word, ids in found.items()}
     for word, ids in found.items():
         if by_ids[ids] != word:

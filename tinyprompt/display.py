@@ -1,6 +1,8 @@
 """What a terminal and a notebook show: progress, learning curves and small HTML tables."""
 
 import html
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,9 @@ def in_notebook() -> bool:
 def followed(run: Iterator["Progress"], steps: int) -> Iterator["Progress"]:
     """Show the progress of a run while it is read: a bar, and in a notebook with matplotlib a moving loss curve."""
     curve = _Curve(steps) if in_notebook() else None
+    if not curve and not sys.stderr.isatty():
+        yield from _as_lines(run, steps)
+        return
     with tqdm(total=steps, unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         for progress in run:
             bar.set_postfix_str(str(progress), refresh=False)
@@ -46,6 +51,16 @@ def followed(run: Iterator["Progress"], steps: int) -> Iterator["Progress"]:
             yield progress
     if curve:
         curve.close()
+
+
+def _as_lines(run: Iterator["Progress"], steps: int) -> Iterator["Progress"]:
+    """Print a line for each dev score, where the output is a file or a pipe."""
+    started = time.perf_counter()
+    for progress in run:
+        if progress.dev is not None:
+            seconds = time.perf_counter() - started
+            print(f"step {progress.step} of {steps}: {progress}; {seconds:.0f} s", file=sys.stderr, flush=True)
+        yield progress
 
 
 class _Curve:

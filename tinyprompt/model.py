@@ -94,6 +94,8 @@ class Prompt:
     label_words: tuple[str, ...] | None = None  # None: the answer is free text
     settings: dict[str, Any] = field(default_factory=dict)  # how it was tuned (settings.py)
     train_state: Flat | None = None  # needed to resume training (resume.py)
+    verbalizer: dict[str, str] = field(default_factory=dict)  # label: the text the model learns for it, if another
+    columns: dict[str, Any] = field(default_factory=dict)  # the options of `Reader` with which its rows were read
 
     @property
     def array(self) -> np.ndarray:

@@ -136,7 +136,7 @@ class Bound(NamedTuple):
         """Bind a prompt to a model. Raises CheckpointError if they do not belong together."""
         check_fit(prompt, model)
         settings, label_head = Settings.saved(prompt.settings), methods.has_label_head(model.config, prompt.params)
-        words = target_ids(model.tokenizer, prompt.label_words, label_head)
+        words = target_ids(model.tokenizer, prompt.label_words, label_head, prompt.verbalizer)
         if prompt.params.keys() <= {PROMPT}:
             none = np.zeros((0, model.config.d_model), np.float32)
             return cls(model.params, prompt.params.get(PROMPT, none), words, settings)

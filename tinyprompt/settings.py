@@ -100,6 +100,25 @@ class Settings:
                 raise ValueError(f"setting init_{name}: goes with init {name!r}, found {self.init!r}")
 
     @classmethod
+    def for_rows(cls, rows: int, **given: Any) -> "Settings":
+        """Build Settings that suit a number of training rows. A value in `given` overrides the choice.
+
+        From 2,000 rows on, the choice is the paper's.
+
+        Raises:
+            TypeError, ValueError: A given value is wrong. The message names the setting.
+        """
+        chosen: dict[str, Any] = {}
+        if rows < 2000:
+            batch_size = given.get("batch_size") or (8 if rows < 100 else 16)
+            steps = given.get("steps") or min(400, max(100, 16 * rows // batch_size))
+            chosen = {"steps": steps, "batch_size": batch_size, "schedule": "linear"}
+            chosen["eval_every"] = max(1, steps // 8)
+            if given.get("method", "prompt") == "prompt":
+                chosen |= {"prompt_length": 20, "optimizer": "adam"}
+        return cls.changed(chosen, given)
+
+    @classmethod
     def saved(cls, values: Mapping[str, Any], path: Any = "this prompt") -> "Settings":
         """Build Settings from those of a saved prompt. Missing fields take their defaults. Raises CheckpointError."""
         try:

@@ -4,9 +4,10 @@ The loop is a generator. It reads no files and opens no device: the caller passe
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from autograd import value_and_grad
@@ -48,6 +49,8 @@ class TaskData(NamedTuple):
     label_words: tuple[str, ...] | None  # None: the answers are free text
     score: Callable[[Sequence[str], Sequence[Row]], float]  # of answers to the dev rows; larger is better
     init: Sequence[str] | Prompt = ()  # first prompt: words if there are no label words, or a saved prompt
+    verbalizer: Mapping[str, str] = MappingProxyType({})  # label word: the text the model learns for it, if another
+    columns: Mapping[str, Any] = MappingProxyType({})  # how the rows were read; a prompt remembers it
 
     def check(self) -> None:
         """Raise DataError for no rows, or a target that is not a label word."""
@@ -97,6 +100,7 @@ class Progress(NamedTuple):
     state: TrainState
     prompt: Prompt | None  # the best so far; None between two dev scores
     resumable: TrainState  # `state`, without a dev score that is off the schedule of `eval_every`
+    best: Callable[[], Prompt]  # makes the best prompt so far, at any step
 
     @property
     def step(self) -> int:
@@ -143,8 +147,9 @@ def run(
     optimizer = optimizer_of(settings)
     top = settings.learning_rate or method.learning_rate
     learning_rate = optim.schedule(settings.schedule, top, settings.steps, settings.warmup_steps)
-    template = Prompt({}, model.name, model.fingerprint, task.label_words, asdict(settings))
-    ids = data.target_ids(model.tokenizer, task.label_words, method.label_head)
+    about = model.name, model.fingerprint, task.label_words, asdict(settings)
+    template = Prompt({}, *about, verbalizer=dict(task.verbalizer), columns=dict(task.columns))
+    ids = data.target_ids(model.tokenizer, task.label_words, method.label_head, task.verbalizer)
     batches = data.training_batches(task.train, model.tokenizer, settings, ids)
 
     def scored(state: TrainState) -> TrainState:
@@ -154,7 +159,11 @@ def run(
         state = scored(first_state(model, task, settings))
     for _ in range(state.step):
         next(batches)
-    yield Progress(state, None, state)
+
+    def best() -> Prompt:
+        return replace(template, params=methods.stored(state.best, model.config))
+
+    yield Progress(state, None, state, best)
     for step in range(state.step + 1, settings.steps + 1):
         drop = t5.dropout(settings.dropout, settings.seed, step)
         value, grads = compute(state.trainable, model.params, model.config, next(batches), drop, settings.z_loss)
@@ -171,8 +180,8 @@ def run(
             state = scored(state)
             model.check_files()
             resumable = state if step % settings.eval_every == 0 else resumable
-            prompt = replace(template, params=methods.stored(state.best, model.config))
-        yield Progress(state, prompt, resumable)
+            prompt = best()
+        yield Progress(state, prompt, resumable, best)
         if out_of_patience(state, settings):
             break
 
@@ -185,7 +194,8 @@ def out_of_patience(state: TrainState, settings: Settings) -> bool:
 def first_state(model: Model, task: TaskData, settings: Settings, trainable: Flat | None = None) -> TrainState:
     """Return the state before the first step, with the method's first values unless others are given."""
     if trainable is None:
-        trainable = methods.init_params(model, settings, task.label_words, task.init)
+        words = task.label_words and [task.verbalizer.get(word, word) for word in task.label_words]
+        trainable = methods.init_params(model, settings, words, task.init)
     opt_state = optimizer_of(settings).init(trainable)
     return TrainState(0, trainable, opt_state, np.zeros(0), np.zeros((0, 3)), trainable, 0, task.checksum())
 

@@ -153,11 +153,31 @@ def _prepared(model, train, dev, settings, resume, options) -> tuple[Settings, T
         raise TypeError(f"tune: settings: expected a Settings object, found {settings!r:.60}")
     columns = {name: options[name] for name in COLUMNS if name in options}
     changes = {name: value for name, value in options.items() if name not in columns}
-    settings = Settings.changed(asdict(settings) if settings else (saved.settings if saved else {}), changes)
-    reader = Reader(settings.task, **columns)
+    base = asdict(settings) if settings else saved.settings if saved else None
+    settings = Settings.changed(base or {}, changes)
+    reader = Reader(settings.task, **(saved.columns if saved else {}) | columns)
     rows, dev_rows = split(reader, train, dev, settings)
-    words = saved.label_words if saved and settings.task in data.TASKS else reader.label_words(rows)
-    return settings, task_data(settings, rows, dev_rows, words, start=not saved), saved
+    if base is None:
+        settings = Settings.for_rows(len(rows), **changes)
+    return settings, prepare(model, reader, settings, rows, dev_rows, drawn=dev is None, saved=saved), saved
+
+
+def prepare(
+    model: Model, reader: Reader, settings: Settings, rows: list[Row], dev: list[Row], drawn: bool, saved: Prompt | None
+) -> TaskData:
+    """Join the rows of a run with its label words, their verbalizer and the first values.
+
+    Args:
+        drawn: the dev rows were drawn from the training rows, so they count when targets are told from free text.
+        saved: the prompt whose run continues.
+    """
+    words = reader.label_words([*rows, *dev] if drawn else rows)
+    verbalizer: dict[str, str] = {}
+    if saved:
+        words, verbalizer = saved.label_words if settings.task in data.TASKS else words, saved.verbalizer
+    elif words and settings.task in data.TASKS and not reader.words:
+        verbalizer = data.verbalizer(words, model.tokenizer)
+    return task_data(settings, rows, dev, words, not saved)._replace(verbalizer=verbalizer, columns=reader.columns())
 
 
 def split(reader: Reader, train: Source, dev: Source | None, settings: Settings) -> tuple[list[Row], list[Row]]:
@@ -199,6 +219,11 @@ def run_task(
         yield progress
 
 
+def interrupted(progress: Progress) -> Prompt:
+    """Return the best prompt of a run that stopped at any step, with the state that `resume` needs."""
+    return replace(progress.best(), train_state=resume.pack(progress.resumable))
+
+
 def dev_score(model: Model, prompt: Prompt, task: TaskData, device: str) -> tuple[float, float]:
     """Compute the score of a prompt on the dev rows, and its loss there: per label, or per token of free text."""
     texts, words = [row.input for row in task.dev], task.label_words
@@ -219,7 +244,7 @@ def evaluate(model: Model, prompt: Prompt, rows: Source, device: str | None = No
 
     Args:
         rows: rows of any kind that `tune` takes.
-        columns: `input`, `target` and `words` of `Reader`.
+        columns: `input`, `target` and `words` of `Reader`; those of the tuning run are the defaults.
 
     Raises:
         DataError: A row cannot be used.
@@ -230,7 +255,7 @@ def evaluate(model: Model, prompt: Prompt, rows: Source, device: str | None = No
         accuracy 0.775 on 200 rows
     """
     name = prompt.settings.get("task", "auto")
-    read = Reader(name, **columns).read(rows)
+    read = Reader(name, **prompt.columns | columns).read(rows)
     answers = predict(model, prompt, [row.input for row in read], device)
     return registry.score(name, answers, read, prompt.label_words)
 
@@ -274,8 +299,9 @@ def gradient(model: Model, prompt: Prompt, rows: Source, device: str | None = No
     """
     check_fit(prompt, model)
     settings = Settings.saved(prompt.settings)
-    read = Reader(settings.task, **columns).read(rows)
-    ids = data.target_ids(model.tokenizer, prompt.label_words, methods.has_label_head(model.config, prompt.params))
+    read = Reader(settings.task, **prompt.columns | columns).read(rows)
+    label_head = methods.has_label_head(model.config, prompt.params)
+    ids = data.target_ids(model.tokenizer, prompt.label_words, label_head, prompt.verbalizer)
     batch = data.batch_of(read, model.tokenizer, settings.max_input_tokens, ids)
     value, grads = compile(train.loss_and_grads, device or default_device())(
         prompt.params, model.params, model.config, batch

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tinyprompt import data
+from tinyprompt import assess, data
 from tinyprompt.cli.report import (
     COLUMNS,
     DEVICE,
@@ -27,7 +28,16 @@ from tinyprompt.cli.report import (
 )
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
-from tinyprompt.cli.shared import ROWS, Job, bind, check_ending, check_task, lines_of_standard_input, open_job
+from tinyprompt.cli.shared import (
+    ROWS,
+    Job,
+    bind,
+    check_ending,
+    check_task,
+    lines_of_standard_input,
+    open_job,
+    open_model,
+)
 from tinyprompt.data import Row
 from tinyprompt.device import describe_device
 from tinyprompt.ensemble import ensemble
@@ -36,7 +46,7 @@ from tinyprompt.files import io, models, prompts
 from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import Answer, answer, predict, stream
 from tinyprompt.settings import Settings
-from tinyprompt.tasks import registry
+from tinyprompt.tasks import metrics, registry
 
 ENDINGS = (".tsv", ".csv")  # of --rows
 IN_TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})  # characters that a field of a .tsv cannot hold
@@ -75,12 +85,33 @@ def evaluate(args: argparse.Namespace) -> Output:
     if args.rows:
         write_rows(Path(args.rows), rows, found)
     result = {"task": task, **scores.as_dict(), "device": args.device, "confusion": None}
-    text = str(scores)
+    lines = [str(scores)]
+    if prompt.label_words and task in data.TASKS:
+        targets = [row.target for row in rows]
+        bare = Prompt(
+            label_words=prompt.label_words, verbalizer=prompt.verbalizer, settings=bare_settings(job.settings)
+        )
+        without = predict(job.model, bare, [row.input for row in rows], args.device)
+        shares = {
+            "majority of these rows": assess.majority(rows, rows),
+            "frozen model, no prompt": assess.share(without, rows),
+            "tuned prompt": assess.share(texts, rows),
+        }
+        f1 = {word: metrics.f1(texts, targets, word) for word in prompt.label_words}
+        result |= {"baselines": {name: share._asdict() for name, share in shares.items()}, "f1": f1}
+        result["macro_f1"] = metrics.macro_f1(texts, targets, prompt.label_words)
+        lines += [*assess.table(shares), f"macro F1 {result['macro_f1']:.3f}: "]
+        lines[-1] += ", ".join(f"{word} {x:.3f}" for word, x in f1.items())
     if prompt.label_words and len(prompt.label_words) <= CONFUSION:
         assert scores.confusion is not None
         result["confusion"] = scores.confusion
-        text += "\n" + confusion_text(scores.confusion, scores.labels)
-    return Output(result | {"seconds": round(time.perf_counter() - started, 1)}, text)
+        lines.append(confusion_text(scores.confusion, scores.labels))
+    return Output(result | {"seconds": round(time.perf_counter() - started, 1)}, "\n".join(lines))
+
+
+def bare_settings(settings: Settings) -> dict[str, Any]:
+    """Return the settings of reading, for the frozen model without a prompt."""
+    return {"max_input_tokens": settings.max_input_tokens, "length_penalty": settings.length_penalty}
 
 
 def answers(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> list[Answer]:
@@ -130,6 +161,9 @@ def predict_texts(args: argparse.Namespace) -> Output:
         raise ValueError("--data: goes without texts; give one or the other")
     job, prompt = open_job(args)
     texts = [row.input for row in job.read([args.data], labelled=False)] if args.data else args.text
+    file = next((text for text in texts if Path(text).suffix in (".tsv", ".csv", ".jsonl") and is_file(text)), None)
+    if not args.data and file:
+        raise ValueError(f"{file}: is a file; to answer its rows, use --data {file}")
     texts = texts or lines_of_standard_input()
     if not any(texts):
         raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
@@ -147,6 +181,14 @@ def predict_texts(args: argparse.Namespace) -> Output:
             print("\n".join(visible(text).replace("\n", "\\n") for text in found[-len(part) :]), flush=True)
     pairs = [{"input": text, "prediction": one} for text, one in zip(texts, found, strict=True)]
     return Output({"predictions": pairs})
+
+
+def is_file(text: str) -> bool:
+    """Return whether a text is the name of a file."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def show(pieces: Iterable[str]) -> str:
@@ -211,8 +253,9 @@ def score_ensemble(args: argparse.Namespace) -> Output:
 
     All prompts answer in one pass over the rows. Average, best and majority are the paper's table 3.
     """
-    model = models.load(args.model)
-    opened = [bind(args, path, prompts.load_prompt(path), model) for path in args.prompts]
+    loaded = [prompts.load_prompt(path) for path in args.prompts]
+    model = open_model(args.model, loaded[0])
+    opened = [bind(args, path, prompt, model) for path, prompt in zip(args.prompts, loaded, strict=True)]
     (job, first), found = opened[0], [prompt for _, prompt in opened]
     for path, (own, other) in zip(args.prompts, opened, strict=True):
         if own.settings.task != job.settings.task:

@@ -124,6 +124,10 @@ def discard_output() -> None:
 
 def run(argv: Sequence[str] | None) -> int:
     """Parse the arguments, run the command and print its result."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser().print_help()
+        return 0
     args, rest = parser().parse_known_args(argv)
     end = rest.index("--") if "--" in rest else len(rest)  # what stands behind it is no option
     if "text" in args and not any(word.startswith("-") and " " not in word for word in rest[:end]):

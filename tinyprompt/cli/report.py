@@ -80,15 +80,15 @@ def settings(*groups: str, names: Sequence[str] = (), of: Any = Settings) -> lis
 def model(*flags: str, **options: Any) -> Argument:
     """Build the argument of a model."""
     sizes = ", ".join(hub.BUILT_IN)
-    help = f"a Hugging Face T5 directory, a built-in size ({sizes}), or a pulled model (base)"
+    help = f"a Hugging Face T5 directory, a built-in size ({sizes}), or a pulled model (the prompt's, or base)"
     return argument(*(flags or ("--model",)), metavar="MODEL", help=help, **options)
 
 
 DEVICE = argument("--device", choices=DEVICES, help="where to compute, and how exactly (cpu, with ONNX Runtime)")
-INPUT = argument("--input", metavar="NAME", default="input", help="column of the input text", group="columns")
+INPUT = argument("--input", metavar="NAME", help="column of the input text (input, or the prompt's)", group="columns")
 COLUMNS = [
     INPUT,
-    argument("--target", metavar="NAME", default="target", help="column of the target text", group="columns"),
+    argument("--target", metavar="NAME", help="column of the target text (target, or the prompt's)", group="columns"),
     argument("--words", nargs="+", metavar="TARGET=WORD", help="label words for codes: 0=bad 1=good", group="columns"),
 ]
 PROMPT = argument("prompt", metavar="PROMPT", help="saved prompt of any format")
@@ -122,5 +122,7 @@ def say(text: Any) -> None:
 def chunks(texts: Sequence[str], show: bool = True) -> Iterator[Sequence[str]]:
     """Yield texts in parts, with a progress bar if there are several."""
     starts = range(0, len(texts), CHUNK)
-    for start in tqdm(starts, unit="batch", dynamic_ncols=True, disable=not show or len(starts) < 2):
+    for start in tqdm(
+        starts, unit="batch", dynamic_ncols=True, disable=not show or len(starts) < 2 or not sys.stderr.isatty()
+    ):
         yield texts[start : start + CHUNK]

@@ -1,22 +1,25 @@
 """The work that commands share: rows, columns, label words, prompts and warnings."""
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tinyprompt.cli.report import given, say
 from tinyprompt.data import Row
-from tinyprompt.errors import DataError
+from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Model, Prompt
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import registry
 from tinyprompt.tasks.reading import Reader
+from tinyprompt.train import TaskData
 
 ROWS = "a .tsv, .csv or .jsonl file, or the task's own; for a mixture a,b one file each"
 LARGE = 500  # prompt vectors or rows of a batch from which a warning names the cost
@@ -30,12 +33,14 @@ class Job:
     model: Model
     settings: Settings
     mixture: bool = False  # the prompt was tuned on a mixture: inputs begin with the name of their task
+    columns: Mapping[str, Any] = field(default_factory=dict)  # those of the prompt
 
     @property
     def reader(self) -> Reader:
-        """The reader of the task, with the columns and words of the arguments."""
-        found = {name: getattr(self.args, name) for name in ("input", "target") if hasattr(self.args, name)}
-        return Reader(self.settings.task, **found, words=words_of(self.args))
+        """The reader of the task, with the columns and words of the arguments, or of the prompt."""
+        given = {"words": words_of(self.args)} | {name: getattr(self.args, name, None) for name in ("input", "target")}
+        columns = {} if self.settings.task in registry.TASKS else self.columns
+        return Reader(self.settings.task, **columns | {name: value for name, value in given.items() if value})
 
     def read(self, paths: Sequence[str], training: bool = False, labelled: bool = True) -> list[Row]:
         """Read the rows of files."""
@@ -46,6 +51,22 @@ class Job:
         wrong = next((row.target for row in rows if words and row.target not in words), None)
         if words and wrong is not None:
             raise DataError(f"{path}: target {wrong!r} is not a label word ({', '.join(words)}); map it with --words")
+
+    def say_targets(self, rows: Sequence[Row], task: TaskData) -> None:
+        """Say why targets are free text, which labels are learned as other words, and which labels look alike."""
+        found = {row.target for row in rows}
+        if not task.label_words and self.settings.task == "auto":
+            why = f"{len(found)} distinct targets in {len(rows)} rows"
+            say(f"{why}, so answers are free text; --task classify makes them labels")
+        if task.verbalizer:
+            said = ", ".join(f"{label} = {word}" for label, word in task.verbalizer.items())
+            say(f"long labels are learned as a word of their own: {said} (--words LABEL=WORD)")
+        alike: dict[str, list[str]] = {}
+        for label in sorted(task.label_words or ()):
+            alike.setdefault("".join(label.lower().split()), []).append(label)
+        for labels in alike.values():
+            if len(labels) > 1:
+                say(f"warning: labels that differ in case or spaces only: {', '.join(map(repr, labels))}")
 
     def warn_of_cut(self, texts: Sequence[str]) -> None:
         """Warn about inputs that are longer than the model reads."""
@@ -78,8 +99,18 @@ class Job:
 
 def open_job(args: argparse.Namespace) -> tuple[Job, Prompt]:
     """Open the prompt of the arguments and its model."""
-    prompt, model = prompts.load_prompt(args.prompt), models.load(args.model)
-    return bind(args, args.prompt, prompt, model)
+    prompt = prompts.load_prompt(args.prompt)
+    return bind(args, args.prompt, prompt, open_model(args.model, prompt))
+
+
+def open_model(name: str | None, prompt: Prompt | None = None) -> Model:
+    """Open the named model; without a name, the one that the prompt was tuned on if it can be found, else "base"."""
+    if name is None and prompt and prompt.model and prompt.fingerprint:
+        with contextlib.suppress(CheckpointError):
+            model = models.load(prompt.model)
+            check_fit(prompt, model)
+            return model
+    return models.load(name)
 
 
 def bind(args: argparse.Namespace, path: str, prompt: Prompt, model: Model) -> tuple[Job, Prompt]:
@@ -93,7 +124,7 @@ def bind(args: argparse.Namespace, path: str, prompt: Prompt, model: Model) -> t
     if "," in settings.task and not mixture:
         raise ValueError(f"--task {settings.task}: {path} was tuned without the names of tasks; name one")
     changed = {name: value for name, value in given(args).items() if name != "task"}  # the task of the rows
-    return Job(args, model, settings, mixture), replace(prompt, settings=prompt.settings | changed)
+    return Job(args, model, settings, mixture, prompt.columns), replace(prompt, settings=prompt.settings | changed)
 
 
 def check_task(task: str, where: str) -> None:

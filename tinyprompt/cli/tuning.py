@@ -3,14 +3,17 @@
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from tinyprompt import data, display, methods
+from tinyprompt import assess, data, display, methods
+from tinyprompt.assess import Share, table
 from tinyprompt.cli.report import COLUMNS, DEVICE, Output, argument, command, given, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
-from tinyprompt.cli.shared import ROWS, Job, check_plot, check_task, warn_of_loss
+from tinyprompt.cli.shared import ROWS, Job, check_plot, check_task, open_model, warn_of_loss
+from tinyprompt.data import Row
 from tinyprompt.device import describe_device
 from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import io, models, prompts, tables
@@ -19,9 +22,9 @@ from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
-from tinyprompt.tasks.registry import DEMO, DEMO_TASKS, TASKS
+from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
 from tinyprompt.train import TaskData
-from tinyprompt.tuning import Result, evaluate, run_task, split, task_data
+from tinyprompt.tuning import DEV_SHARE, Result, evaluate, interrupted, prepare, run_task, split, task_data
 
 DEMO_SETTINGS = Settings(
     steps=400, batch_size=16, prompt_length=20, optimizer="adam", schedule="linear", eval_every=40
@@ -75,34 +78,39 @@ def demo(args: argparse.Namespace) -> Output:
 def tuned(
     args: argparse.Namespace, model: Model, task: TaskData, settings: Settings, path: Path, resume: Prompt | None = None
 ) -> Result:
-    """Tune with a progress bar, and save the best prompt at every dev score. Ctrl-C says where it is."""
-    started, saved, steps = time.perf_counter(), False, run_task(model, task, settings, args.device, resume)
+    """Tune, and save the best prompt at every dev score, and where Ctrl-C stops the run."""
+    started, progress, steps = time.perf_counter(), None, run_task(model, task, settings, args.device, resume)
     try:
         with io.claimed(path):
             for progress in display.followed(steps, settings.steps):
                 if progress.prompt:
                     prompts.save_prompt(progress.prompt, path)
-                    saved = True
     except (CheckpointError, DataError) as error:
         if resume and not str(error).startswith(str(path)):
             raise type(error)(f"{args.resume}: {error}") from None
         raise
     except KeyboardInterrupt:
-        if not saved:
+        if progress is None or not progress.step:
             raise
+        prompts.save_prompt(interrupted(progress), path)
         advice = "" if path.suffix == ".npy" else f"; to continue, repeat the command with --resume {path}"
         raise KeyboardInterrupt(f"the best prompt so far is in {path}{advice}") from None
+    assert progress is not None
     return Result.of(progress, time.perf_counter() - started)
 
 
 @command(
     "tune",
-    "train.tsv --dev dev.tsv --out mine.safetensors --steps 500",
+    "train.tsv --dev dev.tsv --out mine.safetensors",
     argument("train", metavar="TRAIN", nargs="+", help=f"training rows: {ROWS}"),
     argument("--dev", metavar="FILE", action="append", help="dev rows (a fifth of the training rows)"),
     model_argument(),
     argument("--out", metavar="FILE", help="where the prompt goes (prompt.safetensors, or that of --resume)"),
     argument("--seeds", type=int, metavar="N", help="tune N prompts, with seeds from --seed on: FILE-0 to FILE-(N-1)"),
+    argument(
+        "--folds", type=int, metavar="N", help="also tune N prompts, each without a part of the rows, to score it"
+    ),
+    argument("--learning-curve", action="store_true", help="also tune on a quarter and on half of the rows"),
     argument("--resume", metavar="PROMPT", help="saved prompt whose training continues (--steps may grow)"),
     argument("--plot", metavar="FILE", help="where to draw the learning curve, a .png file"),
     DEVICE,
@@ -112,7 +120,8 @@ def tuned(
 def tune(args: argparse.Namespace) -> Output:
     """Tune a prompt, or the arrays of another method, on rows of a file.
 
-    The best is saved at every dev score, with the state that --resume needs to continue the same run.
+    Steps, batch size and prompt length suit the number of rows, unless they are given; from 2,000 rows on they are the
+    paper's. The best prompt is saved at every dev score and by Ctrl-C, with the state that --resume needs.
     """
     check_plot(args.plot)
     resume = prompts.load_prompt(args.resume) if args.resume else None
@@ -122,44 +131,126 @@ def tune(args: argparse.Namespace) -> Output:
     if resume:
         settings = Settings.saved(resume.settings | given(args), args.resume)
     check_task(settings.task, args.resume if resume and "task" not in given(args) else "--task")
-    path = Path(args.out or args.resume or "prompt.safetensors")
-    runs = {path: settings}
+    path = Path(args.out or args.resume or free_name("prompt.safetensors"))
+    seeds = [settings.seed]
+    for option in ("seeds", "folds"):
+        number = getattr(args, option)
+        if number is not None and (number < (1 if option == "seeds" else 2) or args.resume or args.plot):
+            wrong = "goes without --resume and --plot" if args.resume or args.plot else "is too small"
+            raise ValueError(f"--{option} {number}: {wrong}")
     if args.seeds is not None:
-        if args.seeds < 1 or args.resume or args.plot:
-            wrong = "expected 1 or more" if args.seeds < 1 else "goes without --resume and --plot"
-            raise ValueError(f"--seeds {args.seeds}: {wrong}")
-        seeds = range(settings.seed, settings.seed + args.seeds)
-        runs = {path.with_stem(f"{path.stem}-{seed}"): replace(settings, seed=seed) for seed in seeds}
-    for path in runs:
-        prompts.check_target(path, settings.method)
-    model = models.load(args.model)
+        seeds = [*range(settings.seed, settings.seed + args.seeds)]
+    paths = [path if args.seeds is None else path.with_stem(f"{path.stem}-{seed}") for seed in seeds]
+    for one in paths:
+        prompts.check_target(one, settings.method)
+    model = open_model(args.model, resume)
     if resume:
         check_fit(resume, model, args.resume)
     check_sizes(args, settings, model)
-    done = [tune_one(Job(args, model, settings), path, resume) for path, settings in runs.items()]
+    done = [
+        tune_one(Job(args, model, replace(settings, seed=seed), columns=resume.columns if resume else {}), one, resume)
+        for seed, one in zip(seeds, paths, strict=True)
+    ]
     if args.seeds is None:
         return done[0]
     return Output({"prompts": [one.data for one in done]}, "\n".join(str(one.text) for one in done))
 
 
+def free_name(name: str) -> Path:
+    """Return a path that is not there: the name itself, or with -2, -3 and so on."""
+    path, number = Path(name), 2
+    while path.exists():
+        path, number = Path(name).with_stem(f"{Path(name).stem}-{number}"), number + 1
+    if path.name != name:
+        say(f"{name} is there; the new prompt goes to {path} (--out names another file)")
+    return path
+
+
 def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
     """Tune with one seed."""
-    args, model, settings = job.args, job.model, job.settings
-    rows, dev = split(job.reader, args.train, args.dev, settings)
+    args, model = job.args, job.model
+    rows, dev = split(job.reader, args.train, args.dev, job.settings)
+    if not resume:
+        chosen = {**given(args), "seed": job.settings.seed}
+        job = replace(job, settings=Settings.for_rows(len(rows), **chosen))
+    settings = job.settings
     if not args.dev:
         say(f"no --dev: {len(dev)} of the training rows, drawn with seed {settings.seed}, are the dev rows")
-    words = resume.label_words if resume and settings.task not in TASKS else job.reader.label_words(rows)
+    task = prepare(model, job.reader, settings, rows, dev, drawn=not args.dev, saved=resume)
+    words = task.label_words
     say(describe_device(args.device))
     say(f"{len(rows)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(words)}" if words else "free text"))
+    job.say_targets(rows if args.dev else [*rows, *dev], task)
+    size = f", {settings.prompt_length} vectors" if settings.method == "prompt" else ""
+    options = "--steps, --batch-size, --eval-every" + (", --prompt-length" if size else "")
+    every = f"a dev score every {settings.eval_every}"
+    say(f"{settings.steps} steps of {settings.batch_size} rows{size}, {every} ({options})")
     job.warn_of_cut([row.input for row in (*rows, *dev)])
     job.warn_of_rows(rows, dev, words)
-    result = tuned(args, model, task_data(settings, rows, dev, words, start=not resume), settings, path, resume)
+    result = tuned(args, model, task, settings, path, resume)
     warn_of_loss(result.prompt, path)
     if args.plot:
         result.plot(args.plot)
-    found = {"prompt": str(path), "label_words": words, "dev": result.best_dev, "best_step": result.best_step}
-    steps, seconds = len(result.history) - 1, round(result.seconds, 1)
-    return Output({**found, "steps": steps, "seconds": seconds, "device": args.device}, f"{result}; saved to {path}")
+    found: dict[str, Any] = {"prompt": str(path), "label_words": words, "verbalizer": dict(task.verbalizer)}
+    found |= {"dev": result.best_dev, "best_step": result.best_step}
+    found |= {"steps": len(result.history) - 1, "seconds": round(result.seconds, 1), "device": args.device}
+    lines = [f"{result}; saved to {path}"]
+    if words and settings.task in data.TASKS:
+        shares, told = worth(job, task, result, path)
+        found["baselines"] = {name: share._asdict() for name, share in shares.items()}
+        lines += told
+    return Output(found, "\n".join(lines))
+
+
+def worth(job: Job, task: TaskData, result: Result, path: Path) -> tuple[dict[str, Share], list[str]]:
+    """Compare a tuned prompt with three baselines on the dev rows; with --folds, on all rows."""
+    args, model, settings = job.args, job.model, job.settings
+    rows, dev = [*task.train], [*task.dev]
+    score = lambda prompt, part: assess.share(predict(model, prompt, [r.input for r in part], args.device), part)
+    bare = Prompt(label_words=task.label_words, verbalizer=dict(task.verbalizer), settings=asdict(settings))
+    shares = {
+        "majority class": assess.majority(rows, dev),
+        "frozen model, no prompt": score(bare, dev),
+        "bag of words": assess.share(assess.bag_of_words(rows, dev), dev),
+        "tuned prompt": score(result.prompt, dev),
+    }
+    lines = [f"accuracy on {len(dev)} dev rows, which also chose the best step; with standard errors:", *table(shares)]
+
+    def answers(some: list[Row], test: list[Row]) -> list[str]:
+        part, held_out = data.split(some, DEV_SHARE, settings.seed)
+        chosen = Settings.for_rows(len(part), **{**given(args), "seed": settings.seed})
+        *_, last = run_task(model, task._replace(train=part, dev=held_out), chosen, args.device)
+        return predict(model, last.best(), [row.input for row in test], args.device)
+
+    if args.folds:
+        every = [*rows, *dev]
+        if args.folds > len(every):
+            raise ValueError(f"--folds {args.folds}: expected at most the number of rows, {len(every)}")
+        number, seed = args.folds, settings.seed
+        folds = {
+            "bag of words": assess.cross_validate(every, number, seed, assess.bag_of_words),
+            "tuned prompt": assess.cross_validate(every, number, seed, answers),
+        }
+        lines += [f"accuracy on all {len(every)} rows, each held out once ({number} folds):", *table(folds)]
+        shares |= {f"{name}, {number} folds": share for name, share in folds.items()}
+    better = [share for name, share in shares.items() if name.startswith("tuned prompt")][-1]
+    if better.value <= max(
+        s.value for name, s in shares.items() if name.startswith("bag of words") and s.rows == better.rows
+    ):
+        lines.append(
+            "the prompt is not better than a bag of words; try more rows, more --steps, --words TARGET=WORD with a "
+            "common word for each label, or --folds 5 for a score on all rows"
+        )
+    if args.learning_curve:
+        sizes = [size for size in (len(rows) // 4, len(rows) // 2) if size >= 4]
+        curve = {}
+        for size in sizes:
+            part = data.split(rows, size / len(rows), settings.seed)[1]
+            curve[f"{size} rows"] = assess.share(answers(part, dev), dev)
+        curve[f"{len(rows)} rows"] = shares["tuned prompt"]
+        lines += ["learning curve, accuracy of a prompt on the dev rows:", *table(curve)]
+        shares |= curve
+    return shares, lines
 
 
 def check_sizes(args: argparse.Namespace, settings: Settings, model: Model) -> None:

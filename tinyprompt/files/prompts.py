@@ -190,6 +190,7 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
     words = None if prompt.label_words is None else json.dumps(prompt.label_words)
     known = dict(model=prompt.model, fingerprint=prompt.fingerprint, label_words=words)
     about = {"settings": json.dumps(prompt.settings)} | {k: v for k, v in known.items() if v is not None}
+    about |= {k: json.dumps(v) for k in ("verbalizer", "columns") if (v := getattr(prompt, k))}
     if path.suffix == ".safetensors":
         tensors = prompt.params | {STATE + name: value for name, value in state.items()}
         write({path: dump(tensors, {"format": "tinyprompt", **about})})
@@ -304,7 +305,12 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
         words, settings = json.loads(about.get("label_words", "null")), json.loads(about["settings"])
         if not isinstance(settings, dict) or not isinstance(words, list | None):
             raise ValueError("expected a list of labels and a dict of settings")
-        "".join(words or ()).encode()  # raises UnicodeEncodeError, a ValueError, for half of a character
+        verbalizer, columns = (json.loads(about.get(key, "{}")) for key in ("verbalizer", "columns"))
+        if not all(isinstance(x, dict) for x in (verbalizer, columns)) or not verbalizer.keys() <= {*(words or ())}:
+            raise ValueError("expected a text for each label word, and the names of columns")
+        "".join(
+            [*(words or ()), *verbalizer.values()]
+        ).encode()  # raises UnicodeEncodeError, a ValueError, for half of a character
         if len(words or ()) > MAX_LABELS:
             raise ValueError(f"expected at most {MAX_LABELS} label words")
         if about.get("fingerprint") and not isinstance(settings.get("method", "prompt"), str):
@@ -312,7 +318,8 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the prompt's metadata are damaged ({error})") from None
     words = None if words is None else tuple(words)
-    return Prompt(params, about.get("model"), about.get("fingerprint"), words, settings, state)
+    known = about.get("model"), about.get("fingerprint"), words, settings, state
+    return Prompt(params, *known, verbalizer, columns)
 
 
 def _read_folder(folder: Path) -> Prompt:

@@ -74,9 +74,9 @@ def row_of(
         found = f"{len(values[1]):,} characters; the most that can be learned is {LONGEST:,}"
         raise DataError(f"{where}: column {target!r}: a target of {found}")
     if words and target is not None:
-        if values[1] not in words:
+        if values[1] not in words and values[1] not in words.values():
             raise DataError(f"{where}: target {values[1]!r} has no label word; given for {', '.join(sorted(words))}")
-        values[1] = words[values[1]]
+        values[1] = words.get(values[1], values[1])
     return Row(values[0], values[1])
 
 

@@ -29,6 +29,11 @@ class Reader:
         except ValueError as error:
             raise ValueError(f"setting task: {error}") from None
 
+    def columns(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, without the task."""
+        found = {"input": self.input, "target": self.target, "words": dict(self.words or {})}
+        return {name: value for name, value in found.items() if value and value != name}
+
     def read(self, source: Source, training: bool = False, labelled: bool = True, named: bool = False) -> list[Row]:
         """Read the rows of a source.
 
