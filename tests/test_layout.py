@@ -40,7 +40,7 @@ LAZY = {  # inside functions
     *("onnx", "onnxruntime", "matplotlib", "IPython", "huggingface_hub", "msgpack", "google", "resource"),
     *("joblib", "dask", "distributed", "ray", "sklearn"),
 }
-ALWAYS = {"numpy", "autograd", "ml_dtypes", "tokenizers", "safetensors", "tqdm"}
+ALWAYS = {"numpy", "autograd", "ml_dtypes", "tokenizers", "sentencepiece", "safetensors", "tqdm"}
 
 
 def modules_of(file):
