@@ -1,13 +1,17 @@
 """The page of `export --web` in headless Chromium: tokens, Adam, training, ranking and files are those of Python."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
+import subprocess
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from browsing import chromium, look, served, until
 from test_page import CONTRAST
 
@@ -112,6 +116,45 @@ def test_the_tokens_are_those_of_python(browser, model):
     assert compute(browser, "given[0].map(text => state.model.encode(text))", texts) == [
         model.tokenizer.encode(text) for text in texts
     ]
+
+
+def test_the_ids_of_every_character_are_those_of_python(model, tmp_path):
+    if not (node := shutil.which("node")):
+        pytest.skip("needs node")
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    rng = np.random.default_rng(0)
+    words = ["the", " ", "cat", "<extra_id_3>", "</s>", "<pad", "x" * 60, "é", "İ", "ὈΔΥΣΣΕΎΣ"]
+    mixed = [*words, *characters[:0x3000:7], *characters[::97]]
+    texts = [f"cat{letter}cat" for letter in characters]
+    texts += ["".join(mixed[i] for i in np.minimum(rng.geometric(0.002, 8) - 1, len(mixed) - 1)) for _ in range(20000)]
+    texts += [unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD") for text in texts[-20000:]]
+    (tmp_path / "tokenizer.json").write_bytes(web.tokenizer_files(model)["tokenizer.json"])
+    shutil.copy(web.WEB / "tokenizer.js", tmp_path / "tokenizer.mjs")
+    (tmp_path / "ids.mjs").write_text(
+        'import fs from "fs"; import { Tokenizer } from "./tokenizer.mjs";'
+        'const read = file => JSON.parse(fs.readFileSync(file)), words = new Tokenizer(read("tokenizer.json"));'
+        "console.log(JSON.stringify(read(0).map(text => words.encode(text))))"
+    )
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
+    found = json.loads(subprocess.run([node, "ids.mjs"], input=json.dumps(texts), **run).stdout)
+    assert [text for text, ids in zip(texts, found, strict=True) if model.tokenizer.encode(text) != ids] == []
+
+
+def test_a_tokenizer_whose_ids_the_page_may_not_give_is_refused(model):
+    def refused(change):
+        about = json.loads(model.tokenizer.pipeline.to_str())
+        change(about)
+        pipeline = tokenizers.Tokenizer.from_str(json.dumps(about))
+        with pytest.raises(CheckpointError, match="the page reads tokenizers of the kind"):
+            web.tokenizer_files(dataclasses.replace(model, tokenizer=tokenizer.PieceTokenizer(pipeline)))
+
+    refused(lambda about: about.update(normalizer={"type": "NFKC"}))
+    refused(lambda about: about.update(normalizer=None))
+    refused(lambda about: about.update(pre_tokenizer={"type": "Whitespace"}))
+    for flag in ("lstrip", "rstrip", "single_word", "normalized"):
+        refused(lambda about, flag=flag: about["added_tokens"][-1].update({flag: True}))
+    with pytest.raises(CheckpointError, match="the page reads tokenizers of the kind"):
+        web.tokenizer_files(dataclasses.replace(model, tokenizer=tokenizer.ByteTokenizer()))
 
 
 def test_adam_is_that_of_python(browser):
@@ -335,7 +378,7 @@ def test_what_a_folder_cannot_be_made_of(tmp_path, capsys, monkeypatch, folder):
         return capsys.readouterr().err
 
     assert "--web: is a folder of its own; leave out --out" in refused("--out", "other")
-    assert "the page reads tokenizers of pieces, and this model reads bytes" in refused("--model", folder)
+    assert "the page reads tokenizers of the kind" in refused("--model", folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")
     assert "onnxruntime-web-1.30.0.tgz: cannot be fetched" in refused()

@@ -1,7 +1,7 @@
 """Write a page that trains a prompt in a browser: the graphs of `export`, ONNX Runtime's build for browsers, demo rows.
 
-The page is three files of this package, in `web/`, as they are. Beside them lie files of two npm packages, so that it
-asks no server but its own.
+The page is the files of this package in `web/`, as they are. Beside them lie files of an npm package, so that it asks
+no server but its own.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from tinyprompt.config import Config
 from tinyprompt.data import Batch
@@ -26,7 +27,7 @@ from tinyprompt.tokenizer import PieceTokenizer
 from tinyprompt.tree import Tree, merge
 
 WEB = Path(__file__).parent / "web"
-PAGE = ("index.html", "app.js", "tune.js", "LICENSES.txt")
+PAGE = ("index.html", "app.js", "tune.js", "tokenizer.js", "LICENSES.txt")
 # WebAssembly, and WebGPU with it; each is a script and what it loads.
 SCRIPTS = {
     Package(
@@ -38,15 +39,11 @@ SCRIPTS = {
         "dist/ort-wasm-simd-threaded.wasm",
         "dist/ort.webgpu.bundle.min.mjs",
         "dist/ort-wasm-simd-threaded.asyncify.wasm",
-    ),
-    Package(
-        "@huggingface/tokenizers",
-        "0.2.0",
-        "sha512-LidMHe1FpcSYH4vcSjXooda34pC0M8m1gmDOv7SQi6Iv+ib1zX7J3sHBCC9/3FPCkn2k1b55FneVqMRxrr99pg==",
-    ): ("dist/tokenizers.min.mjs", "LICENSE"),
+    )
 }
 SHAPE = Shape(batch_size=8, input_tokens=48, target_tokens=4, prompt_length=20)
 SETTINGS = {"steps": 100, "learning_rate": 0.3}  # that the page begins with
+BERT = ("BertNormalizer", "BertPreTokenizer", "WordPiece")
 LABELS = 8  # label words that a task may have
 # Texts by which the page checks that its tokenizer says what ours does.
 PROBES = (
@@ -70,7 +67,7 @@ def export_page(
     """Write a folder for any web server: a page that trains a prompt. All files are written, or none.
 
     folder, shape, prompt: as for `export`; the rows of a step, and of a text that is answered, have these shapes.
-    Raises as `export`; CheckpointError also for a tokenizer that the page has not, or scripts that cannot be fetched.
+    Raises as `export`; CheckpointError also for a tokenizer that the page cannot read, or scripts that it cannot fetch.
     """
     exported = Export(folder, Path(out), shape, prompt)
     model, tasks = exported.model, [f"{task}.{part}.tsv" for task in DEMO_TASKS for part in ("train", "test")]
@@ -94,10 +91,48 @@ def described(model: Model, shape: Shape, weights: Iterable[str]) -> dict[str, A
 
 
 def tokenizer_files(model: Model) -> dict[str, Content]:
-    """Return the tokenizer for the library of the page. Raises CheckpointError for ByT5's."""
-    if not isinstance(model.tokenizer, PieceTokenizer):
-        raise CheckpointError(f"{model.name}: the page reads tokenizers of pieces, and this model reads bytes")
-    return {"tokenizer.json": model.tokenizer.pipeline.to_str().encode(), "tokenizer_config.json": b"{}"}
+    """Return the tokenizer for tokenizer.js. Raises CheckpointError for a tokenizer whose ids the page might not give.
+
+    The page can have WordPiece after BERT's normaliser and splitter, which look at one character at a time.
+    """
+    words = model.tokenizer
+    if not isinstance(words, PieceTokenizer) or words.ids_of:
+        raise CheckpointError(
+            f"{model.name}: the page reads tokenizers of the kind {BERT}, and this is another one; take a built-in model"
+        )
+    about = json.loads(words.pipeline.to_str())
+    found = tuple((about[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
+    flagged = [t.content for t in words.added.values() if t.lstrip or t.rstrip or t.single_word or t.normalized]
+    if found != BERT or flagged:
+        found = f"flags of the added token {flagged[0]!r}" if found == BERT else str(found)
+        raise CheckpointError(
+            f"{model.name}: the page reads tokenizers of the kind {BERT} without flags; found {found}"
+        )
+    rules = {"unk": about["model"]["vocab"][about["model"]["unk_token"]]}
+    rules |= {"prefix": about["model"]["continuing_subword_prefix"]}
+    rules |= {"longest": about["model"]["max_input_chars_per_word"], "vocabulary": about["model"]["vocab"]}
+    rules |= {"special": {t.content: id for id, t in words.added.items()}, "table": character_table(words.pipeline)}
+    return {"tokenizer.json": json.dumps(rules).encode()}
+
+
+def character_table(pipeline: tokenizers.Tokenizer) -> list[tuple[int, int, str]]:
+    """Return what characters become, [first, last, text]: a browser's Unicode may be another version.
+
+    Breaks between words are spaces. A letter that no piece has is U+FFFD. The letters that stay are left out.
+    """
+    known = {*"".join(pipeline.get_vocab()), " "}
+    rows: list[tuple[int, int, str]] = []
+    for plane in range(0, 0x110000, 0x10000):
+        codes = [code for code in range(plane, plane + 0x10000) if not 0xD800 <= code < 0xE000]
+        text = pipeline.normalizer.normalize_str(" b ".join(f"a{chr(code)}a" for code in codes))
+        parts = " ".join(word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)).split(" b ")
+        for code, part in zip(codes, parts, strict=True):
+            text = "".join(letter if letter in known else "\ufffd" for letter in part[1:-1])
+            if text == chr(code) or (chr(code) not in known and text and not text.strip("\ufffd")):
+                continue
+            first = rows.pop()[0] if rows and rows[-1][1:] == (code - 1, text) else code
+            rows.append((first, code, text))
+    return rows
 
 
 def scripts() -> dict[str, Content]:

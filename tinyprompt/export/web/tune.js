@@ -6,6 +6,8 @@
 //
 // Rows are { input, target }, both texts.
 
+import { Tokenizer } from "./tokenizer.js";
+
 const EOS = 1; // ends every text; 0 is padding
 
 // ---- arrays and files ----
@@ -78,13 +80,12 @@ export class Model {
   // Load everything beside this page. device: "wasm" or "webgpu". said: is told what is going on.
   static async open(device = "wasm", said = () => {}) {
     const self = new Model();
-    const { Tokenizer } = await import("./vendor/tokenizers.min.mjs");
     const ort = (self.ort = await import(`./vendor/ort.${device}.bundle.min.mjs`));
     ort.env.logLevel = "error";
     ort.env.wasm.proxy = device === "wasm"; // compute in a worker, so that the page stays awake
     said("loading the page's data");
     const about = (self.about = await (await get("page.json")).json());
-    self.tokenizer = new Tokenizer(await (await get("tokenizer.json")).json(), {});
+    self.tokenizer = new Tokenizer(await (await get("tokenizer.json")).json());
     for (const { text, ids } of about.probes)
       if (String(self.encode(text)) !== String(ids))
         throw Error(`The tokenizer splits ${JSON.stringify(text)} otherwise than tinyprompt does.`);
@@ -117,7 +118,7 @@ export class Model {
   }
 
   encode(text) {
-    return [...this.tokenizer.encode(text, { add_special_tokens: false }).ids, EOS];
+    return this.tokenizer.encode(text);
   }
 
   // The ids of a label word. Throws for one that has more than the graphs take.
