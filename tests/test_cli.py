@@ -253,17 +253,38 @@ def test_labels_or_free_text(call, models, tmp_path, rows, task, labels):
     assert labels or len(answers[0]["prediction"]) <= 3
 
 
+def piped(text, encoding="utf-8"):
+    """Standard input with this text, under a locale that is not UTF-8."""
+    return io.TextIOWrapper(io.BytesIO(text.encode(encoding)), encoding="cp1252")
+
+
 def test_predict_reads_a_file_arguments_or_standard_input(call, models, prompt, tmp_path, monkeypatch):
     texts = [text for text, _ in NAMED]
     data = write_rows(tmp_path / "only.tsv", [(text,) for text in texts], ("input",))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(texts) + "\n"))
+    monkeypatch.setattr(sys, "stdin", piped("\n".join(texts) + "\n"))
     outs = [call("predict", prompt, *more, "--model", models[0])[0] for more in ([], texts, ["--data", data])]
     assert outs[0] == outs[1] == outs[2]
     assert outs[0].count("\n") == 20
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([texts[0], "", *texts[1:], "", ""])))
+    monkeypatch.setattr(sys, "stdin", piped("\n".join([texts[0], "", *texts[1:], "", ""])))
     lines = call("predict", prompt, "--model", models[0])[0].splitlines()
     assert len(lines) == 22  # blank lines are answered too, so that answers line up
     assert [lines[0], *lines[2:21]] == outs[0].splitlines()
+
+
+def test_standard_input_is_utf8_as_files_are(call, fails, models, prompt, monkeypatch):
+    def read(text, encoding="utf-8"):
+        monkeypatch.setattr(sys, "stdin", piped(text, encoding))
+        found = call("predict", prompt, "--model", models[0], "--json")[0]["predictions"]
+        return [one["input"] for one in found]
+
+    assert read("un café là\nbye\n") == read("\ufeffun café là\r\nbye\r\n") == ["un café là", "bye"]
+    for encoding, message in (
+        ("utf-16", "is UTF-16"),
+        ("utf-16-le", "row 1: holds a NUL byte"),
+        ("cp1252", "row 1: not"),
+    ):
+        monkeypatch.setattr(sys, "stdin", piped("un café là\n", encoding))
+        assert f"standard input: {message}" in fails("predict", prompt, "--model", models[0])
 
 
 def test_predict_takes_texts_that_begin_with_a_dash(call, fails, models, prompt, tmp_path):
@@ -643,7 +664,7 @@ def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch)
     assert "no.csv: no such file" in fails("eval", prompt, "no.csv", *model)
     other = write_rows(tmp_path / "other.tsv", FREE)
     assert "target 'answer 0' is not a label word (bad, good)" in fails("eval", prompt, other, *model)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    monkeypatch.setattr(sys, "stdin", piped("\n"))
     assert "nothing to predict" in fails("predict", prompt, *model)
 
 

@@ -80,7 +80,7 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.tsv", GOOD + "film\tgood\tbad\n", "row 3: 3 fields, but the header names 2"),
         ("a.csv", "input,target\nfilm\n", "row 2: 1 fields, but the header names 2"),
         ("a.tsv", GOOD + "\tgood\n", "row 3: column 'input': expected a text, found ''"),
-        ("a.csv", "input,target\nfilm,  \n", "row 2: column 'target': expected a text, found '  '"),
+        ("a.csv", "input,target\nfilm,  \n", "row 2: column 'target': expected a text, found ''"),
         ("a.jsonl", '{"input": "a", "target": null}', "row 1: column 'target': expected a text, found None"),
         ("a.jsonl", '{"input": ["a"], "target": "b"}', "row 1: column 'input': expected a text"),
         ("a.jsonl", '{"input": "a", "target": true}', "row 1: column 'target': expected a text, found True"),
@@ -100,6 +100,22 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.jsonl", "", "no rows"),
         ("a.tsv", "input\ttarget\n", "no rows"),
         ("a.doc", GOOD, "expected a file that ends in .tsv, .csv or .jsonl"),
+        ("a.csv", 'input,target\na,b\nfine,"good\nc,d\ne,f\n', "row 3: a quote is out of place or never closed"),
+        ("a.csv", 'input,target\na,b\n"fine,good\nc,d\n"e, f",g\n', "row 3: a quote is out of place"),
+        ("a.csv", 'input,target\n"say \\"hi\\", you",b\n', "row 2: a quote is out of place"),
+        ("a.csv", 'input,target\n"a" ,b\n', "row 2: a quote is out of place"),
+        ("a.csv", "input,target\na,b\ninput,target\nc,d\n", "row 3: repeats the header"),
+        ("a.tsv", GOOD + GOOD, "row 3: repeats the header"),
+        ("a.tsv", "input\ttarget\ra\tb\rc\r", "row 3: 1 fields, but the header names 2"),
+        ("a.tsv", GOOD.replace("film", "fi\0lm"), "row 2: holds a NUL byte"),
+        ("a.tsv", GOOD.encode("utf-16"), "is UTF-16; convert it to UTF-8"),
+        ("a.csv", "input,target\nä,b\n".encode("utf-16-be"), "row 1: holds a NUL byte"),
+        ("a.jsonl", GOOD.encode("utf-16-le"), "row 1: holds a NUL byte"),
+        ("a.csv", b"input,target\ra,b\r\xff,d\r", "row 3: not UTF-8"),
+        ("a.jsonl", '{"input": "a", "target": "b", "input": "c"}', "row 1: the key 'input' is given twice"),
+        ("a.jsonl", '{"input": "a", "target": "b"},\n', "row 1: not valid JSON"),
+        ("a.jsonl", '[{"input": "a", "target": "b"}]', "row 1: expected a JSON object on each line"),
+        ("a.jsonl", '{"input": "a", "target": false}', "row 1: column 'target': expected a text, found False"),
     ],
 )
 def test_an_error_names_the_file_and_the_row(write, name, content, message):
@@ -210,6 +226,66 @@ def test_split_is_disjoint_complete_and_seeded(count, share, seed):
     assert sorted(train + dev) == sorted(rows)
     assert len(dev) == max(1, round(count * share))
     assert data.split(rows, share, seed) == (train, dev)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'input, target\n"a, ""b""", "good"\n5" pipe, bad\n'),
+        ("a.csv", 'input,target\r"a, ""b""",good\r5" pipe,bad\r'),
+        ("a.tsv", 'input\ttarget\ra, "b"\tgood\r  \t\r5" pipe\tbad'),
+    ],
+)
+def test_quotes_and_line_ends_that_are_clear_are_read(write, name, content):
+    assert tables.read_rows(write(name, content)) == [Row('a, "b"', "good"), Row('5" pipe', "bad")]
+
+
+def test_quotes_of_a_tsv_that_csv_wrote_are_said(write, caplog):
+    content = 'input\ttarget\n"He said ""hi"" to me"\tgood\n"Plain"\tgood\n'
+    assert tables.read_rows(write("a.tsv", content))[0].input == '"He said ""hi"" to me"'
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "a.tsv: 1 texts have quotes around them" in told
+    caplog.clear()
+    tables.read_rows(write("a.csv", 'input,target\n"""He ""said"" so""",good\n'))
+    tables.read_rows(write("a.tsv", 'input\ttarget\n"Oh", he "said"\t""\n'))
+    assert not caplog.records
+
+
+def test_numbers_that_are_equal_are_one_label(write):
+    targets = [0, 1, 0.0, 1.0, "0", "1", -1, -1.0] * 4
+    lines = [json.dumps({"input": f"text {i}", "target": target}) for i, target in enumerate(targets)]
+    assert data.label_words(tables.read_rows(write("a.jsonl", "\n".join(lines)))) == ("-1", "0", "1")
+    where = "row 1"
+    for value in (1, 1.0, np.float64(1), np.float32(1), np.int64(1)):
+        assert tables.row_of({"input": "a", "target": value}, "input", "target", None, where).target == "1"
+    with pytest.raises(DataError, match=r"found (np\.True_|True)"):
+        tables.row_of({"input": "a", "target": np.True_}, "input", "target", None, where)
+    rows = [Row(str(i), target) for i, target in enumerate(["1", "1.0", "2", "2.5"] * 4)]
+    with pytest.raises(DataError, match=r"the targets '1' and '1\.0' are one number"):
+        data.label_words(rows)
+    assert data.label_words(rows, "generate") is None
+
+
+def test_half_a_character_of_rows_in_memory_is_named():
+    for record in ({"input": "\ud83d", "target": "b"}, {"input": "a", "target": "\ud83d"}):
+        with pytest.raises(DataError, match=r"row 1: column '(input|target)': holds"):
+            tables.row_of(record, "input", "target", None, "row 1")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("xy")), min_size=2, max_size=40), st.integers(0, 9)
+)
+def test_copies_of_an_input_are_on_one_side(pairs, seed):
+    rows = [Row(*pair) for pair in pairs]
+    if len({row.input for row in rows}) == 1:
+        with pytest.raises(DataError, match="rows have the same input"):
+            data.split(rows, 0.2, seed)
+        return
+    train, dev = data.split(rows, 0.2, seed)
+    assert sorted(train + dev) == sorted(rows)
+    assert train
+    assert dev
+    assert not {row.input for row in train} & {row.input for row in dev}
 
 
 def test_split_with_another_seed_differs():

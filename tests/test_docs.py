@@ -193,7 +193,7 @@ def test_what_a_page_shows_runs(page, work, tmp_path, monkeypatch, capsys):
                 pytest.importorskip(package, reason=f"line {line} needs {package}: pip install '.[test]'")
             exec(compile(text, f"{page.name} as of line {line}", "exec"), names)
         elif (words := words_of(text)) and refused(words) is None and not why_not_run(text):
-            monkeypatch.setattr(sys, "stdin", io.StringIO("a line\n"))
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a line\n")))
             capsys.readouterr()
             status = main(shorter(words))
             assert status == 0, f"{page.name}, line {line}: {text}\n{capsys.readouterr().err}"

@@ -56,6 +56,23 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
         tinyprompt.predict(model, "prompt.safetensors", "++")
 
 
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        (("one < two", "3 apples"), ""),
+        (("select 好 1", "3 apples"), "right answers would score 0.500, for example 'select 1' for 'select 好 1'"),
+        (("CAF\u00c9", "caf\u00e9"), "right answers would score 0.000"),  # the tokenizer drops accents
+    ],
+)
+def test_targets_that_the_tokenizer_cannot_write_are_said(caplog, targets, told):
+    rows = [Row(f"text {i}", target) for i, target in enumerate(targets)]
+    settings = replace(SHORT, task="generate", max_new_tokens=2)
+    next(tinyprompt.run(tinyprompt.load("tiny"), rows, rows, settings, device="numpy"))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(told)
+    assert not told or told in said[0]
+
+
 def losses(result):
     return [row["loss"] for row in result.history]
 

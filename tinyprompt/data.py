@@ -53,10 +53,16 @@ def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | No
     Args:
         task: "classify": targets are labels. "generate": they are text. "auto": they are labels if there are at most
             50, and each occurs twice on average.
+
+    Raises DataError if two labels are one number, as 1 and 1.0.
     """
     found = sorted({row.target for row in rows})
-    few = 2 <= len(found) <= min(MAX_LABELS, len(rows) / 2)
-    return tuple(found) if task == "classify" or (task == "auto" and few) else None
+    labels = task == "classify" or (task == "auto" and 2 <= len(found) <= min(MAX_LABELS, len(rows) / 2))
+    same = [word for word in found if re.fullmatch(r"-?\d+\.0+", word) and word.partition(".")[0] in found]
+    if labels and same:
+        told = f"the targets {same[0].partition('.')[0]!r} and {same[0]!r} are one number"
+        raise DataError(f"{told}; write it in one way, or map both with words")
+    return tuple(found) if labels else None
 
 
 def verbalizer(labels: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
@@ -81,7 +87,10 @@ def verbalizer(labels: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split rows at random. The second part has `share` of them, at least one, and of every frequent target."""
+    """Split rows at random. The second part has `share` of them, at least one, and of every frequent target.
+
+    Rows with the same input stay together. Raises DataError if this leaves no row for the first part.
+    """
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     of: dict[str, list[int]] = {}
     for i in order:
@@ -89,8 +98,18 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     # The rows of each target are spread evenly over 0 to 1. Those below the share are the second part.
     place = {i: (k + 0.5) / len(places) for places in of.values() for k, i in enumerate(places)}
     order = sorted(order, key=place.__getitem__)
-    cut = max(1, round(len(rows) * share))
-    return [rows[i] for i in sorted(order[cut:])], [rows[i] for i in sorted(order[:cut])]
+    copies: dict[str, list[int]] = {}
+    for i in order:
+        copies.setdefault(rows[i].input, []).append(i)
+    wanted, second = max(1, round(len(rows) * share)), list[int]()
+    for same in copies.values():
+        if len(second) >= wanted or len(second) + len(same) == len(rows) > wanted:
+            break
+        second += same
+    if not second:
+        raise DataError(f"all {len(rows)} rows have the same input, which cannot be split; give dev rows")
+    chosen = set(second)
+    return [row for i, row in enumerate(rows) if i not in chosen], [rows[i] for i in sorted(second)]
 
 
 def width(longest: int) -> int:

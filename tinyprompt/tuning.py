@@ -1,5 +1,6 @@
 """Tune a prompt on rows, evaluate it, and compute its gradient: training with files, tasks and devices."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -207,6 +208,7 @@ def run_task(
 ) -> Iterator[Progress]:
     """Train on rows that are read. Yields as `run` does."""
     task.check()
+    warn_of_unwritable(model, task)
     device = device or default_device()
     if settings.method == "full" and device.endswith("int8"):
         raise ValueError(f"device {device!r} quantises frozen weights, and method 'full' leaves none frozen")
@@ -222,6 +224,16 @@ def run_task(
 def interrupted(progress: Progress) -> Prompt:
     """Return the best prompt of a run that stopped at any step, with the state that `resume` needs."""
     return replace(progress.best(), train_state=resume.pack(progress.resumable))
+
+
+def warn_of_unwritable(model: Model, task: TaskData) -> None:
+    """Warn if the tokenizer cannot write the dev targets, so that right answers would not get the full score."""
+    targets = [row.target for row in task.dev] if not task.label_words else []
+    written = [model.tokenizer.decode(model.tokenizer.encode(target)) for target in targets]
+    if written != targets and (best := task.score(written, task.dev)) < task.score(targets, task.dev):
+        first = next(pair for pair in zip(targets, written, strict=True) if pair[0] != pair[1])
+        told = f"right answers would score {best:.3f}, for example {first[1]!r:.60} for {first[0]!r:.60}"
+        logging.getLogger("tinyprompt").warning("warning: the tokenizer cannot write all dev targets: %s", told)
 
 
 def dev_score(model: Model, prompt: Prompt, task: TaskData, device: str) -> tuple[float, float]:

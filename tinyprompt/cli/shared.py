@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib.util
+import io
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from tinyprompt.cli.report import given, say
 from tinyprompt.data import Row
 from tinyprompt.errors import CheckpointError, DataError
-from tinyprompt.files import models, prompts
+from tinyprompt.files import models, prompts, tables
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Model, Prompt
 from tinyprompt.settings import Settings
@@ -174,10 +175,8 @@ def warn_of_loss(prompt: Prompt, path: Path) -> None:
 
 
 def lines_of_standard_input() -> list[str]:
-    """Return the lines that are piped in, stripped. Raises DataError."""
+    """Return the lines that are piped in, stripped: UTF-8 under any locale, as in files. Raises DataError."""
     if sys.stdin is None:
         return []
-    try:
-        return [line.strip() for line in sys.stdin]
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input: byte {error.start}: not UTF-8; convert it first") from None
+    text = tables.decoded(sys.stdin.buffer.read(), "standard input")
+    return [line.strip() for line in io.StringIO(text, newline=None)]

@@ -95,19 +95,15 @@ def tokenizer_files(model: Model) -> dict[str, Content]:
 
     The page can have WordPiece after BERT's normaliser and splitter, which look at one character at a time.
     """
-    words = model.tokenizer
+    words, wanted = model.tokenizer, f"the page reads tokenizers of the kind {BERT} without flags"
     if not isinstance(words, PieceTokenizer) or words.ids_of:
-        raise CheckpointError(
-            f"{model.name}: the page reads tokenizers of the kind {BERT}, and this is another one; take a built-in model"
-        )
+        raise CheckpointError(f"{model.name}: {wanted}, and this is another one; take a built-in model")
     about = json.loads(words.pipeline.to_str())
     found = tuple((about[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
     flagged = [t.content for t in words.added.values() if t.lstrip or t.rstrip or t.single_word or t.normalized]
     if found != BERT or flagged:
-        found = f"flags of the added token {flagged[0]!r}" if found == BERT else str(found)
-        raise CheckpointError(
-            f"{model.name}: the page reads tokenizers of the kind {BERT} without flags; found {found}"
-        )
+        other = f"flags of the added token {flagged[0]!r}" if found == BERT else str(found)
+        raise CheckpointError(f"{model.name}: {wanted}; found {other}; take a built-in model")
     rules = {"unk": about["model"]["vocab"][about["model"]["unk_token"]]}
     rules |= {"prefix": about["model"]["continuing_subword_prefix"]}
     rules |= {"longest": about["model"]["max_input_chars_per_word"], "vocabulary": about["model"]["vocab"]}

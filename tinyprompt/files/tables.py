@@ -4,7 +4,9 @@ import csv
 import gzip
 import io
 import json
+import logging
 import lzma
+import re
 import stat
 import threading
 import zlib
@@ -13,12 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyprompt import display
 from tinyprompt.data import Row, check_text
 from tinyprompt.errors import DataError
 
 LARGEST = 2**28  # bytes of a decompressed file
 LONGEST = 10_000  # characters of a target
+QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a field in quotes with a quote inside, as csv writes it
 _field_limit = threading.Lock()  # csv's limit belongs to the process
 
 
@@ -30,14 +35,19 @@ def read_rows(
 ) -> "Rows":
     """Read the rows of a .tsv, .csv or .jsonl file (also .gz or .xz), UTF-8, with named columns.
 
-    TSV is read without quoting, CSV with it. `words` replaces targets, e.g. {"0": "bad", "1": "good"}.
-    With target_column None the targets are empty. Raises DataError that names the file and the row.
+    TSV is read without quoting, with a warning if it looks quoted; CSV with it. `words` replaces targets, e.g.
+    {"0": "bad", "1": "good"}. With target_column None the targets are empty. Raises DataError that names the file and
+    the row.
     """
     rows = [
         row_of(record, input_column, target_column, words, f"{path}: row {number}") for number, record in records(path)
     ]
     if not rows:
         raise DataError(f"{path}: no rows")
+    quoted = [text for row in rows for text in (row.input, row.target) if QUOTED.fullmatch(text)]
+    if quoted and kind_of(path) != ".csv":
+        told = "have quotes around them and double quotes inside, as a .csv has; they were read as they are"
+        logging.getLogger("tinyprompt").warning("warning: %s: %d texts %s: %.60s", path, len(quoted), told, quoted[0])
     return Rows(rows)
 
 
@@ -67,8 +77,11 @@ def row_of(
         value = record[column]
         # NaN is not equal to itself; pandas' NA cannot be compared.
         missing = value is None or type(value).__name__ == "NAType" or value != value or not str(value).strip()
-        if missing or isinstance(value, bool | list | dict):
+        if missing or isinstance(value, bool | np.bool | list | dict):
             raise DataError(f"{where}: column {column!r}: expected a text, found {value!r}")
+        if isinstance(value, float | np.floating) and float(value).is_integer():
+            value = int(value)  # 1.0 is the number 1 in JSON, and what pandas makes of 1 in a column with gaps
+        check_text(str(value), f"{where}: column {column!r}")
         values.append(str(value).strip())
     if len(values[1]) > LONGEST:
         found = f"{len(values[1]):,} characters; the most that can be learned is {LONGEST:,}"
@@ -91,16 +104,56 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise DataError(f"{path}: holds more than {LARGEST:,} bytes, the most that is read; split it")
-        return content.decode(encoding)
+        return decoded(content, str(path), encoding)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a directory; expected a file of rows") from None
-    except UnicodeDecodeError as error:
-        row = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: row {row}: not UTF-8; convert it first") from None
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise DataError(f"{path}: cannot be decompressed ({error}); fetch it again") from None
+
+
+def decoded(content: bytes, where: str, encoding: str = "utf-8-sig") -> str:
+    """Decode bytes, without the byte order mark of UTF-8. Raises DataError, with `where`, for another encoding."""
+
+    def row(content: bytes, end: int) -> int:
+        return len(re.findall(rb"\r\n?|\n", content[:end])) + 1
+
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{where}: is UTF-16; convert it to UTF-8 first")
+    if b"\0" in content:
+        told = "holds a NUL byte, as UTF-16 does; convert it to UTF-8, or remove the byte"
+        raise DataError(f"{where}: row {row(content, content.index(0))}: {told}")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: row {row(error.object, error.start)}: not UTF-8; convert it first") from None
+
+
+def parsed(text: str, where: str, expected: str) -> Any:
+    """Parse JSON. Raises DataError, with `where`, for broken JSON, a key given twice, or half of a character."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+        if twice:
+            raise DataError(f"{where}: the key {twice[0]!r} is given twice; keep one")
+        return dict(pairs)
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({error}); expected {expected}") from None
+    if "\\u" in text:
+        check_text(json.dumps(value, ensure_ascii=False), where)
+    return value
+
+
+def kind_of(path: str | Path) -> str:
+    """Return the ending of a file, without that of its compression."""
+    path = Path(path)
+    return Path(path.stem if path.suffix.lower() in (".gz", ".xz") else path.name).suffix.lower()
 
 
 def records(
@@ -111,9 +164,7 @@ def records(
     columns: the names of the fields of a file without a header line. broken: is told the line numbers of rows with too
     many or too few fields, which are left out; without it they are an error. Raises DataError.
     """
-    path = Path(path)
-    packed = path.suffix.lower() in (".gz", ".xz")
-    kind = Path(path.stem if packed else path.name).suffix.lower()
+    path, kind = Path(path), kind_of(path)
     if kind not in (".tsv", ".txt", ".csv", ".jsonl"):
         raise DataError(f"{path}: expected a file that ends in .tsv, .csv or .jsonl")
     with io.StringIO(read_text(path), newline="") as file:
@@ -121,22 +172,21 @@ def records(
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}: row {number}: not valid JSON ({error})") from None
-                if "\\u" in line:
-                    check_text(json.dumps(record, ensure_ascii=False), f"{path}: row {number}")
+                record = parsed(line, f"{path}: row {number}", "one object on each line, with nothing between them")
                 if not isinstance(record, dict):
-                    raise DataError(f"{path}: row {number}: expected a JSON object, found {line.strip()[:40]!r}")
+                    raise DataError(
+                        f"{path}: row {number}: expected a JSON object on each line, found {line.strip()[:40]!r}"
+                    )
                 yield number, record
             return
         lines = iter(fields_of(file, path, quoted=kind == ".csv"))
     _, header = (0, columns) if columns else next(lines, (0, []))
     check_header(header, path)
     for number, fields in lines:
-        if not any(fields):
+        if not any(map(str.strip, fields)):
             continue
+        if fields == header and len(header) > 1 and not columns:
+            raise DataError(f"{path}: row {number}: repeats the header; remove it")
         if len(fields) != len(header) and broken:
             broken(number)
             continue
@@ -147,17 +197,24 @@ def records(
 
 
 def fields_of(file: io.StringIO, path: Path, quoted: bool) -> list[tuple[int, list[str]]]:
-    """Return the line number and the fields of each line. Raises DataError.
+    """Return the line number and the fields of each line. Raises DataError for a quote that is out of place.
 
     Python limits a field to 131,072 characters for the whole process. The limit is raised here and restored.
     """
-    reader = csv.reader(file) if quoted else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    quotes: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(file, **({"strict": True, "skipinitialspace": True} if quoted else quotes))
+    found: list[tuple[int, list[str]]] = []
+    row = 1
     with _field_limit:
         before = csv.field_size_limit(LARGEST)
         try:
-            return [(reader.line_num, fields) for fields in reader]
+            for fields in reader:
+                found.append((reader.line_num, fields))
+                row = reader.line_num + 1
+            return found
         except csv.Error as error:
-            raise DataError(f"{path}: row {reader.line_num}: {error}") from None
+            told = 'close each quote, and write a quote inside a text as two ("")'
+            raise DataError(f"{path}: row {row}: a quote is out of place or never closed ({error}); {told}") from None
         finally:
             csv.field_size_limit(before)
 

@@ -4,7 +4,7 @@ The formats are those of t5.data.preprocessors without the task's name in front,
 by name, "hypothesis: ... premise: ...", sorted (unless said otherwise). White space at both ends of a text is dropped.
 """
 
-import json
+import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -184,12 +184,7 @@ def _questions(path: Path) -> Iterator[tuple[str, str, dict]]:
                 context = _get(line, "context", str, where)
                 yield from ((where, context, qa) for qa in _get(line, "qas", list, where))
         return
-    try:
-        whole = json.loads(tables.read_text(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not valid JSON ({error}); expected a SQuAD .json or an MRQA .jsonl file") from None
+    whole = tables.parsed(tables.read_text(path), str(path), "a SQuAD .json or an MRQA .jsonl file")
     for i, article in enumerate(_get(whole, "data", list, str(path)), 1):
         for k, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: article {i}"), 1):
             where = f"{path}: article {i}, paragraph {k}"
@@ -203,7 +198,7 @@ TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 def trec(path: Path) -> Iterator[Example]:
     """Read lines "COARSE:fine question" in Latin-1, with six coarse classes."""
-    for number, line in enumerate(tables.read_text(path, "latin-1").split("\n"), 1):
+    for number, line in enumerate(io.StringIO(tables.read_text(path, "latin-1"), newline=None), 1):
         if not line.strip():
             continue
         where = f"{path}: row {number}"
