@@ -749,7 +749,7 @@ def test_standard_input_that_cannot_be_read(models, prompt, tmp_path, given):
         done.stderr = done.stderr.decode()
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert ("standard input: byte 5: not UTF-8" if given else "nothing to predict") in done.stderr
+    assert ("standard input: row 2: not UTF-8" if given else "nothing to predict") in done.stderr
 
 
 def test_arguments_that_are_no_utf8(models, prompt, fails):

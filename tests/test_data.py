@@ -80,7 +80,9 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.tsv", GOOD + "film\tgood\tbad\n", "row 3: 3 fields, but the header names 2"),
         ("a.csv", "input,target\nfilm\n", "row 2: 1 fields, but the header names 2"),
         ("a.tsv", GOOD + "\tgood\n", "row 3: column 'input': expected a text, found ''"),
-        ("a.csv", "input,target\nfilm,  \n", "row 2: column 'target': expected a text, found ''"),
+        ("a.csv", "input,target\nfilm,  \n", "row 2: column 'target': expected a text, found '  '"),
+        ("a.csv", 'input,target\na,b\nc, "good"\n', "row 3: a quote is out of place"),
+        ("a.csv", 'input,target\n "a, b"\n', "row 2: a quote is out of place"),
         ("a.jsonl", '{"input": "a", "target": null}', "row 1: column 'target': expected a text, found None"),
         ("a.jsonl", '{"input": ["a"], "target": "b"}', "row 1: column 'input': expected a text"),
         ("a.jsonl", '{"input": "a", "target": true}', "row 1: column 'target': expected a text, found True"),
@@ -231,13 +233,13 @@ def test_split_is_disjoint_complete_and_seeded(count, share, seed):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.csv", 'input, target\n"a, ""b""", "good"\n5" pipe, bad\n'),
-        ("a.csv", 'input,target\r"a, ""b""",good\r5" pipe,bad\r'),
-        ("a.tsv", 'input\ttarget\ra, "b"\tgood\r  \t\r5" pipe\tbad'),
+        ("a.csv", 'input,target\n" ""a"" b", good\n5" pipe, bad\n'),
+        ("a.csv", 'input,target\r"""a"" b",good\r5" pipe,bad\r'),
+        ("a.tsv", 'input\ttarget\r"a" b\tgood\r  \t\r5" pipe\tbad'),
     ],
 )
 def test_quotes_and_line_ends_that_are_clear_are_read(write, name, content):
-    assert tables.read_rows(write(name, content)) == [Row('a, "b"', "good"), Row('5" pipe', "bad")]
+    assert tables.read_rows(write(name, content)) == [Row('"a" b', "good"), Row('5" pipe', "bad")]
 
 
 def test_quotes_of_a_tsv_that_csv_wrote_are_said(write, caplog):

@@ -201,14 +201,17 @@ def fields_of(file: io.StringIO, path: Path, quoted: bool) -> list[tuple[int, li
 
     Python limits a field to 131,072 characters for the whole process. The limit is raised here and restored.
     """
-    quotes: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    reader = csv.reader(file, **({"strict": True, "skipinitialspace": True} if quoted else quotes))
+    quotes: dict[str, Any] = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(file, **quotes)
+    other = csv.reader(io.StringIO(file.getvalue(), newline=""), skipinitialspace=True, **quotes)
     found: list[tuple[int, list[str]]] = []
     row = 1
     with _field_limit:
         before = csv.field_size_limit(LARGEST)
         try:
-            for fields in reader:
+            for fields, spaced in zip(reader, other, strict=False):
+                if quoted and [x.lstrip(" ") for x in fields] != [x.lstrip(" ") for x in spaced]:
+                    raise csv.Error("a space stands before it")
                 found.append((reader.line_num, fields))
                 row = reader.line_num + 1
             return found
