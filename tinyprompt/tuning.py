@@ -207,8 +207,14 @@ def run_task(
     model: Model, task: TaskData, settings: Settings, device: str | None = None, saved: Prompt | None = None
 ) -> Iterator[Progress]:
     """Train on rows that are read. Yields as `run` does."""
+    warn_of_unwritable(model, task)  # now, and not when the progress bar asks for the first step
+    return _steps(model, task, settings, device, saved)
+
+
+def _steps(
+    model: Model, task: TaskData, settings: Settings, device: str | None, saved: Prompt | None
+) -> Iterator[Progress]:
     task.check()
-    warn_of_unwritable(model, task)
     device = device or default_device()
     if settings.method == "full" and device.endswith("int8"):
         raise ValueError(f"device {device!r} quantises frozen weights, and method 'full' leaves none frozen")
