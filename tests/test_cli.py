@@ -90,7 +90,12 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     rows, dev = (write_rows(tmp_path / f"{name}.{ending}", NAMED) for name in ("rows", "dev"))
     path, model = tmp_path / "new" / "p.safetensors", ("--model", models[0])
     tuned, err = call("tune", rows, "--dev", dev, "--out", path, *model, "--json", *QUICK)
-    assert tuned.keys() == {"prompt", "label_words", "dev", "best_step", "steps", "seconds", "device"}
+    keys = {"prompt", "label_words", "verbalizer", "dev", "best_step", "steps", "seconds", "device", "baselines"}
+    assert tuned.keys() == keys
+    baselines = tuned["baselines"]
+    assert list(baselines) == ["majority class", "frozen model, no prompt", "bag of words", "tuned prompt"]
+    assert baselines["tuned prompt"] == {"value": tuned["dev"], "rows": 20}
+    assert baselines["majority class"]["value"] == 0.5
     assert tuned["prompt"] == str(path)
     assert (tuned["label_words"], tuned["steps"], tuned["device"]) == (["bad", "good"], 4, default_device())
     assert "20 train rows, 20 dev rows; labels: bad, good" in err
@@ -115,10 +120,11 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
     path, model = tmp_path / "p.safetensors", ("--model", models[0])
     out, err = call("tune", rows, "--out", path, *model, *QUICK)
     assert out.startswith("dev ")
-    assert out.endswith(f"saved to {path}\n")
+    assert f"saved to {path}\naccuracy on 4 dev rows" in out
     assert "4 of the training rows" in err
     out, err = call("eval", path, rows, *model)
-    assert re.match(r"accuracy 0\.\d+ on 20 rows\nrows by target and answer\n", out)
+    assert re.match(r"accuracy 0\.\d+ on 20 rows\n  majority of these rows    0\.500 \+- 0\.112\n", out)
+    assert re.search(r"\nmacro F1 0\.\d+: bad 0\.\d+, good 0\.\d+\nrows by target and answer\n", out)
     assert err == f"{describe_device(default_device())}\n"
     out, err = call("predict", path, "a film", "two\nlines", "--device", "numpy", *model)
     assert len(out.splitlines()) == 2
@@ -207,7 +213,7 @@ def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fa
     lora = ("--method", "lora", "--rank", "2")
     call("tune", rows, "--dev", rows, "--out", out, *model, *lora, *QUICK[:4], *QUICK[6:])
     assert call("eval", out, rows, *model, "--json")[0]["metric"] == "accuracy"
-    found = "expected a soft prompt, 'encoder.prompt.embedding' and nothing else; found 'decoder."
+    found = "expected a soft prompt, 'encoder.prompt.embedding' and nothing else; found '"
     for name in ("x.npy", "x"):
         message = "what method 'lora' stores goes to a name that ends in .safetensors"
         assert message in fails("tune", rows, "--out", tmp_path / name, *model, *lora)
@@ -307,7 +313,7 @@ def test_a_tuned_prompt_starts_another_run(call, models, prompt, tmp_path):
 
 def test_a_run_goes_on(call, models, tmp_path):
     rows, whole = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "whole.safetensors"
-    more = (rows, "--dev", rows, "--model", models[0], "--device", "numpy")
+    more = (rows, "--dev", rows, "--model", models[0], "--device", "numpy", "--schedule", "constant")
     call("tune", *more, "--out", whole, *QUICK, "--steps", 8)
     wanted = prompts.load_prompt(whole)
     for name in ("p.safetensors", "adapter"):
@@ -333,7 +339,7 @@ def test_a_run_goes_on(call, models, tmp_path):
 def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, capsys, monkeypatch, name, go_on):
     rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / name
     command = ["tune", rows, "--dev", rows, "--model", models[0], "--out", str(path), *QUICK]
-    stop_at, original = 1, train.run
+    stop_at, original = 0, train.run
 
     def interrupted(*args):
         for progress in original(*args):
@@ -345,8 +351,10 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, cap
     assert main(command) == 130
     assert capsys.readouterr().err.endswith("tinyprompt: stopped; nothing was saved\n")
     assert not path.exists()
-    stop_at = 3
-    assert main(command) == 130
+    for stop_at in (1, 3):
+        assert main(command) == 130
+        if go_on:
+            assert prompts.load_prompt(path).train_state["step"].item() == stop_at
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"tinyprompt: stopped; the best prompt so far is in {path}")
     assert (f"repeat the command with --resume {path}" in last) == go_on

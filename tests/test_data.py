@@ -144,7 +144,8 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path):
     ("targets", "labels"),
     [
         (["good", "bad"] * 4, ("bad", "good")),
-        (["good", "bad"] * 3, None),  # too few rows to tell
+        (["good", "bad"] * 2, ("bad", "good")),
+        (["good", "bad", "good"], None),  # too few rows to tell
         (["good"] * 20, None),
         ([f"label {i:02}" for i in range(50)] * 4, tuple(f"label {i:02}" for i in range(50))),
         ([str(i) for i in range(51)] * 9, None),

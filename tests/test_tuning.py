@@ -29,7 +29,8 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
     begun = time.perf_counter()
     result = tinyprompt.tune(model, str(path), settings=replace(SHORT, steps=12))
     assert 0 < result.seconds < time.perf_counter() - begun
-    assert "12/12" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"step {step} of 12" for step in (0, 4, 8, 12)]
     assert tinyprompt.tune(model, path, path, SHORT, progress=False).history[0]["loss"] is None
     assert capsys.readouterr().err == ""
     for shown in (model, result, result.prompt):
@@ -82,7 +83,8 @@ def test_settings_are_taken_as_an_object_and_by_name(model):
     wanted = losses(tune(settings=SHORT))
     assert losses(tune(SHORT)) == wanted
     assert losses(tune(None, SHORT)) == wanted
-    assert losses(tune(steps=12, prompt_length=5, batch_size=4, eval_every=4)) == wanted
+    same = dict(steps=12, prompt_length=5, batch_size=4, eval_every=4, schedule="constant", optimizer=SHORT.optimizer)
+    assert losses(tune(**same)) == wanted
     assert losses(tune(replace(SHORT, steps=3), steps=12)) == wanted
     assert len(losses(tune(ROWS[:10], SHORT, steps=3))) == 4
     for wrong, error, message in (
@@ -139,8 +141,9 @@ def test_columns_and_words_are_named(model, tmp_path):
     assert scores.mean == tinyprompt.evaluate(model, found.prompt, ROWS).mean
     gradient = tinyprompt.gradient(model, found.prompt, path, "numpy", **names)
     assert gradient.loss == tinyprompt.gradient(model, found.prompt, ROWS, "numpy").loss
+    assert tinyprompt.evaluate(model, found.prompt, path).mean == scores.mean  # the prompt remembers its columns
     with pytest.raises(DataError, match="no column 'input'; found 'text', 'label'"):
-        tinyprompt.evaluate(model, found.prompt, path)
+        tinyprompt.evaluate(model, wanted.prompt, path)
 
 
 def test_a_built_in_task_is_named(model, tmp_path):

@@ -91,7 +91,8 @@ def cross_validate(
         number: of folds.
         answer: tunes on the first rows and answers the second.
     """
-    answers, held_out = [], []
+    answers: list[str] = []
+    held_out: list[Row] = []
     for train, test in folds(rows, number, seed):
         answers += answer(train, test)
         held_out += test

@@ -46,7 +46,7 @@ class Dropout(NamedTuple):
     rate: float
     key: onp.ndarray  # integers (n,), such as the seed of a run and the number of the step
 
-    def __call__(self, name, x):
+    def __call__(self, name: str, x: Any) -> Any:
         if name.endswith("hidden_states"):  # T5 applies dropout to the output of a layer, not to the residual sum
             return x
         return x * (ops.keep(x, self.rate, self.key, name) / (1 - self.rate))

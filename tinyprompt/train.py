@@ -129,14 +129,14 @@ def run(
     settings: Settings,
     compute: Callable,
     dev_score: Callable[[Prompt], tuple[float, float]],
-    state: TrainState | None = None,
+    start: TrainState | None = None,
 ) -> Iterator[Progress]:
     """Train step by step. Yields a Progress before the first step and after each. A `break` stops early.
 
     Args:
         compute: `loss_and_grads`, or its compiled form.
         dev_score: the score and the loss of a prompt on the dev rows.
-        state: the state to continue from; None starts a run.
+        start: the state to continue from; None starts a run.
 
     Raises:
         DataError: The rows cannot be used.
@@ -155,8 +155,7 @@ def run(
     def scored(state: TrainState) -> TrainState:
         return state.with_score(*dev_score(replace(template, params=methods.stored(state.trainable, model.config))))
 
-    if state is None:
-        state = scored(first_state(model, task, settings))
+    state = start or scored(first_state(model, task, settings))
     for _ in range(state.step):
         next(batches)
 

@@ -157,21 +157,28 @@ def _prepared(model, train, dev, settings, resume, options) -> tuple[Settings, T
     base = asdict(settings) if settings else saved.settings if saved else None
     settings = Settings.changed(base or {}, changes)
     reader = Reader(settings.task, **(saved.columns if saved else {}) | columns)
-    rows, dev_rows = split(reader, train, dev, settings)
+    parts = split(reader, train, dev, settings)
     if base is None:
-        settings = Settings.for_rows(len(rows), **changes)
-    return settings, prepare(model, reader, settings, rows, dev_rows, drawn=dev is None, saved=saved), saved
+        settings = Settings.for_rows(len(parts[0]), **changes)
+    return settings, prepare(model, reader, settings, parts, saved, drawn=dev is None), saved
 
 
 def prepare(
-    model: Model, reader: Reader, settings: Settings, rows: list[Row], dev: list[Row], drawn: bool, saved: Prompt | None
+    model: Model,
+    reader: Reader,
+    settings: Settings,
+    parts: tuple[list[Row], list[Row]],
+    saved: Prompt | None,
+    drawn: bool,
 ) -> TaskData:
     """Join the rows of a run with its label words, their verbalizer and the first values.
 
     Args:
-        drawn: the dev rows were drawn from the training rows, so they count when targets are told from free text.
+        parts: training rows and dev rows.
         saved: the prompt whose run continues.
+        drawn: the dev rows were drawn from the training rows, so they count when targets are told from free text.
     """
+    rows, dev = parts
     words = reader.label_words([*rows, *dev] if drawn else rows)
     verbalizer: dict[str, str] = {}
     if saved:

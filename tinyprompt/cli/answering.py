@@ -262,11 +262,11 @@ def score_ensemble(args: argparse.Namespace) -> Output:
             told = f"{args.prompts[0]} is of task {job.settings.task!r}, {path} of {own.settings.task!r}"
             raise ValueError(f"{told}; an ensemble is of one task, name it with --task")
         if frozenset(other.label_words or ()) != frozenset(first.label_words or ()):
-            told = [
+            odd = [
                 f"{p} has {', '.join(x.label_words or ('free text',))}"
                 for p, x in ((args.prompts[0], first), (path, other))
             ]
-            raise DataError(f"an ensemble needs prompts of the same label words: {'; '.join(told)}")
+            raise DataError(f"an ensemble needs prompts of the same label words: {'; '.join(odd)}")
     rows = job.read([args.data])
     job.check_targets(args.data, rows, first.label_words)
     say(describe_device(args.device))

@@ -40,7 +40,7 @@ class Job:
     def reader(self) -> Reader:
         """The reader of the task, with the columns and words of the arguments, or of the prompt."""
         given = {"words": words_of(self.args)} | {name: getattr(self.args, name, None) for name in ("input", "target")}
-        columns = {} if self.settings.task in registry.TASKS else self.columns
+        columns = {} if self.settings.task in registry.TASKS else dict(self.columns)
         return Reader(self.settings.task, **columns | {name: value for name, value in given.items() if value})
 
     def read(self, paths: Sequence[str], training: bool = False, labelled: bool = True) -> list[Row]:

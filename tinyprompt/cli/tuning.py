@@ -176,7 +176,7 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
     settings = job.settings
     if not args.dev:
         say(f"no --dev: {len(dev)} of the training rows, drawn with seed {settings.seed}, are the dev rows")
-    task = prepare(model, job.reader, settings, rows, dev, drawn=not args.dev, saved=resume)
+    task = prepare(model, job.reader, settings, (rows, dev), resume, drawn=not args.dev)
     words = task.label_words
     say(describe_device(args.device))
     say(f"{len(rows)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(words)}" if words else "free text"))
