@@ -56,7 +56,7 @@ def test_in_scikit_learn(model):
 def test_parameters_are_read_and_set(model):
     classifier = PromptClassifier("tiny", steps=7)
     found = classifier.get_params()
-    assert (found["model"], found["device"], found["steps"], found["prompt_length"]) == ("tiny", None, 7, 100)
+    assert (found["model"], found["device"], found["steps"], found["prompt_length"]) == ("tiny", None, 7, None)
     assert (
         repr(classifier.set_params(steps=8, device="numpy"))
         == "PromptClassifier(model='tiny', device='numpy', steps=8)"

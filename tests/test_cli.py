@@ -777,3 +777,85 @@ def test_a_panic_of_a_library_is_one_line(fails, models, prompt, monkeypatch):
     assert "the tokenizers library broke off: index out of bounds" in fails(
         "predict", prompt, "a", "--model", models[0]
     )
+
+
+LONG = [(text, {"bad": "Not GOOD at all", "good": "Rather nice"}[word]) for text, word in NAMED]
+
+
+def test_a_prompt_remembers_its_columns_its_words_and_its_long_labels(call, fails, models, tmp_path):
+    rows, path = write_rows(tmp_path / "rows.csv", LONG, ("text", "mark")), tmp_path / "p.safetensors"
+    _, err = call("tune", rows, "--input", "text", "--target", "mark", "--model", models[0], "--out", path, *QUICK)
+    said = "long labels are learned as a word of their own: Not GOOD at all = not, Rather nice = rather"
+    assert said in err
+    found = prompts.load_prompt(path)
+    assert found.verbalizer == {"Not GOOD at all": "not", "Rather nice": "rather"}
+    assert found.columns == {"input": "text", "target": "mark"}
+    assert "accuracy 0." in call("eval", path, rows, "--model", models[0])[0]
+    answered, _ = call("predict", path, "--data", rows, "--model", models[0], "--json")
+    assert {one["prediction"] for one in answered["predictions"]} <= {"Not GOOD at all", "Rather nice"}
+    assert f"{rows}: is a file; to answer its rows, use --data {rows}" in fails(
+        "predict", path, rows, "--model", models[0]
+    )
+
+
+def test_words_are_remembered(call, models, tmp_path):
+    rows, path = write_rows(tmp_path / "rows.tsv", CODED), tmp_path / "p.safetensors"
+    call("tune", rows, "--words", "0=bad", "1=good", "--model", models[0], "--out", path, *QUICK)
+    for again in (rows, write_rows(tmp_path / "named.tsv", NAMED)):
+        assert call("eval", path, again, "--model", models[0], "--json")[0]["rows"] == 20
+
+
+def test_labels_that_look_alike_and_free_text_are_said(call, models, tmp_path):
+    rows = write_rows(
+        tmp_path / "rows.tsv", [(text, word if i % 3 else word.upper()) for i, (text, word) in enumerate(NAMED)]
+    )
+    _, err = call("tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
+    assert "warning: labels that differ in case or spaces only: 'BAD', 'bad'" in err
+    rows = write_rows(tmp_path / "free.tsv", FREE)
+    _, err = call("tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
+    assert "20 distinct targets in 20 rows, so answers are free text; --task classify makes them labels" in err
+
+
+def test_settings_suit_the_rows_unless_they_are_given(call, models, tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    _, err = call(
+        "tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", "--batch-size", 2, "--steps", 3
+    )
+    assert "3 steps of 2 rows, 20 vectors, a dev score every 1 (--steps, --batch-size" in err
+
+
+def test_tune_without_a_name_overwrites_nothing(call, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    call("tune", rows, "--model", models[0], *QUICK)
+    before = Path("prompt.safetensors").read_bytes()
+    _, err = call("tune", rows, "--model", models[0], *QUICK)
+    assert "prompt.safetensors is there; the new prompt goes to prompt-2.safetensors" in err
+    assert Path("prompt.safetensors").read_bytes() == before
+    assert prompts.load_prompt("prompt-2.safetensors").label_words == ("bad", "good")
+
+
+def test_folds_and_a_learning_curve(call, fails, models, tmp_path):
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
+    out, _ = call("tune", rows, *more, "--folds", 2, "--learning-curve")
+    assert "accuracy on all 20 rows, each held out once (2 folds):\n  bag of words" in out
+    assert "learning curve, accuracy of a prompt on the dev rows:\n  4 rows" in out
+    assert "--folds 1: is too small" in fails("tune", rows, *more, "--folds", 1)
+
+
+def test_a_prompt_is_better_than_a_bag_of_words_or_it_is_said(call, models, tmp_path):
+    rows = write_rows(tmp_path / "rows.tsv", [(f"{word} {i}", word) for i, (_, word) in enumerate(NAMED)])
+    out, _ = call("tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
+    assert "the prompt is not better than a bag of words; try more rows" in out
+
+
+def test_a_prompt_finds_its_built_in_model(call, tmp_path):
+    rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors"
+    call("tune", rows, "--model", "tiny", "--out", path, *QUICK)
+    assert call("eval", path, rows, "--json")[0]["rows"] == 20
+
+
+def test_the_command_alone_shows_its_commands(capsys):
+    assert main([]) == 0
+    assert "tune " in capsys.readouterr().out

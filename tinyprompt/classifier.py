@@ -1,6 +1,7 @@
 """A prompt as a scikit-learn classifier."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -79,16 +80,18 @@ class PromptClassifier:
         return float(np.mean(self.predict(X) == np.asarray(y)))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters: model, device and every field of Settings."""
-        return {"model": self.model, "device": self.device, **vars(Settings.changed({}, self._settings))}
+        """Return the parameters: model, device and every field of Settings. None: chosen by the number of rows."""
+        chosen = {f.name: self._settings.get(f.name) for f in fields(Settings)}
+        return {"model": self.model, "device": self.device, **chosen}
 
     def set_params(self, **params: Any) -> "PromptClassifier":
         """Change parameters. Raises TypeError or ValueError that names the parameter."""
         for name in ("model", "device"):
             if name in params:
                 setattr(self, name, params.pop(name))
-        Settings.changed(self._settings, params)
-        self._settings |= params
+        given = {name: value for name, value in (self._settings | params).items() if value is not None}
+        Settings.changed({}, given)
+        self._settings = given
         return self
 
     def _columns(self, words: Sequence[str]) -> list[int]:

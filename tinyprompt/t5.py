@@ -52,7 +52,7 @@ class Dropout(NamedTuple):
         return x * (ops.keep(x, self.rate, self.key, name) / (1 - self.rate))
 
 
-def dropout(rate: float, *key: int) -> Visit:
+def dropout(rate: float, *key: int) -> Dropout | Visit:
     """Build the visit for a dropout rate; a rate of 0 changes nothing."""
     return Dropout(rate, onp.array(key)) if rate else unchanged
 
