@@ -36,6 +36,7 @@ NOT_RUN = {
     r"google/": "a model that `pull` has fetched",
     r"tinyprompt demo": "takes minutes; test_cli.py runs it on a small model",
     r"tinyprompt bench": "takes minutes, and times what else the machine does; test_bench.py runs it on a tiny shape",
+    r"golden --judge": "a fault is to be found, which is exit status 1; test_golden.py judges",
     r"tinyprompt serve": "answers until it is stopped; test_serve.py starts it, and asks as the page does",
     r"--device cuda": "needs a GPU",
     r"export --web": "needs the npm registry, and a tokenizer of pieces; test_web.py runs it",

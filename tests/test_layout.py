@@ -17,22 +17,12 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 CORE = ["errors", "tree", "ops", "config", "t5", "model", "methods", "optim", "settings", "data", "train"]
 ORDER = [
     *CORE,
-    *(
-        "version",
-        "tokenizer",
-        "fit",
-        "lowering",
-        "device",
-        "decode",
-        "predict",
-        "ensemble",
-        "display",
-        "resume",
-        "assess",
-    ),
-    *("files", "tasks", "tuning", "classifier", "describe", "check", "study", "bench", "export", "serve", "cli"),
+    *("version", "tokenizer", "fit", "lowering", "device", "decode", "predict"),
+    *("ensemble", "display", "resume", "assess"),
+    *("files", "tasks", "tuning", "classifier", "describe", "check", "study", "bench"),
+    *("export", "golden", "serve", "cli"),
 ]
-APPLICATIONS = {"bench", "study", "export", "serve"}
+APPLICATIONS = {"bench", "study", "export", "golden", "serve"}
 ALONE = {"check/torch_side.py", "bench/peft_side.py", "bench/ctranslate2_side.py"}  # in their own processes
 SERVER = {"serve/app.py", "serve/metrics.py"}  # imported by the command `serve` alone, when it runs
 SERVED = {"starlette", "uvicorn", "prometheus_client"}
@@ -118,7 +108,7 @@ after = state()
 same = before[0] == after[0] and before[2:] == after[2:] and all(after[1][n] == v for n, v in before[1].items())
 loaded = sorted(m for m in sys.modules if m.split(".")[0] in ("onnx", "onnxruntime", "matplotlib", "torch", "sklearn")
                 or m.startswith("tinyprompt.") and m.split(".")[1] in ("lowering", "check", "cli", "bench", "study",
-                "export", "serve", "describe"))
+                "export", "golden", "serve", "describe"))
 print(json.dumps([same, loaded]))
 """
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tinyprompt.cli import answering, checking, files, serving, study, tuning  # noqa: F401 - they declare commands
+from tinyprompt.cli import answering, checking, files, reference, serving, study, tuning  # noqa: F401 - they declare commands
 from tinyprompt.cli.report import COMMANDS, say, visible
 from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import TinypromptError

@@ -20,16 +20,19 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.files.io import read, regular
 from tinyprompt.tree import Flat
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16}
+DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": bfloat16}
+WITH_IDS = DTYPES | {"I64": np.int64, "I32": np.int32}
 
 
-def dump(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def dump(
+    tensors: Mapping[str, Any], metadata: Mapping[str, str], known: Mapping[str, Any] = DTYPES
+) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file in parts. Each tensor is read when it is needed.
 
     tensors: arrays, or objects with a shape and a dtype that become one. Wide ones come first, so that all are aligned.
-    Raises CheckpointError that names the key for a dtype that `map_tensors` does not read.
+    known: the dtypes of the file. Raises CheckpointError that names the key for another dtype.
     """
-    kinds = {np.dtype(dtype): kind for kind, dtype in DTYPES.items()}
+    kinds = {np.dtype(dtype): kind for kind, dtype in known.items()}
     dtypes = {name: tensors[name].dtype.newbyteorder("=") for name in tensors}
     names = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -70,10 +73,13 @@ def map_tensors(path: Path) -> Flat:
     return out
 
 
-def read_tensors(path: Path, content: bytes | None = None) -> tuple[Flat, dict[str, str]]:
+def read_tensors(
+    path: Path, content: bytes | None = None, known: Mapping[str, Any] = DTYPES
+) -> tuple[Flat, dict[str, str]]:
     """Return the tensors of a safetensors file as arrays in memory, and its metadata.
 
-    content: the bytes of the file, if they are known. Raises CheckpointError as `map_tensors` does.
+    content: the bytes of the file, if they are at hand. known: the dtypes that it may hold.
+    Raises CheckpointError as `map_tensors` does.
     """
     content = read(path) if content is None else content
     try:
@@ -82,21 +88,21 @@ def read_tensors(path: Path, content: bytes | None = None) -> tuple[Flat, dict[s
         raise _unsound(path, content, len(content), error) from None
     out: Flat = {}
     for name, entry in tensors:
-        with _of_key(path, name, entry["dtype"], entry["shape"]) as dtype:
+        with _of_key(path, name, entry["dtype"], entry["shape"], known) as dtype:
             out[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return out, header.get("__metadata__") or {}
 
 
 @contextlib.contextmanager
-def _of_key(path: Path, name: str, kind: str, shape: list[int]) -> Iterator[Any]:
+def _of_key(path: Path, name: str, kind: str, shape: list[int], known: Mapping[str, Any] = DTYPES) -> Iterator[Any]:
     """Yield the dtype of a tensor. Raises CheckpointError that names the key if NumPy cannot hold the tensor."""
-    if kind not in DTYPES:
-        raise CheckpointError(f"{path}: key {name!r} has dtype {kind}; expected one of {sorted(DTYPES)}")
+    if kind not in known:
+        raise CheckpointError(f"{path}: key {name!r} has dtype {kind}; expected one of {sorted(known)}")
     if 0 in shape:
         raise CheckpointError(f"{path}: key {name!r} is empty (shape {shape})")
     try:
-        yield DTYPES[kind]
+        yield known[kind]
     except ValueError as error:
         told = f"has {len(shape)} dimensions and cannot be read ({error})"
         raise CheckpointError(f"{path}: key {name!r} {told}") from None

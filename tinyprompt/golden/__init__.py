@@ -1,0 +1,1 @@
+"""Golden files: small models with every intermediate value, for T5s that are written in other languages."""
