@@ -52,9 +52,9 @@ exec(sys.stdin.read())
 """
 
 
-def write_model(folder, family="t5-1.1", dtype=np.float32, layout="whole", seed=0):
+def write_model(folder, family="t5-1.1", dtype=np.float32, layout="whole", seed=0, **changes):
     """A model directory: one file, two shards, one with shared.weight by its other name, or a hub's cache of links."""
-    raw = raw_config(family, vocab_size=384)
+    raw = raw_config(family, vocab_size=384, **changes)
     weights = {k: v.astype(dtype) for k, v in random_weights(parse_config(raw), seed).items()}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw))
@@ -115,6 +115,67 @@ def test_exported_graphs_compute_what_numpy_does(family, dtype, data, tmp_path_f
         assert value.shape == exact[name].shape
         allowed = 3 * np.abs(single[name] - exact[name]).max() + 2e-6 * np.abs(exact[name]).max()
         assert np.abs(value - exact[name]).max() <= allowed
+
+
+def by_reference(path, inputs):
+    """onnx's own evaluator, in Python."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(path))
+    return dict(zip(evaluator.output_names, evaluator.run(None, inputs), strict=True))
+
+
+def by_openvino(path, inputs):
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = [x.any_name for x in compiled.outputs]
+    return dict(zip(names, compiled(inputs).to_tuple(), strict=True))
+
+
+RUNTIMES = {"onnxruntime": lambda path, inputs: run(path, **inputs), "onnx": by_reference, "openvino": by_openvino}
+
+
+@pytest.mark.parametrize("plain", export.PLAIN)
+@pytest.mark.parametrize("family", ["t5-1.0", "umt5", "square"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_plain_graphs_compute_what_numpy_does_in_any_runtime(runtime, family, plain, tmp_path):
+    """OpenVINO 2026.4 errs, silently, where a square weight is multiplied as it is and transposed."""
+    changes = dict(d_model=24, d_kv=8, num_heads=3, d_ff=24) if family == "square" else {}
+    folder = write_model(tmp_path / "model", "t5-1.1" if changes else family, np.float16, **changes)
+    out = tmp_path / "out"
+    export.export(folder, out, export.Shape(3, 40, 4, 5), plain=plain)
+    assert (out / "model.safetensors").exists() == (plain == "beside")
+    ids, mask, labels, weights = batch(1, 384, 3, 40, 4)
+    arrays, prompt = (ids, mask, labels, weights.astype(np.float32)), np.load(out / "prompt.npy")
+    inputs = dict(zip(("prompt", "input_ids", "attention_mask", "labels", "weights"), (prompt, *arrays), strict=True))
+    exact = by_numpy(folder, np.float64, prompt, arrays)
+    for name, results in (("step", {"loss", "gradient"}), ("score", {"log_probability"})):
+        proto = onnx.load(out / f"{name}.onnx", load_external_data=False)
+        assert [x.domain for x in proto.opset_import] == [""]
+        assert {node.domain for node in proto.graph.node} == {""}
+        half = onnx.TensorProto.FLOAT16
+        assert any(x.data_type == half for x in proto.graph.initializer) == (plain == "beside")
+        found = RUNTIMES[runtime](out / f"{name}.onnx", inputs)
+        assert found.keys() == results
+        for key, value in found.items():
+            assert np.linalg.norm(value - exact[key]) < 2e-5 * np.linalg.norm(exact[key]), key
+
+
+def test_a_plain_graph_with_its_weights_inside_is_of_any_files(tmp_path, capsys, monkeypatch):
+    folder, out = write_model(tmp_path / "model", layout="alias"), tmp_path / "out"
+    words = ["export", "--model", str(folder), "--out", str(out), "--input-tokens", "7"]
+    assert main([*words, "--plain"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["prompt.npy", "score.onnx", "step.onnx"]
+    monkeypatch.setattr(export, "LARGEST", 1000)
+    capsys.readouterr()
+    assert main([*words, "--plain"]) == 2
+    assert "bytes in float32, and a graph holds at most 1,000; leave them beside it: --plain" in capsys.readouterr().err
+    assert main([*words, "--plain", "beside"]) == 0
+    assert (out / "model.safetensors").exists()
+    assert main(["export", "--web", str(tmp_path / "web"), "--plain"]) == 2
+    assert "leave out --plain" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="plain: expected one of inside, beside, or None, found 'no'"):
+        export.export(folder, out, plain="no")
 
 
 def test_the_score_is_that_of_rank_classification(tmp_path):
@@ -221,7 +282,7 @@ def alone(code, folder):
 def test_the_loop_of_the_page_needs_no_tinyprompt(tmp_path, capsys):
     """The command (but for its model and prompt), the loop and the options of docs/export.md, run elsewhere."""
     command = re.search(r"^    tinyprompt (export .*)$", PAGE, re.M)[1].split()
-    loop, _, options = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    loop, _, _, options = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     folder = write_model(tmp_path / "model", dtype=bfloat16)
     prompt = save_prompt(tmp_path / "mine.safetensors", models.load(folder), (5, 20))
     words = [str(prompt) if word == "mine.safetensors" else word for word in command]

@@ -318,6 +318,35 @@ def test_a_lowered_function_computes_what_numpy_does(name, dims, dtype, seed):
         same(*one[:2], dtype, one[2])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_plain_graph_has_operators_of_onnx_only(name):
+    x, y = drawn((2, 3, 5), np.float32, 0)
+    function = CASES[name][0]
+    graph, _ = lowered = lower(function, x, y, plain=True)
+    assert [i.domain for i in graph.to_onnx().opset_import] == [""]
+    assert all("domain" not in node.attributes and node.op != "FusedMatMul" for node in graph.nodes)
+    found, wanted = run_graph(lowered, x, y), function(x, y)
+    for one in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted)), strict=True):
+        same(*one, np.float32)
+
+
+def test_in_a_plain_graph_a_square_weight_is_the_right_operand_as_it_is_only():
+    """Not transposed too: OpenVINO 2026.4 would be wrong."""
+    x, w = (np.random.default_rng(i).normal(size=(n, 9)).astype(np.float32) for i, n in enumerate((50, 9)))
+    gradient = value_and_grad(lambda x, w: anp.sum(anp.tanh(ops.linear(x, w))))
+    graph, _ = lowered = lower(gradient, x, w, plain=True)
+    products = [node.inputs for node in graph.nodes if node.op == "MatMul"]
+    assert [[i.name == graph.inputs[1].name for i in pair] for pair in products] == [[True, False], [False, True]]
+    for found, wanted in zip(run_graph(lowered, x, w), gradient(x, w), strict=True):
+        assert np.allclose(found, wanted, rtol=1e-5)
+
+
+def test_indices_from_the_end_in_a_plain_graph():
+    x, at = np.arange(12.0).reshape(3, 4), np.array([[-1, 0], [3, -4], [-2, 1]])
+    found = run_graph(lower(lambda x, at: np.take_along_axis(x, at, -1), x, at, plain=True), x, at)
+    assert (found == np.take_along_axis(x, at, -1)).all()
+
+
 @pytest.mark.parametrize("name", [name for name, (_, smooth) in CASES.items() if smooth])
 @EVERY
 @given(dims=DIMS, dtype=FLOATS, seed=SEEDS)

@@ -14,7 +14,7 @@ from tinyprompt.cli.shared import warn_if_unknown, warn_of_loss
 from tinyprompt.data import target_ids
 from tinyprompt.errors import CheckpointError
 from tinyprompt.export import page as web
-from tinyprompt.export.graphs import Shape, export
+from tinyprompt.export.graphs import PLAIN, Shape, export
 from tinyprompt.files import hub, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Prompt
@@ -172,6 +172,13 @@ SHAPES = {
     model_argument(),
     argument("--prompt", metavar="PROMPT", help="saved prompt of any format (a first one)"),
     argument("--out", metavar="DIR", help="folder for the files (tinyprompt-export)"),
+    argument(
+        "--plain",
+        nargs="?",
+        choices=PLAIN,
+        const=PLAIN[0],
+        help="operators of ONNX only, for any runtime; weights inside each graph in float32, or beside as stored",
+    ),
     argument("--web", metavar="DIR", help="folder for a page that trains a prompt in a browser, in place of --out"),
     [
         argument(
@@ -181,17 +188,21 @@ SHAPES = {
     ],
 )
 def export_graphs(args: argparse.Namespace) -> Output:
-    """Write graphs for plain ONNX Runtime: a training step, and the score of given targets.
+    """Write graphs for ONNX Runtime, or by --plain for any runtime: a training step, and the score of given targets.
 
     Every shape is fixed: fill up with id 0, and with 0 in attention_mask and weights.
     --web writes them with a page for any web server: python -m http.server --directory DIR
     """
     if args.web and args.out:
         raise ValueError("--web: is a folder of its own; leave out --out")
+    if args.web and args.plain:
+        raise ValueError("--web: writes graphs for its own runtime; leave out --plain")
     shape = web.SHAPE if args.web else Shape()
     shape = shape._replace(**{name: n for name in Shape._fields if (n := getattr(args, name)) is not None})
-    write = web.export_page if args.web else export
-    exported = write(args.model, args.web or args.out or "tinyprompt-export", shape, args.prompt)
+    if args.web:
+        exported = web.export_page(args.model, args.web, shape, args.prompt)
+    else:
+        exported = export(args.model, args.out or "tinyprompt-export", shape, args.prompt, args.plain)
     if args.prompt:
         warn_if_unknown(prompts.load_prompt(args.prompt), args.prompt)
     return Output(exported._asdict(), exported)

@@ -3,6 +3,8 @@
 The weights are no part of a graph: it reads them as external data, each at its place in the model's own file
 (safetensors, or what torch.save wrote), 16-bit ones as they lie there. The soft prompt is an input. ONNX Runtime opens
 no external data outside the folder of a graph, not even through a link, so that file is copied beside the graphs.
+
+A plain graph is for all other runtimes: it has operators of ONNX only. Its weights may also be inside, in float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +26,7 @@ from tinyprompt.lowering import lower
 from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.settings import Settings
-from tinyprompt.tree import Flat, Tree, flatten, leaves, merge
+from tinyprompt.tree import Flat, Tree, count, flatten, leaves, merge, nest
 
 
 def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
@@ -55,6 +57,8 @@ class Shape(NamedTuple):
 
 
 SHAPE = Shape()
+PLAIN = ("inside", "beside")  # where a plain graph has its weights
+LARGEST = 2**31 - 2**24  # bytes of the weights inside a graph; Protocol Buffers hold 2 GiB
 NOTHING: Mapping[str, io.Content] = MappingProxyType({})
 
 
@@ -70,7 +74,11 @@ class Exported(NamedTuple):
 
 
 def export(
-    folder: str | Path | None, out: str | Path, shape: Shape = SHAPE, prompt: str | Path | None = None
+    folder: str | Path | None,
+    out: str | Path,
+    shape: Shape = SHAPE,
+    prompt: str | Path | None = None,
+    plain: str | None = None,
 ) -> Exported:
     """Write step.onnx, score.onnx, prompt.npy and the model's weights to a folder, completely or not at all.
 
@@ -78,18 +86,23 @@ def export(
     Both graphs take prompt (P, D) and weights (B, T) in float32, and input_ids (B, L), attention_mask (B, L) and
     labels (B, T) in int64. The shapes are fixed: B is batch_size, L input_tokens, T target_tokens; P is the length of
     the saved prompt. Without one, prompt.npy gets a first prompt of prompt_length vectors.
+    plain: operators of ONNX only, with the weights "inside" each graph in float32, or "beside" them as they are stored.
     Raises CheckpointError for an unusable model, prompt or folder, ValueError for a shape, DeviceError without onnx.
 
     Example: `export("t5-v1_1-small", "out", Shape(batch_size=4))`.
     """
-    exported = Export(folder, Path(out), shape, prompt)
+    exported = Export(folder, Path(out), shape, prompt, plain)
     return exported.write({step: exported.inputs, score: exported.inputs})
 
 
 class Export:
     """A model and its graphs. It is checked first and written at the end, completely or not at all."""
 
-    def __init__(self, folder: str | Path | None, out: Path, shape: Shape, prompt: str | Path | None):
+    def __init__(
+        self, folder: str | Path | None, out: Path, shape: Shape, prompt: str | Path | None, plain: str | None = None
+    ):
+        if plain not in (None, *PLAIN):
+            raise ValueError(f"export: plain: expected one of {', '.join(PLAIN)}, or None, found {plain!r}")
         for name, size in shape._asdict().items():
             if size < 1:
                 raise ValueError(f"export: {name}: expected at least 1, found {size}")
@@ -98,9 +111,13 @@ class Export:
         folder = hub.find(folder) if folder is not None else models.default_model()
         if out.exists() and not out.is_dir():
             raise CheckpointError(f"{out}: is no folder; name one for the graphs and the weights")
-        self.model, self.out = models.load(folder, stored=True), out
+        self.model, self.out, self.plain = models.load(folder, stored=True), out, plain
+        size = 4 * count(flatten(self.model.params))
+        if plain == "inside" and size > LARGEST:
+            told = f"the weights have {size:,} bytes in float32, and a graph holds at most {LARGEST:,}"
+            raise CheckpointError(f"{folder}: {told}; leave them beside it: --plain beside")
         for name, value in flatten(self.model.params).items():
-            if not isinstance(value, np.memmap):
+            if not isinstance(value, np.memmap) and plain != "inside":
                 raise CheckpointError(
                     f"{folder}: key {name!r} does not lie in its file as a graph reads it; write a folder where it "
                     f"does: tinyprompt convert {folder} TARGET"
@@ -113,14 +130,15 @@ class Export:
             first = given.vectors(prompt)
         ids, labels = (np.zeros((shape.batch_size, n), np.int64) for n in (shape.input_tokens, shape.target_tokens))
         self.inputs = {"prompt": first, **Batch(ids, ids, labels, labels.astype(np.float32))._asdict()}
-        self.sources = {path.resolve(): path.name for path in models.weight_files(folder)}
+        inside = plain == "inside"
+        self.sources = {} if inside else {path.resolve(): path.name for path in models.weight_files(folder)}
 
     def write(self, graphs: Mapping[Callable, Flat], more: Mapping[str, io.Content] = NOTHING) -> Exported:
         """Write a graph for each function, the weights, prompt.npy, and further files."""
         files: dict[Path, io.Content] = {self.out / name: source for source, name in self.sources.items()}
         files[self.out / "prompt.npy"] = npy(self.inputs["prompt"])
         for function, inputs in graphs.items():
-            graph = onnx_file(function, inputs, self.model, self.sources)
+            graph = onnx_file(function, inputs, self.model, self.sources, plain=bool(self.plain))
             files[self.out / f"{function.__name__}.onnx"] = graph
         files |= {self.out / name: content for name, content in more.items()}
         for path in files:
@@ -138,19 +156,30 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def onnx_file(function: Callable, inputs: Flat, model: Model, sources: Mapping[Path, str]) -> bytes:
-    """Write a lowered function as a model file. The weights are external data."""
+def onnx_file(
+    function: Callable, inputs: Flat, model: Model, sources: Mapping[Path, str], plain: bool = False
+) -> bytes:
+    """Write a lowered function as a model file.
+
+    sources: the files of the weights, which are then external data. Without them, the weights are inside in float32.
+    """
     from onnx import TensorProto
     from onnx.helper import np_dtype_to_tensor_dtype
+    from onnx.numpy_helper import from_array
 
-    graph, result = lower(function, *inputs.values(), model.params, model.config)
+    stored = flatten(model.params)
+    if not sources:
+        stored = {name: x.astype(np.float32, copy=False) for name, x in stored.items()}
+    graph, result = lower(function, *inputs.values(), nest(stored), model.config, plain=plain)
     proto = graph.to_onnx([name for name, _ in leaves(result)])
     # Only now: the checker, which `to_onnx` asks, opens external data, and refuses links.
-    stored = flatten(model.params)
     given = [x for x in proto.graph.input if x.name not in stored]
     del proto.graph.input[:]
     proto.graph.input.extend(given)
     for name, value in stored.items():
+        if not sources:
+            proto.graph.initializer.append(from_array(np.asarray(value), name))
+            continue
         assert isinstance(value, np.memmap)
         location = sources[Path(str(value.filename)).resolve()]
         tensor = proto.graph.initializer.add(name=name, dims=value.shape, data_location=TensorProto.EXTERNAL)

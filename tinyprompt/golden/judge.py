@@ -115,9 +115,9 @@ def judge_file(theirs: Path, name: str, files: Mapping[str, bytes]) -> Verdict:
     faults, errors = [], []
     order = [one for one in index["order"][kind] if one in found]
     for one in order:
-        told, error = compare(found[one], right[one], mask if one.startswith("encoder.") else None)
-        if told:
-            faults.append(Fault(one, told))
+        fault, error = compare(found[one], right[one], mask if one.startswith("encoder.") else None)
+        if fault:
+            faults.append(Fault(one, fault))
         else:
             errors.append(error)
     faults += [Fault(one, "is no name of the suite; index.json lists them") for one in found if one not in right]

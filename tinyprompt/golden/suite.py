@@ -122,13 +122,13 @@ def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float6
     rows = rows._replace(weights=rows.weights.astype(dtype))
     out = dict(compile(forward, device)(prompt, params, config, rows))
     weights = {name: x.astype(dtype) for name, x in case.weights.items()}
-    loss, grads = compile(train.loss_and_grads, device)(prompt | weights, params, config, rows)
+    step = compile(train.loss_and_grads, device)
+    loss, grads = step(prompt | weights, params, config, rows)
     out |= {"loss": np.asarray(loss)} | {f"gradient.{name}": grads[name] for name in backward([*weights])}
     if prompt:
         out["gradient.prompt"] = grads[PROMPT]
         for name, optimizer in OPTIMIZERS.items():
-            step = compile(train.loss_and_grads, device)
-            out |= descent(name, optimizer, prompt, lambda p, step=step: step(p, params, config, rows)[1])
+            out |= descent(name, optimizer, prompt, lambda p: step(p, params, config, rows)[1])
     prompted = merge(params, prompt)
 
     def cache(beams):

@@ -165,8 +165,8 @@ def check_dtype(dtype) -> None:
 class Graph:
     """A straight-line program of ONNX nodes. `print(graph)` shows it, and `graph.to_onnx()` is the model."""
 
-    def __init__(self, int8: str | None = None, bf16: bool = False) -> None:
-        self.int8, self.bf16 = int8, bf16  # the options of `lower`
+    def __init__(self, int8: str | None = None, bf16: bool = False, plain: bool = False) -> None:
+        self.int8, self.bf16, self.plain = int8, bf16, plain  # the options of `lower`
         self.inputs: list[Traced] = []
         self.frozen: set[str] = set()  # names of the matrices among the inputs that never change
         self.derived: dict[tuple[str, Callable], list[Traced]] = {}  # arrays that NumPy computes from an input
@@ -310,7 +310,7 @@ class Graph:
                 [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values()],
                 value_info=[info(x) for x in self.nodes],  # tools cannot infer the shapes of Microsoft's operators
             ),
-            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            opset_imports=[helper.make_opsetid("", OPSET)] + [helper.make_opsetid(MICROSOFT, 1)] * (not self.plain),
             ir_version=IR_VERSION,
             producer_name="tinyprompt",
         )

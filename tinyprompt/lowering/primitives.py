@@ -61,7 +61,8 @@ def linear(x, weight) -> Traced:
     """`ops.linear`. In int8, the weight is quantised once, by columns, and x at every run, by rows.
 
     Few rows become the right operand, `(weight @ x.T).T`, because ONNX Runtime copies the right operand of a product
-    into another layout.
+    into another layout. In a plain graph, so do all rows that meet a square weight: OpenVINO 2026.4 is silently wrong
+    if one square constant is the right operand of two products, as it is (here of the gradient) and transposed.
     """
     if not isinstance(x, Traced) or not isinstance(weight, Traced) or x.dtype != np.float32 or not x.size:
         return NotImplemented
@@ -73,7 +74,7 @@ def linear(x, weight) -> Traced:
         rows = reshape(x, -1, n_in)
         largest = np.maximum(np.abs(rows).max(-1, keepdims=True), TINY)
         out = int8_product(rows / largest, *columns) * largest
-    elif transposed or not 1 < x.size // n_in <= FEW:
+    elif transposed or not (1 < x.size // n_in <= FEW or (x.graph.plain and n_in == n_out)):
         return NotImplemented
     else:
         out = (ops.widen(weight, x.dtype) @ reshape(x, -1, n_in).T).T

@@ -148,7 +148,7 @@ def matmul(a, b) -> Traced:
     product = np.dtype(bfloat16) if a.graph.bf16 and kind == np.float32 else kind
     a, b = cast(a, product), cast(b, product)
     (a_source, a_flag), (b_source, b_flag) = untransposed(a), untransposed(b)
-    if product in (np.float32, bfloat16) and (a_flag or b_flag):
+    if product in (np.float32, bfloat16) and (a_flag or b_flag) and not a.graph.plain:
         flags = {name: 1 for name, flag in (("transA", a_flag), ("transB", b_flag)) if flag}
         out = a.graph.emit("FusedMatMul", a_source, b_source, shape=shape, dtype=product, domain=MICROSOFT, **flags)
     else:
@@ -400,6 +400,10 @@ def take_along_axis(arr, indices, axis=-1) -> Traced:
     if len({(x.ndim, x.shape[:axis], x.shape[axis + 1 :]) for x in (arr, indices)}) > 1:
         raise LoweringError("numpy.take_along_axis that broadcasts has no rule")
     indices = cast(indices, np.int64)
+    if arr.graph.plain and axis == arr.ndim - 1:  # onnx's own evaluator has GatherElements for axes up to 64 only
+        n = arr.shape[axis]
+        begin = np.arange(0, arr.size, n).reshape(*arr.shape[:-1], 1)
+        return take(reshape(arr, -1), np.where(indices < 0, indices + n, indices) + begin, 0)
     return arr.graph.emit("GatherElements", arr, indices, shape=indices.shape, dtype=arr.dtype, axis=axis)
 
 

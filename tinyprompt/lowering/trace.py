@@ -104,6 +104,7 @@ def lower(
     *arguments: Any,
     int8: str | None = None,
     bf16: bool = False,
+    plain: bool = False,
     frozen: Iterable[str] | None = None,
 ) -> tuple[Graph, Any]:
     """Write a function of NumPy arrays as an ONNX graph, by calling it on traced arrays.
@@ -119,6 +120,7 @@ def lower(
             them.
         bf16: Multiply float32 matrices as bfloat16, and compute in bfloat16 between two products (halves.py). The
             residual stream, the logits and the loss keep their dtype.
+        plain: Emit operators of ONNX only, none of ONNX Runtime's own. Does not go with int8.
         frozen: The parameters of the function whose arrays never change. By default, arrays that are read-only.
 
     Returns:
@@ -135,7 +137,7 @@ def lower(
         v1: float32[2] = ReduceSum(v0, [1], keepdims=0)
         return v1
     """
-    graph = Graph(int8, bf16)
+    graph = Graph(int8, bf16, plain)
     told = None if frozen is None else set(frozen)
 
     def given(parameter, name, x):
