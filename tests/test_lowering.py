@@ -338,7 +338,7 @@ def test_in_a_plain_graph_a_square_weight_is_the_right_operand_as_it_is_only():
     products = [node.inputs for node in graph.nodes if node.op == "MatMul"]
     assert [[i.name == graph.inputs[1].name for i in pair] for pair in products] == [[True, False], [False, True]]
     for found, wanted in zip(run_graph(lowered, x, w), gradient(x, w), strict=True):
-        assert np.allclose(found, wanted, rtol=1e-5)
+        assert np.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_indices_from_the_end_in_a_plain_graph():
