@@ -14,10 +14,12 @@ from tinyprompt.cli.shared import warn_if_unknown, warn_of_loss
 from tinyprompt.data import target_ids
 from tinyprompt.errors import CheckpointError
 from tinyprompt.export import page as web
+from tinyprompt.export.embedded import export_c
 from tinyprompt.export.graphs import PLAIN, Shape, export
 from tinyprompt.files import hub, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Prompt
+from tinyprompt.tasks.reading import Reader
 
 
 @command(
@@ -179,6 +181,8 @@ SHAPES = {
         const=PLAIN[0],
         help="operators of ONNX only, for any runtime; weights inside each graph in float32, or beside as stored",
     ),
+    argument("--c", metavar="DIR", help="folder for C that trains a prompt, in place of --out"),
+    argument("--rows", metavar="FILE", nargs="+", help="with --c: rows to learn from, and rows to test"),
     argument("--web", metavar="DIR", help="folder for a page that trains a prompt in a browser, in place of --out"),
     [
         argument(
@@ -191,15 +195,21 @@ def export_graphs(args: argparse.Namespace) -> Output:
     """Write graphs for ONNX Runtime, or by --plain for any runtime: a training step, and the score of given targets.
 
     Every shape is fixed: fill up with id 0, and with 0 in attention_mask and weights.
+    --c writes the same as C, with a program that trains: make && ./train rows.bin
     --web writes them with a page for any web server: python -m http.server --directory DIR
     """
-    if args.web and args.out:
-        raise ValueError("--web: is a folder of its own; leave out --out")
-    if args.web and args.plain:
-        raise ValueError("--web: writes graphs for its own runtime; leave out --plain")
+    for name in ("web", "c"):
+        other = next((x for x in ("out", "plain", "web", "c") if x != name and getattr(args, x)), None)
+        if getattr(args, name) and other:
+            raise ValueError(f"--{name}: is a folder of its own; leave out --{other}")
+    if args.rows and not (args.c and len(args.rows) <= 2):
+        raise ValueError("--rows: goes with --c, and takes one or two files: rows to learn from, and rows to test")
     shape = web.SHAPE if args.web else Shape()
     shape = shape._replace(**{name: n for name in Shape._fields if (n := getattr(args, name)) is not None})
-    if args.web:
+    if args.c:
+        rows = [Reader().read(path) for path in args.rows or ()]
+        exported = export_c(args.model, args.c, shape, args.prompt, *rows)
+    elif args.web:
         exported = web.export_page(args.model, args.web, shape, args.prompt)
     else:
         exported = export(args.model, args.out or "tinyprompt-export", shape, args.prompt, args.plain)
