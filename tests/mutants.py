@@ -876,6 +876,55 @@ MUTANTS = [
         "stage = HTTPException(408",
         "test_serve.py::test_a_full_queue_and_a_late_answer_are_told",
     ),
+    Mutant(
+        "golden: the judge masks keys in place of queries",
+        "golden/judge",
+        "mask[:, None, :, None]",
+        "mask[:, None, None, :]",
+        "test_golden.py::test_padding_of_the_encoder_is_not_compared",
+    ),
+    Mutant(
+        "golden: the judge names faults by the alphabet",
+        "golden/judge",
+        'order = [one for one in index["order"][kind] if one in found]',
+        'order = sorted(one for one in index["order"][kind] if one in found)',
+        "test_golden.py::test_the_first_fault_in_the_order_of_computation_is_named",
+    ),
+    Mutant(
+        "golden: ids after the end are compared",
+        "golden/judge",
+        "((exact != right) & (ended == 0)).mean()",
+        "(exact != right).mean()",
+        "test_golden.py::test_what_follows_the_end_of_a_text_is_not_compared",
+    ),
+    Mutant(
+        "plain: a square weight is the right operand in both directions",
+        "lowering/primitives",
+        "(x.graph.plain and n_in == n_out)",
+        "(x.graph.plain and n_in == n_out == 0)",
+        "test_lowering.py::test_in_a_plain_graph_a_square_weight_is_the_right_operand_as_it_is_only",
+    ),
+    Mutant(
+        "plain: indices from the end are taken from the row before",
+        "lowering/rules",
+        "np.where(indices < 0, indices + n, indices) + begin",
+        "indices + begin",
+        "test_lowering.py::test_indices_from_the_end_in_a_plain_graph",
+    ),
+    Mutant(
+        "plain: the weights inside a graph stay in 16 bits",
+        "export/graphs",
+        "stored = {name: x.astype(np.float32, copy=False) for name, x in stored.items()}",
+        "stored = dict(stored)",
+        "test_export.py::test_plain_graphs_compute_what_numpy_does_in_any_runtime",
+    ),
+    Mutant(
+        "C: the length of an input is that of its padding",
+        "export/embedded",
+        "return [len(ids), *ids,",
+        "return [length, *ids,",
+        "test_embedded.py::test_rows_are_packed_as_the_page_says",
+    ),
 ]
 
 

@@ -36,6 +36,8 @@ NOT_RUN = {
     r"google/": "a model that `pull` has fetched",
     r"tinyprompt demo": "takes minutes; test_cli.py runs it on a small model",
     r"tinyprompt bench": "takes minutes, and times what else the machine does; test_bench.py runs it on a tiny shape",
+    r"export --c": "needs emx-onnx-cgen and a C compiler; test_embedded.py runs it",
+    r"from-c\.": "a prompt that the program in C has trained; test_embedded.py converts one, and asks eval",
     r"golden --judge": "a fault is to be found, which is exit status 1; test_golden.py judges",
     r"tinyprompt serve": "answers until it is stopped; test_serve.py starts it, and asks as the page does",
     r"--device cuda": "needs a GPU",

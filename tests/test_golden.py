@@ -205,18 +205,16 @@ def test_transformers_is_right(name, golden, tmp_path):
 def test_the_first_fault_in_the_order_of_computation_is_named(golden, tmp_path, capsys):
     right = arrays(golden / "umt5" / "holes.safetensors")
     late, early = "encoder.block.1.layer.0.hidden_states", "encoder.block.0.layer.1.hidden"
-    wrong = {name.replace(".", "__"): right[name] * 1.01 for name in ("logits", late, early)}
+    last = "gradient.lm_head.weight"
+    wrong = {name.replace(".", "__"): right[name] * 1.01 for name in (last, "logits", late, early)}
     copy_of(golden, tmp_path, "umt5/holes", **wrong)
     assert main(["golden", "--judge", str(tmp_path), str(golden)]) == 1
     out = capsys.readouterr().out
     assert f"umt5/holes.safetensors: WRONG: first {early}: relative error 1.0e-02, at most 1e-09 in float64" in out
-    assert f"also wrong: 2 arrays: {late}, logits" in out
+    assert f"also wrong: 3 arrays: {late}, logits, {last}" in out
     assert main(["golden", "--judge", str(tmp_path), str(golden), "--json"]) == 1
-    assert [fault["name"] for fault in json.loads(capsys.readouterr().out)["files"][0]["faults"]] == [
-        early,
-        late,
-        "logits",
-    ]
+    (file,) = json.loads(capsys.readouterr().out)["files"]
+    assert [fault["name"] for fault in file["faults"]] == [early, late, "logits", last]
 
 
 @pytest.mark.parametrize(
