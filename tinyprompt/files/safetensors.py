@@ -83,7 +83,7 @@ def read_tensors(
     """
     content = read(path) if content is None else content
     try:
-        tensors = deserialize(content)
+        tensors = sorted(deserialize(content), key=lambda tensor: tensor[0])  # it has an order of its own at each call
     except SafetensorError as error:
         raise _unsound(path, content, len(content), error) from None
     out: Flat = {}
