@@ -143,7 +143,9 @@ def model_of(cell: Cell) -> Model:
     """Return the model of a cell. Raises CheckpointError if its weights differ from those of the study."""
     model = load(cell.model)
     if model.fingerprint != cell.fingerprint:
-        raise CheckpointError(f"{cell.model}: has other weights than when the study began; start it again")
+        raise CheckpointError(
+            f"{cell.model}: has other weights or another tokenizer than when the study began; start it again"
+        )
     return model
 
 
