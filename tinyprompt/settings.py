@@ -111,7 +111,7 @@ class Settings:
         chosen: dict[str, Any] = {}
         if rows < 2000:
             batch_size = given.get("batch_size") or (8 if rows < 100 else 16)
-            steps = given.get("steps") or min(400, max(100, 16 * rows // batch_size))
+            steps = given.get("steps") or min(400, max(100, 24 * rows // batch_size))
             chosen = {"steps": steps, "batch_size": batch_size, "schedule": "linear"}
             chosen["eval_every"] = max(1, steps // 8)
             if given.get("method", "prompt") == "prompt":
