@@ -12,9 +12,13 @@ import pytest
 from ml_dtypes import bfloat16
 from threads import hurry
 
-from tinyprompt import ops
+from tinyprompt import lowering, ops, predict, tuning
+from tinyprompt.check import ledger
 from tinyprompt.device import compile, default_device
+from tinyprompt.files import models
 from tinyprompt.lowering import LoweringError, graph_key, is_frozen, is_sealed, lower, state_of
+from tinyprompt.model import Prompt
+from tinyprompt.settings import Settings
 from tinyprompt.tree import freeze
 
 needs_ort = pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
@@ -227,3 +231,64 @@ def test_threads_do_not_lose_a_session():
 
     hurry(work)
     assert not faults
+
+
+@needs_ort
+def test_the_arrays_of_a_parameter_that_is_told_are_frozen_and_no_others():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
+    told = compile(product, "cpu-int8", frozen="weights")
+    for _ in range(2):  # a writable array is quantised, and again after a change
+        found = told(x, {"encoder.w": w})
+        assert 0 < np.abs(found - x @ w.T).max() < 0.1 * np.abs(x @ w.T).max()
+        w *= -2
+    other = compile(product, "cpu-int8", frozen=("x",))(x, {"encoder.w": freeze(w)})
+    assert np.allclose(other, x @ w.T, rtol=1e-5, atol=1e-5)
+
+
+@needs_ort
+def test_a_flag_makes_no_other_graph_where_frozen_is_told(monkeypatch):
+    made, lower = [], lowering.lower
+    monkeypatch.setattr(lowering, "lower", lambda *a, **o: made.append(o) or lower(*a, **o))
+    run = compile(functools.partial(product), "cpu-int8", frozen="weights")
+    x, w = np.ones((3, 8), np.float32), np.ones((6, 8), np.float32)
+    for array in (w, freeze(w), w):
+        run(x, {"encoder.w": array})
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("frozen", ["weight", ("x", "weight")])
+def test_a_frozen_parameter_that_does_not_exist_is_refused(frozen):
+    with pytest.raises(LoweringError, match="frozen: product has the parameters x, weights, not weight"):
+        lower(product, np.ones((3, 8)), {"encoder.w": np.ones((6, 8))}, frozen=frozen)
+
+
+@needs_ort
+def test_own_calls_say_what_is_frozen(monkeypatch):
+    told, lower = [], lowering.lower
+    note = lambda f, o: told.append((f.__name__.partition("_wrt_")[0], o["frozen"]))
+    monkeypatch.setattr(lowering, "lower", lambda f, *a, **o: note(f, o) or lower(f, *a, **o))
+    compile.cache_clear()
+    model = models.load("tiny")
+    labels, free = Prompt(label_words=("bad", "good")), Prompt(settings={"max_new_tokens": 2})
+    settings = Settings(steps=1, prompt_length=2, eval_every=1)
+    rows = [(f"text {i}", f"the answer {i}") for i in range(40)]
+    tuning.tune(model, rows, settings=settings, device="cpu")
+    predict(model, labels, "a", "cpu")
+    predict(model, free, "a", "cpu")
+    tuning.gradient(model, labels, [("a", "good")], "cpu")
+    ledger.run(model, model.params, [ledger.draw(model)], "cpu")
+    compile.cache_clear()
+    names = "value_and_grad_of_loss", "loss", "ranked", "encode", "first_cache", "decode_next", "logits"
+    assert set(told) == {(name, "params") for name in names}
+
+
+@pytest.mark.parametrize("frozen", ["argument_0", "argument_2"])
+def test_a_parameter_without_a_name_has_its_position(frozen):
+    x = np.ones((2, 2))
+    run = lambda *arrays: arrays[0] @ arrays[1]
+    if frozen == "argument_0":
+        assert lower(run, x, x, frozen=frozen)[0].frozen == {frozen}
+        return
+    with pytest.raises(LoweringError, match="has the parameters argument_0, argument_1, not argument_2"):
+        lower(run, x, x, frozen=frozen)

@@ -76,7 +76,7 @@ def test_loss_and_gradient_are_near_those_of_float32(family, seed):
     prompt, params, config, rows = problem(family, seed)
     wanted, exact = train.loss_and_grads({PROMPT: prompt}, params, config, rows)
     graph, _ = lower(train.loss_and_grads, {PROMPT: prompt}, params, config, rows, bf16=True)
-    inputs = dict(zip((f"argument_3.{name}" for name in rows._fields), rows, strict=True))
+    inputs = dict(zip((f"batch.{name}" for name in rows._fields), rows, strict=True))
     loss, found = run_rounded(graph, flatten(params) | inputs | {PROMPT: prompt})
     exact = exact[PROMPT]
     assert abs(loss - wanted) < 0.02 * abs(wanted)

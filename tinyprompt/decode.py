@@ -85,10 +85,10 @@ class Cache:
     """
 
     def __init__(self, params: Tree, config: Config, input_ids, attention_mask, num_beams=1, device="numpy"):
-        self.compute = compile(decode_next, device, writes=True)
-        states, mask = compile(t5.encode, device)(params, config, input_ids, attention_mask)
+        self.compute = compile(decode_next, device, writes=True, frozen="params")
+        states, mask = compile(t5.encode, device, frozen="params")(params, config, input_ids, attention_mask)
         self.config, self.mask = config, np.repeat(mask, num_beams, 0)
-        first = compile(first_cache, device, writes=True)(params, config, states)
+        first = compile(first_cache, device, writes=True, frozen="params")(params, config, states)
         self.params = {name: part for name, part in params.items() if name != "encoder"}
         repeated = {name: np.repeat(x, num_beams, 0) for name, x in first.items()}
         # Cross-attention never changes: a GPU copies a frozen array once.

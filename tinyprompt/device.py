@@ -372,15 +372,29 @@ def _nothing() -> None:
 
 
 @functools.lru_cache(64)
-def compile(function: Callable, device: str, writes: bool = False) -> Callable:
+def compile(
+    function: Callable, device: str, writes: bool = False, frozen: str | tuple[str, ...] | None = None
+) -> Callable:
     """`function` on a device, one word of DEVICES: same positional arguments, same results.
 
-    writes: the function has no gradient and takes few rows, so a device of 8 bits quantises all frozen weights.
-
     Arguments that are no arrays must be hashable; they become part of the graph, and so does whatever the function
-    reads from elsewhere. Raises DeviceError, also for what ONNX Runtime cannot run.
+    reads from elsewhere.
 
-    Example: `compile(loss_and_grads, "cpu")(trainable, params, config, batch)`.
+    Args:
+        function: A NumPy function that lowers.
+        device: A word of DEVICES.
+        writes: The function has no gradient and takes few rows, so a device of 8 bits quantises all frozen weights.
+        frozen: Names of the parameters whose arrays are frozen weights. By default, arrays that are read-only are.
+            The values that a device derives from a weight are made once for an array of `tree.freeze`; any other
+            array is looked at in every call.
+
+    Raises:
+        DeviceError: The device cannot be used here, or ONNX Runtime cannot run the function.
+        LoweringError: A step of the function has no rule, or a name in `frozen` is no parameter.
+
+    Example:
+        >>> step = compile(loss_and_grads, "cpu", frozen="params")
+        >>> loss, grads = step(trainable, params, config, batch)
     """
     place = check_device(device)
     if place == "numpy":
@@ -395,10 +409,10 @@ def compile(function: Callable, device: str, writes: bool = False) -> Callable:
 
     @functools.wraps(function)
     def run(*arguments):
-        key = lowering.graph_key(arguments)
+        key = lowering.graph_key(arguments, flags=frozen is None)
         entry = sessions.get(key)
         if entry is None:
-            graph, result = lowering.lower(function, *arguments, **how)
+            graph, result = lowering.lower(function, *arguments, **how, frozen=frozen)
             names = [name for name, x in lowering.named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
             if packed and graph.derived:
                 session: Session = Packed(graph)

@@ -19,7 +19,7 @@ from tinyprompt.errors import DataError
 from tinyprompt.fit import check_fit
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.settings import Settings
-from tinyprompt.tree import Flat, Tree
+from tinyprompt.tree import Flat, Tree, flatten, freeze, nest
 
 WRITING_BATCH = 64
 RANKING_BATCH = {"numpy": 16, "cpu": 16, "cuda": 64}  # rows; a CPU's cache holds about 16
@@ -140,7 +140,10 @@ class Bound(NamedTuple):
         if prompt.params.keys() <= {PROMPT}:
             none = np.zeros((0, model.config.d_model), np.float32)
             return cls(model.params, prompt.params.get(PROMPT, none), words, settings)
-        return cls(methods.apply(model.params, prompt.params), None, words, settings)
+        kept = flatten(model.params)
+        applied = flatten(methods.apply(model.params, prompt.params)).items()
+        params = nest({name: x if x is kept.get(name) else freeze(x) for name, x in applied})
+        return cls(params, None, words, settings)
 
     @property
     def length(self) -> int:
@@ -198,7 +201,7 @@ def rank_labels(
     model: Model, rows: Sequence[Question], device: str, few_shapes: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the index of each row with label words, and the log probability of each label, padding included."""
-    rank, size = compile(decode.ranked, device), RANKING_BATCH[DEVICES[device][0]]
+    rank, size = compile(decode.ranked, device, frozen="params"), RANKING_BATCH[DEVICES[device][0]]
     for group in groups((i for i, row in enumerate(rows) if row.task.words), rows):
         words = [[*rows[i].task.words.values()] for i in group]
         shape = max(map(len, words)), max(len(ids) for row in words for ids in row)

@@ -6,6 +6,7 @@ The loop is a generator. It reads no files and opens no device: the caller passe
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import update_wrapper
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ def loss(
     return ops.cross_entropy(logits, batch.labels, batch.weights, z_loss)
 
 
-loss_and_grads = value_and_grad(loss)
+loss_and_grads = update_wrapper(value_and_grad(loss), loss, assigned=())  # its parameters have the same names
 
 
 class TaskData(NamedTuple):

@@ -227,7 +227,8 @@ def _steps(
         raise ValueError(f"device {device!r} quantises frozen weights, and method 'full' leaves none frozen")
     state = resume.resumed(model, task, settings, saved) if saved else None
     score = lambda prompt: dev_score(model, prompt, task, device)
-    for progress in train.run(model, task, settings, compile(train.loss_and_grads, device), score, state):
+    step = compile(train.loss_and_grads, device, frozen="params")
+    for progress in train.run(model, task, settings, step, score, state):
         if progress.prompt:
             prompt = replace(progress.prompt, train_state=resume.pack(progress.resumable))
             progress = progress._replace(prompt=prompt)
@@ -256,7 +257,7 @@ def dev_score(model: Model, prompt: Prompt, task: TaskData, device: str) -> tupl
         found = label_scores(model, prompt, texts, device)
         right = found[range(len(texts)), [words.index(row.target) for row in task.dev]]
         return task.score([words[i] for i in found.argmax(1)], task.dev), -float(right.mean())
-    compute, settings = compile(train.loss, device), Settings.saved(prompt.settings)
+    compute, settings = compile(train.loss, device, frozen="params"), Settings.saved(prompt.settings)
     losses, tokens = [], []
     for batch in data.batches_in_order_of_length(task.dev, model.tokenizer, settings.max_input_tokens):
         losses.append(compute(prompt.params, model.params, model.config, batch))
@@ -328,7 +329,6 @@ def gradient(model: Model, prompt: Prompt, rows: Source, device: str | None = No
     label_head = methods.has_label_head(model.config, prompt.params)
     ids = data.target_ids(model.tokenizer, prompt.label_words, label_head, prompt.verbalizer)
     batch = data.batch_of(read, model.tokenizer, settings.max_input_tokens, ids)
-    value, grads = compile(train.loss_and_grads, device or default_device())(
-        prompt.params, model.params, model.config, batch
-    )
+    step = compile(train.loss_and_grads, device or default_device(), frozen="params")
+    value, grads = step(prompt.params, model.params, model.config, batch)
     return Gradient(float(value), grads, batch, prompt)

@@ -196,7 +196,7 @@ def run_own(engine: str, folder: Path, problem: Problem) -> None:
     model = models.load(folder)
     prompt = prompts.load_prompt(folder / PROMPT_FILE)
     arguments = prompt.params, model.params, model.config, problem.draw(model.config.vocab_size)
-    step, score = (compile(function, device) for function in (train.loss_and_grads, train.loss))
+    step, score = (compile(function, device, frozen="params") for function in (train.loss_and_grads, train.loss))
 
     def write():
         params, frozen, config, batch = arguments

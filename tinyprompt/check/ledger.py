@@ -191,7 +191,7 @@ def logits(trainable: Flat, params: Tree, config: Config, batch: Batch):
 def run(model: Model, params: Tree, cases: Sequence[Case], device: str) -> list[Flat]:
     """Logits, loss and prompt gradient of each case on a device, in the dtype of the weights, float32 or float64."""
     dtype = np.float64 if params["shared"]["weight"].dtype == np.float64 else np.float32
-    forward, backward = (compile(function, device) for function in (logits, train.loss_and_grads))
+    forward, backward = (compile(function, device, frozen="params") for function in (logits, train.loss_and_grads))
     out = []
     for prompt, batch in (cast(case, dtype) for case in cases):
         arguments = {PROMPT: prompt}, params, model.config, batch

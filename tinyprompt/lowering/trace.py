@@ -16,16 +16,29 @@ from tinyprompt.lowering.halves import in_halves
 from tinyprompt.tree import leaves, refill
 
 
-def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
-    """The parameter, the input name and the value of every leaf of the arguments."""
+def parameters_of(function: Callable, count: int) -> list[str]:
+    """The names of a function's positional parameters, and `argument_2` for one of `count` arguments without a name."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:
         parameters = []
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names + [f"argument_{i}" for i in range(len(names), count)]
+
+
+def check_frozen(function: Callable, arguments: tuple, frozen: Iterable[str]) -> set[str]:
+    """The names in `frozen` as a set. Raises LoweringError if one is no parameter of the function."""
+    told, known = {frozen} if isinstance(frozen, str) else set(frozen), parameters_of(function, len(arguments))
+    if unknown := told.difference(known):
+        name = getattr(function, "__name__", "the function")
+        raise LoweringError(f"frozen: {name} has the parameters {', '.join(known)}, not {', '.join(sorted(unknown))}")
+    return told
+
+
+def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
+    """The parameter, the input name and the value of every leaf of the arguments."""
     used = set()
-    for i, argument in enumerate(arguments):
-        parameter = names[i] if i < len(names) else f"argument_{i}"
+    for parameter, argument in zip(parameters_of(function, len(arguments)), arguments, strict=False):
         for name, leaf in leaves(argument, "" if isinstance(argument, dict) else parameter):
             while name in used or re.fullmatch(r"([vc]|output_)\d+|", name):  # the graph's own names
                 name = f"{parameter}.{name}"
@@ -73,26 +86,26 @@ def state_of(array: np.ndarray) -> int | None:
     return zlib.crc32(bits)
 
 
-def graph_key(value: Any) -> Any:
+def graph_key(value: Any, flags: bool = True) -> Any:
     """A hashable key of arguments. Arguments with equal keys have the same graph.
 
-    Of arrays, it has shape, dtype, and whether they are frozen. Of everything else it has the type and the value, so
-    0.0 and -0.0, or 1 and True, differ.
+    Of arrays, it has shape, dtype, and with `flags` whether they are read-only. Of everything else it has the type and
+    the value, so 0.0 and -0.0, or 1 and True, differ.
 
     Raises:
         LoweringError: An array is not a plain array of numbers.
     """
     if isinstance(value, np.ndarray | np.generic):
         check_array(value)
-        return value.shape, value.dtype, is_frozen(value)
+        return value.shape, value.dtype, flags and is_frozen(value)
     if isinstance(value, dict):
-        return type(value), tuple((graph_key(k), graph_key(v)) for k, v in value.items())
+        return type(value), tuple((graph_key(k, flags), graph_key(v, flags)) for k, v in value.items())
     if isinstance(value, list | tuple):
-        return type(value), tuple(map(graph_key, value))
+        return type(value), tuple(graph_key(x, flags) for x in value)
     if isinstance(value, frozenset):
-        return type(value), frozenset(map(graph_key, value))
+        return type(value), frozenset(graph_key(x, flags) for x in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = tuple(graph_key(getattr(value, field.name)) for field in dataclasses.fields(value))
+        fields = tuple(graph_key(getattr(value, field.name), flags) for field in dataclasses.fields(value))
         return type(value), fields, value
     if type(value).__eq__ is object.__eq__ or isinstance(value, str | bytes | int):
         return type(value), value
@@ -121,7 +134,7 @@ def lower(
         bf16: Multiply float32 matrices as bfloat16, and compute in bfloat16 between two products (halves.py). The
             residual stream, the logits and the loss keep their dtype.
         plain: Emit operators of ONNX only, none of ONNX Runtime's own. Does not go with int8.
-        frozen: The parameters of the function whose arrays never change. By default, arrays that are read-only.
+        frozen: Names of the parameters whose arrays are frozen weights. By default, arrays that are read-only are.
 
     Returns:
         The graph, and the function's result with a traced array in place of every output.
@@ -138,7 +151,7 @@ def lower(
         return v1
     """
     graph = Graph(int8, bf16, plain)
-    told = None if frozen is None else set(frozen)
+    told = None if frozen is None else check_frozen(function, arguments, frozen)
 
     def given(parameter, name, x):
         if not isinstance(x, np.ndarray | np.generic):
