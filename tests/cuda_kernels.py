@@ -94,20 +94,20 @@ def kernels(graph) -> set[str]:
 
 def main():
     """Run every graph on the GPU; write the list."""
-    from tinyprompt import device
+    from tinyprompt.device import sessions
 
-    found, opened = set(), device.open_session
+    found, opened = set(), sessions.open_session
 
     def open_session(graph, place, capture=False):
         session = opened(graph, place, capture)
         found.update(kernels(graph))
         return session
 
-    device.open_session = open_session
+    sessions.open_session = open_session
     for name, function, arguments in problems():
         for where in ("cuda", "cuda-bf16"):
-            device.compile.cache_clear()  # so that what a session holds is given back
-            device.compile(function, where)(*arguments)
+            sessions.compile.cache_clear()  # so that what a session holds is given back
+            sessions.compile(function, where)(*arguments)
         print(f"{len(found):4} {name}", flush=True)
     LIST.write_text(json.dumps(sorted(found), indent=0) + "\n")
 

@@ -47,7 +47,7 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant(
         "the weights of another model stay in a session of 8 bits",
-        "device",
+        "device/sessions",
         "key = tuple(map(id, sources))",
         "key = ()",
         "test_device.py::test_a_text_in_int8_is_written_by_the_weights_that_are_given",
@@ -110,10 +110,24 @@ MUTANTS = [
     ),
     Mutant(
         "a session is read again after another thread may have closed it",
-        "device",
+        "device/sessions",
         "session, names, result = entry\n        found",
         "session, names, result = sessions[key]\n        found",
         "test_frozen.py::test_a_session_that_another_thread_closes_is_still_used",
+    ),
+    Mutant(
+        "a large constant stays in a graph for a provider that computes wrongly with it",
+        "device/providers",
+        "constants=provider.constants)",
+        "constants=True)",
+        "test_device.py::test_large_constants_are_inputs_where_a_provider_asks_for_it",
+    ),
+    Mutant(
+        "integers of 64 bits are computed in 32",
+        "device/sessions",
+        "> LARGEST",
+        "> 2 * LARGEST",
+        "test_device.py::test_numbers_of_64_bits_are_refused_where_they_would_be_computed_in_32",
     ),
     Mutant(
         "a function without a gradient is right",
@@ -534,8 +548,8 @@ MUTANTS = [
     ),
     Mutant(
         "a CUDA graph reads the inputs that it was recorded with",
-        "device",
-        "                _fill(value, x)\n",
+        "device/sessions",
+        "                fill(value, x)\n",
         "                pass\n",
         "test_device.py::test_a_recorded_run_reads_what_it_is_given_now",
     ),
@@ -998,7 +1012,9 @@ TESTS = {
     "resume": "test_train test_cli",
     "tuning": "test_tuning test_train test_tasks",
     "ensemble": "test_ensemble",
-    "device": "test_device",
+    "device/providers": "test_device",
+    "device/sessions": "test_device test_frozen",
+    "device/values": "test_device test_frozen",
     "lowering/halves": "test_halves test_cuda_kernels",
     "train": "test_train test_details test_methods test_cli",
     "data": "test_data test_details test_tasks test_train",
@@ -1060,8 +1076,8 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "1",
         "2",
     ): "both are before the first element",
-    ("device", "self.recorded, self.refused = 0, False", "0", "1"): "the first number may be any",
-    ("device", "self.recorded += 1", "1", "2"): "each recorded graph has a number of its own, whichever",
+    ("device/sessions", "self.recorded, self.refused = 0, False", "0", "1"): "the first number may be any",
+    ("device/sessions", "self.recorded += 1", "1", "2"): "each recorded graph has a number of its own, whichever",
     (
         "ensemble",
         "return max(votes, key=lambda text: (votes[text], means.get(text, 0.0)))",

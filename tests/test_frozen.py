@@ -53,7 +53,7 @@ def test_a_weight_that_is_thawed_and_changed_is_quantised_again(writes, change):
 @needs_ort
 def test_a_sealed_weight_is_quantised_once(monkeypatch):
     made = []
-    monkeypatch.setattr("tinyprompt.device._value", lambda x, device: made.append(x))
+    monkeypatch.setattr("tinyprompt.device.values.to_value", lambda x, device: made.append(x))
     from tinyprompt.device import derived
 
     w = freeze(np.ones((2, 3), np.float32))
@@ -203,7 +203,7 @@ def test_a_session_that_another_thread_closes_is_still_used(monkeypatch):
                 for n in range(2, 9):
                     run(np.ones((n, 8), np.float32), {"encoder.w": w})
 
-    monkeypatch.setattr("tinyprompt.device.threading", types.SimpleNamespace(Lock=Interrupted))
+    monkeypatch.setattr("tinyprompt.device.sessions.threading", types.SimpleNamespace(Lock=Interrupted))
     run = compile(functools.partial(product), "cpu-int8", writes=True)
     try:
         found = run(np.ones((1, 8), np.float32), {"encoder.w": w})

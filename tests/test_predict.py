@@ -160,7 +160,7 @@ def test_on_onnx_runtime_to_float32_rounding():
 @needs_onnx
 def test_another_prompt_of_the_same_sizes_opens_no_session(monkeypatch):
     model, opened = byte_model(), []
-    monkeypatch.setattr(device, "open_session", lambda *a, f=device.open_session: opened.append(1) or f(*a))
+    monkeypatch.setattr(device.sessions, "open_session", lambda *a, f=device.open_session: opened.append(1) or f(*a))
     texts = texts_of(4)
     answer(model, list(zip(prompts_of(model, [9, 9, 9, 9]), texts, strict=True)), "cpu")
     before = len(opened)

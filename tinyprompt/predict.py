@@ -22,7 +22,8 @@ from tinyprompt.settings import Settings
 from tinyprompt.tree import Flat, Tree, flatten, freeze, nest
 
 WRITING_BATCH = 64
-RANKING_BATCH = {"numpy": 16, "cpu": 16, "cuda": 64}  # rows; a CPU's cache holds about 16
+RANKING_BATCH = 16  # rows; a CPU's cache holds about so many
+GPU_RANKING_BATCH = 64
 
 
 class Answer(NamedTuple):
@@ -201,7 +202,8 @@ def rank_labels(
     model: Model, rows: Sequence[Question], device: str, few_shapes: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the index of each row with label words, and the log probability of each label, padding included."""
-    rank, size = compile(decode.ranked, device, frozen="params"), RANKING_BATCH[DEVICES[device][0]]
+    rank = compile(decode.ranked, device, frozen="params")
+    size = GPU_RANKING_BATCH if DEVICES[device].place == "cuda" else RANKING_BATCH
     for group in groups((i for i, row in enumerate(rows) if row.task.words), rows):
         words = [[*rows[i].task.words.values()] for i in group]
         shape = max(map(len, words)), max(len(ids) for row in words for ids in row)

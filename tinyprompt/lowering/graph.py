@@ -259,6 +259,10 @@ class Graph:
         """The inputs, followed by the arrays that are derived from them."""
         return [*self.inputs, *(x for xs in self.derived.values() for x in xs)]
 
+    def large_constants(self) -> list[Traced]:
+        """The constants of more than 3 floats: the smallest that a product could read as a square matrix has 4."""
+        return [c for c in self.constants.values() if c.size > 3 and c.dtype.kind == "f"]
+
     def __str__(self) -> str:
         constants = self.constants.values()
         given = [(x, "input") for x in self.all_inputs()] + [(x, "constant") for x in constants if x.size > SHORT]
@@ -269,13 +273,14 @@ class Graph:
         ]
         return "\n".join(listing(given, texts, nodes, [x.name for x in self.outputs]))
 
-    def to_onnx(self, outputs: Iterable[str] | None = None, within: bool = False):
+    def to_onnx(self, outputs: Iterable[str] | None = None, within: bool = False, constants: bool = True):
         """The graph as a checked onnx.ModelProto.
 
         Args:
             outputs: Names of the outputs. The default is `output_0`, `output_1`, and so on.
             within: Make the arrays derived from frozen inputs initializers without values, in place of inputs. The
                 caller gives the values when it opens a session.
+            constants: False makes `large_constants` inputs, which no runtime folds.
         """
         import onnx
         from onnx import helper
@@ -298,6 +303,7 @@ class Graph:
             )
             return onnx.TensorProto(name=x.name, dims=x.shape, data_type=kind(x.dtype), **elsewhere)
 
+        large = {} if constants else {c.name: c for c in self.large_constants()}
         derived = [x for xs in self.derived.values() for x in xs]
         named = dict(zip(outputs or [f"output_{i}" for i in range(len(self.outputs))], self.outputs, strict=True))
         model = helper.make_model(
@@ -305,9 +311,9 @@ class Graph:
                 [node(x) for x in self.nodes]
                 + [helper.make_node("Identity", [x.name], [name]) for name, x in named.items()],
                 "tinyprompt",
-                [info(x) for x in (self.inputs if within else self.all_inputs())],
+                [info(x) for x in [*(self.inputs if within else self.all_inputs()), *large.values()]],
                 [info(x, name) for name, x in named.items()],
-                [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values()],
+                [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values() if c.name not in large],
                 value_info=[info(x) for x in self.nodes],  # tools cannot infer the shapes of Microsoft's operators
             ),
             opset_imports=[helper.make_opsetid("", OPSET)] + [helper.make_opsetid(MICROSOFT, 1)] * (not self.plain),

@@ -1,0 +1,71 @@
+"""Arrays as ONNX Runtime takes them, and what is made of frozen weights once."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+
+_made: dict[tuple[int, Any, str], tuple[Any, list[Any]]] = {}  # (id of an array, recipe, memory): its state, the values
+
+
+def on_device(array: np.ndarray | np.generic, memory: str) -> Any:
+    """An array as an OrtValue: a view on the CPU; on the GPU a copy, made once for an array that cannot change."""
+    if memory == "cuda" and isinstance(array, np.ndarray):
+        from tinyprompt import lowering
+
+        if lowering.is_sealed(array):
+            return derived(array, _itself, memory)[0]
+    return to_value(array, memory)
+
+
+def derived(array: np.ndarray, recipe: Callable, memory: str) -> list[Any]:
+    """The arrays `recipe(array)` as OrtValues, made once for as long as the array lives and keeps its contents."""
+    from tinyprompt import lowering
+
+    key, state = (id(array), recipe, memory), lowering.state_of(array)
+    made = _made.get(key)
+    if made is None:
+        weakref.finalize(array, _made.pop, key, None)
+    if made is None or made[0] != state:
+        made = _made[key] = state, [to_value(x, memory) for x in recipe(array)]
+    return made[1]
+
+
+def _itself(array: np.ndarray) -> tuple[np.ndarray]:
+    return (array,)
+
+
+def to_value(array: np.ndarray | np.generic, memory: str) -> Any:
+    """An array as an OrtValue."""
+    import onnxruntime as ort
+
+    if array.dtype != bfloat16:
+        return ort.OrtValue.ortvalue_from_numpy(_bits(array), memory, 0)
+    if memory == "cpu":
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_bits(array), BFLOAT16)
+    value = allocate(array.shape, array.dtype)
+    fill(value, array)
+    return value
+
+
+def allocate(shape: Sequence[int], dtype: np.dtype) -> Any:
+    """Allocate an array on the GPU."""
+    import onnxruntime as ort
+
+    kind = BFLOAT16 if dtype == bfloat16 else dtype
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, "cuda", 0)
+
+
+def fill(value: Any, array: np.ndarray | np.generic) -> None:
+    """Copy an array to its place on the GPU."""
+    value.update_inplace(_bits(array))
+
+
+def _bits(array: np.ndarray | np.generic) -> np.ndarray:
+    """An array as ONNX Runtime takes it: contiguous, and bfloat16, which it does not know, as 16 bits."""
+    array = np.asarray(array, order="C")
+    return array.view(np.uint16) if array.dtype == bfloat16 else array
