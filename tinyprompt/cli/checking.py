@@ -10,6 +10,7 @@ import numpy as np
 from tinyprompt.bench import runs as bench_tuning
 from tinyprompt.bench import steps as bench
 from tinyprompt.check import ledger
+from tinyprompt.check.devices import Survey
 from tinyprompt.cli.report import Argument, Output, argument, command, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.data import Batch
@@ -47,6 +48,29 @@ def check(args: argparse.Namespace) -> Output:
     else:
         report = ledger.check_model(model, folder, cases, say)
     return Output(report.as_dict(), report, report.ok)
+
+
+@command("devices", "--json")
+def devices(args: argparse.Namespace) -> Output:
+    """List the devices: which can be used here, the error of loss and gradient, and steps in a second.
+
+    The error is relative to NumPy in float64, on the built-in model `tiny`. The speed is that of a step of the default
+    model with 8 rows of 32 tokens and 20 vectors, measured for about a second. A wrong device is exit status 1.
+    """
+    survey = survey_devices()
+    return Output(survey.as_dict(), survey, all(line.right or bool(line.why) for line in survey.lines))
+
+
+def survey_devices() -> Survey:
+    """Try all devices on the built-in models."""
+    return Survey.of(models.load("tiny"), models.load(None), report=lambda x: say(f"trying {x}"))
+
+
+def choose_device(auto: str) -> str:
+    """Return the fastest right device for a word of AUTO, and say which."""
+    line = survey_devices().fastest(auto)
+    say(f"device {auto}: {line.device}, at {line.steps_per_second:.3g} steps a second (tinyprompt devices)")
+    return line.device
 
 
 def read_array(path: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tinyprompt.check.devices import AUTO
 from tinyprompt.cli import answering, checking, files, reference, serving, study, tuning  # noqa: F401 - they declare commands
 from tinyprompt.cli.report import COMMANDS, say, visible
 from tinyprompt.device import check_device, default_device
@@ -138,6 +139,8 @@ def run(argv: Sequence[str] | None) -> int:
         setattr(args, name, as_utf8(getattr(args, name)))
     if "device" in args and args.run is not checking.measure:
         args.device = args.device or default_device()
+        if args.device in AUTO:
+            args.device = checking.choose_device(args.device)
         check_device(args.device)
     out = args.run(args)
     if args.json:

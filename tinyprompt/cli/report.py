@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 from tqdm import tqdm
 
+from tinyprompt.check.devices import AUTO
 from tinyprompt.device import DEVICES
 from tinyprompt.files import hub
 from tinyprompt.settings import Settings
@@ -84,7 +85,11 @@ def model(*flags: str, **options: Any) -> Argument:
     return argument(*(flags or ("--model",)), metavar="MODEL", help=help, **options)
 
 
-DEVICE = argument("--device", choices=DEVICES, help="where to compute, and how exactly (cpu, with ONNX Runtime)")
+DEVICE = argument(
+    "--device",
+    choices=[*DEVICES, *AUTO],
+    help="where to compute, and how exactly; auto tries all (cpu, with ONNX Runtime)",
+)
 INPUT = argument("--input", metavar="NAME", help="column of the input text (input, or the prompt's)", group="columns")
 COLUMNS = [
     INPUT,
