@@ -8,22 +8,9 @@ import pytest
 # Files whose tests start processes, compare with torch, or draw many models: `pytest -m "not slow"` leaves them out.
 SLOW = {
     *("bench", "check", "classifier", "cli", "cuda_kernels", "decode", "describe", "details", "device", "devices"),
-    *(
-        "docs",
-        "ensemble",
-        "export",
-        "frozen",
-        "fuzz",
-        "gradients",
-        "halves",
-        "hub",
-        "lessons",
-        "lowering",
-        "methods",
-        "models",
-    ),
-    *("mutants", "page", "parity", "predict", "prompts", "serve", "site", "study", "t5", "t5x", "tasks", "torch_bin"),
-    *("train", "tuning", "web", "weights"),
+    *("docs", "ensemble", "export", "frozen", "fuzz", "gradients", "halves", "hub", "lessons", "lowering", "methods"),
+    *("models", "mutants", "page", "parity", "predict", "prompts", "serve", "site", "study", "t5", "t5x", "tasks"),
+    *("torch_bin", "train", "tuning", "web", "weights"),
 }
 
 

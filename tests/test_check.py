@@ -21,7 +21,7 @@ from tinyprompt.check import ledger
 from tinyprompt.check.ledger import check_gradient, check_model, check_vjp
 from tinyprompt.cli.main import main
 from tinyprompt.data import random_batch
-from tinyprompt.device import default_device
+from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import CheckpointError, DeviceError
 from tinyprompt.files import models
 
@@ -51,7 +51,7 @@ def test_every_engine_is_right(family, tmp_path):
     engines = dict.fromkeys(f.engine for f in report.findings)
     assert seen[0] == "numpy float64"
     assert re.fullmatch(r"all engines: about \d+ seconds, and the start of torch", seen[1])
-    assert list(engines) == [name for name in seen[2:] if "cuda" not in name]
+    assert list(engines) == [name for name in seen[2:] if f"{name}: not run" not in str(report)]
     assert {f.quantity for f in report.findings if f.engine == "torch float64"} == set(ledger.QUANTITIES)
     assert all(f.error < 1e-11 for f in report.findings if f.engine.endswith("float64"))
     assert str(report).endswith("verdict: right")
@@ -471,3 +471,30 @@ def test_without_torch_a_sum_over_the_vocabulary_may_round():
     assert [f.ok for f in ledger.judge(errors | {"torch float32": {"gradient": [6e-7] * 3}}, 16_128)][1] is False
     errors["onnxruntime cpu float32"] = {"gradient": [1e-4] * 3}
     assert [f.ok for f in ledger.judge(errors, 16_128)] == [True, False]
+
+
+@needs_ort
+@pytest.mark.parametrize("device", ["numpy", "cpu", "cpu-int8", "openvino", "openvino-bf16"])
+def test_a_device_is_checked_alone(device, capsys):
+    try:
+        check_device(device)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    assert main(["check", "tiny", "--device", device, "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    engines = {f["engine"] for f in out["findings"] if f["engine"].startswith("onnxruntime")}
+    place, _, precision = device.partition("-")
+    wanted = {f"onnxruntime {place} {precision or 'float32'}"} if device != "numpy" else set()
+    assert engines == wanted | ({"onnxruntime cpu float64"} if device == "cpu" else set())
+    assert "numpy float32" in {f["engine"] for f in out["findings"]}
+
+
+def test_a_device_that_cannot_be_used_is_not_checked(capsys, monkeypatch):
+    monkeypatch.setattr("tinyprompt.device.providers.version", lambda package: None)
+    assert main(["check", "tiny", "--device", "cuda"]) == 2
+    assert "device 'cuda': onnx is not installed" in capsys.readouterr().err
+
+
+def test_an_engine_in_few_bits_has_a_wider_limit():
+    errors = {"onnxruntime cpu int8": {"gradient": [0.05, 0.2]}, "onnxruntime cuda bf16": {"gradient": [0.05, 0.2]}}
+    assert [(f.limit, f.ok) for f in ledger.judge(errors)] == [(0.25, True), (0.1, False)]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyprompt import train
-from tinyprompt.check.ledger import ALONE, ROUGH, Case, distance, draw, in_dtype, run
+from tinyprompt.check.ledger import ALONE, COARSE, ROUGH, Case, distance, draw, in_dtype, run
 from tinyprompt.data import random_batch
 from tinyprompt.device import DEVICES, check_device, compile
 from tinyprompt.errors import DeviceError
@@ -73,7 +73,7 @@ class Survey(NamedTuple):
                 check_device(device)
                 (found,) = run(exact, in_dtype(exact.params, np.float32), [case], device)
                 error = float(np.max([distance(found[part], wanted[part]) for part in ("loss", "gradient")]))
-                limit = ROUGH if exactness(device) else ALONE
+                limit = (ALONE, ROUGH, COARSE)[exactness(device)]
                 lines.append(Line(device, "", error, limit, speed(timed, device)))
             except DeviceError as problem:
                 lines.append(Line(device, str(problem)))

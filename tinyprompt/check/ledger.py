@@ -28,7 +28,7 @@ from tinyprompt import methods, t5, train
 from tinyprompt.check.process import Engine
 from tinyprompt.config import Config
 from tinyprompt.data import Batch, random_batch
-from tinyprompt.device import compile, version
+from tinyprompt.device import PROVIDERS, compile, version
 from tinyprompt.errors import CheckpointError, DeviceError
 from tinyprompt.files.io import load_numpy
 from tinyprompt.model import PROMPT, Model
@@ -45,6 +45,7 @@ WORST = 3  # rows of a wrong gradient that are named
 ALONE = 1e-3  # in float32, of a whole model
 SINGLE = 3e-5  # in float32, of one function
 ROUGH = 0.1  # in 16 bits
+COARSE = 0.25  # in 8 bits
 
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)  # of finite differences: small ones suffer from rounding, large ones from kinks
 DIRECTIONS = 2  # of finite differences
@@ -264,16 +265,19 @@ def check_model(
     folder: str | Path | None = None,
     cases: Sequence[Case] | None = None,
     report: Callable[[str], None] = lambda engine: None,
+    device: str | None = None,
 ) -> Report:
     """Compare logits, loss and prompt gradient of every installed engine with NumPy in float64.
 
-    Engines in float64 are judged by their worst batch, engines in float32 by the geometric mean over the batches.
+    Engines in float64 are judged by their worst batch, engines in float32 by the geometric mean over the batches. An
+    engine in 16 bits may be a tenth off, and one in 8 bits a quarter.
 
     Args:
         model: A frozen model.
         folder: The folder from which transformers loads the same model. None leaves torch out.
         cases: Batches and prompts. By default, three that `draw` draws.
         report: Called with a line before each engine runs.
+        device: A word of DEVICES, to check it alone beside NumPy and torch. By default, all that compute in float32.
 
     Returns:
         A report. An engine that cannot run has a note that says why.
@@ -307,7 +311,8 @@ def check_model(
             errors[name] = {q: [distance(f[q], w[q]) for f, w in zip(found, wanted, strict=True)] for q in QUANTITIES}
 
     engine("torch float64", lambda: run_torch(folder, cases, "float64"))
-    engine("onnxruntime cpu float64", lambda: run(model, exact, cases, "cpu"))
+    if device in (None, "cpu"):
+        engine("onnxruntime cpu float64", lambda: run(model, exact, cases, "cpu"))
     report("finite differences")
     slopes = errors["finite differences"] = {"gradient": []}
     for (prompt, batch), found in zip((cast(case, np.float64) for case in cases), wanted, strict=True):
@@ -318,8 +323,9 @@ def check_model(
         slopes["gradient"].append(finite_differences(loss, prompt, found["gradient"]))
     engine("torch float32", lambda: run_torch(folder, cases, "float32"))
     engine("numpy float32", lambda: run(model, single, cases, "numpy"))
-    engine("onnxruntime cpu float32", lambda: run(model, single, cases, "cpu"))
-    engine("onnxruntime cuda float32", lambda: run(model, single, cases, "cuda"))
+    for word in PROVIDERS if device is None else {device} - {"numpy"}:
+        place, _, precision = word.partition("-")
+        engine(f"onnxruntime {place} {precision or 'float32'}", lambda word=word: run(model, single, cases, word))
     return Report(
         f"{model.name}: relative distance from NumPy float64, {len(cases)} batches",
         judge(errors, model.config.vocab_size),
@@ -338,6 +344,7 @@ def judge(errors: Mapping[str, Mapping[str, Sequence[float]]], vocab_size: int =
     for engine, quantities in errors.items():
         for quantity, found in quantities.items():
             error, limit = float(np.max(found)), DIFFERENCES if engine == "finite differences" else EXACT
+            limit = {"bf16": ROUGH, "int8": COARSE}.get(engine.rpartition(" ")[2], limit)
             if engine.endswith("float32"):
                 others = [errors[name][quantity] for name in ("torch float32", "numpy float32") if name in errors]
                 sound = [other for other in others if other is not found and np.max(other) <= ALONE]

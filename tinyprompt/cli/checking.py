@@ -14,6 +14,7 @@ from tinyprompt.check.devices import Survey
 from tinyprompt.cli.report import Argument, Output, argument, command, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.data import Batch
+from tinyprompt.device import DEVICES, check_device
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, models
 from tinyprompt.files.io import load_numpy
@@ -26,6 +27,7 @@ from tinyprompt.study.grid import read_study
     model_argument("model", nargs="?"),
     argument("--batch", metavar="FILE", help="a .npz file: prompt and the arrays of a batch"),
     argument("--gradient", metavar="FILE", help="a .npy file: your gradient of its loss with respect to its prompt"),
+    argument("--device", choices=DEVICES, help="check this device alone beside NumPy and torch (all in float32)"),
     argument("--save", metavar="FILE", help="write a batch there, for a gradient computed elsewhere"),
 )
 def check(args: argparse.Namespace) -> Output:
@@ -35,6 +37,8 @@ def check(args: argparse.Namespace) -> Output:
     """
     if args.save and args.gradient:
         raise ValueError("--save: leave it out with --gradient, which is judged by the batch of --batch")
+    if args.device:
+        check_device(args.device)
     folder = hub.find(args.model) if args.model else models.default_model()
     model = models.load(folder, tokenizer=False)
     cases = [ledger.load_case(args.batch, model)] if args.batch else [ledger.draw(model, i) for i in range(3)]
@@ -46,7 +50,7 @@ def check(args: argparse.Namespace) -> Output:
     if args.gradient:
         report = ledger.check_gradient(read_array(args.gradient), model, *cases[0], name=args.gradient)
     else:
-        report = ledger.check_model(model, folder, cases, say)
+        report = ledger.check_model(model, folder, cases, say, args.device)
     return Output(report.as_dict(), report, report.ok)
 
 

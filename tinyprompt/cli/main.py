@@ -137,7 +137,7 @@ def run(argv: Sequence[str] | None) -> int:
         refuse(args.parser, rest)
     for name in TEXTS & vars(args).keys():
         setattr(args, name, as_utf8(getattr(args, name)))
-    if "device" in args and args.run is not checking.measure:
+    if "device" in args and args.run not in (checking.measure, checking.check):
         args.device = args.device or default_device()
         if args.device in AUTO:
             args.device = checking.choose_device(args.device)
