@@ -21,11 +21,14 @@ from tinyprompt.tree import flatten
 
 SMALL = dict(batch_size=2, input_tokens=8, target_tokens=3, prompt_length=5, new_tokens=3)
 WHAT = {"loss", "first step", "step", "forward", "forward rate", "generate", "peak memory of step", "gradient error"}
+WHAT |= {"rate in a step", "share of the best"}
 
 
 @pytest.fixture(autouse=True)
 def one_cold_start(monkeypatch):
     monkeypatch.setattr(bench, "COLD_STARTS", 1)
+    monkeypatch.setattr(bench, "GEMM", 64)
+    monkeypatch.setattr(bench, "PRODUCT_ROUNDS", 1)
 
 
 @pytest.mark.parametrize("storage", bench.STORAGE)
@@ -47,13 +50,27 @@ def test_flops_are_those_of_the_products():
     assert bench.gemm_flops(graph) == 2 * 3 * 5 * 4 * 5
 
 
+def test_the_precision_of_an_engine_is_that_of_its_products():
+    engines = "numpy", "ort", "peft-compile", "ort-int8", "ct2-int8", "peft-bf16", "ort-bf16"
+    assert [bench.precision_of(name) for name in engines] == ["float32"] * 3 + ["int8"] * 2 + ["bfloat16"] * 2
+
+
 def test_numpy_beside_onnx_runtime():
     pytest.importorskip("onnxruntime")
     said = []
     out = bench.measure(bench.Problem("tiny", **SMALL), ["numpy", "ort", "ort-int8"], 2, said.append)
     rows = {(row["engine"], row["what"]): row for row in out["rows"]}
     assert {what for engine, what in rows if engine == "ort-int8"} == WHAT
-    assert {what for engine, what in rows if engine == "ort"} == WHAT | {"GEMM rate in step", "build", "cold start"}
+    assert {what for engine, what in rows if engine == "ort"} == WHAT | {"build", "cold start"}
+    best = {}
+    for name in bench.libraries("cpu"):
+        for what in ("products in float32", "products in int8", "products in bfloat16"):
+            best[what] = max(best.get(what, 0), rows.get((name, what), {"max": 0})["max"])
+    assert best["products in float32"] > 0
+    assert best["products in int8"] > 0
+    for engine, what in (("numpy", "float32"), ("ort", "float32"), ("ort-int8", "int8")):
+        share = rows[engine, "rate in a step"]["median"] / best[f"products in {what}"]
+        assert np.isclose(rows[engine, "share of the best"]["median"], share)
     for row in rows.values():
         assert 0 < row["min"] <= row["median"] <= row["max"]
     assert rows["ort", "gradient error"]["median"] < 1e-4 < rows["ort-int8", "gradient error"]["median"] < 0.2

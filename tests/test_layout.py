@@ -23,7 +23,8 @@ ORDER = [
     *("export", "golden", "serve", "cli"),
 ]
 APPLICATIONS = {"bench", "study", "export", "golden", "serve"}
-ALONE = {"check/torch_side.py", "bench/peft_side.py", "bench/ctranslate2_side.py"}  # in their own processes
+# Each of these runs in a process of its own.
+ALONE = {"check/torch_side.py", "bench/peft_side.py", "bench/ctranslate2_side.py", "bench/products_side.py"}
 SERVER = {"serve/app.py", "serve/metrics.py"}  # imported by the command `serve` alone, when it runs
 SERVED = {"starlette", "uvicorn", "prometheus_client"}
 LAZY = {  # inside functions

@@ -27,7 +27,8 @@ from tinyprompt import decode, train
 from tinyprompt.check.process import Engine, run_once, serve
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.data import Batch, random_batch
-from tinyprompt.device import check_device, compile, default_device, open_session
+from tinyprompt.device import DEVICES, check_device, compile, default_device, open_session
+from tinyprompt.errors import DeviceError
 from tinyprompt.files import io, models, prompts, safetensors
 from tinyprompt.files.config import parse_config
 from tinyprompt.lowering import lower
@@ -57,6 +58,7 @@ SIDES = {"numpy": "steps", "ort": "steps", "peft": "peft_side", "ct2": "ctransla
 NEEDS = {"numpy": (), "peft": ("torch", "transformers", "peft"), "ct2": ("ctranslate2", "torch", "transformers")}
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
+PRODUCT_ROUNDS = 2
 TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
 D_KV = 64
 COLD_STARTS = 3
@@ -215,11 +217,8 @@ def run_own(engine: str, folder: Path, problem: Problem) -> None:
         "forget peak": forget_peak,
         "memory": peak_memory,
     }
+    calls["flops"] = lambda: float(gemm_flops(lower(train.loss_and_grads, *arguments)[0]))
     if engine == "ort":
-        square = np.ones((GEMM, GEMM), np.float32)
-        matmul = compile(np.matmul, device)
-        calls["gemm"] = lambda: matmul(square, square)
-        calls["flops"] = lambda: float(gemm_flops(lower(train.loss_and_grads, *arguments)[0]))
         calls["build"] = lambda: open_session(lower(train.loss_and_grads, *arguments)[0], device)
     serve(calls)
 
@@ -326,6 +325,8 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
             if not all(abs(x - first) <= SAME * abs(first) for x in losses.values()):
                 raise ValueError(f"the engines do not compute the same: their losses are {losses}")
             _take_turns(running, problem, rounds, notes, report)
+            measure_products(problem, folder, notes, report)
+            share_rates(running, notes)
             if "numpy" in running:
                 _judge(running, folder, problem, notes, report)
         _start_cold(running, folder, problem, notes, report)
@@ -367,13 +368,49 @@ def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes
             notes.add(name, "forward rate", "token/s", tokens / seconds)
         for name, engine in running.items():
             notes.add(name, "generate", "token/s", problem.batch_size * problem.new_tokens / engine.ask("generate"))
-        if "ort" in running:
-            notes.add("machine", "GEMM rate", "GFLOP/s", 2 * GEMM**3 / running["ort"].ask("gemm") / 1e9)
     if "ort" in running:
-        flops = running["ort"].ask("flops")
-        for value in notes.values["ort", "step", "ms"]:
-            notes.add("ort", "GEMM rate in step", "GFLOP/s", flops / value / 1e6)
         notes.add("ort", "build", "s", running["ort"].ask("build"))
+
+
+def precision_of(engine: str) -> str:
+    """Return the dtype in which an engine multiplies."""
+    return {"int8": "int8", "bf16": "bfloat16"}.get(engine.rpartition("-")[2], "float32")
+
+
+def libraries(device: str) -> list[str]:
+    """List the libraries whose products are measured: devices, and torch."""
+    found = ["torch"] if importlib.util.find_spec("torch") else []
+    for name in DEVICES if device == "cpu" else ():
+        if DEVICES[name].place != "cuda":
+            with suppress(DeviceError):
+                check_device(name)
+                found.append(name)
+    return found
+
+
+def measure_products(problem: Problem, folder: Path, notes: Notes, report: Callable[[str], None]) -> None:
+    """Measure the products of every library, in turns, each in a process of its own."""
+    for i in range(PRODUCT_ROUNDS):
+        for name in libraries(problem.device):
+            report(f"products of {name}, round {i + 1} of {PRODUCT_ROUNDS}")
+            words = [sys.executable, "-m", "tinyprompt.bench.products_side", name, str(GEMM), problem.device]
+            for precision, value in json.loads(run_once(words, folder).splitlines()[-1]).items():
+                notes.add(name, f"products in {precision}", "GFLOP/s", value)
+
+
+def share_rates(running: dict[str, Engine], notes: Notes) -> None:
+    """Give the products of every step as a rate, and as a share of the best rate of any library in its precision."""
+    own = next((engine for name, engine in running.items() if SIDES[name.partition("-")[0]] == "steps"), None)
+    if not own:
+        return
+    flops = own.ask("flops")
+    for name in [name for name in running if not only_writes(name)]:
+        what = f"products in {precision_of(name)}"
+        best = max((max(v) for (_, found, _), v in notes.values.items() if found == what), default=None)
+        for value in notes.values[name, "step", "ms"]:
+            notes.add(name, "rate in a step", "GFLOP/s", flops / value / 1e6)
+            if best:
+                notes.add(name, "share of the best", "", flops / value / 1e6 / best)
 
 
 def _judge(running: dict[str, Engine], folder: Path, problem: Problem, notes: Notes, report) -> None:

@@ -1,0 +1,62 @@
+"""The rate of matrix products that one library reaches on this machine. The best of them is the yardstick of a step.
+
+Runs in a process of its own, because the threads of two libraries disturb each other. No other module imports this one.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from tinyprompt import ops
+from tinyprompt.device import DEVICES, compile, describe_device
+from tinyprompt.tree import freeze
+
+TRIES, SECONDS = 5, 0.5  # products at least, and of measurement
+
+
+def rate(product: Callable, size: int) -> float:
+    """Return the best rate of several products, in GFLOP/s."""
+    product()
+    seconds: list[float] = []
+    while len(seconds) < TRIES or sum(seconds) < SECONDS:
+        started = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+def torch_rates(size: int, where: str) -> dict[str, float]:
+    """Return torch's rates by precision."""
+    import torch
+
+    def product(dtype):
+        a, b = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
+
+        def run():
+            torch.mm(a, b)
+            if where == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    with torch.inference_mode():
+        return {name: rate(product(getattr(torch, name)), size) for name in ("float32", "bfloat16")}
+
+
+def device_rates(device: str, size: int) -> dict[str, float]:
+    """Return the rate of a device, by its precision; none if the processor lacks it."""
+    if "computes in float32" in describe_device(device):
+        return {}
+    x, w = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
+    product = compile(lambda x, weights: ops.linear(x, weights["encoder.w"]), device, frozen="weights")
+    weights = {"encoder.w": freeze(w)}
+    precision = {"int8": "int8", "bf16": "bfloat16"}.get(device.partition("-")[2], "float32")
+    return {precision: rate(lambda: product(x, weights), size)}
+
+
+if __name__ == "__main__":
+    name, size, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    print(json.dumps(device_rates(name, size) if name in DEVICES else torch_rates(size, where)))
