@@ -10,6 +10,7 @@ factors, so an engine may be 10 ** (1 / sqrt(n)) times as far off in the mean ov
 of its own.
 """
 
+import functools
 import sys
 import tempfile
 import time
@@ -325,7 +326,7 @@ def check_model(
     engine("numpy float32", lambda: run(model, single, cases, "numpy"))
     for word in PROVIDERS if device is None else {device} - {"numpy"}:
         place, _, precision = word.partition("-")
-        engine(f"onnxruntime {place} {precision or 'float32'}", lambda word=word: run(model, single, cases, word))
+        engine(f"onnxruntime {place} {precision or 'float32'}", functools.partial(run, model, single, cases, word))
     return Report(
         f"{model.name}: relative distance from NumPy float64, {len(cases)} batches",
         judge(errors, model.config.vocab_size),
