@@ -214,10 +214,11 @@ def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fa
     call("tune", rows, "--dev", rows, "--out", out, *model, *lora, *QUICK[:4], *QUICK[6:])
     assert call("eval", out, rows, *model, "--json")[0]["metric"] == "accuracy"
     found = "expected a soft prompt, 'encoder.prompt.embedding' and nothing else; found '"
-    for name in ("x.npy", "x"):
-        message = "what method 'lora' stores goes to a name that ends in .safetensors"
-        assert message in fails("tune", rows, "--out", tmp_path / name, *model, *lora)
-        assert found in fails("convert", out, tmp_path / name)
+    message = "what method 'lora' stores goes to a name that ends in .safetensors"
+    assert message in fails("tune", rows, "--out", tmp_path / "x.npy", *model, *lora)
+    assert found in fails("convert", out, tmp_path / "x.npy")
+    call("convert", out, tmp_path / "adapter")  # for PEFT
+    assert prompts.load_prompt(tmp_path / "adapter").settings["method"] == "lora"
     assert "lora.safetensors: lora, " in call("inspect", out)[0]
     assert found in fails("export", *model, "--prompt", out, "--out", tmp_path / "exported")
     first = ("--method", "ia3", "--init", "file", "--init-file", str(out))

@@ -23,7 +23,7 @@ from reference import batch, pair, torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tinyprompt import t5, tree
+from tinyprompt import methods, t5, tree
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import io as files_io
 from tinyprompt.files import models, prompts
@@ -348,7 +348,7 @@ def test_an_adapter_written_by_hand(tmp_path, more, rows):
 
 
 BAD_ADAPTERS = {
-    "method": ({"peft_type": "LORA"}, {}, ["'peft_type'", "PREFIX_TUNING", "'LORA'"]),
+    "method": ({"peft_type": "ADALORA"}, {}, ["'peft_type'", "PREFIX_TUNING", "'ADALORA'"]),
     "no method": ({"peft_type": None}, {}, ["'peft_type'", "PREFIX_TUNING", "None"]),
     "a list": ({"peft_type": []}, {}, ["'peft_type'", "[]"]),
     "task": ({"task_type": "CAUSAL_LM"}, {}, ["'task_type'", "SEQ_2_SEQ_LM", "CAUSAL_LM"]),
@@ -792,3 +792,73 @@ def test_a_prompt_that_was_just_written_is_read_again(tmp_path, monkeypatch):
     np.save(tmp_path / "p" / "a.npy", vectors(seed=1))
     found.refresh()
     assert (found["a"].params[PROMPT] == vectors(seed=1)).all()
+
+
+# ---- LoRA and IA3, from PEFT and for PEFT ----
+
+SEQUENCES = dict(task_type="SEQ_2_SEQ_LM", inference_mode=False)
+CONFIGS = {
+    "lora": lambda: peft.LoraConfig(**SEQUENCES, r=3, lora_alpha=7, lora_dropout=0.0, target_modules=["q", "v"]),
+    "ia3": lambda: peft.IA3Config(**SEQUENCES, target_modules=["k", "v", "wo"], feedforward_modules=["wo"]),
+}
+
+
+def with_adapter(family, method, seed):
+    """A random model of ours, and PEFT's with a random adapter."""
+    config, params, reference = pair(family)
+    theirs = peft.get_peft_model(reference, CONFIGS[method]()).double().eval()
+    rng = torch.Generator().manual_seed(seed)
+    for name, value in theirs.named_parameters():
+        if "lora_" in name or "ia3_l" in name:
+            value.data = torch.randn(value.shape, generator=rng, dtype=torch.float64) * 0.3 + ("ia3" in name)
+    return config, params, theirs
+
+
+def logits_of_peft(theirs, ids, mask, start):
+    names = ("input_ids", "attention_mask", "decoder_input_ids")
+    inputs = {name: torch.from_numpy(value) for name, value in zip(names, (ids, mask, start), strict=True)}
+    with torch.no_grad():
+        return theirs(**inputs, use_cache=False).logits.numpy()
+
+
+@pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1", "umt5"])
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_adapters_of_peft_give_its_logits_and_ours_are_read_by_it(family, method, tmp_path):
+    config, params, theirs = with_adapter(family, method, 3)
+    ids, mask, labels, _ = batch(5, 61, rows=2, length=6, out=3)
+    start = t5.shift_right(labels)
+    wanted = logits_of_peft(theirs, ids, mask, start)
+    theirs.save_pretrained(tmp_path / "theirs")
+    prompt = load_prompt(tmp_path / "theirs")
+    model = Model(config, params, None, "m")
+    check_fit(prompt, model)
+    assert prompt.settings["method"] == method
+    double = {name: value.astype(np.float64) for name, value in prompt.params.items()}
+    found = t5.forward(methods.apply(params, double), config, ids, mask, start)
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    plain = t5.forward(params, config, ids, mask, start)
+    assert np.abs(plain - wanted).max() > 1e-2 * np.abs(wanted).max()
+    save_prompt(prompt, tmp_path / "ours")
+    assert load_prompt(tmp_path / "ours").params.keys() == prompt.params.keys()
+    again = peft.PeftModel.from_pretrained(pair(family)[2], tmp_path / "ours").double().eval()
+    assert np.abs(logits_of_peft(again, ids, mask, start) - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("lora", {"use_rslora": True}, "key 'use_rslora': True is not supported"),
+        ("lora", {"use_dora": True}, "key 'use_dora'"),
+        ("lora", {"rank_pattern": {"q": 5}}, "key 'rank_pattern'"),
+        ("lora", {"bias": "all"}, "key 'bias'"),
+        ("lora", {"target_modules": ["k", "wi"]}, "key 'target_modules': expected q, v"),
+        ("lora", {"r": 0}, "key 'r': expected a positive number"),
+        ("ia3", {"target_modules": "all-linear"}, "key 'target_modules': expected k, v, wo"),
+    ],
+)
+def test_what_peft_has_beyond_our_lora_and_ia3_is_refused_by_key(method, changes, message, tmp_path):
+    with_adapter("t5-1.0", method, 1)[2].save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json: {message}"):
+        load_prompt(tmp_path)

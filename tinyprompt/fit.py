@@ -21,7 +21,7 @@ def check_fit(prompt: Prompt, model: Model, path: Any = "this prompt") -> None:
     """
     if prompt.fingerprint is not None:
         _check_fingerprint(prompt.fingerprint, prompt, model, path)
-    if prompt.fingerprint is not None and "method" in prompt.settings:
+    if "method" in prompt.settings and (prompt.fingerprint is not None or PROMPT not in prompt.params):
         _check_method(prompt, model, path)
     else:
         _check_shapes(prompt, model, path)

@@ -14,7 +14,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt.errors import CheckpointError
-from tinyprompt.files import hub
+from tinyprompt.files import adapters, hub
 from tinyprompt.files.io import LARGEST, TORCH, TRIES, load_numpy, read, read_json, state, write
 from tinyprompt.files.safetensors import dump, read_tensors
 from tinyprompt.files.torch_bin import read_pickle
@@ -45,6 +45,8 @@ PEFT_CONFIG = dict(
     tokenizer_name_or_path=None,
 )
 
+COMMON = ("auto_mapping", "inference_mode", "modules_to_save", "peft_version", "revision", "task_type")  # of all kinds
+
 
 def load_prompt(path: str | Path) -> Prompt:
     """Read a prompt of any format (see `load_prompts`). `collection.npz:NAME` selects one of several.
@@ -62,7 +64,7 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
 
     A safetensors file of `save_prompt`; an array (P, d_model) in an .npy file, also without the suffix, as T5X writes
     it (Lester et al. 2021); an .npz of such arrays; a PEFT directory with a soft prompt (PROMPT_TUNING, P_TUNING:
-    the encoder's part, which is all that PEFT uses with T5) or a prefix (PREFIX_TUNING).
+    the encoder's part, which is all that PEFT uses with T5), a prefix (PREFIX_TUNING), LoRA or IA3.
     What others wrote names no weights (fingerprint None), no label words and no settings.
     Raises CheckpointError that names the file and the key.
     """
@@ -195,17 +197,23 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
         tensors = prompt.params | {STATE + name: value for name, value in state.items()}
         write({path: dump(tensors, {"format": "tinyprompt", **about})})
         return path
-    vectors = prompt.vectors(path)
-    if path.suffix == ".npy":
-        file = io.BytesIO()
-        np.save(file, vectors)
-        write({path: file.getvalue()})
-        return path
-    size = {"num_virtual_tokens": len(vectors), "token_dim": vectors.shape[1]}
-    config = PEFT_CONFIG | size | {"base_model_name_or_path": prompt.model}
+    method = prompt.settings.get("method")
+    if not path.suffix and method in adapters.KINDS.values():
+        described, tensors = adapters.to_peft(prompt.params, method)
+        config = {key: PEFT_CONFIG[key] for key in COMMON} | described
+    else:
+        vectors = prompt.vectors(path)
+        if path.suffix == ".npy":
+            file = io.BytesIO()
+            np.save(file, vectors)
+            write({path: file.getvalue()})
+            return path
+        tensors = {"prompt_embeddings": vectors}
+        config = PEFT_CONFIG | {"num_virtual_tokens": len(vectors), "token_dim": vectors.shape[1]}
+    config["base_model_name_or_path"] = prompt.model
     files: dict[Path, Any] = {
         path / "adapter_config.json": json.dumps(config, indent=2, sort_keys=True).encode(),
-        path / "adapter_model.safetensors": dump({"prompt_embeddings": vectors}, {"format": "pt", **about}),
+        path / "adapter_model.safetensors": dump(tensors, {"format": "pt", **about}),
     }
     if state:
         files[path / TRAINING_STATE] = dump(state, {"format": "tinyprompt"})
@@ -218,7 +226,8 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
 def check_target(path: str | Path, method: str = "prompt") -> None:
     """Raise CheckpointError if `save_prompt` cannot write to a path, or would write into a folder with other files."""
     path = Path(path)
-    if path.suffix != ".safetensors" and method not in ("prompt", "p-tuning"):
+    storable = ("prompt", "p-tuning", *(() if path.suffix else adapters.KINDS.values()))
+    if path.suffix != ".safetensors" and method not in storable:
         raise CheckpointError(f"{path}: what method {method!r} stores goes to a name that ends in .safetensors")
     if path.suffix in (".safetensors", ".npy"):
         if path.is_dir():
@@ -355,7 +364,7 @@ def _read_peft(folder: Path) -> Prompt:
         value = config.get(key)
         return expect(key, isinstance(value, int) and value is not True and value > 0, "a positive number")
 
-    kinds = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+    kinds = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", *adapters.KINDS)
     kind = expect("peft_type", config.get("peft_type") in kinds, "one of " + ", ".join(kinds))
     if config.get("task_type") is not None:
         expect("task_type", config["task_type"] == "SEQ_2_SEQ_LM", "'SEQ_2_SEQ_LM', as for T5")
@@ -366,6 +375,14 @@ def _read_peft(folder: Path) -> Prompt:
         tensors = read_pickle(weights)
     else:
         tensors, about = read_tensors(weights)
+    name = config.get("base_model_name_or_path")
+    name = name if isinstance(name, str) else None
+    if kind in adapters.KINDS:
+        checked = {key: _checked(x, f"{weights}: key {key!r}", vectors=False) for key, x in tensors.items()}
+        params, settings = adapters.from_peft(config, checked, path)
+        if "settings" in about:  # we wrote it
+            return _described(params, about, _state_beside(folder), weights)
+        return Prompt(params, name, settings=settings)
     if tensors.keys() != {"prompt_embeddings"}:
         names = ", ".join(map(repr, sorted(tensors))) or "none"
         raise CheckpointError(f"{weights}: expected one tensor, 'prompt_embeddings'; found {names}")
@@ -384,10 +401,14 @@ def _read_peft(folder: Path) -> Prompt:
         )
     params = _prefix(found.reshape(rows, -1, config["token_dim"])) if prefix else {PROMPT: found[:rows]}
     if "settings" in about:  # we wrote it
-        training = folder / TRAINING_STATE
-        return _described(params, about, read_tensors(training)[0] if training.exists() else None, weights)
-    name = config.get("base_model_name_or_path")
-    return _foreign(params, name if isinstance(name, str) else None)
+        return _described(params, about, _state_beside(folder), weights)
+    return _foreign(params, name)
+
+
+def _state_beside(folder: Path) -> Flat | None:
+    """Read the training state of an adapter that we wrote, if it has any."""
+    path = folder / TRAINING_STATE
+    return read_tensors(path)[0] if path.exists() else None
 
 
 def _prefix(rows: np.ndarray) -> Flat:
