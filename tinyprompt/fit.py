@@ -21,7 +21,8 @@ def check_fit(prompt: Prompt, model: Model, path: Any = "this prompt") -> None:
     """
     if prompt.fingerprint is not None:
         _check_fingerprint(prompt.fingerprint, prompt, model, path)
-    if "method" in prompt.settings and (prompt.fingerprint is not None or PROMPT not in prompt.params):
+    of_peft = bool(prompt.params) and PROMPT not in prompt.params  # LoRA or IA3, whose settings name the method
+    if "method" in prompt.settings and (prompt.fingerprint is not None or of_peft):
         _check_method(prompt, model, path)
     else:
         _check_shapes(prompt, model, path)

@@ -197,7 +197,7 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
         tensors = prompt.params | {STATE + name: value for name, value in state.items()}
         write({path: dump(tensors, {"format": "tinyprompt", **about})})
         return path
-    method = prompt.settings.get("method")
+    method = str(prompt.settings.get("method"))
     if not path.suffix and method in adapters.KINDS.values():
         described, tensors = adapters.to_peft(prompt.params, method)
         config = {key: PEFT_CONFIG[key] for key in COMMON} | described
