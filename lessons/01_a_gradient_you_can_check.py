@@ -234,7 +234,7 @@ def log_softmax_vjp(g, y):
 
 
 # %%
-@check("Exercise 1", log_softmax_vjp)
+@check("Exercise 1", log_softmax_vjp, lambda g, y: y)
 def _(mine):
     x, g = rng.normal(size=(3, 5)), rng.normal(size=(3, 5))
     found = mine(g, ops.log_softmax(x))
@@ -261,7 +261,7 @@ def best_step(power, epsilon):
 
 
 # %%
-@check("Exercise 2", best_step)
+@check("Exercise 2", best_step, 0.0)
 def _(mine):
     for power in (1, 2, 4):
         step = mine(power, 1e-12)
@@ -284,7 +284,7 @@ def times_as_long(theirs, right):
 
 
 # %%
-@check("Exercise 3", times_as_long)
+@check("Exercise 3", times_as_long, 0.0)
 def _(mine):
     right = rng.normal(size=(20, 8))
     yield np.ndim(mine(right, right)) == 0, f"one number is wanted, found the shape {np.shape(mine(right, right))}"

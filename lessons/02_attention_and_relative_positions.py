@@ -162,7 +162,7 @@ def my_attention(queries, keys, values, bias):
 
 
 # %%
-@check("Exercise 1", my_attention)
+@check("Exercise 1", my_attention, lambda q, k, v, bias: q)
 def _(mine):
     q, k, v, b = (rng.normal(size=shape) for shape in ((3, 4), (6, 4), (6, 4), (3, 6)))
     found = mine(q, k, v, b)
@@ -190,7 +190,7 @@ def last_bucket(num_buckets, max_distance):
 
 
 # %%
-@check("Exercise 2", last_bucket)
+@check("Exercise 2", last_bucket, 0)
 def _(mine):
     for table in ((32, 128), (32, 64), (64, 256), (8, 20)):
         start = mine(*table)
@@ -212,7 +212,7 @@ def causal_bias(length):
 
 
 # %%
-@check("Exercise 3", causal_bias)
+@check("Exercise 3", causal_bias, lambda n: np.zeros((n, n)))
 def _(mine):
     bias = mine(5)
     yield np.shape(bias) == (5, 5), f"expected the shape (5, 5), found {np.shape(bias)}"

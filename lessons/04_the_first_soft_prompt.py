@@ -190,7 +190,7 @@ def descend(trainable, grads, learning_rate):
 
 
 # %%
-@check("Exercise 1", descend)
+@check("Exercise 1", descend, lambda trainable, *_: trainable)
 def _(mine):
     start = {"a": np.ones(3), "b": np.zeros((2, 2))}
     kept = {name: array.copy() for name, array in start.items()}
@@ -215,7 +215,7 @@ def mean_loss(log_p, weights):
 
 
 # %%
-@check("Exercise 2", mean_loss)
+@check("Exercise 2", mean_loss, 0.0)
 def _(mine):
     log_p = np.log([[0.5, 0.25, 0.9], [0.5, 0.9, 0.9]])
     weights = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -243,7 +243,13 @@ def put_in_front(prompt, x, mask):
 
 
 # %%
-@check("Exercise 3", put_in_front)
+def in_front(prompt, x, mask):
+    """What the result is like."""
+    places = (len(x), len(prompt) + x.shape[1])
+    return np.zeros((*places, x.shape[2])), np.zeros(places)
+
+
+@check("Exercise 3", put_in_front, in_front)
 def _(mine):
     ids, mask = batch.input_ids[:3], batch.attention_mask[:3]
     x = ops.embedding(model.params["shared"]["weight"], ids)

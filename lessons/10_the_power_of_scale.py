@@ -204,7 +204,7 @@ def share_of_the_way(frozen, prompt, full):
 
 
 # %%
-@check("Exercise 1", share_of_the_way)
+@check("Exercise 1", share_of_the_way, 0.0)
 def _(mine):
     yield np.isclose(mine(0.4, 0.4, 0.8), 0), "a prompt that is as good as the frozen model has gone 0 of the way"
     yield np.isclose(mine(0.4, 0.8, 0.8), 1), "a prompt that is as good as model tuning has gone all of the way"
@@ -225,11 +225,12 @@ def rows_needed(p, gap):
 
 
 # %%
-@check("Exercise 2", rows_needed)
+@check("Exercise 2", rows_needed, 0)
 def _(mine):
     for p, gap in ((0.7, 0.05), (0.9, 0.02), (0.5, 0.1)):
         n = mine(p, gap)
         yield n == int(n), f"rows are whole; found {n}"
+        yield n > 1, f"p {p}, gap {gap}: a test has more rows than {n}"
         one, less = (2 * math.hypot(*2 * [standard_error(p, m)]) for m in (n, n - 1))
         yield one <= gap * (1 + 1e-9), f"p {p}, gap {gap}: with {n} rows, two standard errors are {one:.4f}, too many"
         yield less > gap * (1 - 1e-9), f"p {p}, gap {gap}: fewer than {n} rows would do"
@@ -249,7 +250,7 @@ def advantage(runs):
 
 
 # %%
-@check("Exercise 3", advantage)
+@check("Exercise 3", advantage, 0.0)
 def _(mine):
     runs = np.random.default_rng(0).normal(0.7, 0.02, (4000, 5))
     found = mine(runs)

@@ -8,6 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,11 @@ def code(path):
     """The code cells of a script: tag or None, source."""
     cells = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
     return [(next(iter(cell.metadata.get("tags", [])), None), cell.source) for cell in cells]
+
+
+def name_of(judge):
+    """The name of the function that a cell judges."""
+    return re.search(r'@check\("Exercise \d", (\w+), ', judge)[1]
 
 
 def run(source, names, where):
@@ -59,7 +65,67 @@ def test_a_lesson_runs_and_its_exercises_are_judged(path, monkeypatch, capsys):
             run(judge, names, path.name)
             verdict = capsys.readouterr().out.strip()
             assert verdict.startswith(f"Exercise {i}: {expected}"), (kind, verdict)
-            assert "your code raises" not in verdict, "a common mistake deserves a hint of its own"
+            assert not re.search("your code raises|check fails", verdict), "a common mistake deserves a hint of its own"
+        for wrong in ("'hello'", "-1", "None", "(None, 'hello')", "{'a': 'hello'}", "np.full(3, np.nan)"):
+            run(f"{name_of(judge)} = lambda *args, **kwargs: {wrong}", names, "a wrong kind")
+            run(judge, names, path.name)
+            verdict = capsys.readouterr().out.strip()
+            expected = "your turn" if wrong == "None" else "not yet: "
+            assert verdict.startswith(f"Exercise {i}: {expected}"), (wrong, verdict)
+            assert not re.search("your code raises|check fails", verdict), (wrong, verdict)
+        run(f"{name_of(judge)} = 'hello'", names, "not a function")
+        run(judge, names, path.name)
+        verdict = capsys.readouterr().out.strip()
+        assert verdict == f"Exercise {i}: not yet: the name stands for a str; expected a function"
+
+
+@pytest.fixture
+def check(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "lessons")
+    from classroom import check
+
+    return check
+
+
+PAIR = (np.zeros((2, 3)), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("like", "answer", "verdict"),
+    [
+        (np.zeros((3, 5)), "hello", "not yet: returned a str; expected an array (3, 5)"),
+        (np.zeros((3, 5)), -1, "not yet: returned an int; expected an array (3, 5)"),
+        (np.zeros((3, 5)), np.ones((5, 3)), "not yet: returned an array (5, 3); expected an array (3, 5)"),
+        (np.zeros((3, 5)), np.ones((3, 5), complex), "not yet: returned an array (3, 5) of complex128; expected"),
+        (np.zeros((3, 5)), None, "your turn"),
+        (np.zeros((3, 5)), np.ones((3, 5), np.float32), "right"),
+        (0.0, [1], "not yet: returned a list of 1; expected a number"),
+        (0.0, True, "not yet: returned a bool; expected a number"),
+        (0.0, np.ones(1), "not yet: returned an array (1,); expected a number"),
+        (0, np.float32(2), "right"),
+        ("", 3, "not yet: returned an int; expected a str"),
+        ([], {}, "not yet: returned a dict; expected a list"),
+        ((), [1, 2], "right"),
+        (PAIR, (np.ones((2, 3)),), "not yet: returned a tuple of 1; expected a tuple of 2"),
+        (PAIR, (None, 1.0), "not yet: in the place [0], returned None; expected an array (2, 3)"),
+        ({"a": 0.0}, {"b": 0.0}, "not yet: returned a dict with ['b']; expected ['a']"),
+        ({"a": 0.0}, {"a": "hello"}, "not yet: in the place ['a'], returned a str; expected a number"),
+    ],
+)
+def test_an_answer_of_the_wrong_kind_is_named(check, like, answer, verdict, capsys):
+    check("Exercise 1", lambda x: answer, lambda x: like)(lambda mine: iter([(mine(0) is answer, "another object")]))
+    assert capsys.readouterr().out.strip().startswith(f"Exercise 1: {verdict}")
+
+
+def test_a_claim_that_cannot_be_computed_is_not_the_readers_crash(check, capsys):
+    def claims(mine):
+        yield int(mine()) == 1, "a hint"
+
+    check("Exercise 1", lambda: float("nan"), 0.0)(claims)
+    check("Exercise 1", lambda: [][0], 0.0)(claims)
+    computed, raised = capsys.readouterr().out.splitlines()
+    assert computed.startswith("Exercise 1: not yet: returned nan, with which the check fails: ValueError: ")
+    assert raised == "Exercise 1: not yet: your code raises IndexError: list index out of range"
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
