@@ -4,12 +4,15 @@ An exercise is three cells of a solution with the same tag: `exercise-1` in the 
 `exercise-1` in `lessons/solutions` is right, and `mistake-1` there is a common mistake, which the check must refuse.
 """
 
+import base64
 import importlib.util
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py"))
@@ -152,6 +155,33 @@ def test_a_pair_out_of_step_is_found(build, tmp_path):
     assert build.in_step(path)
     path.write_text(LESSONS[0].read_text(encoding="utf-8").replace("assert ", "assert True or ", 1), encoding="utf-8")
     assert not build.in_step(path)
+
+
+def test_the_tape_is_as_short_as_its_title_says():
+    (path,) = (ROOT / "lessons").glob("00_*.py")
+    (source,) = (source for tag, source in code(path) if tag == "tape")
+    assert len([line for line in source.splitlines() if line.strip()]) <= 60
+    for file in (path, path.parent / "solutions" / path.name):
+        assert max(map(len, file.read_text(encoding="utf-8").splitlines())) <= 88
+
+
+def test_a_figure_with_an_alternative_text_keeps_it_and_its_transparency(build):
+    """Each cell with the metadata `alt`: a screen reader hears it, in a notebook and on the site."""
+    found = 0
+    for path in LESSONS:
+        cells = jupytext.read(path).cells
+        for cell, made in zip(cells, jupytext.read(path.with_suffix(".ipynb")).cells, strict=True):
+            if "alt" not in cell.metadata:
+                continue
+            found += 1
+            assert made.metadata["mystnb"] == {"image": {"alt": cell.metadata["alt"]}}
+            (image,) = (output for output in made.outputs if "image/png" in output.get("data", {}))
+            assert image.metadata["image/png"]["alt"] == cell.metadata["alt"]
+            if "set_alpha(0)" in cell.source:
+                picture = Image.open(io.BytesIO(base64.b64decode(image.data["image/png"]))).convert("RGBA")
+                assert picture.getpixel((0, 0))[3] == 0
+                assert "needs_background" not in image.metadata
+    assert found
 
 
 def test_every_lesson_is_listed_in_order():
