@@ -110,8 +110,10 @@ bare, bare_dev = (tp.evaluate(model, tp.Prompt(label_words=words), part).mean fo
 score = tp.evaluate(model, tuned, test).mean
 fig, (left, right) = figure(2, width=8.5)
 left.plot(range(1, len(state.losses) + 1), state.losses, color="0.75", marker="", lw=0.8, label="each batch")
-smooth = np.convolve(state.losses, np.ones(20) / 20, "valid")
-left.plot(range(20, len(state.losses) + 1), smooth, color="black", marker="", ls="-", label="mean of 20 steps")
+window = min(20, len(state.losses))  # a short run has fewer steps
+smooth = np.convolve(state.losses, np.ones(window) / window, "valid")
+label = f"mean of {window} steps"
+left.plot(range(window, len(state.losses) + 1), smooth, color="black", marker="", ls="-", label=label)
 left.set(xlabel="step", ylabel="training loss (nats per token)", ylim=(0, None), title="The loss falls")
 left.legend()
 right.plot(state.scores[:, 0], state.scores[:, 1], label="dev rows")

@@ -144,6 +144,23 @@ def test_a_pair_is_in_step(path, build):
     assert path.with_suffix(".ipynb").stat().st_size <= build.LARGEST
 
 
+def test_the_figures_of_a_short_run_are_drawn(monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.syspath_prepend(ROOT / "lessons")
+    (path,) = (ROOT / "lessons").glob("04_*.py")
+    names = {"__name__": "lesson"}
+    for _, source in code(path):
+        assert "cost = seconds" not in source, "no figure of the run came before"
+        run(source.replace("steps=150", "steps=6"), names, path.name)
+        if "plt.show()" in source:
+            break
+    matplotlib.pyplot.close("all")
+    assert len(names["state"].losses) == 6
+    assert len(names["smooth"]) == 1
+
+
 def test_a_pair_out_of_step_is_found(build, tmp_path):
     if not LESSONS:
         pytest.skip("there is no lesson")
