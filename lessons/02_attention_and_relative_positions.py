@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 2 Attention and relative positions
 #
+# **You need:** Python and NumPy. Lesson 1 defines softmax. **Time:** 15 minutes to read, less than 90 seconds to run on
+# two cores.
+#
 # A soft prompt acts on a text in one way only: through attention. So before we learn a prompt, we look at what
 # attention can see of it. The answer has a surprise. In the first layer of a T5, words from the 91st on cannot tell in
 # which *order* the vectors of a prompt of 100 stand. For them, the prompt is a bag. You will derive this from one

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 4 Frozen weights, flowing gradients: the first soft prompt
 #
+# **You need:** the gradient of a loss (lesson 1) and teacher forcing (lesson 3). **Time:** 15 minutes to read, less
+# than 90 seconds to run on two cores.
+#
 # A language model can be asked in words: "What is this about? ..." The words are a prompt, and finding good ones is a
 # guessing game: there is no word a little beside another one, so there is no slope to follow. The idea of prompt tuning
 # is to drop the words and keep the *vectors*. Put $P$ free vectors in front of the embedded text. Vectors can be moved

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 6 Adafactor, clipping, and why a learning rate of 0.3 works
 #
+# **You need:** a training run with its gradient (lesson 4). **Time:** 15 minutes to read, less than 90 seconds to run
+# on two cores.
+#
 # Whoever has trained a network reads "learning rate 0.3" and expects an explosion. Model tuning (of all weights of a
 # T5) takes 0.001. The paper takes 0.3 for its prompts, and it works. This lesson shows why: the optimiser divides the
 # size of the gradient away, so the learning rate *is the distance that each number moves*. And 0.3 is a small distance

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 7 Prompt, prefix, adapter, LoRA, full tuning: what each adds and costs
 #
+# **You need:** attention (lesson 2) and a tuned prompt (lesson 4). **Time:** 15 minutes to read, less than 90 seconds
+# to run on two cores.
+#
 # A soft prompt is one way to change what a frozen model does. There are others, and papers compare them under many
 # names. Here you see that they are variations of one sentence: **take the dict of weights, and add or replace some
 # keys.** Then you compare five of them by what they add, what they cost, and what they learn.

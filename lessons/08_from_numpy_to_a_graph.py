@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 8 From NumPy to a graph: a compiler in an evening
 #
+# **You need:** vector-Jacobian products (lesson 1). A tape (lesson 0) helps. **Time:** 15 minutes to read, less than 90
+# seconds to run on two cores.
+#
 # So far NumPy has run the model, and autograd has differentiated it. This lesson is about a third way to read the same
 # code: **write it down**. A function goes in, a list of operations comes out, and any program that knows these
 # operations can run the list: on a phone, on a GPU, without Python. People call it *tracing* or *lowering*.

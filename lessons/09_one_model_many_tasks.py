@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 9 One frozen model, many tasks
 #
+# **You need:** attention masks (lesson 3), a tuned prompt (lesson 4) and other methods (lesson 7). **Time:** 15 minutes
+# to read, less than 90 seconds to run on two cores.
+#
 # Lesson 7 ended with a promise. A prompt is not the method that learns most, nor the fastest. But it is *part of
 # the input*, and the model behind it stays the same for everybody. Many tasks can then share one model, and even
 # one batch. Several prompts of one task can vote. And the paper claims a third thing: that a prompt carries over

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 10 The power of scale
 #
+# **You need:** prompt tuning and model tuning (lessons 4 and 7), and the standard error of a mean. **Time:** 15 minutes
+# to read, less than 90 seconds to run on two cores.
+#
 # The title of the paper is its result. For a small T5, a prompt is far behind model tuning. As the T5 grows, the prompt
 # catches up, and with 11 billion weights the two are level (figure 1 there). The larger the model, the less of it has
 # to be touched.

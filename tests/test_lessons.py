@@ -139,6 +139,15 @@ def test_a_lesson_ends_in_assertions_and_has_figures(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_begins_with_what_it_needs_and_its_time(path):
+    """A lesson that is needed comes earlier."""
+    first = jupytext.read(path).cells[0].source
+    need = re.search(r"^\*\*You need:\*\* (.*?)\*\*Time:\*\* \d+ minutes", first, re.M | re.S)
+    assert need
+    assert all(int(number) < int(path.name[:2]) for number in re.findall(r"lessons? (\d+)", need[1]))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_a_pair_is_in_step(path, build):
     assert build.in_step(path), f"{path.stem}.ipynb is not what {path.name} says; run: python lessons/build.py"
     assert path.with_suffix(".ipynb").stat().st_size <= build.LARGEST
