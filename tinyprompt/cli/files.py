@@ -16,7 +16,7 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.export import page as web
 from tinyprompt.export.embedded import export_c
 from tinyprompt.export.graphs import PLAIN, Shape, export
-from tinyprompt.files import hub, models, prompts
+from tinyprompt.files import adapters, hub, models, prompts
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Prompt
 from tinyprompt.tasks.reading import Reader
@@ -152,7 +152,8 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
         prompt = replace(prompt, label_words=tuple(words))
         if args.model:  # raises for two that its tokenizer cannot tell apart
             target_ids(model.tokenizer, words, methods.has_label_head(model.config, prompt.params))
-    if target.suffix != ".safetensors":
+    for_peft = not target.suffix and prompt.settings.get("method") in adapters.KINDS.values()
+    if target.suffix != ".safetensors" and not for_peft:
         prompt.vectors(f"{args.source}, which can only be written to .safetensors")
     path = prompts.save_prompt(prompt, target)
     warn_of_loss(prompt, path)
