@@ -327,18 +327,15 @@ def test_the_name_of_a_file_may_be_no_text(model, folder, tmp_path):
     [
         ({"Content-Encoding": "gzip"}, "Content-Encoding: expected none, found 'gzip'"),
         ({"Content-Encoding": "br, gzip"}, "'br, gzip'"),
-        ({"Content-Type": "text/plain;charset=UTF-8"}, "Content-Type: expected application/json, found 'text/plain"),
-        ({"Content-Type": "application/x-www-form-urlencoded"}, "expected application/json"),
-        ({"Content-Type": "x" * 5000}, "expected application/json"),
-        ({"Content-Type": ""}, "expected application/json, found ''"),
+        ({"Content-Encoding": "x" * 5000}, "Content-Encoding: expected none"),
     ],
 )
-def test_a_body_that_is_not_plain_json_by_its_headers(client, headers, told):
+def test_a_compressed_body_is_refused_and_any_content_type_is_taken(client, headers, told):
     reply = client.post("/predict", json=body_of(("topic", "soup")), headers=headers)
     assert reply.status_code == 415
     assert told in reply.json()["error"]
     assert len(reply.json()["error"]) < 410
-    for kind in ("application/json; charset=utf-8", "Application/JSON"):
+    for kind in ("application/json; charset=utf-8", "application/x-www-form-urlencoded", ""):
         right = {"Content-Type": kind, "Content-Encoding": "identity"}
         assert client.post("/predict", json=body_of(("topic", "soup")), headers=right).status_code == 200
 
