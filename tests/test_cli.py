@@ -842,7 +842,7 @@ def test_folds_and_a_learning_curve(call, fails, models, tmp_path):
     out, _ = call("tune", rows, *more, "--folds", 2, "--learning-curve")
     assert "accuracy on all 20 rows, each held out once (2 folds):\n  bag of words" in out
     assert "learning curve, accuracy of a prompt on the dev rows:\n  4 rows" in out
-    assert "--folds 1: is too small" in fails("tune", rows, *more, "--folds", 1)
+    assert "--folds 1: expected 2 or more" in fails("tune", rows, *more, "--folds", 1)
 
 
 def test_a_prompt_is_better_than_a_bag_of_words_or_it_is_said(call, models, tmp_path):

@@ -135,8 +135,9 @@ def tune(args: argparse.Namespace) -> Output:
     seeds = [settings.seed]
     for option in ("seeds", "folds"):
         number = getattr(args, option)
-        if number is not None and (number < (1 if option == "seeds" else 2) or args.resume or args.plot):
-            wrong = "goes without --resume and --plot" if args.resume or args.plot else "is too small"
+        least = 1 if option == "seeds" else 2
+        if number is not None and (number < least or args.resume or args.plot):
+            wrong = f"expected {least} or more" if number < least else "goes without --resume and --plot"
             raise ValueError(f"--{option} {number}: {wrong}")
     if args.seeds is not None:
         seeds = [*range(settings.seed, settings.seed + args.seeds)]
