@@ -782,7 +782,7 @@ MUTANTS = [
         "serve/app",
         'if coding not in ("", "identity"):',
         "if False:",
-        "test_serve.py::test_a_body_that_is_not_plain_json_by_its_headers",
+        "test_serve.py::test_a_compressed_body_is_refused_and_any_content_type_is_taken",
     ),
     Mutant("NaN is JSON", "serve/app", ", parse_constant=no_json)", ")", "test_serve.py::test_what_is_refused_and_why"),
     Mutant(
