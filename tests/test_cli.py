@@ -14,7 +14,7 @@ from random_models import random_weights, raw_config
 from safetensors.numpy import save_file
 
 import tinyprompt
-from tinyprompt import train
+from tinyprompt import assess, train
 from tinyprompt.cli.main import main
 from tinyprompt.device import default_device, describe_device
 from tinyprompt.files import models as model_files
@@ -842,6 +842,10 @@ def test_folds_and_a_learning_curve(call, fails, models, tmp_path):
     out, _ = call("tune", rows, *more, "--folds", 2, "--learning-curve")
     assert "accuracy on all 20 rows, each held out once (2 folds):\n  bag of words" in out
     assert "learning curve, accuracy of a prompt on the dev rows:\n  4 rows" in out
+    assert "--folds 21: expected at most the number of rows, 20" in fails("tune", rows, *more, "--folds", 21)
+    free = write_rows(tmp_path / "free.tsv", FREE)
+    for option in (("--folds", 2), ("--learning-curve",)):
+        assert "expected a file of columns whose targets are labels" in fails("tune", free, *more, *option)
     assert "--folds 1: expected 2 or more" in fails("tune", rows, *more, "--folds", 1)
 
 
@@ -860,3 +864,21 @@ def test_a_prompt_finds_its_built_in_model(call, tmp_path):
 def test_the_command_alone_shows_its_commands(capsys):
     assert main([]) == 0
     assert "tune " in capsys.readouterr().out
+
+
+def test_ctrl_c_after_the_run_says_where_the_prompt_is(models, tmp_path, capsys, monkeypatch):
+    rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assess, "bag_of_words", stop)
+    assert main(["tune", rows, "--model", models[0], "--out", str(path), *QUICK]) == 130
+    assert capsys.readouterr().err.endswith(f"tinyprompt: stopped; the prompt is in {path}\n")
+
+
+def test_no_bag_of_words_for_many_rows(call, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(assess, "MOST_ROWS", 19)
+    rows = write_rows(tmp_path / "rows.tsv", NAMED)
+    out, _ = call("tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
+    assert "bag of words" not in out

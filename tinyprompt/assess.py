@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyprompt.data import Row
 
-MOST_WORDS = 20_000  # of a bag of words, the most frequent
+MOST_ROWS, MOST_WORDS = 5_000, 10_000  # of a bag of words, which is a dense matrix; the most frequent words
 
 
 class Share(NamedTuple):
@@ -55,15 +55,15 @@ def bag_of_words(train: Sequence[Row], test: Sequence[Row], steps: int = 300) ->
     seen = Counter(word for document in documents[: len(train)] for word in document)
     columns = {word: i for i, (word, _) in enumerate(seen.most_common(MOST_WORDS))}
     labels = sorted({row.target for row in train})
-    x = np.zeros((len(documents), len(columns) + 1))
+    x = np.zeros((len(documents), len(columns) + 1), np.float32)
     for row, document in zip(x, documents, strict=True):
         for word in document.keys() & columns.keys():
             idf = 1 + math.log((1 + len(train)) / (1 + seen[word]))
             row[columns[word]] = (1 + math.log(document[word])) * idf
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     x[:, -1] = 1  # bias
-    inputs, wanted = x[: len(train)], np.array([[row.target == label for label in labels] for row in train], float)
-    weights = np.zeros((x.shape[1], len(labels)))
+    inputs, wanted = x[: len(train)], np.array([[row.target == label for label in labels] for row in train], np.float32)
+    weights = np.zeros((x.shape[1], len(labels)), np.float32)
     velocity = np.zeros_like(weights)
     for _ in range(steps):
         scores = inputs @ weights

@@ -181,6 +181,7 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
     words = task.label_words
     say(describe_device(args.device))
     say(f"{len(rows)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(words)}" if words else "free text"))
+    check_assessment(args, settings, task)
     job.say_targets(rows if args.dev else [*rows, *dev], task)
     size = f", {settings.prompt_length} vectors" if settings.method == "prompt" else ""
     options = "--steps, --batch-size, --eval-every" + (", --prompt-length" if size else "")
@@ -197,24 +198,37 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
     found |= {"steps": len(result.history) - 1, "seconds": round(result.seconds, 1), "device": args.device}
     lines = [f"{result}; saved to {path}"]
     if words and settings.task in data.TASKS:
-        shares, told = worth(job, task, result, path)
+        try:
+            shares, told = worth(job, task, result)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the prompt is in {path}") from None
         found["baselines"] = {name: share._asdict() for name, share in shares.items()}
         lines += told
     return Output(found, "\n".join(lines))
 
 
-def worth(job: Job, task: TaskData, result: Result, path: Path) -> tuple[dict[str, Share], list[str]]:
+def check_assessment(args: argparse.Namespace, settings: Settings, task: TaskData) -> None:
+    """Raise ValueError, before anything is computed, if --folds or --learning-curve cannot be done on these rows."""
+    if (args.folds or args.learning_curve) and not (task.label_words and settings.task in data.TASKS):
+        raise ValueError("--folds and --learning-curve: expected a file of columns whose targets are labels")
+    number = len(task.train) + len(task.dev)
+    if args.folds and args.folds > number:
+        raise ValueError(f"--folds {args.folds}: expected at most the number of rows, {number}")
+
+
+def worth(job: Job, task: TaskData, result: Result) -> tuple[dict[str, Share], list[str]]:
     """Compare a tuned prompt with three baselines on the dev rows; with --folds, on all rows."""
     args, model, settings = job.args, job.model, job.settings
     rows, dev = [*task.train], [*task.dev]
-    score = lambda prompt, part: assess.share(predict(model, prompt, [r.input for r in part], args.device), part)
     bare = Prompt(label_words=task.label_words, verbalizer=dict(task.verbalizer), settings=asdict(settings))
     shares = {
         "majority class": assess.majority(rows, dev),
-        "frozen model, no prompt": score(bare, dev),
-        "bag of words": assess.share(assess.bag_of_words(rows, dev), dev),
-        "tuned prompt": score(result.prompt, dev),
+        "frozen model, no prompt": assess.share(predict(model, bare, [row.input for row in dev], args.device), dev),
     }
+    few = len(rows) + len(dev) <= assess.MOST_ROWS
+    if few:
+        shares["bag of words"] = assess.share(assess.bag_of_words(rows, dev), dev)
+    shares["tuned prompt"] = assess.Share(result.best_dev, len(dev))
     lines = [f"accuracy on {len(dev)} dev rows, which also chose the best step; with standard errors:", *table(shares)]
 
     def answers(some: list[Row], test: list[Row]) -> list[str]:
@@ -225,19 +239,15 @@ def worth(job: Job, task: TaskData, result: Result, path: Path) -> tuple[dict[st
 
     if args.folds:
         every = [*rows, *dev]
-        if args.folds > len(every):
-            raise ValueError(f"--folds {args.folds}: expected at most the number of rows, {len(every)}")
         number, seed = args.folds, settings.seed
-        folds = {
-            "bag of words": assess.cross_validate(every, number, seed, assess.bag_of_words),
-            "tuned prompt": assess.cross_validate(every, number, seed, answers),
-        }
+        engines: dict[str, Any] = {"bag of words": assess.bag_of_words} if few else {}
+        engines["tuned prompt"] = answers
+        folds = {name: assess.cross_validate(every, number, seed, engine) for name, engine in engines.items()}
         lines += [f"accuracy on all {len(every)} rows, each held out once ({number} folds):", *table(folds)]
         shares |= {f"{name}, {number} folds": share for name, share in folds.items()}
-    better = [share for name, share in shares.items() if name.startswith("tuned prompt")][-1]
-    if better.value <= max(
-        s.value for name, s in shares.items() if name.startswith("bag of words") and s.rows == better.rows
-    ):
+    own = [share for name, share in shares.items() if name.startswith("tuned prompt")][-1]
+    words = [share for name, share in shares.items() if name.startswith("bag of words")]
+    if words and own.value <= words[-1].value:
         lines.append(
             "the prompt is not better than a bag of words; try more rows, more --steps, --words TARGET=WORD with a "
             "common word for each label, or --folds 5 for a score on all rows"
