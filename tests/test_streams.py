@@ -95,3 +95,12 @@ def test_an_odd_prompt_of_an_ensemble_is_named(folder, capsys):
     assert main(["tune", rows, "--model", str(folder / "m"), "--out", other, *QUICK]) == 0
     assert main(["ensemble", str(folder / "p.safetensors"), other, "--data", rows, "--model", str(folder / "m")]) == 2
     assert "q.safetensors has bad, good" in capsys.readouterr().err
+
+
+def test_an_error_without_a_file_is_not_blamed_on_the_output(folder, capsys, monkeypatch):
+    def refused(*_):
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("tinyprompt.cli.shared.prompts.load_prompt", refused)
+    assert main(["predict", str(folder / "p.safetensors"), "a"]) == 2
+    assert capsys.readouterr().err == "tinyprompt: [Errno 111] Connection refused\n"

@@ -23,6 +23,7 @@ from tinyprompt.cli.report import (
     chunks,
     command,
     given,
+    put,
     say,
     visible,
 )
@@ -178,7 +179,7 @@ def predict_texts(args: argparse.Namespace) -> Output:
     for part in chunks([] if args.stream else texts, show=args.json):
         found += predict(job.model, prompt, part, args.device)
         if not args.json:  # a line for each text
-            print("\n".join(visible(text).replace("\n", "\\n") for text in found[-len(part) :]), flush=True)
+            put("\n".join(visible(text).replace("\n", "\\n") for text in found[-len(part) :]))
     pairs = [{"input": text, "prediction": one} for text, one in zip(texts, found, strict=True)]
     return Output({"predictions": pairs})
 
@@ -195,9 +196,9 @@ def show(pieces: Iterable[str]) -> str:
     """Print the pieces of a text in one line while they arrive, and return the text."""
     text = ""
     for piece in pieces:
-        print(visible(piece).replace("\n", "\\n"), end="", flush=True)
+        put(visible(piece).replace("\n", "\\n"), end="")
         text += piece
-    print()
+    put("")
     return text
 
 

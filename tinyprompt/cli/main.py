@@ -11,7 +11,7 @@ from typing import Any
 
 from tinyprompt.check.devices import AUTO
 from tinyprompt.cli import answering, checking, files, reference, serving, study, tuning  # noqa: F401 - they declare commands
-from tinyprompt.cli.report import COMMANDS, say, visible
+from tinyprompt.cli.report import COMMANDS, STDOUT, put, say, visible
 from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import TinypromptError
 from tinyprompt.version import VERSION
@@ -86,8 +86,8 @@ def as_utf8(value: Any) -> Any:
 
 def describe(error: BaseException) -> str:
     """Return the message of an error in one line, with the file first."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'standard output'}: {error.strerror}"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
 
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()
         return 0
     except (TinypromptError, ValueError, FloatingPointError, OSError, ImportError) as error:
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename == STDOUT:
             discard_output()
         say(f"tinyprompt: {describe(error)}")
         return 2
@@ -144,8 +144,7 @@ def run(argv: Sequence[str] | None) -> int:
         check_device(args.device)
     out = args.run(args)
     if args.json:
-        print(json.dumps(out.data))
+        put(json.dumps(out.data))
     elif out.text is not None:
-        print(visible(out.text))
-    sys.stdout.flush()
+        put(visible(out.text))
     return 0 if out.ok else 1

@@ -13,6 +13,7 @@ from tinyprompt.device import DEVICES
 from tinyprompt.files import hub
 from tinyprompt.settings import Settings
 
+STDOUT = "standard output"  # in place of the name of a file
 CHUNK = 256  # texts that are answered before anything is printed
 ALIASES = {"learning_rate": ["--lr"], "prompt_length": ["--num-virtual-tokens"]}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -117,6 +118,16 @@ def visible(text: Any, most: int | None = None) -> str:
     text = str(text)
     text = text if most is None or len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def put(text: str, end: str = "\n") -> None:
+    """Print a text on standard output, and name it in an OSError."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STDOUT) from None
 
 
 def say(text: Any) -> None:
