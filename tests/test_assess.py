@@ -78,3 +78,10 @@ def test_cross_validation_answers_rows_that_were_held_out():
 )
 def test_a_long_label_is_learned_as_its_first_word_of_its_own(labels, words):
     assert verbalizer(labels, ByteTokenizer()) == words
+
+
+def test_copies_of_an_input_are_in_one_fold():
+    rows = [Row(f"text {i // 3}", "ab"[i % 2]) for i in range(30)]
+    for train, test in assess.folds(rows, 4, 0):
+        assert not {row.input for row in train} & {row.input for row in test}
+        assert len(train) + len(test) == 30

@@ -842,7 +842,9 @@ def test_folds_and_a_learning_curve(call, fails, models, tmp_path):
     out, _ = call("tune", rows, *more, "--folds", 2, "--learning-curve")
     assert "accuracy on all 20 rows, each held out once (2 folds):\n  bag of words" in out
     assert "learning curve, accuracy of a prompt on the dev rows:\n  4 rows" in out
-    assert "--folds 21: expected at most the number of rows, 20" in fails("tune", rows, *more, "--folds", 21, told=True)
+    assert "--folds 21: expected at most the number of distinct inputs, 20" in fails(
+        "tune", rows, *more, "--folds", 21, told=True
+    )
     free = write_rows(tmp_path / "free.tsv", FREE)
     for option in (("--folds", 2), ("--learning-curve",)):
         assert "expected a file of columns whose targets are labels" in fails("tune", free, *more, *option, told=True)

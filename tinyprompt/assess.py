@@ -74,12 +74,17 @@ def bag_of_words(train: Sequence[Row], test: Sequence[Row], steps: int = 300) ->
 
 
 def folds(rows: Sequence[Row], number: int, seed: int) -> Iterator[tuple[list[Row], list[Row]]]:
-    """Yield the training rows and the held-out rows of each fold. The rows of a target are spread over all folds."""
-    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    order.sort(key=lambda i: rows[i].target)
+    """Yield the training rows and the held-out rows of each fold.
+
+    The rows of a target are spread over all folds. Rows with the same input stay together.
+    """
+    targets = {row.input: row.target for row in rows}
+    names = [*targets]
+    inputs = [names[i] for i in np.random.default_rng(seed).permutation(len(targets))]
+    inputs.sort(key=targets.__getitem__)
     for k in range(number):
-        held_out = set(order[k::number])
-        yield [rows[i] for i in range(len(rows)) if i not in held_out], [rows[i] for i in sorted(held_out)]
+        held_out = set(inputs[k::number])
+        yield [row for row in rows if row.input not in held_out], [row for row in rows if row.input in held_out]
 
 
 def cross_validate(

@@ -211,9 +211,9 @@ def check_assessment(args: argparse.Namespace, settings: Settings, task: TaskDat
     """Raise ValueError, before anything is computed, if --folds or --learning-curve cannot be done on these rows."""
     if (args.folds or args.learning_curve) and not (task.label_words and settings.task in data.TASKS):
         raise ValueError("--folds and --learning-curve: expected a file of columns whose targets are labels")
-    number = len(task.train) + len(task.dev)
+    number = len({row.input for row in (*task.train, *task.dev)})
     if args.folds and args.folds > number:
-        raise ValueError(f"--folds {args.folds}: expected at most the number of rows, {number}")
+        raise ValueError(f"--folds {args.folds}: expected at most the number of distinct inputs, {number}")
 
 
 def worth(job: Job, task: TaskData, result: Result) -> tuple[dict[str, Share], list[str]]:

@@ -59,9 +59,8 @@ def write(files: Mapping[Path, Content]) -> None:
             os.replace(part, path)
     except BaseException as error:
         remove([*new, *parts])
-        if (
-            isinstance(error, OSError) and error.errno and error.filename in (None, *map(str, parts))
-        ):  # a full disk has no name
+        # A full disk has no name, and a part has a name that nobody gave.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, *map(str, parts)):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
