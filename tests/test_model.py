@@ -1,11 +1,15 @@
 """A model and a prompt: what they are, and how they are shown."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 from tuning import byte_model
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.model import PROMPT, Prompt
+from tinyprompt.tokenizer import ByteTokenizer
 from tinyprompt.tree import count, flatten
 
 
@@ -36,3 +40,11 @@ def test_a_weight_that_is_not_finite_has_no_fingerprint():
     model.params["shared"]["weight"][3, 1] = np.inf
     with pytest.raises(CheckpointError, match=r"key 'shared\.weight' holds NaN or infinity"):
         model.fingerprint  # noqa: B018
+
+
+def test_another_tokenizer_has_another_fingerprint():
+    model = byte_model()
+    added = [{}, {384: AddedToken("[a]")}, {384: AddedToken("[b]")}, {384: AddedToken("[b]", special=True)}]
+    prints = [replace(model, tokenizer=ByteTokenizer(added=tokens)).fingerprint for tokens in added]
+    assert len({*prints}) == len(prints)
+    assert len({x.partition("-")[0] for x in prints}) == 1  # the weights are the same

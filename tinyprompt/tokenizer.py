@@ -76,7 +76,7 @@ class ByteTokenizer(PieceTokenizer):
         return b"".join(kept.get(int(i), b"") for i in ids).decode(errors="ignore").strip()
 
     def piece(self, id: int) -> str:
-        return chr(id - 3) if 32 < id - 3 < 127 else f"<{id}>"
+        return self.added[id].content if id in self.added else chr(id - 3) if 32 < id - 3 < 127 else f"<{id}>"
 
 
 def byte_ids(text: str) -> list[int]:
