@@ -1,4 +1,4 @@
-"""What the graphs ask of CUDA: operators with their dtypes. `cuda_kernels.json` lists those that ran there.
+"""The operators that graphs need on CUDA, with their dtypes. `cuda_kernels.json` lists those that CUDA has.
 
     python tests/cuda_kernels.py      # on a machine where onnxruntime-gpu works: run every graph, write the list
 
@@ -73,13 +73,13 @@ def of_method(name, config, params, method, given) -> Iterator[tuple[str, Any, t
     yield f"encoder {name}", t5.encode, inputs
     states, mask = t5.encode(*inputs)
     states = states.astype(np.float32)
-    yield f"cache {name}", decode.first_cache, (applied, config, states)
-    cache = {
-        name: np.pad(x, ((0, 0), (0, 0), (0, 8 * ("SelfAttention" in name)), (0, 0))).astype(np.float32)
-        for name, x in decode.first_cache(applied, config, states).items()
-    }
+    yield f"cache {name}", decode.first_cache, (applied, config, states, 2, 8)
+    cache = {name: x.astype(np.float32) for name, x in decode.first_cache(applied, config, states, 1, 8)[1].items()}
+    yield f"wider cache {name}", decode.wider, ({name: x for name, x in cache.items() if "SelfAttention" in name}, 8)
     decoder = {name: part for name, part in applied.items() if name != "encoder"}
-    yield f"next {name}", decode.decode_next, (decoder, config, cache, given.labels[:, 0], np.array([2]), 8, mask)
+    state = decoder, config, cache, given.labels[:, 0], np.array([2]), 8, mask
+    yield f"next {name}", decode.decode_next, (*state, None, decode.likeliest)
+    yield f"next of beams {name}", decode.decode_next, (*state, np.arange(len(mask)), decode.Candidates(4))
 
 
 def kernels(graph) -> set[str]:

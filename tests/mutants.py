@@ -123,6 +123,20 @@ MUTANTS = [
         "test_device.py::test_large_constants_are_inputs_where_a_provider_asks_for_it",
     ),
     Mutant(
+        "an array that stays on a device is overwritten while something else reads it",
+        "lowering/graph",
+        "read.count(place) == 1",
+        "read.count(place) >= 1",
+        "test_device.py::test_an_array_that_stays_is_overwritten_only_where_nothing_else_reads_it",
+    ),
+    Mutant(
+        "an input that nothing reads is given to a session",
+        "lowering/graph",
+        "self.inputs = [x for x in self.inputs if x.name in read]",
+        "self.inputs = [x for x in self.inputs if x.name]",
+        "test_device.py::test_an_input_that_nothing_reads_is_not_passed",
+    ),
+    Mutant(
         "integers of 64 bits are computed in 32",
         "device/sessions",
         "> LARGEST",
@@ -374,16 +388,12 @@ MUTANTS = [
     Mutant(
         "the newest token does not see itself",
         "t5",
-        '(weights * kv_cache["slot"]).sum(-1, keepdims=True) * value',
-        '0 * (weights * kv_cache["slot"]).sum(-1, keepdims=True) * value',
+        "ops.put(kv_cache[name], at, y)",
+        "ops.put(kv_cache[name], at, 0 * y)",
         CACHE,
     ),
     Mutant(
-        "beams keep the past of others",
-        "decode",
-        "self.arrays |= {name: x[origin] for",
-        "self.arrays |= {name: x for",
-        CACHE,
+        "beams keep the past of others", "decode", "keys if origin is None else np.take(keys, origin, 0)", "keys", CACHE
     ),
     Mutant(
         "the end of a text is not counted in its length",

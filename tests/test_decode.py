@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from profiles import examples
 from reference import FAMILIES, batch, hugging_face, pair, random_weights, raw_config, torch, transformers
 
-from tinyprompt import decode, t5, tree
+from tinyprompt import decode, ops, t5, tree
 from tinyprompt.device import default_device
 from tinyprompt.files.config import parse_config
 from tinyprompt.predict import pad_labels
@@ -42,13 +42,13 @@ def stepper(logits_of, calls=None):
     """The `step` of a function of whole sequences."""
     ids = None
 
-    def step(tokens, rows):
+    def step(tokens, rows, pick):
         nonlocal ids
         before = np.zeros((len(tokens), 0), int) if ids is None else ids if rows is None else ids[rows]
         ids = np.concatenate([before, tokens[:, None]], axis=1)
         if calls is not None:
             calls.append(tokens)
-        return logits_of(ids)[:, -1]
+        return pick(logits_of(ids)[:, -1])
 
     return step
 
@@ -294,7 +294,7 @@ def test_a_search_ends_where_transformers_ends_it(six_words, search):
 @given(width=st.sampled_from([1, 7, 4000]), count=st.integers(1, 12), seed=st.integers(0, 99), ties=st.booleans())
 def test_the_largest_in_order(width, count, seed, ties):
     x = np.random.default_rng(seed).normal(size=(2, width)).round(0 if ties else 9)
-    values, at = decode.largest(x, count)
+    values, at = ops.largest(x, count)
     assert (values == -np.sort(-x)[:, :count]).all()
     assert (np.take_along_axis(x, at, 1) == values).all()
     assert all(len(set(row)) == len(row) == min(count, width) for row in at.tolist())
@@ -336,7 +336,7 @@ def test_a_cache_opens_a_graph_only_when_it_grows(monkeypatch):
     original = decode.decode_next
     monkeypatch.setattr(decode, "decode_next", lambda *args: widths.append(args[5]) or original(*args))
     step = decode.Cache(params, config, *batch(0, 61, rows=1, length=3, out=1)[:2])
-    decode.greedy(lambda tokens, rows: step(tokens, rows) * (np.arange(61) != EOS), 1, 70)
+    decode.greedy(lambda tokens, rows, pick: pick(step(tokens, rows) * (np.arange(61) != EOS)), 1, 70)
     assert widths == [32] * 32 + [64] * 32 + [128] * 6
 
 

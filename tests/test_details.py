@@ -126,11 +126,9 @@ def test_the_next_token_sees_no_padding_of_the_input():
     mask[1, 4:] = 0
     states, mask = t5.encode(params, config, ids, mask)
     wanted = t5.decode(params, config, labels[:, :1], states, mask)[:, 0]
-    cache = decode.first_cache(params, config, states)
-    cache = {k: np.pad(v, ((0, 0), (0, 0), (0, 4), (0, 0))) if "SelfAttention" in k else v for k, v in cache.items()}
-    found = [
-        decode.decode_next(params, config, cache, labels[:, 0], np.array([0]), 4, m)[0] for m in (mask, mask * 0 + 1)
-    ]
+    cache = decode.first_cache(params, config, states, 1, 4)[1]
+    state = params, config, cache, labels[:, 0], np.array([0]), 4
+    found = [decode.decode_next(*state, m, None, decode.all_logits)[0] for m in (mask, mask * 0 + 1)]
     assert np.abs(found[0] - wanted).max() < 1e-12
     assert np.abs(found[1] - wanted)[1].max() > 1e-3
 

@@ -20,6 +20,7 @@ from random_models import FAMILIES, batch, random_weights, raw_config
 
 from tinyprompt import decode, lowering, ops, t5, train
 from tinyprompt import device as devices
+from tinyprompt.config import weight_shapes
 from tinyprompt.data import Batch
 from tinyprompt.device import check_device, compile, default_device, describe_device, providers, sessions, values
 from tinyprompt.errors import DeviceError
@@ -546,6 +547,82 @@ def test_large_constants_are_inputs_where_a_provider_asks_for_it(monkeypatch, co
     assert (compile(lambda x: x * table + 1, "cpu")(np.ones((2, 3), np.float32)) == table + 1).all()
     held = [x for x in onnx.load_from_string(models[0]).graph.initializer if np.prod(x.dims) > 3]
     assert len(held) == constants
+
+
+def test_arrays_that_stay_are_written_in_place(anywhere):
+    append = compile(lambda x, at, new: (new.sum(), {"x": ops.put(x, at, new), "zeros": new * 0}), anywhere, keeps=True)
+    fill = compile(lambda x: (None, {"x": x * 2}), anywhere, keeps=True)
+    new = np.random.default_rng(0).normal(size=(2, 3, 1, 4)).astype(np.float32)
+    given = np.ones((2, 3, 5, 4), np.float32)
+    assert (np.asarray(append(given, np.array([1]), new)[1]["x"])[:, :, 1:2] == new).all()
+    assert (given == 1).all()  # an array of the caller is not overwritten
+    held = fill(given)[1]["x"]
+    place = held.value.data_ptr()
+    for at in (1, 4):
+        total, kept = append(held, np.array([at]), new)
+        assert near(total, new.sum(), anywhere)
+        held = kept["x"]
+        assert held.value.data_ptr() == place or not providers.PROVIDERS[providers.DEVICES[anywhere].place].in_place
+    wanted = np.full((2, 3, 5, 4), 2, np.float32)
+    wanted[:, :, [1, 4]] = new
+    assert (np.asarray(held) == wanted).all()
+    assert (np.asarray(kept["zeros"]) == 0).all()
+
+
+def test_an_array_that_stays_is_overwritten_only_where_nothing_else_reads_it():
+    x, at, new = np.zeros((2, 3, 5, 4)), np.array([0]), np.ones((2, 3, 1, 4))
+    put = lambda x, at, new: {"x": ops.put(x, at, new)}
+    for function, place in [
+        (put, "x"),
+        (lambda x, at, new: put(x, at, new) | {"other": x * 2}, None),
+        (lambda x, at, new: put(x, at, new) | {"other": x}, None),
+        (lambda x, at, new: put(x + 1, at, new), None),
+        (lambda x, at, new: put(x, at, new) | {"other": ops.put(x, at, 2 * new)}, None),
+    ]:
+        graph, result = lower(function, x, at, new)
+        graph.keep([result["x"]])
+        assert list(graph.kept.values()) == [place]
+
+
+def test_an_input_that_nothing_reads_is_not_passed(monkeypatch):
+    opened, original = [], sessions.open_session
+    monkeypatch.setattr(sessions, "open_session", lambda graph, *a: opened.append(graph) or original(graph, *a))
+    assert (compile(lambda x, y: x + 1, "cpu")(np.zeros(3), np.ones(4)) == 1).all()
+    assert [x.name for x in opened[0].inputs] == ["x"]
+
+
+def test_decoding_moves_no_cache():
+    config, params = frozen_model(0)
+    ids, mask, *_ = batch(0, config.vocab_size, 3, 7, 4)
+    step = decode.Cache(params, config, ids, mask, 1, "cpu")
+    places = [{name: x.value.data_ptr() for name, x in step.arrays.items()}]
+    for _ in range(decode.SLOTS + 2):
+        step(np.full(3, 5), None, decode.likeliest)
+        places.append({name: x.value.data_ptr() for name, x in step.arrays.items()})
+    assert places.count(places[0]) == decode.SLOTS + 1
+    assert places.count(places[-1]) == 2
+    crossed = {name for name in step.arrays if "EncDecAttention" in name}
+    assert {name: places[0][name] for name in crossed} == {name: places[-1][name] for name in crossed}
+
+
+@pytest.mark.parametrize(("beams", "there", "back"), [(1, 10_568, 64), (4, 42_504, 3_072)])
+def test_bytes_that_a_token_moves_at_the_size_of_xxl(beams, there, back):
+    wide = dict(d_model=4096, d_ff=10240, num_heads=64, d_kv=64, num_layers=1, num_decoder_layers=24, vocab_size=32128)
+    config = parse_config(raw_config("t5-1.1", **wide))
+    zeros = lambda *shape, dtype=np.float32: np.broadcast_to(np.zeros((), dtype), shape)
+    params = nest({name: zeros(*shape, dtype=bfloat16) for name, shape in weight_shapes(config).items()})
+    rows, inputs = 8, 164
+    cache = lower(decode.first_cache, params, config, zeros(rows, inputs, 4096), beams, 32)[1][1]
+    cache = {name: zeros(*x.shape) for name, x in cache.items()}
+    tokens, mask = zeros(rows * beams, dtype=int), zeros(rows * beams, inputs, dtype=int)
+    origin, pick = (tokens, decode.Candidates(2 * beams)) if beams > 1 else (None, decode.likeliest)
+    state = config, cache, tokens, np.array([0]), 32, mask, origin, pick
+    graph, result = lower(decode.decode_next, params, *state, frozen="params")
+    graph.keep(result[1].values())
+    stay = {*flatten(params), *cache}
+    assert sum(x.size * x.dtype.itemsize for x in graph.inputs if x.name not in stay) == there
+    assert sum(x.size * x.dtype.itemsize for x in graph.outputs if x.name not in graph.kept) == back
+    assert None not in graph.kept.values() or beams > 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -213,12 +213,6 @@ def test_the_fast_forms_of_attention_equal_the_plain_one(seed, rows, queries, le
     wanted = t5.attend(q, kv["key"], kv["value"], bias)
     short = t5.attend_short(q, states, weights["k"]["weight"], weights["v"]["weight"], bias)
     assert np.abs(short - wanted).max() < 1e-12
-    slot = int(rng.integers(length))
-    one_hot = np.eye(length)[[slot]]
-    cache = {name: x * (1 - one_hot.T) for name, x in kv.items()} | {"slot": one_hot}
-    new = {name: x[:, :, [slot]] for name, x in kv.items()}
-    found = t5.attend_next(q[:, :, :1], cache, new, bias[:, :, :1])
-    assert np.abs(found - wanted[:, :, :1]).max() < 1e-12
 
 
 def test_attention_takes_the_short_way_where_it_is_shorter(monkeypatch):

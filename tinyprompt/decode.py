@@ -1,36 +1,40 @@
 """Decoding: the key-value cache, greedy search, beam search, and the scores of given labels.
 
-Search asks a `step(tokens, origin)` for the next logits. `tokens` (B,) holds the newest token of every row, pad at
-first; the result is (B, V). `origin` (B,), unless it is None, holds for each row the row whose past it continues.
-`Cache` is the step of a T5. Tests use tables instead.
+Search asks a `step(tokens, origin, pick)` for the next tokens. `tokens` (B,) holds the newest token of every row, pad
+at first. `origin` (B,), unless it is None, holds for each row the row whose past it continues. The result is `pick` of
+the logits (B, V). `Cache` is the step of a T5. Tests use tables instead.
 
 Dimensions: B batch   T decoder positions   S encoder positions   V vocabulary   H heads   K d_kv   N labels
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from tinyprompt import ops, t5
 from tinyprompt.config import EOS, PAD, Config
 from tinyprompt.device import compile
-from tinyprompt.tree import Flat, Tree, freeze, merge
+from tinyprompt.tree import Flat, Tree, merge
 
 SLOTS = 32  # positions of a new cache
 LOGITS = 2**19  # logits of the labels of a row that are computed at once
 
-Step = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+Pick = Callable[[Any], Any]
+Step = Callable[[np.ndarray, np.ndarray | None, Pick], Any]
 LogitsOf = Callable[[np.ndarray], np.ndarray]
 
 
 # ---- the cache ----
 
 
-def first_cache(params: Tree, config: Config, states) -> Flat:
+def first_cache(params: Tree, config: Config, states, num_beams: int, width: int) -> tuple[None, Flat]:
     """Compute the keys and values that are known before the first token: cross-attention, and prefixes.
 
-    Shapes: states (B, S, D); each array (B, H, P + S, K), or (B, H, P, K) in self-attention.
+    Shapes: states (B, S, D); each array (B * num_beams, H, P + S, K), or (B * num_beams, H, P + width, K) in
+    self-attention, where `width` slots are zero.
     """
     cache: Flat = {}
     for i, block in params["decoder"]["block"].items():
@@ -38,44 +42,74 @@ def first_cache(params: Tree, config: Config, states) -> Flat:
             weights = block["layer"][j][kind]
             kv = t5.keys_and_values(source, config, weights["k"], weights["v"], weights.get("prefix"))
             cache |= {f"block.{i}.layer.{j}.{kind}.kv_cache.{name}": value for name, value in kv.items()}
-    return cache
+    cache = {name: np.repeat(x, num_beams, 0) for name, x in cache.items()}
+    return None, cache | wider({name: x for name, x in cache.items() if "SelfAttention" in name}, width)[1]
 
 
-def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, width: int, mask):
-    """Run the decoder over one token per row. The result equals `t5.decode` at that position.
+def wider(cache: Flat, more: int) -> tuple[None, Flat]:
+    """Append slots to arrays (B, H, L, K) of a cache."""
+    zeros = {name: np.zeros((*x.shape[:2], more, x.shape[3]), x.dtype) for name, x in cache.items()}
+    return None, {name: np.concatenate([x, zeros[name]], axis=2) for name, x in cache.items()}
 
-    A graph has no state, so the whole state is passed: seven parameters.
+
+def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, width: int, mask, origin, pick: Pick):
+    """Run the decoder over one token per row. The logits equal those of `t5.decode` at that position.
+
+    A graph has no state, so the whole state is passed: nine parameters.
 
     Args:
-        cache: `first_cache`, with `width` more slots in each self-attention. Slots from `position` on are zero.
+        cache: the keys and values so far, with `width` slots in each self-attention.
         tokens: (B,), the tokens at `position`.
         position: integer (1,).
-        width: number of slots.
         mask: the mask of `t5.encode`.
+        origin: the row that each row continues, integer (B,), or None. The beams of an input share its cross-attention.
+        pick: returns the wanted part of the logits (B, V).
 
     Returns:
-        Logits (B, V), and the new keys and values (B, H, 1, K) under the names of the cache.
+        The picked part, and the self-attention of the cache with the new keys and values at `position`.
     """
     x = ops.embedding(params["shared"]["weight"], tokens[:, None])
-    slots: Flat = {}
-    for name, keys in cache.items():
-        if name.endswith("SelfAttention.kv_cache.key"):
-            prefix = np.zeros((width, keys.shape[-2] - width), x.dtype)
-            one_hot = np.concatenate([prefix, np.eye(width, dtype=x.dtype)], axis=1)
-            slots[name.replace(".key", ".slot")] = ops.embedding(one_hot, position)
-    weights = merge(params["decoder"], cache | slots)
+    own = {name: keys for name, keys in cache.items() if "SelfAttention" in name}
+    own = {name: keys if origin is None else np.take(keys, origin, 0) for name, keys in own.items()}
+    places = {
+        name.replace(".key", ".position"): position + (keys.shape[2] - width)
+        for name, keys in own.items()
+        if name.endswith(".key")
+    }
+    weights = merge(params["decoder"], cache | own | places)
     earlier = ops.embedding(t5.causal(width, x.dtype), position)[None, None]
     biases = t5.position_biases(weights["block"], earlier, np.arange(width), False, config, position)
     seen: Flat = {}
     x = t5.stack(x, biases, t5.recorder(seen), config, states_bias=t5.additive(mask, x.dtype), **weights)
-    new = {name.replace("new_", "SelfAttention.kv_cache."): y for name, y in seen.items() if ".new_" in name}
-    return t5.logits(params, config, x)[:, 0], new
+    new = {name.replace("kv_cache", "SelfAttention.kv_cache"): y for name, y in seen.items() if "kv_cache" in name}
+    return pick(t5.logits(params, config, x)[:, 0]), new
+
+
+def all_logits(logits):
+    """Pick all logits (B, V)."""
+    return logits
+
+
+def likeliest(logits):
+    """Pick the likeliest token of every row: (B, V) -> (B,)."""
+    return np.argmax(logits, axis=-1)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pick the likeliest tokens of every row: their log probabilities in descending order, and their ids."""
+
+    number: int
+
+    def __call__(self, logits):
+        """(B, V) -> two arrays (B, min(number, V))."""
+        return ops.largest(ops.log_softmax(logits), self.number)
 
 
 class Cache:
     """The keys and values of the tokens so far. Calling it with the newest tokens returns the next logits.
 
-    The cache doubles when it is full, so few shapes need compiling.
+    They stay on the device. The cache doubles when it is full, so few shapes need compiling.
 
     Args:
         params, config: the model, with the arrays of its tuning method applied.
@@ -85,43 +119,24 @@ class Cache:
     """
 
     def __init__(self, params: Tree, config: Config, input_ids, attention_mask, num_beams=1, device="numpy"):
-        self.compute = compile(decode_next, device, writes=True, frozen="params")
+        on_device = partial(compile, device=device, writes=True, frozen="params", keeps=True)
+        self.compute, self.wider = on_device(decode_next), compile(wider, device, keeps=True)
         states, mask = compile(t5.encode, device, frozen="params")(params, config, input_ids, attention_mask)
         self.config, self.mask = config, np.repeat(mask, num_beams, 0)
-        first = compile(first_cache, device, writes=True, frozen="params")(params, config, states)
+        self.position, self.width = 0, SLOTS
+        self.arrays: dict[str, Any] = on_device(first_cache)(params, config, states, num_beams, self.width)[1]
         self.params = {name: part for name, part in params.items() if name != "encoder"}
-        repeated = {name: np.repeat(x, num_beams, 0) for name, x in first.items()}
-        # Cross-attention never changes: a GPU copies a frozen array once.
-        self.arrays = {name: x if "SelfAttention" in name else freeze(x) for name, x in repeated.items()}
-        self.position = self.width = 0
 
-    def __call__(self, tokens: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
-        """Append the newest token of every row and return the logits of the next one: (B,) -> (B, V)."""
-        if origin is not None:
-            self.reorder(origin)
+    def __call__(self, tokens: np.ndarray, origin: np.ndarray | None = None, pick: Pick = all_logits) -> Any:
+        """Append the newest token (B,) of every row, and pick from the logits (B, V) of the next one."""
         if self.position == self.width:
-            self.grow()
-        position = np.array([self.position])
-        logits, new = self.compute(self.params, self.config, self.arrays, tokens, position, self.width, self.mask)
-        self.append(new)
-        return logits
-
-    def reorder(self, origin: np.ndarray) -> None:
-        """Let row i continue the past of row `origin[i]`. All beams of an input share its cross-attention."""
-        self.arrays |= {name: x[origin] for name, x in self.arrays.items() if "SelfAttention" in name}
-
-    def grow(self) -> None:
-        """Double the number of slots."""
-        more = self.width or SLOTS
-        pad = ((0, 0), (0, 0), (0, more), (0, 0))
-        self.arrays |= {name: np.pad(x, pad) for name, x in self.arrays.items() if "SelfAttention" in name}
-        self.width += more
-
-    def append(self, new: Flat) -> None:
-        """Write the keys and values (B, H, 1, K) of the newest token into the next slot."""
-        for name, value in new.items():
-            self.arrays[name][:, :, [self.position - self.width]] = value
+            self.arrays |= self.wider({k: x for k, x in self.arrays.items() if "SelfAttention" in k}, self.width)[1]
+            self.width *= 2
+        state = tokens, np.array([self.position]), self.width, self.mask, origin, pick
+        picked, new = self.compute(self.params, self.config, self.arrays, *state)
+        self.arrays |= new
         self.position += 1
+        return picked
 
 
 # ---- search ----
@@ -131,7 +146,7 @@ def stream(step: Step, rows: int, max_tokens: int) -> Iterator[np.ndarray]:
     """Yield the likeliest next tokens (B,) until every row has written eos, or `max_tokens`."""
     tokens, done = np.full(rows, PAD), np.zeros(rows, bool)
     for _ in range(max_tokens):
-        tokens = np.where(done, PAD, step(tokens, None).argmax(-1))
+        tokens = np.where(done, PAD, step(tokens, None, likeliest))
         yield tokens
         done |= tokens == EOS
         if done.all():
@@ -156,33 +171,26 @@ def beam_search(step: Step, rows: int, max_tokens: int, num_beams: int, length_p
     scores[:, 0] = 0  # the beams are equal before the first token: only the first may branch
     unfinished, origin = np.ones(rows, bool), None
     for length in range(1, max_tokens + 1):
-        log_p = ops.log_softmax(step(running[..., length - 1].reshape(-1), origin)).reshape(rows, K, -1)
-        vocabulary = log_p.shape[-1]
-        candidate_scores, chosen = largest((scores[..., None] + log_p).reshape(rows, -1), 2 * K)
-        beam, token = np.divmod(chosen, vocabulary)
+        log_p, ids = step(running[..., length - 1].reshape(-1), origin, Candidates(2 * K))
+        log_p, ids = log_p.reshape(rows, K, -1), ids.reshape(rows, -1)
+        # The 2 K best continuations of a row are among the 2 K best of each of its beams.
+        candidate_scores, chosen = ops.largest((scores[..., None] + log_p).reshape(rows, -1), 2 * K)
+        beam, token = chosen // log_p.shape[-1], np.take_along_axis(ids, chosen, 1)
         candidates = running[row, beam]
         candidates[..., length] = token
         ends = (token == EOS) | (length == max_tokens)
         # Running hypotheses: at most K of the 2 K candidates end, one for each beam.
-        scores, kept = largest(np.where(ends, -np.inf, candidate_scores), K)
+        scores, kept = ops.largest(np.where(ends, -np.inf, candidate_scores), K)
         running, origin = candidates[row, kept], (row * K + beam[row, kept]).reshape(-1)
         # Finished hypotheses: a candidate counts if it is among the K best and its row is not done.
         ended = ends & (np.arange(2 * K) < K) & unfinished[:, None]
         ended_scores = np.where(ended, candidate_scores / length**length_penalty, -np.inf)
-        best, kept = largest(np.concatenate([best, ended_scores], axis=1), K)
+        best, kept = ops.largest(np.concatenate([best, ended_scores], axis=1), K)
         finished = np.concatenate([finished, candidates], axis=1)[row, kept]
         unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]
         if not unfinished.any():
             break
     return to_eos(finished[:, 0, 1:])
-
-
-def largest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest values of each row in descending order, and their indices: (B, N) -> (B, min(count, N))."""
-    at = np.argpartition(-x, min(count, x.shape[1]) - 1, axis=1)[:, :count]
-    values = np.take_along_axis(x, at, 1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(values, order, 1), np.take_along_axis(at, order, 1)
 
 
 def to_eos(ids: np.ndarray) -> list[list[int]]:

@@ -254,3 +254,25 @@ def mask(key, shape, rate, name):
     """Draw booleans that are True with probability 1 - rate."""
     seed = [*map(int, key), zlib.crc32(name.encode())]
     return np.random.default_rng(seed).random(shape, np.float32) >= rate
+
+
+# ---- without a gradient: decoding ----
+
+
+@functools.partial(primitive, kind=autograd.extend.notrace_primitive)
+def put(x, position, values):
+    """Write values into x, at a position of its axis 2, and return x.
+
+    Shapes: x (B, H, L, K), position integer (1,), values (B, H, 1, K).
+    """
+    x[:, :, position] = values
+    return x
+
+
+@functools.partial(primitive, kind=autograd.extend.notrace_primitive)
+def largest(x, count):
+    """Return the largest values of each row in descending order, and their indices: (B, N) -> (B, min(count, N))."""
+    at = np.argpartition(-x, min(count, x.shape[1]) - 1, axis=1)[:, :count]
+    values = np.take_along_axis(x, at, 1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(values, order, 1), np.take_along_axis(at, order, 1)

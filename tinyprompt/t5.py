@@ -129,12 +129,14 @@ def attention(
 
     Shapes: x and result (B, T, D), states (B, L, D), bias (B or 1, H or 1, T or 1, P + L). T5 does not divide by
     sqrt(d_kv), which is part of the initial scale of q. A prefix of learned keys and values (P, H * K) precedes those
-    of the states (Li and Liang 2021, arXiv:2101.00190). A kv_cache replaces them.
+    of the states (Li and Liang 2021, arXiv:2101.00190). A kv_cache replaces them. If it has a position, the key and
+    the value of x, one token, enter it there.
     """
     queries_BHTK = heads(ops.linear(x, q["weight"]), config)
-    if kv_cache and "slot" in kv_cache:
-        mixed_BHTK = attend_next(queries_BHTK, kv_cache, keys_and_values(x, config, k, v), bias, visit)
-    elif not kv_cache and not prefix and is_short(queries_BHTK, states):
+    if kv_cache and "position" in kv_cache:
+        new, at = keys_and_values(x, config, k, v), kv_cache["position"]
+        kv_cache = {name: visit(f"kv_cache.{name}", ops.put(kv_cache[name], at, y)) for name, y in new.items()}
+    if not kv_cache and not prefix and is_short(queries_BHTK, states):
         mixed_BHTK = attend_short(queries_BHTK, states, k["weight"], v["weight"], bias, visit)
     else:
         kv = kv_cache or keys_and_values(states, config, k, v, prefix)
@@ -323,16 +325,3 @@ def is_short(queries, states) -> bool:
     """Return whether `attend_short` needs fewer operations than `attend`: T (K + L) < K L."""
     T, K, L = queries.shape[2], queries.shape[3], states.shape[1]
     return T * (K + L) < K * L
-
-
-def attend_next(queries, kv_cache: Tree, new: Tree, bias, visit: Visit = unchanged):
-    """Compute `attend` for one token. Its slot in the cache is still zero; its key and value are passed as `new`.
-
-    `slot` is a one-hot row (1, P + L) that marks the position. A product is linear, so the new key and value are added
-    to the result. Adding them to the cache would copy it. Shapes: queries, new key and value (B, H, 1, K).
-    """
-    key, value = visit("new_key", new["key"]), visit("new_value", new["value"])
-    scores = queries @ np.transpose(kv_cache["key"], (0, 1, 3, 2)) + bias
-    scores = scores + (queries * key).sum(-1, keepdims=True) * kv_cache["slot"]
-    weights = visit("attention_weights", ops.softmax(scores))
-    return weights @ kv_cache["value"] + (weights * kv_cache["slot"]).sum(-1, keepdims=True) * value

@@ -53,6 +53,7 @@ class Provider:
     plugin: bool = False  # registered at run time, and given to a session as a device
     constants: bool = True  # False: large constants of a graph become inputs, because it computes wrongly with them
     wide: bool = True  # False: it computes numbers of 64 bits in 32, so that they are refused
+    in_place: bool = True  # an output may be written into the memory of an input
     update: str = ""  # what to do if it computes wrongly
 
 
@@ -111,6 +112,7 @@ PROVIDERS = {
         plugin=True,
         constants=False,
         wide=False,
+        in_place=False,  # not tried
         update="update onnxruntime-ep-openvino",
     ),
 }

@@ -2,6 +2,7 @@
 
 The first call with new shapes lowers the function and opens a session; later calls with the same shapes only run it.
 Frozen weights are read where they lie (also in a mapped file); a GPU copies them once, and all sessions share them.
+Results of which a function says so stay on the device, as `Held`, and are arguments of the next call.
 """
 
 import functools
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinyprompt.device.providers import DEVICES, PROVIDERS, check_device, open_session
-from tinyprompt.device.values import allocate, derived, fill, on_device, to_value
+from tinyprompt.device.values import Held, allocate, derived, fill, held, on_device, to_value
 from tinyprompt.errors import DeviceError
 from tinyprompt.tree import leaves, refill
 
@@ -45,7 +46,25 @@ class Session:
                 raise DeviceError(f"device {self.device!r} computes integers in 32 bits, and {x.name} has larger ones")
         inputs = {x.name: on_device(arrays[x.name], self.memory) for x in self.graph.inputs}
         inputs |= derived_inputs(self.graph, arrays, self.memory) | self.constants
-        return [x.numpy() for x in self.session.run_with_ort_values(None, inputs)]
+        return run_session(self.session, self.graph, inputs, arrays, self.device)
+
+
+def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, Any], device: str) -> list[Any]:
+    """Run an open graph on OrtValues, made of `arrays`. The outputs that stay on the device are `Held`."""
+    if not graph.kept:
+        return [x.numpy() for x in session.run_with_ort_values(None, inputs)]
+    binding, provider = session.io_binding(), PROVIDERS[DEVICES[device].place]
+    for name, value in inputs.items():
+        binding.bind_ortvalue_input(name, value)
+    for i, x in enumerate(graph.outputs):
+        place = arrays.get(graph.kept.get(x.name))
+        if isinstance(place, Held) and provider.in_place:
+            binding.bind_ortvalue_output(f"output_{i}", place.value)
+        else:
+            binding.bind_output(f"output_{i}", provider.memory if x.name in graph.kept else "cpu")
+    session.run_with_iobinding(binding)
+    values = zip(graph.outputs, binding.get_outputs(), strict=True)
+    return [Held(value, x.dtype) if x.name in graph.kept else value.numpy() for x, value in values]
 
 
 def derived_inputs(graph, arrays: Mapping[str, np.ndarray], memory: str) -> dict[str, Any]:
@@ -99,7 +118,7 @@ class Packed(ByWeights):
             bound = states, open_session(self.graph, "cpu", weights=derived_inputs(self.graph, arrays, "cpu"))
             self.bound[key] = bound
         inputs = {x.name: on_device(arrays[x.name], "cpu") for x in self.graph.inputs}
-        return [x.numpy() for x in bound[1].run_with_ort_values(None, inputs)]
+        return run_session(bound[1], self.graph, inputs, arrays, "cpu")
 
 
 class Captured(Session, ByWeights):
@@ -119,9 +138,10 @@ class Captured(Session, ByWeights):
 
     @staticmethod
     def fits(graph) -> bool:
-        """Whether a graph derives arrays from frozen inputs only, and no array is empty."""
+        """Whether a graph derives arrays from frozen inputs only, no array is empty, and none stays on the GPU."""
         arrays = (*graph.all_inputs(), *graph.outputs)
-        return all(x.size for x in arrays) and all(source in graph.frozen for source, _ in graph.derived)
+        fixed = all(x.size for x in arrays) and all(source in graph.frozen for source, _ in graph.derived)
+        return fixed and not graph.kept
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         if self.refused:
@@ -204,7 +224,11 @@ def open_graph(graph, device: str, packed: bool) -> Session | Packed | None:
 
 @functools.lru_cache(64)
 def compile(
-    function: Callable, device: str, writes: bool = False, frozen: str | tuple[str, ...] | None = None
+    function: Callable,
+    device: str,
+    writes: bool = False,
+    frozen: str | tuple[str, ...] | None = None,
+    keeps: bool = False,
 ) -> Callable:
     """`function` on a device, one word of DEVICES: same positional arguments, same results.
 
@@ -218,6 +242,9 @@ def compile(
         frozen: Names of the parameters whose arrays are frozen weights. By default, arrays that are read-only are.
             The values that a device derives from a weight are made once for an array of `tree.freeze`; any other
             array is looked at in every call.
+        keeps: The function returns a pair, and the arrays in the second part stay on the device. They come back as
+            objects that the next call takes as arrays, and that `numpy.asarray` copies. An argument that stays on the
+            device may be overwritten by the result that `ops.put` makes of it.
 
     Raises:
         DeviceError: The device cannot be used here, or ONNX Runtime cannot run the function.
@@ -236,15 +263,20 @@ def compile(
     how = DEVICES[device].lowering
     packed = writes and "int8" in how
     how = how | {"int8": ""} if packed else how
+    memory = PROVIDERS[DEVICES[device].place].memory
 
     @functools.wraps(function)
     def run(*arguments):
-        key = lowering.graph_key(arguments, flags=frozen is None)
+        arrays = refill(arguments, (x.stand_in() if isinstance(x, Held) else x for _, x in leaves(arguments)))
+        key = lowering.graph_key(arrays, flags=frozen is None)
         entry = sessions.get(key)
         if entry is None:
-            graph, result = lowering.lower(function, *arguments, **how, frozen=frozen)
-            names = [name for name, x in lowering.named(function, arguments) if isinstance(x, np.ndarray | np.generic)]
+            graph, result = lowering.lower(function, *arrays, **how, frozen=frozen)
+            names = [name for name, x in lowering.named(function, arrays) if isinstance(x, np.ndarray | np.generic)]
             graph.finish(x for x in graph.outputs if x.value is None)  # a constant is known, and may be empty
+            graph.drop_unread_inputs()
+            if keeps:
+                graph.keep(x for _, x in leaves(result[1]) if isinstance(x, lowering.Traced))
             entry = open_graph(graph, device, packed), names, result
         with lock:  # another thread may close the session of this key at any time
             sessions[key] = entry
@@ -252,7 +284,7 @@ def compile(
             if len(sessions) > (PACKED if packed else SESSIONS):
                 sessions.popitem(last=False)
         session, names, result = entry
-        found: Any = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic))
+        found: Any = (x for _, x in leaves(arguments) if isinstance(x, np.ndarray | np.generic | Held))
         try:
             outputs = iter(session.run(dict(zip(names, found, strict=True))) if session else ())
         except DeviceError:
@@ -260,6 +292,7 @@ def compile(
         except Exception as error:
             raise DeviceError(f"device {device!r}: ONNX Runtime: {error}") from None
         known = lambda x: x.value.copy() if x.value is not None else next(outputs)
-        return refill(result, (known(x) if isinstance(x, lowering.Traced) else x for _, x in leaves(result)))
+        found = refill(result, (known(x) if isinstance(x, lowering.Traced) else x for _, x in leaves(result)))
+        return (found[0], refill(found[1], (held(x, memory) for _, x in leaves(found[1])))) if keeps else found
 
     return run

@@ -12,14 +12,38 @@ BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _made: dict[tuple[int, Any, str], tuple[Any, list[Any]]] = {}  # (id of an array, recipe, memory): its state, the values
 
 
-def on_device(array: np.ndarray | np.generic, memory: str) -> Any:
-    """An array as an OrtValue: a view on the CPU; on the GPU a copy, made once for an array that cannot change."""
+class Held:
+    """An array that stays on a device. A graph reads it, and may write into it; `numpy.asarray` copies it."""
+
+    def __init__(self, value: Any, dtype: np.dtype) -> None:
+        self.value, self.dtype, self.shape = value, dtype, tuple(value.shape())  # an OrtValue
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.value.numpy(), dtype)
+
+    def stand_in(self) -> np.ndarray:
+        """An array of this shape and dtype that takes no memory."""
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+
+
+def on_device(array: np.ndarray | np.generic | Held, memory: str) -> Any:
+    """An array as an OrtValue: on the GPU for an array that cannot change, copied once, else a view on the CPU.
+
+    ONNX Runtime itself copies the inputs of a run to the GPU, without waiting for each.
+    """
+    if isinstance(array, Held):
+        return array.value
     if memory == "cuda" and isinstance(array, np.ndarray):
         from tinyprompt import lowering
 
         if lowering.is_sealed(array):
             return derived(array, _itself, memory)[0]
-    return to_value(array, memory)
+    return to_value(array, "cpu")
+
+
+def held(array: np.ndarray | Held, memory: str) -> Held:
+    """An array that is on the device, or is copied to it."""
+    return array if isinstance(array, Held) else Held(to_value(array, memory), array.dtype)
 
 
 def derived(array: np.ndarray, recipe: Callable, memory: str) -> list[Any]:

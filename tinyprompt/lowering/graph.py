@@ -173,6 +173,7 @@ class Graph:
         self.nodes: list[Traced] = []
         self.constants: dict[Any, Traced] = {}
         self.outputs: list[Traced] = []
+        self.kept: dict[str, str | None] = {}  # of the outputs that stay on the device: see `keep`
         self._known: dict[Any, Traced] = {}
 
     def input(self, name: str, shape, dtype) -> Traced:
@@ -255,9 +256,25 @@ class Graph:
         self.inputs = [x for x in self.inputs if x.name not in replaced]
         return self
 
+    def drop_unread_inputs(self) -> None:
+        """Drop the inputs that no node reads. In every run, ONNX Runtime would copy them from the GPU."""
+        read = {i.name for x in self.nodes for i in x.inputs} | {x.name for x in self.outputs}
+        self.inputs = [x for x in self.inputs if x.name in read]
+
     def all_inputs(self) -> list[Traced]:
         """The inputs, followed by the arrays that are derived from them."""
         return [*self.inputs, *(x for xs in self.derived.values() for x in xs)]
+
+    def keep(self, outputs: Iterable[Traced]) -> None:
+        """Declare outputs that stay on the device: their names, and for each the input that it may overwrite, or None.
+
+        A scatter may overwrite its input, if nothing else reads or returns it.
+        """
+        read = [i.name for x in self.nodes for i in x.inputs] + [x.name for x in self.outputs]
+        inputs = {x.name for x in self.inputs}
+        for x in outputs:
+            place = x.inputs[0].name if x.op == "ScatterND" and not x.attributes else None
+            self.kept[x.name] = place if place in inputs and read.count(place) == 1 else None
 
     def large_constants(self) -> list[Traced]:
         """The constants of more than 3 floats: the smallest that a product could read as a square matrix has 4."""
@@ -286,16 +303,23 @@ class Graph:
         from onnx import helper
 
         kind: Callable = helper.np_dtype_to_tensor_dtype
+        named = dict(zip(outputs or [f"output_{i}" for i in range(len(self.outputs))], self.outputs, strict=True))
+        made = {x.name for x in self.nodes}
+        own = {x.name: name for name, x in named.items() if x.name in made}  # outputs that a node writes itself
+
+        def renamed(x):
+            return own.get(x.name, x.name)
 
         def info(x, name=None):
             return helper.make_tensor_value_info(name or x.name, kind(x.dtype), x.shape)
 
         def node(x):
             attributes = {k: kind(v) if isinstance(v, np.dtype) else v for k, v in x.attributes.items()}
-            names, at = [x.name], attributes.pop(OUTPUT, None)
+            name = renamed(x)
+            names, at = [name], attributes.pop(OUTPUT, None)
             if at is not None:
-                names = [x.name if i == at else f"{x.name}.{i}" for i in range(2)]
-            return helper.make_node(x.op, [i.name for i in x.inputs], names, **attributes)
+                names = [name if i == at else f"{name}.{i}" for i in range(2)]
+            return helper.make_node(x.op, [*map(renamed, x.inputs)], names, **attributes)
 
         def stub(x):
             elsewhere: Any = dict(
@@ -305,16 +329,16 @@ class Graph:
 
         large = {} if constants else {c.name: c for c in self.large_constants()}
         derived = [x for xs in self.derived.values() for x in xs]
-        named = dict(zip(outputs or [f"output_{i}" for i in range(len(self.outputs))], self.outputs, strict=True))
         model = helper.make_model(
             helper.make_graph(
                 [node(x) for x in self.nodes]
-                + [helper.make_node("Identity", [x.name], [name]) for name, x in named.items()],
+                + [helper.make_node("Identity", [renamed(x)], [k]) for k, x in named.items() if own.get(x.name) != k],
                 "tinyprompt",
                 [info(x) for x in [*(self.inputs if within else self.all_inputs()), *large.values()]],
                 [info(x, name) for name, x in named.items()],
                 [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values() if c.name not in large],
-                value_info=[info(x) for x in self.nodes],  # tools cannot infer the shapes of Microsoft's operators
+                # Tools cannot infer the shapes of Microsoft's operators.
+                value_info=[info(x) for x in self.nodes if x.name not in own],
             ),
             opset_imports=[helper.make_opsetid("", OPSET)] + [helper.make_opsetid(MICROSOFT, 1)] * (not self.plain),
             ir_version=IR_VERSION,

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -55,6 +56,22 @@ def add_rows(g, ids, count) -> Traced:
     zeros = np.broadcast_to(g.graph.array(np.zeros((1, 1), g.dtype)), (count, g.shape[-1]))
     operands = zeros, reshape(g.graph.array(ids), -1, 1), reshape(g, -1, g.shape[-1])
     return g.graph.emit("ScatterND", *operands, shape=zeros.shape, dtype=g.dtype, reduction="add")
+
+
+def put(x, position, values) -> Traced:
+    """`ops.put` as a ScatterND. Its result may lie where x does (see `sessions.Place`)."""
+    grid = np.moveaxis(np.indices((*x.shape[:2], 1))[:2], 0, -1)
+    position = np.broadcast_to(x.graph.array(position).astype(np.int64), (*grid.shape[:-1], 1))
+    index = np.concatenate([grid, position], axis=-1)
+    return x.graph.emit("ScatterND", x, index, values, shape=x.shape, dtype=x.dtype)
+
+
+def largest(x, count) -> tuple:
+    """`ops.largest`."""
+    size = min(count, x.shape[1])
+    options = dict(shape=(x.shape[0], size), dtype=np.int64, axis=1, largest=1, sorted=1, output=1)
+    at: Any = x.graph.emit("TopK", x, np.array([size]), **options)
+    return np.take_along_axis(x, at, 1), at
 
 
 def linear(x, weight) -> Traced:
@@ -142,4 +159,6 @@ RULES |= {
     ops.relu: same_shape("Relu"),
     ops.gelu: gelu,
     ops.keep: keep,
+    ops.put: put,
+    ops.largest: largest,
 }
