@@ -155,13 +155,13 @@ def gpu(monkeypatch):
     copied, opened, open_session = [], [], sessions.open_session
     monkeypatch.setattr(sessions, "check_device", lambda device: "cuda")
     place, value = ort.OrtValue.ortvalue_from_shape_and_type, ort.OrtValue.ortvalue_from_numpy
-    first = {("cuda", 0): ("cpu", 0)}  # the only GPU
+    first = {("cuda", 0): ("cpu", 0), ("cpu", 0): ("cpu", 0)}  # the only GPU
     monkeypatch.setattr(
         ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *on: place(shape, kind, *first[on])
     )
     monkeypatch.setattr(
         ort.OrtValue, "ortvalue_from_numpy", lambda a, *on: copied.append(a) or value(a.copy(), *first[on])
-    )
+    )  # a run copies what is on the CPU
     monkeypatch.setattr(sessions, "fill", lambda value, a, f=sessions.fill: copied.append(a) or f(value, a))
 
     def session(graph, device, capture=False):
@@ -466,7 +466,7 @@ def test_bfloat16_goes_to_the_gpu_as_its_bits(monkeypatch):
         return Value()
 
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", allocate)
-    w = np.array([[1.0, -2.5]], bfloat16)
+    w = freeze(np.array([[1.0, -2.5]], bfloat16))
     devices.on_device(w, "cuda")
     assert sent["asked"] == ([1, 2], values.BFLOAT16, "cuda")
     assert (sent["bits"].view(bfloat16) == w).all()
