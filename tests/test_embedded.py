@@ -17,7 +17,8 @@ from tinyprompt.errors import DataError
 from tinyprompt.export import embedded
 from tinyprompt.export.graphs import Shape
 from tinyprompt.files import models
-from tinyprompt.model import PROMPT
+from tinyprompt.model import PROMPT, Prompt
+from tinyprompt.predict import predict
 
 SHAPE = Shape(batch_size=4, input_tokens=12, target_tokens=5, prompt_length=3)
 WORDS = "bad", "good", "odd"
@@ -102,6 +103,30 @@ def test_the_program_learns_as_numpy_does_and_says_the_accuracy_of_eval(tmp_path
     (out / "rows.bin").write_bytes((out / "rows.bin").read_bytes()[:-4])
     cut = subprocess.run(command, cwd=out, capture_output=True, text=True)
     assert (cut.returncode, cut.stderr) == (2, "rows.bin: cut short; write it again\n")
+
+
+@pytest.mark.slow
+@needs_translator
+@pytest.mark.skipif(not (shutil.which("cc") and shutil.which("make")), reason="needs a C compiler and make")
+def test_the_program_answers_as_predict_does(tmp_path):
+    texts = ["Two goals in the last minute.", "The soup was cold.", "Stir in the <unk> Garlic, Crème fraîche!", ""]
+    rows = [Row(text, word) for text, word in zip(texts, ("sport", "food", "money", "nature"), strict=True)]
+    out, shape = tmp_path / "out", Shape(batch_size=3, input_tokens=12, target_tokens=3, prompt_length=2)
+    embedded.export_c("tiny", out, shape, train=rows)
+    assert (out / "labels.txt").read_text() == "food\nmoney\nnature\nsport\n"
+    subprocess.run(["make", "-s", "predict", "CFLAGS=-O1 -Wall -Wextra -Werror=implicit"], cwd=out, check=True)
+    texts[-1] = "Old bears sleep. " * 20  # loses its end, as in training
+    command = ["./predict", "labels.txt", "prompt.npy"]
+    done = subprocess.run(command, input="\n".join(texts), cwd=out, capture_output=True, text=True, check=True)
+    settings = {"max_input_tokens": shape.input_tokens}
+    words = tuple((out / "labels.txt").read_text().split())
+    prompt = Prompt({PROMPT: np.load(out / "prompt.npy")}, label_words=words, settings=settings)
+    answers = predict(models.load("tiny"), prompt, texts, "numpy")
+    assert done.stdout.splitlines() == answers
+    assert len(set(answers)) > 1
+    (out / "words.bin").write_bytes(b"no table")
+    failed = subprocess.run(command, input="", cwd=out, capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr) == (2, "words.bin: cannot be read\n")
 
 
 def test_rows_are_packed_as_the_page_says(tmp_path):

@@ -6,8 +6,8 @@
 First both teachers read for --read minutes (segments.py; all sizes share what they say). Then training begins, or goes
 on from WORK_DIR/checkpoint-SIZE.pt, also after a kill, on all segments that are there. It ends --minutes after the
 start, or never. The rates stay constant, so it can be as long as there is time. With --cooldown N, the latest
-checkpoint goes on by N steps in which the rates fall to 0, on a branch of its own: WORK_DIR/SIZE-cooled is the model to
-measure and to carry, the trunk is not touched. WORK_DIR/log-SIZE.jsonl tells all.
+checkpoint goes on by N steps in which the rates fall to 0, mostly with made-up tasks (`LAST_TURNS`). That is a branch:
+WORK_DIR/SIZE-cooled is the model to measure and to carry, the trunk is not touched. WORK_DIR/log-SIZE.jsonl tells all.
 
 What is asked, in turns (`TURNS`), each a batch:
 
@@ -47,12 +47,14 @@ from transformers import T5ForConditionalGeneration
 
 TRAIN = ("train", "mixed", "made")  # sources
 TURNS = ("told", "choose", "told", "span", "tasks", "lm", "told", "read")
+LAST_TURNS = ("tasks",) * 6 + ("lm", "read")  # of a cooldown
 ASKED = dict(  # which source is asked what; only running text is continued
     choose=("train", "mixed", "train", "made"), span=("train",), lm=("train",), read=("made", "mixed", "train", "mixed")
 )
 RATES = dict(matrices=7e-4, rest=3e-3)  # of Adam: the matrices; the table and all vectors
 WARMUP = 100  # steps in which the rates rise
 LIVE, VISITED, ROWS = 32, 8, 8  # tasks at a time; of a batch; rows of each of these
+LAST_LIVE, LAST_VISITED, LAST_ROWS = 256, 16, 4  # of a cooldown
 LENGTH = 20  # vectors of a prompt
 LIFE = (20, 150)  # visits, after which a task is over
 PROMPT_RATE = (0.05, 0.3)  # of Adam; it falls to 0 over a task's life
@@ -100,14 +102,15 @@ class Space:
 class Tasks:
     """Made-up classification tasks, each with the prompt that is tuned for it."""
 
-    def __init__(self, spaces, words, table, seed):
+    def __init__(self, spaces, words, table, seed, live, visited, rows):
+        self.live, self.visited, self.rows = live, visited, rows
         self.spaces, self.words, self.table = spaces, words, table
         self.seed, self.made = seed, 0
         self.first = table[self.pieces(np.random.default_rng(seed))].clone()
         width = table.shape[1]
-        self.prompts = torch.zeros(LIVE, LENGTH, width)
-        self.moments = torch.zeros(2, LIVE, LENGTH, width)
-        self.slots = [None] * LIVE
+        self.prompts = torch.zeros(live, LENGTH, width)
+        self.moments = torch.zeros(2, live, LENGTH, width)
+        self.slots = [None] * live
         self.scores = {}
 
     def state(self):
@@ -115,8 +118,8 @@ class Tasks:
         return {k: getattr(self, k) for k in ("made", "first", "prompts", "moments", "slots")}
 
     def restore(self, state):
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in state if len(state["slots"]) == self.live else ("made", "first"):
+            setattr(self, name, state[name])
 
     def pieces(self, rng):
         """Frequent pieces, as `init vocab` draws them."""
@@ -188,14 +191,14 @@ class Tasks:
 
     def batch(self, rng):
         """Some slots, their prompts as a leaf of the graph, and rows: (place in `prompts`, segment, answer)."""
-        chosen = rng.choice(LIVE, VISITED, replace=False)
+        chosen = rng.choice(self.live, self.visited, replace=False)
         rows = []
         for i, slot in enumerate(chosen):
             if self.slots[slot] is None or self.slots[slot]["visits"] >= self.slots[slot]["life"]:
                 self.end(slot)
                 self.begin(slot)
             task = self.slots[slot]
-            for label in rng.integers(0, len(task["words"]), ROWS):
+            for label in rng.integers(0, len(task["words"]), self.rows):
                 rows.append((i, rng.choice(task["pools"][label]), task["words"][label]))
         return chosen, self.prompts[torch.from_numpy(chosen)].requires_grad_(), rows
 
@@ -470,10 +473,13 @@ def main():
         block.layer[-1].DenseReluDense.act = torch.nn.GELU(approximate="tanh")
     student = Student(model, valid, dtype)
     optim = optimizer_of(student)
-    tasks = Tasks(spaces, words, model.shared.weight.detach(), args.seed)
+    branch = args.cooldown > 0
+    turns = LAST_TURNS if branch else TURNS
+    sizes = (LAST_LIVE, LAST_VISITED, LAST_ROWS) if branch else (LIVE, VISITED, ROWS)
+    tasks = Tasks(spaces, words, model.shared.weight.detach(), args.seed, *sizes)
     done = dict(step=0, read=0, target=0, seconds=0.0)
     trunk, saved = (args.work / f"checkpoint-{name}{end}.pt" for end in ("", "-cooled" if args.cooldown else ""))
-    first_step, branch = 0, args.cooldown > 0
+    first_step = 0
     opened = saved if saved.exists() else trunk
     if opened.exists():
         state = torch.load(opened, weights_only=False)
@@ -511,7 +517,7 @@ def main():
     while done["step"] < last_step and time.time() - start_of_run < args.minutes * 60:
         step = done["step"]
         share = min(1.0, (step + 1) / WARMUP) * ((last_step - step) / args.cooldown if branch else 1.0)
-        objective = TURNS[step % len(TURNS)]
+        objective = turns[step % len(turns)]
         rng = np.random.default_rng([args.seed, step])
         if objective == "told":
             teacher, rows, told = reader.told(rng)
@@ -527,7 +533,7 @@ def main():
             losses, logits = student(*batch, prompt=prompts[torch.tensor([i for i, _, _ in rows])])
             tasks.score(chosen, rows, logits[::2])  # of a word and the end, the word
         else:
-            cycle = step // len(TURNS)
+            cycle = step // len(turns)
             source = ASKED[objective][cycle % len(ASKED[objective])]
             batch = reader.batch(objective, source, cycle)
             losses, _ = student(*batch)

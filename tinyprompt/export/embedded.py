@@ -1,6 +1,6 @@
 """Write a folder of C that trains a prompt: the graphs of `export` as C, a loop, and rows as ids.
 
-emx-onnx-cgen translates the graphs. The loop is three files of this package, in `c/`, as they are.
+emx-onnx-cgen translates the graphs. The files of `c/` are copied as they are.
 """
 
 import re
@@ -16,6 +16,7 @@ from tinyprompt import data
 from tinyprompt.data import Row
 from tinyprompt.device import version
 from tinyprompt.errors import DataError, DeviceError
+from tinyprompt.export import wordpiece
 from tinyprompt.export.graphs import SHAPE, Export, Exported, Shape, onnx_file, score, step
 from tinyprompt.files.io import Content
 from tinyprompt.model import Model
@@ -32,10 +33,12 @@ def export_c(
     train: Sequence[Row] = (),
     test: Sequence[Row] = (),
 ) -> Exported:
-    """Write step.c, score.c, their weights, train.c, a Makefile and rows.bin. All files are written, or none.
+    """Write step.c, score.c, their weights, the programs around them, a Makefile and rows. All are written, or none.
 
     folder, shape, prompt: as for `export`.
     train, test: rows to learn from, and rows whose accuracy the program prints. Without any, there is no rows.bin.
+
+    The table of the tokenizer, words.bin, is written for WordPiece only.
     Raises as `export`; DeviceError also without emx-onnx-cgen, DataError for rows that do not fit the shape.
     """
     if not version("emx-onnx-cgen"):
@@ -45,6 +48,10 @@ def export_c(
     files: dict[str, Content] = {path.name: path.read_bytes() for path in sorted(LOOP.iterdir())}
     if train:
         files["rows.bin"] = packed(model, shape, train, test)
+        words = data.label_words(train, "classify") or ()
+        files["labels.txt"] = "".join(f"{word}\n" for word in words).encode()
+    if (table := wordpiece.table(model.tokenizer)) is not None:
+        files["words.bin"] = table
     prototypes = []
     for function in (step, score):
         name = function.__name__
