@@ -6,7 +6,9 @@ The script (py:percent) is the source; edit that. `--check` runs nothing, and sa
 import argparse
 import base64
 import io
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jupytext
@@ -27,7 +29,15 @@ def scripts(numbers=()) -> list[Path]:
 def cells(path: Path) -> list[tuple]:
     """Kind, source, tags and alternative text of each cell of a script or of a notebook."""
     found = jupytext.read(path).cells
-    return [(cell.cell_type, cell.source, cell.metadata.get("tags", []), cell.metadata.get("alt")) for cell in found]
+    return [
+        (
+            cell.cell_type,
+            cell.source,
+            cell.metadata.get("tags", []),
+            cell.metadata.get("alt"),
+        )
+        for cell in found
+    ]
 
 
 def in_step(path: Path) -> bool:
@@ -35,7 +45,11 @@ def in_step(path: Path) -> bool:
     notebook = path.with_suffix(".ipynb")
     if not notebook.exists() or cells(notebook) != cells(path):
         return False
-    return all(cell.execution_count for cell in jupytext.read(notebook).cells if cell.cell_type == "code")
+    return all(
+        cell.execution_count
+        for cell in jupytext.read(notebook).cells
+        if cell.cell_type == "code"
+    )
 
 
 def smaller(png: str) -> str:
@@ -43,7 +57,9 @@ def smaller(png: str) -> str:
     out = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
     transparent = picture.getextrema()[3][0] < 255
-    (picture if transparent else picture.convert("RGB")).quantize(64).save(out, "PNG", optimize=True)
+    (picture if transparent else picture.convert("RGB")).quantize(64).save(
+        out, "PNG", optimize=True
+    )
     return base64.b64encode(out.getvalue()).decode()
 
 
@@ -54,30 +70,47 @@ def execute(path: Path) -> None:
         cell.id = f"cell-{i}"  # jupytext draws them at random, and the file would change with each build
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel})
-    NotebookClient(
-        notebook, timeout=300, coalesce_streams=True, resources={"metadata": {"path": str(FOLDER)}}
-    ).execute()
+    resources = {"metadata": {"path": str(FOLDER)}}
+    with (
+        tempfile.TemporaryDirectory() as pieces
+    ):  # without the exercises of whoever builds
+        os.environ["TINYPROMPT_PIECES"] = pieces
+        NotebookClient(
+            notebook, timeout=300, coalesce_streams=True, resources=resources
+        ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = smaller(output.data["image/png"])
-                output.metadata.pop("needs_background", None)  # a transparent figure is readable on both
+                output.metadata.pop(
+                    "needs_background", None
+                )  # a transparent figure is readable on both
                 if "alt" in cell.metadata:  # for JupyterLab, and for the site
                     output.metadata["image/png"] = {"alt": cell.metadata["alt"]}
                     cell.metadata["mystnb"] = {"image": {"alt": cell.metadata["alt"]}}
-    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": kernel, "language_info": {"name": "python"}}
+    )
     text = nbformat.writes(notebook) + "\n"
     if len(text) > LARGEST:
-        sys.exit(f"{path.name}: the notebook has {len(text):,} bytes, at most {LARGEST:,}; make its outputs smaller")
+        sys.exit(
+            f"{path.name}: the notebook has {len(text):,} bytes, at most {LARGEST:,}; make its outputs smaller"
+        )
     path.with_suffix(".ipynb").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     """Build what is asked for, or check it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("numbers", nargs="*", type=int, help="lessons; without any, all")
-    parser.add_argument("--check", action="store_true", help="run nothing; name the pairs that are out of step")
+    parser.add_argument(
+        "numbers", nargs="*", type=int, help="lessons; without any, all"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="run nothing; name the pairs that are out of step",
+    )
     args = parser.parse_args()
     for path in scripts(args.numbers):
         if not args.check:

@@ -1,6 +1,11 @@
 """What the lessons share: one style for figures, a stopwatch, and checks that do not give an answer away."""
 
+import ast
+import builtins
+import inspect
 import numbers
+import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,10 +15,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 
-warnings.filterwarnings("ignore", "IProgress not found")  # said where tqdm is imported; no lesson shows a bar
+warnings.filterwarnings(
+    "ignore", "IProgress not found"
+)  # said where tqdm is imported; no lesson shows a bar
 import tinyprompt  # noqa: E402
 
 DEMO = Path(tinyprompt.__file__).parent / "demo"
+HERE = Path(__file__).parent
+# Functions of the reader that lesson 11 joins.
+PIECES = {"tanh_rule", "log_softmax_vjp", "my_attention", "causal_bias", "my_norm"}
+PIECES |= {"my_shift_right", "my_feed_forward", "put_in_front", "mean_loss", "adam"}
+PIECES |= {"needed", "merged", "matmul_shape"}
+BLUE, ORANGE, GREY = "#3B8BD0", "#D9822B", "#808890"  # readable on white and on black
 # Dark to light, so that they differ in grey too; markers and dashes differ for those who see no colour at all.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")
@@ -30,7 +43,9 @@ STYLE = {
     "grid.color": "0.9",
     "lines.markersize": 4,
     "legend.frameon": False,
-    "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=DASHES),
+    "axes.prop_cycle": cycler(color=COLOURS)
+    + cycler(marker=MARKERS)
+    + cycler(linestyle=DASHES),
 }
 
 
@@ -42,6 +57,33 @@ def figure(columns: int = 1, width: float = 6.5, height: float = 3.4, **options)
     """A figure of the lessons: (figure, axes), or as many axes side by side as there are columns."""
     plt.rcParams.update(STYLE)
     return plt.subplots(1, columns, figsize=(width, height), **options)
+
+
+def diagram(boxes: dict[str, tuple], arrows: list[tuple], width=3.8, height=4.0):
+    """Draw boxes {name: (text, column, row, colour)} and arrows (from, to, colour).
+
+    Rows count from the top. The ground is transparent. Orange arrows are dashed. A
+    text in GREY without an arrow has no box.
+    """
+    fig, axes = figure(width=width, height=height)
+    fig.patch.set_alpha(0)
+    columns, rows = ([place[i] for place in boxes.values()] for i in (1, 2))
+    axes.set(xlim=(min(columns) - 0.5, max(columns) + 0.5), facecolor="none")
+    axes.set_ylim(max(rows) + 0.5, min(rows) - 0.5)
+    axes.axis("off")
+    ends = {end for arrow in arrows for end in arrow[:2]}
+    drawn = {}
+    for name, (text, column, row, colour) in boxes.items():
+        line = {"boxstyle": "round,pad=0.4", "fc": "none", "lw": 1.8}
+        line["ec"] = colour if name in ends or colour != GREY else "none"
+        style = {"color": colour, "size": 11, "bbox": line}
+        drawn[name] = axes.text(column, row, text, ha="center", va="center", **style)
+    for start, end, colour in arrows:
+        look = {"color": colour, "lw": 1.8, "shrinkA": 3, "shrinkB": 3}
+        look |= {"arrowstyle": "->", "linestyle": "--" if colour == ORANGE else "-"}
+        look |= {"patchA": drawn[start].get_bbox_patch()}
+        look |= {"patchB": drawn[end].get_bbox_patch()}
+        axes.annotate("", boxes[end][1:3], boxes[start][1:3], arrowprops=look)
 
 
 def seconds(jobs: dict[str, Callable], rounds: int) -> dict[str, float]:
@@ -58,7 +100,9 @@ def seconds(jobs: dict[str, Callable], rounds: int) -> dict[str, float]:
 def named(value) -> str:
     """The kind of a value, for a reader: "an array (3, 5)", "a number", "a str"."""
     if isinstance(value, np.ndarray) and value.ndim:
-        return f"an array {value.shape}" + ("" if value.dtype.kind in "biuf" else f" of {value.dtype}")
+        return f"an array {value.shape}" + (
+            "" if value.dtype.kind in "biuf" else f" of {value.dtype}"
+        )
     if value is None:
         return "None"
     kind = type(value).__name__
@@ -73,7 +117,9 @@ def amiss(found, like) -> str | None:
     if isinstance(like, np.ndarray) and like.ndim:
         right, expected = named(found) == named(like), named(like)
     elif isinstance(like, numbers.Real | np.ndarray):
-        right = isinstance(found, numbers.Real) or (isinstance(found, np.ndarray) and found.ndim == 0)
+        right = isinstance(found, numbers.Real) or (
+            isinstance(found, np.ndarray) and found.ndim == 0
+        )
         right, expected = right and np.asarray(found).dtype.kind in "iuf", "a number"
     elif isinstance(like, tuple | list):
         right = isinstance(found, tuple | list) and len(like) in (0, len(found))
@@ -85,9 +131,17 @@ def amiss(found, like) -> str | None:
         return f"returned {named(found)}{length}; expected {expected}"
     if isinstance(like, dict) and set(found) != set(like):
         return f"returned a dict with {list(found)}; expected {list(like)}"
-    places = list(like) if isinstance(like, dict) else range(len(like)) if isinstance(like, tuple | list) else ()
+    places = (
+        list(like)
+        if isinstance(like, dict)
+        else range(len(like))
+        if isinstance(like, tuple | list)
+        else ()
+    )
     wrong = ((place, amiss(found[place], like[place])) for place in places)
-    return next((f"in the place [{place!r}], {what}" for place, what in wrong if what), None)
+    return next(
+        (f"in the place [{place!r}], {what}" for place, what in wrong if what), None
+    )
 
 
 class Unusable(Exception):
@@ -108,8 +162,12 @@ def check(name: str, mine: Callable, like) -> Callable:
             raise Unusable(f"the name stands for {named(mine)}; expected a function")
         try:
             last = mine(*args, **kwargs)
-        except Exception as error:  # whatever a learner's code may raise is a hint for the learner
-            raise Unusable(f"your code raises {type(error).__name__}: {error}") from error
+        except (
+            Exception
+        ) as error:  # whatever a learner's code may raise is a hint for the learner
+            raise Unusable(
+                f"your code raises {type(error).__name__}: {error}"
+            ) from error
         if last is None:
             raise NotDone
         wrong = amiss(last, like(*args, **kwargs) if callable(like) else like)
@@ -120,7 +178,7 @@ def check(name: str, mine: Callable, like) -> Callable:
     def judge(claims: Callable[[Callable], Iterator[tuple[bool, str]]]) -> None:
         try:
             hint = next((hint for holds, hint in claims(attempt) if not holds), None)
-            verdict = "right" if hint is None else f"not yet: {hint}"
+            verdict = f"right{keep(mine)}" if hint is None else f"not yet: {hint}"
         except NotDone:
             verdict = "your turn"
         except Unusable as error:
@@ -130,3 +188,79 @@ def check(name: str, mine: Callable, like) -> Callable:
         print(f"{name}: {verdict}")
 
     return judge
+
+
+def keep(mine: Callable) -> str:
+    """Write a function that lesson 11 uses to its file, and say so, or why not; say nothing of other functions."""
+    name = mine.__name__
+    if name not in PIECES:
+        return ""
+    try:
+        source = inspect.getsource(mine)
+        names = {
+            node.id
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Name)
+        }
+        own: dict = {"np": np}
+        exec(source, own)
+        if compiled(own[name]) != compiled(mine):
+            raise OSError  # a file has changed since it was run
+    except (OSError, TypeError, SyntaxError, KeyError, NameError, AttributeError):
+        return "; not kept: Python does not know its source. Define it with `def` in a cell of a notebook"
+    foreign = {
+        name
+        for name in names & set(globals_of(mine.__code__))
+        if not hasattr(builtins, name)
+    }
+    if foreign := foreign - {"np"} - PIECES:
+        return f"; not kept: it uses {', '.join(sorted(foreign))}. Lesson 11 has only np and your other pieces"
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        (folder() / f"{name}.py").write_text(source, encoding="utf-8")
+    except OSError as error:
+        return f"; not kept: {error}"
+    return f"; kept for lesson 11 in pieces/{name}.py"
+
+
+def folder() -> Path:
+    """Where the reader's functions are kept."""
+    return Path(os.environ.get("TINYPROMPT_PIECES", HERE / "pieces"))
+
+
+def compiled(function: Callable) -> tuple:
+    """The content of a function, without its place in a file."""
+    code = function.__code__
+    return (
+        code.co_code,
+        code.co_names,
+        [x for x in code.co_consts if not inspect.iscode(x)],
+    )
+
+
+def globals_of(code) -> Iterator[str]:
+    """The names that a function, or a function in it, looks up outside itself."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if inspect.iscode(part):
+            yield from globals_of(part)
+
+
+def pieces(*names: str) -> list[Callable]:
+    """Load the reader's functions; the solution of an exercise stands in for a function that is missing. Says which."""
+    own: dict = {"np": np}
+    for path in sorted((HERE / "solutions").glob("*.py")):
+        for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M):
+            found = re.search(r'\A tags=\["exercise-\d"\]\s+def (\w+)', cell)
+            if found and found[1] in names:
+                kept = folder() / f"{found[1]}.py"
+                source = (
+                    kept.read_text(encoding="utf-8")
+                    if kept.exists()
+                    else cell.partition("\n")[2]
+                )
+                exec(compile(source, str(kept), "exec"), own)
+                print(
+                    f"lesson {int(path.name[:2])}: {found[1]:16} {'yours' if kept.exists() else 'the solution'}"
+                )
+    return [own[name] for name in names]

@@ -21,6 +21,13 @@ jupytext = pytest.importorskip("jupytext", reason="needs jupytext: pip install '
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
 
 
+@pytest.fixture(autouse=True)
+def kept(tmp_path, monkeypatch):
+    """The folder of a reader's pieces, empty."""
+    monkeypatch.setenv("TINYPROMPT_PIECES", str(tmp_path / "pieces"))
+    return tmp_path / "pieces"
+
+
 @pytest.fixture(scope="module")
 def build():
     pytest.importorskip("nbclient", reason="needs nbclient: pip install '.[lessons]'")
@@ -120,6 +127,66 @@ def test_an_answer_of_the_wrong_kind_is_named(check, like, answer, verdict, caps
     assert capsys.readouterr().out.strip().startswith(f"Exercise 1: {verdict}")
 
 
+RIGHT = "@check('Exercise 1', causal_bias, lambda n: np.zeros((n, n)))\ndef _(mine):\n    yield mine(2).any(), 'a hint'"
+
+
+def in_a_notebook(source):
+    """Output of a cell that a kernel would run: its functions have a source."""
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
+    shell.run_cell("import numpy as np\nfrom classroom import check, pieces")
+    assert shell.run_cell(source).success
+
+
+def test_a_passed_exercise_is_kept_and_loaded(check, kept, capsys):
+    from classroom import pieces
+
+    source = "def causal_bias(length):\n    return np.where(np.tri(length), 0, -1e9)\n"
+    in_a_notebook(f"{source}\n\n{RIGHT}")
+    assert "Exercise 1: right; kept for lesson 11 in pieces/causal_bias.py" in capsys.readouterr().out
+    assert (kept / "causal_bias.py").read_text(encoding="utf-8") == source
+    (kept / "causal_bias.py").write_text("def causal_bias(length):\n    return np.zeros(length)\n", encoding="utf-8")
+    mine, theirs = pieces("causal_bias", "my_norm")
+    assert mine(3).tolist() == [0, 0, 0]
+    assert np.allclose(theirs(np.array([3.0, 4.0]), np.ones(2)), np.array([3, 4]) / 12.5**0.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["lesson", "2:", "causal_bias", "yours"],
+        ["lesson", "3:", "my_norm", "the", "solution"],
+    ]
+
+
+def test_a_function_that_lesson_11_could_not_run_is_not_kept(check, kept, capsys):
+    in_a_notebook("import math\ndef causal_bias(length):\n    return -math.pi * (1 - np.tri(length))\n\n" + RIGHT)
+    assert "right; not kept: it uses math. Lesson 11 has only np" in capsys.readouterr().out
+    names = {"np": np, "check": check}
+    run(f"causal_bias = lambda n: np.tri(n)\ncausal_bias.__name__ = 'causal_bias'\n{RIGHT}", names, "nowhere")
+    assert "right; not kept: Python does not know its source" in capsys.readouterr().out
+    run(f"def other(n):\n    return np.tri(n)\n{RIGHT.replace('causal_bias', 'other')}", names, "nowhere")
+    assert capsys.readouterr().out == "Exercise 1: right\n"  # lesson 11 has no use for it
+    assert not kept.exists()
+
+
+def test_a_function_that_is_not_what_its_file_says_is_not_kept(check, kept, capsys, tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("def causal_bias(length):\n    return 1 - np.tri(length)\n", encoding="utf-8")
+    run("def causal_bias(length):\n    return 2 - np.tri(length)\n" + RIGHT, {"np": np, "check": check}, str(file))
+    assert "right; not kept" in capsys.readouterr().out
+
+
+def test_the_last_lesson_joins_all_pieces_of_the_reader():
+    """Each piece is an exercise, and lesson 11 loads it."""
+    exercises = {}
+    for path in LESSONS:
+        for tag, source in code(path):
+            if tag and tag.startswith("exercise"):
+                exercises[re.search(r"def (\w+)", source)[1]] = path
+    loads = [source for _, source in code(LESSONS[-1]) if "pieces(" in source]
+    asked = {name for source in loads for name in re.findall(r'"(\w+)"', source)}
+    from classroom import PIECES
+
+    assert asked == PIECES <= set(exercises)
+
+
 def test_a_claim_that_cannot_be_computed_is_not_the_readers_crash(check, capsys):
     def claims(mine):
         yield int(mine()) == 1, "a hint"
@@ -142,7 +209,7 @@ def test_a_lesson_ends_in_assertions_and_has_figures(path):
 def test_a_lesson_begins_with_what_it_needs_and_its_time(path):
     """A lesson that is needed comes earlier."""
     first = jupytext.read(path).cells[0].source
-    need = re.search(r"^\*\*You need:\*\* (.*?)\*\*Time:\*\* \d+ minutes", first, re.M | re.S)
+    need = re.search(r"^\*\*You need:\*\* (.*?)\*\*Time:\*\*\s\d+\sminutes", first, re.M | re.S)
     assert need
     assert all(int(number) < int(path.name[:2]) for number in re.findall(r"lessons? (\d+)", need[1]))
 
@@ -187,6 +254,10 @@ def test_the_tape_is_as_short_as_its_title_says():
     (path,) = (ROOT / "lessons").glob("00_*.py")
     (source,) = (source for tag, source in code(path) if tag == "tape")
     assert len([line for line in source.splitlines() if line.strip()]) <= 60
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_cell_is_as_wide_as_the_site(path):
     for file in (path, path.parent / "solutions" / path.name):
         assert max(map(len, file.read_text(encoding="utf-8").splitlines())) <= 88
 

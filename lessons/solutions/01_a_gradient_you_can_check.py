@@ -1,5 +1,6 @@
 # %% [markdown]
-# Solutions of lesson 1, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 1, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
@@ -29,7 +30,7 @@ def best_step(power, epsilon):
 
 
 def best_step(power, epsilon):
-    """The step at which the formula's error is as large as epsilon, not as epsilon / h."""
+    """The step at which the formula's error equals epsilon, not epsilon / h."""
     return epsilon ** (1 / power)
 
 

@@ -1,5 +1,6 @@
 # %% [markdown]
-# Solutions of lesson 3, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 3, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
@@ -37,14 +38,18 @@ def my_shift_right(labels):
 # %% tags=["exercise-3"]
 
 
-def decoder_block_weights(c):
-    """Two attentions of four matrices, three matrices of the feed-forward, three norms."""
-    return 2 * 4 * c.d_model * c.num_heads * c.d_kv + 3 * c.d_model * c.d_ff + 3 * c.d_model
+def my_feed_forward(x, wi_0, wi_1, wo):
+    """The formula, as it stands."""
+    h = x @ wi_0.T
+    gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h * h * h)))
+    return (gelu * (x @ wi_1.T)) @ wo.T
 
 
 # %% tags=["mistake-3"]
 
 
-def decoder_block_weights(c):
-    """A block of the encoder: without cross-attention, and its norm."""
-    return 4 * c.d_model * c.num_heads * c.d_kv + 3 * c.d_model * c.d_ff + 2 * c.d_model
+def my_feed_forward(x, wi_0, wi_1, wo):
+    """The gate is added, where it must multiply."""
+    h = x @ wi_0.T
+    gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h * h * h)))
+    return (gelu + x @ wi_1.T) @ wo.T

@@ -1,12 +1,15 @@
 # %% [markdown]
-# Solutions of lesson 4, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 4, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
 
 def descend(trainable, grads, learning_rate):
     """Against the gradient."""
-    return {name: array - learning_rate * grads[name] for name, array in trainable.items()}
+    return {
+        name: array - learning_rate * grads[name] for name, array in trainable.items()
+    }
 
 
 # %% tags=["mistake-1"]
@@ -51,4 +54,6 @@ def put_in_front(prompt, x, mask):
 def put_in_front(prompt, x, mask):
     """Padding the mask with its default, 0, hides the prompt from everybody."""
     vectors = np.broadcast_to(prompt, (len(x), *prompt.shape))
-    return np.concatenate([vectors, x], axis=1), np.pad(mask, ((0, 0), (len(prompt), 0)))
+    return np.concatenate([vectors, x], axis=1), np.pad(
+        mask, ((0, 0), (len(prompt), 0))
+    )

@@ -1,11 +1,12 @@
 # %% [markdown]
-# Solutions of lesson 5, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 5, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
 
 def nearest_row(vector, table):
-    """The length of the vector does not change which row is best; that of the rows does."""
+    """The length of the vector changes nothing; the length of the rows does."""
     return (table @ vector / np.linalg.norm(table, axis=1)).argmax()
 
 

@@ -1,5 +1,6 @@
 # %% [markdown]
-# Solutions of lesson 6, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 6, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
@@ -38,15 +39,19 @@ def second_moment(v, g, t):
 # %% tags=["exercise-3"]
 
 
-def factored(square):
-    """The product of the means has the right shape; one mean too many is divided away."""
-    r, c = square.mean(1), square.mean(0)
-    return np.outer(r, c) / r.mean()
+def adam(p, g, m, v, t, learning_rate):
+    """The formulas, as they stand."""
+    m = 0.9 * m + 0.1 * g
+    v = 0.999 * v + 0.001 * g * g
+    size = np.sqrt(v / (1 - 0.999**t)) + 1e-8
+    return p - learning_rate * (m / (1 - 0.9**t)) / size, m, v
 
 
 # %% tags=["mistake-3"]
 
 
-def factored(square):
-    """Without the division, the estimate has the unit of a fourth power."""
-    return np.outer(square.mean(1), square.mean(0))
+def adam(p, g, m, v, t, learning_rate):
+    """Both means begin at 0, and nothing makes up for it: the first steps are wrong."""
+    m = 0.9 * m + 0.1 * g
+    v = 0.999 * v + 0.001 * g * g
+    return p - learning_rate * m / (np.sqrt(v) + 1e-8), m, v

@@ -1,5 +1,6 @@
 # %% [markdown]
-# Solutions of lesson 7, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 7, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
@@ -13,7 +14,7 @@ def merge_lora(w, a, b):
 
 
 def merge_lora(w, a, b):
-    """The factors in the wrong order: a number for each pair of the two ranks, spread over the whole weight."""
+    """The factors are in the wrong order."""
     return w + (a @ b).sum()
 
 

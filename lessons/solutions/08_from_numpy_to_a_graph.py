@@ -1,11 +1,12 @@
 # %% [markdown]
-# Solutions of lesson 8, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 8, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
 
 def needed(program, outputs):
-    """From the last line to the first: a line is kept if a later one, or an output, has asked for it."""
+    """From the end: a line is kept if a later line, or an output, needs it."""
     wanted, kept = set(outputs), []
     for line in reversed(program):
         name, _, inputs = line
@@ -44,7 +45,7 @@ def merged(program):
 
 
 def merged(program):
-    """Compares lines before their inputs are renamed: misses what becomes equal only then."""
+    """Compares lines before their inputs are renamed."""
     known, names, out = {}, {}, []
     for name, operation, inputs in program:
         if (operation, inputs) in known:

@@ -1,5 +1,6 @@
 # %% [markdown]
-# Solutions of lesson 9, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 9, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 
@@ -18,7 +19,7 @@ def batch_of(prompts, texts):
 
 
 def batch_of(prompts, texts):
-    """Prompts at the left end, words at the right end: the padding between them changes the distances."""
+    """Prompts at the left, words at the right: the padding changes distances."""
     lengths = [len(p) + len(w) for p, w in zip(prompts, texts, strict=True)]
     x = np.zeros((len(texts), max(lengths), texts[0].shape[1]), np.float32)
     mask = np.zeros(x.shape[:2], np.float32)
@@ -51,7 +52,9 @@ def majority_right(p, n):
     """The ways to choose k who are right, for each k of more than half."""
     import math
 
-    return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n // 2 + 1, n + 1))
+    return sum(
+        math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n // 2 + 1, n + 1)
+    )
 
 
 # %% tags=["mistake-3"]

@@ -1,5 +1,6 @@
 # %% [markdown]
-# Solutions of lesson 10, and a common mistake for each. The cells go in place of those of the lesson with the same tag.
+# Solutions of lesson 10, and a common mistake for each. The cells go in place of those
+# of the lesson with the same tag.
 
 # %% tags=["exercise-1"]
 

@@ -26,7 +26,10 @@ def prompts(model, words):
     rng = np.random.default_rng(0)
     shapes = [(length, model.config.d_model) for length in LENGTHS]
     arrays = [rng.normal(0, 0.5, shape).astype(np.float32) for shape in shapes]
-    return [tp.Prompt({PROMPT: x}, label_words=words, settings={"max_new_tokens": 8}) for x in arrays]
+    return [
+        tp.Prompt({PROMPT: x}, label_words=words, settings={"max_new_tokens": 8})
+        for x in arrays
+    ]
 
 
 def cases(model, texts, words, device):
@@ -36,7 +39,10 @@ def cases(model, texts, words, device):
     return {
         "mixed": lambda: tp.answer(model, asked, device),
         "single": lambda: tp.predict(model, five[-1], texts, device),
-        "fifths": lambda: [tp.predict(model, prompt, texts[i::5], device) for i, prompt in enumerate(five)],
+        "fifths": lambda: [
+            tp.predict(model, prompt, texts[i::5], device)
+            for i, prompt in enumerate(five)
+        ],
     }
 
 
@@ -50,19 +56,33 @@ def main():
     args = parser.parse_args()
     model, rows = tp.load(args.model), tp.read_rows(DEMO / "topic.test.tsv")
     print(f"{model}\n{describe_device(args.device)}")
-    print("| | rows | mixed | single | fifths | mixed / single | mixed / fifths |\n| --- |" + " ---: |" * 6)
+    print(
+        "| | rows | mixed | single | fifths | mixed / single | mixed / fifths |\n| --- |"
+        + " ---: |" * 6
+    )
     for kind, words in (("label words", tp.label_words(rows)), ("free text", None)):
         for count in args.rows:
-            todo = cases(model, [rows[i % len(rows)].input for i in range(count)], words, args.device)
+            todo = cases(
+                model,
+                [rows[i % len(rows)].input for i in range(count)],
+                words,
+                args.device,
+            )
             seconds = {name: [] for name in todo}
             for _ in range(args.rounds + 1):
                 for name, run in todo.items():
                     started = time.perf_counter()
                     run()
                     seconds[name].append(time.perf_counter() - started)
-            rate = {name: count / float(np.median(times[1:])) for name, times in seconds.items()}
+            rate = {
+                name: count / float(np.median(times[1:]))
+                for name, times in seconds.items()
+            }
             ratios = [rate["mixed"] / rate[name] for name in ("single", "fifths")]
-            cells = [*(f"{x:,.0f}" for x in rate.values()), *(f"{x:.2f}" for x in ratios)]
+            cells = [
+                *(f"{x:,.0f}" for x in rate.values()),
+                *(f"{x:.2f}" for x in ratios),
+            ]
             print(f"| {kind} | {count} | {' | '.join(cells)} |")
 
 
