@@ -20,11 +20,32 @@ import autograd.numpy as anp
 import matplotlib.pyplot as plt
 import numpy as np
 from autograd import grad
-from classroom import check, figure
+from classroom import BLUE, GREY, ORANGE, check, diagram, figure
 
 import tinyprompt as tp
 from tinyprompt import ops, train
 from tinyprompt.ops import defvjp, primitive
+
+# %% alt="A slope is measured on one path and computed on the other; then compared."
+diagram(
+    {
+        "x": ("prompt x", 0.5, 0, GREY),
+        "runs": ("loss at x + h v\nand at x - h v", 0, 1, BLUE),
+        "rules": ("rules, from the\nloss back to x", 1, 1, ORANGE),
+        "slope": ("difference / 2 h", 0, 2, BLUE),
+        "dot": ("gradient times v", 1, 2, ORANGE),
+        "same": ("equal?", 0.5, 3, GREY),
+    },
+    [
+        ("x", "runs", BLUE),
+        ("x", "rules", ORANGE),
+        ("runs", "slope", BLUE),
+        ("rules", "dot", ORANGE),
+        ("slope", "same", BLUE),
+        ("dot", "same", ORANGE),
+    ],
+)
+plt.show()
 
 # %% [markdown]
 # ## A slope
@@ -95,6 +116,9 @@ print(f"measured {along(f, x, v, 1e-5):.9f}\ncomputed {slope:.9f}")
 #
 # The sum is smallest about where the two are equal, near $h = \varepsilon^{1/3}$. We
 # draw it for float64 and for float32.
+#
+# **Guess before you run:** at which step is float32 best, and how many times as large
+# is its best error as that of float64?
 
 # %%
 steps = 10.0 ** np.arange(-9, 0.1, 0.5)
@@ -197,6 +221,9 @@ print(broken)
 # answers in float64 turns everything behind it into float64, at twice the memory.
 # autograd's own `mean` does that. `tinyprompt/ops.py` brings its own operations for
 # this reason.
+#
+# **Guess before you run:** the next cell takes the gradient of autograd's `mean` of
+# float32 numbers. Which dtype does the gradient have?
 
 # %%
 half_way = np.ones(3, np.float32)

@@ -14,10 +14,32 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import check, figure
+from classroom import BLUE, GREY, ORANGE, check, diagram, figure
 
 import tinyprompt as tp
 from tinyprompt import ops, t5
+
+# %% alt="Query, keys and bias give scores, then weights; weights and values a mean."
+diagram(
+    {
+        "query": ("query", 0, 0, BLUE),
+        "keys": ("keys", 0.7, 0, BLUE),
+        "values": ("values", 1.4, 0, BLUE),
+        "bias": ("bias of the\ndistance", -0.15, 1, ORANGE),
+        "scores": ("scores", 0.7, 1, GREY),
+        "weights": ("weights,\nsum 1", 0.7, 2, GREY),
+        "mean": ("weighted mean", 1.2, 3, BLUE),
+    },
+    [
+        ("query", "scores", BLUE),
+        ("keys", "scores", BLUE),
+        ("bias", "scores", ORANGE),
+        ("scores", "weights", GREY),
+        ("weights", "mean", GREY),
+        ("values", "mean", BLUE),
+    ],
+)
+plt.show()
 
 # %% [markdown]
 # ## Attention is a weighted mean
@@ -32,6 +54,9 @@ from tinyprompt import ops, t5
 # result is a mean of values. The *bias* $b$ is added to the scores. Set it aside for a
 # moment. In `t5.py` the formula is two lines long (T5 does without the usual division
 # by $\sqrt{d}$; that factor is part of its initial weights).
+#
+# **Guess before you run:** the next cell puts the keys and the values into another
+# order, the same for both. How far does the result move?
 
 # %%
 rng = np.random.default_rng(0)
@@ -139,6 +164,9 @@ print(
 # vectors, and the same vectors in another order. Give both to the model in front of one
 # long text. `tp.intermediates` keeps every hidden state of a forward pass. How much
 # does the state of each word change, behind the first attention and behind the last?
+#
+# **Guess before you run:** behind the last attention, do the words at the end of the
+# text move less than the first words, as much, or not at all?
 
 # %%
 vectors = ops.embedding(

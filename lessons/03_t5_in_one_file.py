@@ -14,11 +14,36 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import HATCHES, check, figure
+from classroom import BLUE, GREY, HATCHES, ORANGE, check, diagram, figure
 
 import tinyprompt as tp
 from tinyprompt import ops, t5
 from tinyprompt.config import weight_shapes
+
+# %% alt="The encoder reads the text; the decoder reads it by cross-attention."
+diagram(
+    {
+        "text": ("text, embedded", 0, 0, GREY),
+        "look": ("self-attention", 0, 1, BLUE),
+        "think": ("feed-forward", 0, 2, BLUE),
+        "read": ("answer so far", 1, 0, GREY),
+        "causal": ("causal\nself-attention", 1, 1, BLUE),
+        "cross": ("cross-attention", 1, 2, ORANGE),
+        "dense": ("feed-forward", 1, 3, BLUE),
+        "logits": ("logits", 1, 4, GREY),
+    },
+    [
+        ("text", "look", BLUE),
+        ("look", "think", BLUE),
+        ("think", "cross", ORANGE),
+        ("read", "causal", BLUE),
+        ("causal", "cross", BLUE),
+        ("cross", "dense", BLUE),
+        ("dense", "logits", BLUE),
+    ],
+    height=4.6,
+)
+plt.show()
 
 # %% [markdown]
 # ## Weights are a dict
@@ -108,6 +133,9 @@ print("largest difference from the model's own block 0:", by_hand)
 # Layers only add, and in this model what they add does not cancel what is there. So the
 # vectors grow on their way. Let us look: the size of the stream behind each layer, and
 # the size of what the layer added. `tp.intermediates` has kept both.
+#
+# **Guess before you run:** by which factor does the stream grow from the embedding to
+# the last layer: 2, 5, or 50?
 
 # %%
 layers = [
@@ -207,6 +235,9 @@ for name, asked in (("small", model), ("base", base)):
 # In which parts do the weights of a T5 lie? We count them for three sizes: our small
 # one, and the smallest and the largest T5 1.1 of the paper. `weight_shapes` needs only
 # the configuration, so this takes no memory, even for 11 billion weights.
+#
+# **Guess before you run:** which share of the weights of our small model is in its word
+# tables: a tenth, a third, or more than a half?
 
 # %%
 configs = {

@@ -11,21 +11,39 @@
 # Vectors can be moved a little, so the loss has a gradient with respect to them. Move
 # them downhill. Leave the model as it is.
 #
-# In this lesson you do exactly that, first one step by hand, then a whole run in less
-# than a minute.
+# In this lesson you do exactly that, first one step by hand, then a whole run.
 
 # %%
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import DEMO, HATCHES, check, figure, seconds
+from classroom import BLUE, DEMO, GREY, HATCHES, ORANGE, check, diagram, figure, seconds
 
 import tinyprompt as tp
 from tinyprompt import PROMPT, data, methods, ops, t5, train
+
+# %% alt="Prompt and text enter the frozen T5; the gradient goes to the prompt alone."
+diagram(
+    {
+        "prompt": ("prompt", 0, 0, BLUE),
+        "text": ("text, embedded", 1, 0, GREY),
+        "model": ("frozen T5", 0.7, 1, GREY),
+        "loss": ("loss", 0.7, 2, GREY),
+        "grad": ("gradient", -0.1, 1, ORANGE),
+    },
+    [
+        ("prompt", "model", BLUE),
+        ("text", "model", GREY),
+        ("model", "loss", GREY),
+        ("loss", "grad", ORANGE),
+        ("grad", "prompt", ORANGE),
+    ],
+    height=3.4,
+)
+plt.show()
 
 # %% [markdown]
 # ## The task
@@ -90,6 +108,8 @@ print(f"loss {value:.3f}; length of the gradient {np.linalg.norm(grads[PROMPT]):
 # Move the prompt a little against the gradient, $P_e \leftarrow P_e - \eta\, g$. The
 # slope predicts how much the loss falls: by $\eta \lVert g \rVert^2$. How far can we go
 # before the prediction fails? The loss of the same 16 rows:
+#
+# **Guess before you run:** up to which rate does the prediction hold: 0.01, 1, or 100?
 
 # %%
 rates = 10.0 ** np.arange(-3, 2.6, 0.5)
@@ -129,14 +149,12 @@ for rate, found, wanted in zip(rates, fall, predicted, strict=True):
 # `prompt`: the best one so far, which need not be the newest.
 
 # %%
-started = time.perf_counter()
 for progress in tp.run(model, rows, dev, settings):
     if progress.prompt:
         print(f"step {progress.step:3}: {progress}")
     if progress.state.best_score[0] > 0.95:
         break  # good enough; this run does not come so far
 state, tuned = progress.state, progress.prompt
-print(f"{time.perf_counter() - started:.1f} s")
 
 # %%
 bare, bare_dev = (
@@ -216,6 +234,8 @@ print(f"its file has {size:,} bytes")
 # product for each weight matrix. Going back through a matrix is another. The gradient
 # of the matrix itself would be a third one. So we expect 1 : 2 : 3. We measure it in
 # NumPy.
+#
+# **Guess before you run:** will the measured ratios lie above or below the count?
 
 # %%
 batch = data.batch_of(rows[:16], model.tokenizer, 256)

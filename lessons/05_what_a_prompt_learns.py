@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import DEMO, check, figure
+from classroom import BLUE, DEMO, GREY, ORANGE, check, diagram, figure
 
 import tinyprompt as tp
 from tinyprompt import PROMPT, methods, nearest_pieces
@@ -53,6 +53,25 @@ def begin(**changes):
     """The first vectors of such a run, (P, d_model)."""
     return methods.init_params(model, replace(settings, **changes), words)[PROMPT]
 
+
+# %% alt="A tuned vector: its nearest words are a story; a change and a score, a test."
+diagram(
+    {
+        "vector": ("tuned vector", 0.5, 0, BLUE),
+        "words": ("nearest words", 0, 1, GREY),
+        "change": ("another length,\norder or word", 1, 1, ORANGE),
+        "story": ("a story", 0, 2, GREY),
+        "test": ("accuracy before\nand after", 1, 2, ORANGE),
+    },
+    [
+        ("vector", "words", GREY),
+        ("vector", "change", ORANGE),
+        ("words", "story", GREY),
+        ("change", "test", ORANGE),
+    ],
+    height=3.4,
+)
+plt.show()
 
 # %% [markdown]
 # ## Length and direction
@@ -132,6 +151,9 @@ print(f"random vectors have {by_chance.mean():.2f}")
 # So here is the experiment. If the meaning of a prompt lies in its nearest words, then
 # we may replace each vector by its nearest word and lose little. And while we are at
 # it: scale all vectors, and change their order.
+#
+# **Guess before you run:** which change costs most: twice the length, ten times the
+# length, another order, or the nearest words?
 
 # %%
 
@@ -217,6 +239,10 @@ print(f"{'no prompt':26} {none:.3f}")
 # The paper compares three beginnings: embeddings of the **label words**, of words
 # sampled from the **vocabulary**, and **uniform** random numbers. And it compares
 # lengths, from 1 to 150 vectors. Here are both, with two seeds each.
+#
+# **Guess before you run:** a prompt begins with uniform random numbers. How many of its
+# 20 vectors have a label word among their three nearest words before training, and how
+# many after it?
 
 # %%
 seeds = (0, 1)

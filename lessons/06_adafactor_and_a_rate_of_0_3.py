@@ -14,7 +14,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import DEMO, check, figure
+from classroom import BLUE, DEMO, GREY, ORANGE, check, diagram, figure
 
 import tinyprompt as tp
 from tinyprompt import PROMPT, methods, optim
@@ -30,11 +30,36 @@ def rms(x):
     return float(np.sqrt(np.mean(np.square(x))))
 
 
+# %% alt="The gradient is divided by root v, clipped, scaled; then the prompt moves."
+diagram(
+    {
+        "g": ("gradient g", 0, 0, ORANGE),
+        "v": ("mean of squares v", 1, 0.5, BLUE),
+        "u": ("u = g / root of v", 0.3, 1.3, BLUE),
+        "clip": ("clip: RMS at most 1", 0.3, 2.3, BLUE),
+        "rate": ("times learning rate", 0.3, 3.3, BLUE),
+        "move": ("the prompt moves", 0.3, 4.3, GREY),
+    },
+    [
+        ("g", "v", ORANGE),
+        ("g", "u", ORANGE),
+        ("v", "u", BLUE),
+        ("u", "clip", BLUE),
+        ("clip", "rate", BLUE),
+        ("rate", "move", BLUE),
+    ],
+    height=4.4,
+)
+plt.show()
+
 # %% [markdown]
 # ## The gradient is tiny
 #
 # First the raw numbers: the size of a number in a prompt vector, and of a number in its
 # gradient.
+#
+# **Guess before you run:** how many steps of plain descent at rate 0.3 move a number of
+# the prompt by its own size: 10, 100, or more than 1,000?
 
 # %%
 first = methods.init_params(model, settings, words)
@@ -169,6 +194,9 @@ print(f"so 0.3 there is like {0.3 * word / theirs:.2f} here")
 # %% [markdown]
 # A prediction that can fail. We try rates from 0.003 to 3, with Adafactor and with
 # Adam.
+#
+# **Guess before you run:** at which rate is the loss lowest, and do the two optimisers
+# agree?
 
 # %%
 rates = (0.003, 0.01, 0.03, 0.1, 0.3, 3.0)

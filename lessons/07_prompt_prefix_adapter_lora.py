@@ -14,7 +14,17 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import DEMO, HATCHES, MARKERS, check, figure, seconds
+from classroom import (
+    BLUE,
+    DEMO,
+    GREY,
+    HATCHES,
+    MARKERS,
+    check,
+    diagram,
+    figure,
+    seconds,
+)
 
 import tinyprompt as tp
 from tinyprompt import data, methods, t5
@@ -36,6 +46,32 @@ settings = tp.Settings(
 )
 own = {"full": dict(optimizer=None, schedule="constant")}  # model tuning as T5 does it
 of = {name: replace(settings, method=name, **own.get(name, {})) for name in NAMES}
+
+# %% alt="Where each method acts: input, keys and values, matrices, behind each layer."
+diagram(
+    {
+        "prompt": ("prompt", 0, 0, BLUE),
+        "text": ("text, embedded", 1, 0, GREY),
+        "prefix": ("prefix: keys\nand values", 0, 1, BLUE),
+        "lora": ("LoRA: matrices\nof q and v", 0, 2, BLUE),
+        "attention": ("attention", 1, 1.5, GREY),
+        "adapter": ("adapter", 0, 3, BLUE),
+        "dense": ("feed-forward", 1, 2.5, GREY),
+        "next": ("next block", 1, 3.5, GREY),
+    },
+    [
+        ("prompt", "attention", BLUE),
+        ("text", "attention", GREY),
+        ("prefix", "attention", BLUE),
+        ("lora", "attention", BLUE),
+        ("attention", "dense", GREY),
+        ("adapter", "dense", BLUE),
+        ("adapter", "next", BLUE),
+        ("dense", "next", GREY),
+    ],
+    height=4.4,
+)
+plt.show()
 
 # %% [markdown]
 # ## Five sentences
@@ -98,6 +134,8 @@ for name in NAMES:
 # `methods.count` counts from the configuration alone, so we can ask about models that
 # we could never load. Once for our model and once for the T5 1.1 XXL of the paper, with
 # the same 20 vectors and rank 8.
+#
+# **Guess before you run:** as the model grows, whose share of the model falls most?
 
 # %%
 counts = {}
@@ -137,6 +175,8 @@ none = tp.evaluate(model, tp.Prompt(label_words=words), test).mean
 # And what each one costs when it *answers*. A LoRA can be added to its matrix once, and
 # the matrix is then an ordinary one. A prompt makes every text 20 places longer, a
 # prefix every attention. An adapter is more layers.
+#
+# **Guess before you run:** which of the five makes a text slowest to read?
 
 # %%
 

@@ -20,10 +20,30 @@ import autograd.numpy as anp
 import matplotlib.pyplot as plt
 import numpy as np
 from autograd import grad
-from classroom import HATCHES, check, figure, seconds
+from classroom import BLUE, GREY, HATCHES, ORANGE, check, diagram, figure, seconds
 
 import tinyprompt as tp
 from tinyprompt import PROMPT, LoweringError, compile, lower, train
+
+# %% alt="A function, or its gradient, called with ghosts gives a list that others run."
+diagram(
+    {
+        "f": ("function f", 0, 0, BLUE),
+        "grad": ("grad(f)", 1, 0, ORANGE),
+        "ghosts": ("called with ghosts", 0.5, 1, BLUE),
+        "list": ("list of operations", 0.5, 2, BLUE),
+        "numpy": ("NumPy", 0, 3, GREY),
+        "onnx": ("ONNX Runtime", 1, 3, GREY),
+    },
+    [
+        ("f", "ghosts", BLUE),
+        ("grad", "ghosts", ORANGE),
+        ("ghosts", "list", BLUE),
+        ("list", "numpy", GREY),
+        ("list", "onnx", GREY),
+    ],
+)
+plt.show()
 
 # %% [markdown]
 # ## The idea: an array without numbers
@@ -141,6 +161,9 @@ print("\nrefused:", refused.partition(": it cannot")[0])
 # functions*, those in the rules of lesson 1. If they are called on ghosts, they write
 # themselves down. So there is no second compiler for gradients: trace `grad(f)` in
 # place of `f`.
+#
+# **Guess before you run:** the next cell lowers the gradient of a sum of exponentials.
+# Is the sum in the list?
 
 # %%
 
@@ -241,6 +264,8 @@ print(
 # The first call traces, optimises and opens a session. Later calls only run. So
 # compiling is an investment, and whether it pays depends on the number of steps. We
 # measure it, for a batch of 3 texts in float32.
+#
+# **Guess before you run:** after how many steps has the first call paid?
 
 # %%
 step = compile(

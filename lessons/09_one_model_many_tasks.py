@@ -17,7 +17,7 @@ from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import DEMO, check, figure
+from classroom import BLUE, DEMO, GREY, ORANGE, check, diagram, figure
 
 import tinyprompt as tp
 from tinyprompt import methods, ops, t5
@@ -47,6 +47,25 @@ def tune(task, **changes):
 topic = [tune("topic", seed=seed) for seed in (0, 1, 2)]
 sentiment = [tune("sentiment", seed=seed) for seed in (0, 1)]
 print(topic[0], sentiment[0], sep="\n")
+
+# %% alt="Rows with prompts of two tasks share a batch and a model; answers differ."
+diagram(
+    {
+        "topic": ("topic prompt\nand a text", 0, 0, BLUE),
+        "mood": ("sentiment prompt\nand a text", 1, 0, ORANGE),
+        "model": ("one batch,\none frozen model", 0.5, 1, GREY),
+        "sport": ("sport", 0, 2, BLUE),
+        "bad": ("bad", 1, 2, ORANGE),
+    },
+    [
+        ("topic", "model", BLUE),
+        ("mood", "model", ORANGE),
+        ("model", "sport", BLUE),
+        ("model", "bad", ORANGE),
+    ],
+    height=3.4,
+)
+plt.show()
 
 # %% [markdown]
 # ## One batch, two tasks
@@ -123,6 +142,8 @@ print(
 # not shared are outvoted. With whole models that is expensive. With prompts it is one
 # batch, in which each text appears several times. Three prompts for the topics, which
 # differ only in their seed:
+#
+# **Guess before you run:** is the vote better than the average of its three voters?
 
 # %%
 test = rows["topic", "test"]
@@ -185,6 +206,9 @@ print(
 # sets of questions from elsewhere (table 1 there): prompt tuning leads on four, by up
 # to 12.5 points, and is up to 1.8 behind on two. We tune on film reviews, and test on
 # film reviews and on *restaurant* reviews.
+#
+# **Guess before you run:** which of the two gains more on restaurants, compared with
+# the frozen model?
 
 # %%
 restaurants = tp.read_rows(DEMO / "sentiment.restaurants.tsv")

@@ -20,9 +20,28 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from classroom import check, figure
+from classroom import BLUE, GREY, ORANGE, check, diagram, figure
 
 import tinyprompt as tp
+
+# %% alt="Three sizes, tuned in two ways; their gap is judged by its standard error."
+diagram(
+    {
+        "sizes": ("three sizes", 0.5, 0, GREY),
+        "prompt": ("prompt tuning", 0, 1, BLUE),
+        "full": ("model tuning", 1, 1, ORANGE),
+        "gap": ("gap of the accuracies", 0.5, 2, GREY),
+        "error": ("larger than its\nstandard error?", 0.5, 3, GREY),
+    },
+    [
+        ("sizes", "prompt", BLUE),
+        ("sizes", "full", ORANGE),
+        ("prompt", "gap", BLUE),
+        ("full", "gap", ORANGE),
+        ("gap", "error", GREY),
+    ],
+)
+plt.show()
 
 # %% [markdown]
 # ## The raw rows
@@ -71,6 +90,9 @@ print(runs[1])
 # and nothing is learned. Here they are eight, drawn anew for each of three seeds.
 #
 # ## Figure 1 in miniature
+#
+# **Guess before you run:** on how many of the five tasks does the prompt reach model
+# tuning at our largest size?
 
 # %%
 tasks = {run["task"]: run["rows"] for run in runs}  # and their test rows
@@ -154,6 +176,9 @@ for task in tasks:
 #
 # For a difference of two accuracies we add the squares. (That is a little too careful
 # here, because both methods answer the same rows.)
+#
+# **Guess before you run:** on how many tasks does the gap fall by more than two
+# standard errors?
 
 # %%
 

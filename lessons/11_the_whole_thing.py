@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import onnx
 import onnxruntime
-from classroom import DEMO, check, figure, pieces
+from classroom import BLUE, DEMO, GREY, ORANGE, check, diagram, figure, pieces
 from onnx import helper, numpy_helper
 
 import tinyprompt as tp
@@ -41,38 +41,27 @@ put_in_front, mean_loss = pieces("put_in_front", "mean_loss")
 needed, merged, matmul_shape = pieces("needed", "merged", "matmul_shape")
 
 # %% alt="Text and prompt enter the T5, then the loss; gradients go back to the prompt."
-BLUE, ORANGE, GREY = "#3B8BD0", "#D9822B", "#808890"  # readable on white and on black
-PLACES = {
-    "prompt\nput_in_front (4)": (0.0, 3.0, BLUE),
-    "text, embedded": (1.3, 3.0, GREY),
-    "encoder, decoder\nmy_norm (3)\nmy_attention (2)\nmy_feed_forward (3)": (
-        0.65,
-        1.9,
-        BLUE,
-    ),
-    "mean_loss (4)": (0.65, 0.85, BLUE),
-    "rules (0, 1)": (1.5, 0.85, ORANGE),
-    "adam (6)": (-0.35, 1.9, ORANGE),
-    "list of lines (8)": (0.65, 0.1, GREY),
-}
-fig, axes = figure(width=4.4, height=4.8)
-fig.patch.set_alpha(0)
-axes.set(xlim=(-0.85, 2.0), ylim=(-0.2, 3.4), facecolor="none")
-axes.axis("off")
-for text, (x, y, colour) in PLACES.items():
-    box = {"boxstyle": "round,pad=0.4", "fc": "none", "ec": colour, "lw": 1.8}
-    axes.text(x, y, text, color=colour, bbox=box, ha="center", va="center", size=11)
-for start, end, colour, style in (
-    ((0.1, 2.75), (0.4, 2.42), BLUE, "-"),
-    ((1.2, 2.85), (0.9, 2.42), GREY, "-"),
-    ((0.65, 1.42), (0.65, 1.02), BLUE, "-"),
-    ((0.65, 0.68), (0.65, 0.28), GREY, "-"),
-    ((1.5, 1.02), (1.15, 1.6), ORANGE, "--"),
-    ((0.1, 1.7), (-0.1, 1.9), ORANGE, "--"),
-    ((-0.35, 2.1), (-0.15, 2.75), ORANGE, "--"),
-):
-    arrow = {"arrowstyle": "->", "color": colour, "lw": 1.8, "linestyle": style}
-    axes.annotate("", end, start, arrowprops=arrow)
+diagram(
+    {
+        "prompt": ("put_in_front (4)", 0.1, 0, BLUE),
+        "text": ("text", 1.3, 0, GREY),
+        "model": ("my_norm (3)\nmy_attention (2)\nmy_feed_forward (3)", 0.8, 1, BLUE),
+        "loss": ("mean_loss (4)", 0.8, 2, BLUE),
+        "list": ("needed, merged,\nmatmul_shape (8)", 0.8, 3, GREY),
+        "rules": ("tanh_rule (0)\nlog_softmax_vjp (1)", -0.3, 2, ORANGE),
+        "adam": ("adam (6)", -0.3, 1, ORANGE),
+    },
+    [
+        ("prompt", "model", BLUE),
+        ("text", "model", GREY),
+        ("model", "loss", BLUE),
+        ("loss", "list", GREY),
+        ("loss", "rules", ORANGE),
+        ("rules", "adam", ORANGE),
+        ("adam", "prompt", ORANGE),
+    ],
+    width=4.4,
+)
 plt.show()
 
 # %% [markdown]
