@@ -6,7 +6,10 @@ the menu, formulas as MathML, pages for the files and folders that texts link to
 
 import html
 import inspect
+import json
+import os
 import re
+import shutil
 import sys
 from importlib import import_module
 from operator import attrgetter
@@ -20,12 +23,13 @@ from pygments.lexers import TextLexer, find_lexer_class_for_filename
 from sphinx import addnodes
 
 ROOT = Path(__file__).parents[1]
+REPOSITORY = os.environ.get("SITE_REPOSITORY")  # owner/name on GitHub, for the links that run a lesson
 sys.path.insert(0, str(ROOT))  # autodoc imports the package that lies here, not one that is installed
 
 project, copyright = "tinyprompt", "the authors of tinyprompt. Code: Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "docs/api/*.rst", "lessons/README.md", "lessons/*.ipynb", "weights/README.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/api/*.rst", "lessons/*.md", "lessons/*.ipynb", "weights/README.md"]
 highlight_language = "none"  # of a block that does not say: mostly commands and what they print
 smartquotes = False  # in a docstring, a quotation mark may be Python's
 default_role = "code"  # docstrings have single backticks, as in Markdown
@@ -38,6 +42,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # lessons/build.py has executed them
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
@@ -52,6 +57,15 @@ html_math_renderer = "mathml"
 html_show_sphinx = html_copy_source = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+
+# The theme begins the menu at its top, where no lesson is. A reader should see where they are.
+IN_VIEW = """
+addEventListener("DOMContentLoaded", () => {
+  const menu = document.querySelector(".sidebar-scroll"), here = menu?.querySelector(".current-page");
+  const below = here?.getBoundingClientRect().top - menu?.getBoundingClientRect().top;
+  if (here) menu.scrollTo({ top: below - menu.clientHeight / 2, behavior: "instant" });
+});
+"""
 
 TOC = """
 ```{{toctree}}
@@ -71,10 +85,32 @@ def order(app, docname, source):
         lessons = sorted(path.stem for path in (ROOT / "lessons").glob("*.ipynb"))
         menu = {
             "Guides": ["docs/README", *(f"docs/{name}" for name in guides)],
-            "Lessons": ["lessons/README", *(f"lessons/{name}" for name in lessons)],
+            "Lessons": ["lessons/README", *(f"lessons/{name}" for name in lessons), "lessons/TEACHING"],
             "Reference": ["docs/api/index", "weights/README", "CHANGELOG", "CONTRIBUTING", "SECURITY"],
         }
         source[0] += "".join(TOC.format(name, "\n".join(pages)) for name, pages in menu.items())
+
+
+def folded(app, docname, source):
+    """Fold the code of figures and checks in a lesson: it is not what the lesson is about."""
+    if (ROOT / f"{docname}.ipynb").exists():
+        notebook = json.loads(source[0])
+        for cell in notebook["cells"]:
+            code = "".join(cell["source"])
+            if cell["cell_type"] == "code" and re.search(r"^(plt\.show\(\)|@check\()", code, re.M):
+                cell["metadata"].setdefault("tags", []).append("hide-input")
+        source[0] = json.dumps(notebook)
+
+
+def notebook_links(app, pagename, templatename, context, doctree):
+    """Begin a lesson with links to its notebook: the file, and a hosted service if the repository is known."""
+    if (ROOT / f"{pagename}.ipynb").exists():
+        name = Path(pagename).name
+        links = f'<a href="{name}.ipynb" download>Download as notebook</a>'
+        if REPOSITORY:
+            hosted = f"https://mybinder.org/v2/gh/{REPOSITORY}/HEAD?labpath={pagename}.ipynb"
+            links += f' · <a href="{html.escape(hosted)}">Run on Binder</a>'
+        context["body"] = f'<p class="notebook">{links}</p>{context["body"]}'
 
 
 def inline_math(self, node):
@@ -163,15 +199,20 @@ def skipped(app, what, name, obj, skip, options):
 
 
 def index(app, error):
-    """Make each README the page that its folder opens with."""
+    """Make each README the page that its folder opens with, and copy the notebooks."""
     for page in [] if error else Path(app.outdir).rglob("README.html"):
         page.with_name("index.html").write_bytes(page.read_bytes())
+    for notebook in [] if error else ROOT.glob("lessons/*.ipynb"):
+        shutil.copy(notebook, Path(app.outdir) / "lessons")
 
 
 def setup(app):
     """Connect these functions to Sphinx's events."""
+    app.add_js_file(None, body=IN_VIEW)
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.connect("source-read", order)
+    app.connect("source-read", folded)
+    app.connect("html-page-context", notebook_links)
     app.connect("doctree-read", trimmed)
     app.connect("doctree-read", linked, priority=400)  # before downloads are collected
     app.connect("html-collect-pages", files)

@@ -234,6 +234,35 @@ for label, graph in (("loss", forward), ("loss and gradient", backward)):
 # training framework is needed to run it. It is ordinary arithmetic, which any ONNX
 # runtime does. This is how tinyprompt trains on a machine that only knows inference.
 #
+# ## The same list as C
+#
+# A list without loops and branches can also become C. With the extra `embedded`,
+#
+#     tinyprompt export --c in-c --model tiny --batch-size 8 --input-tokens 32 \
+#         --prompt-length 8
+#
+# writes `in-c/step.c`: a function for each line of the training step. Here is one
+# product of the first layer. Its 320 rows are 8 texts, each of 8 vectors of the prompt
+# and 32 tokens. Its columns are those of a weight matrix with 32 inputs and 64 outputs.
+#
+# ```c
+# void node25_matmul(const float input0[320][32], const float input1[32][64],
+#                    float output[320][64]) {
+#     for (idx_t i0 = 0; i0 < 320; ++i0) {
+#         for (idx_t i1 = 0; i1 < 64; ++i1) {
+#             float acc = 0.0f;
+#             for (idx_t k = 0; k < 32; ++k) {
+#                 acc += input0[i0][k] * input1[k][i1];
+#             }
+#             output[i0][i1] = acc;
+#         }
+#     }
+# }
+# ```
+#
+# Three loops and one line are a matrix product. [docs/embedded.md](../docs/embedded.md)
+# trains a prompt with this code.
+#
 # ## Does it say the same?
 #
 # A fast path deserves trust only if something holds it to the slow one.

@@ -253,14 +253,10 @@ def pieces(*names: str) -> list[Callable]:
         for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M):
             found = re.search(r'\A tags=\["exercise-\d"\]\s+def (\w+)', cell)
             if found and found[1] in names:
-                kept = folder() / f"{found[1]}.py"
-                source = (
-                    kept.read_text(encoding="utf-8")
-                    if kept.exists()
-                    else cell.partition("\n")[2]
-                )
+                kept, source, whose = folder() / f"{found[1]}.py", cell, "the solution"
+                if kept.exists():
+                    source, whose = kept.read_text(encoding="utf-8"), "yours"
+                source = source.removeprefix(found[0].partition("\n")[0])
                 exec(compile(source, str(kept), "exec"), own)
-                print(
-                    f"lesson {int(path.name[:2])}: {found[1]:16} {'yours' if kept.exists() else 'the solution'}"
-                )
+                print(f"lesson {int(path.name[:2])}: {found[1]:16} {whose}")
     return [own[name] for name in names]

@@ -8,6 +8,8 @@ import base64
 import importlib.util
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -296,3 +298,30 @@ def test_a_figure_with_an_alternative_text_keeps_it_and_its_transparency(build):
 def test_every_lesson_is_listed_in_order():
     text = (ROOT / "lessons" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"\]\((\d\d_\w+)\.ipynb\)", text) == [path.stem for path in LESSONS]
+
+
+def test_the_course_names_each_exercise_and_quotes_outputs():
+    text = (ROOT / "lessons" / "TEACHING.md").read_text(encoding="utf-8")
+    assert re.findall(r"\]\((\d\d_\w+)\.ipynb\)", text) == [path.stem for path in LESSONS]
+    tagged = [source for path in LESSONS for tag, source in code(path) if tag and tag.startswith("exercise")]
+    exercises = [re.search(r"def (\w+)", source)[1] for source in tagged]
+    assert re.findall(r"`(\w+)` \d+", text) == exercises
+    for row in re.findall(r"^\| \d .*$", text, re.M):
+        assert sum(map(int, re.findall(r"` (\d+)", row))) <= 45
+    cells = [cell for path in LESSONS for cell in jupytext.read(path.with_suffix(".ipynb")).cells]
+    said = "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
+    quotes = set(re.findall(r"`([^`]+)`", text)) - set(exercises) - {"grad(f)", "-=", "y", "classroom.py"}
+    assert {quote for quote in quotes if quote not in said} == set()
+
+
+@pytest.mark.slow
+def test_the_c_of_lesson_8_is_what_its_command_writes(tmp_path):
+    pytest.importorskip("emx_onnx_cgen", reason="needs the extra: pip install '.[embedded]'")
+    text = next((ROOT / "lessons").glob("08_*.ipynb")).read_text(encoding="utf-8")
+    text = "".join(cell.source for cell in jupytext.reads(text, "ipynb").cells)
+    command = re.search(r"^    tinyprompt (export --c .*?[^\\])$", text, re.M | re.S)[1].replace("\\\n", "").split()
+    out = subprocess.run([sys.executable, "-m", "tinyprompt", *command], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    squeezed = lambda code: "".join(code.split())
+    excerpt = re.search(r"^```c\n(.*?)```", text, re.M | re.S)[1]
+    assert squeezed(excerpt) in squeezed((tmp_path / "in-c" / "step.c").read_text())

@@ -1,5 +1,6 @@
 """The site: it is built without a warning, every link in it leads somewhere, and nothing comes from elsewhere."""
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -9,6 +10,7 @@ from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browsing import chromium, look, served, until
 
 import tinyprompt
 
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 def build(source, out):
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", str(source / "docs"), source, out]
-    return subprocess.run(command, capture_output=True, text=True, cwd=source)
+    env = os.environ | {"SITE_REPOSITORY": "owner/name"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=source, env=env)
 
 
 class Page(HTMLParser):
@@ -73,7 +76,7 @@ def test_nothing_comes_from_elsewhere(site):
 
 
 def test_all_pages_and_all_public_names_are_there(site):
-    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.ipynb"), ROOT / "README.md", ROOT / "lessons" / "README.md"]
+    pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.ipynb"), ROOT / "README.md", *ROOT.glob("lessons/*.md")]
     index = Page(site / "index.html")
     for page in pages:
         name = page.relative_to(ROOT).with_suffix(".html").as_posix()
@@ -86,6 +89,36 @@ def test_all_pages_and_all_public_names_are_there(site):
     text = "".join(page.read_text(encoding="utf-8") for page in reference)
     assert "longest input, in tokens" in text  # the help of a setting
     assert "rows of one group are scored" in text  # the comment of a field
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lessons").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_lesson_folds_its_figures_and_checks_and_links_to_its_notebook(path, site):
+    page = site / "lessons" / f"{path.stem}.html"
+    links, text = Page(page).links, page.read_text(encoding="utf-8")
+    assert path.name in links
+    assert (page.with_suffix(".ipynb")).read_bytes() == path.read_bytes()
+    assert f"https://mybinder.org/v2/gh/owner/name/HEAD?labpath=lessons/{path.name}" in links
+    folds = [part.split("</details>")[0] for part in text.split("<details")[1:]]
+    shown = "".join(part.split("</details>")[-1] for part in text.split("<details"))
+    assert sum("check" in fold for fold in folds) >= 3
+    assert ">@check" not in shown
+    assert 'plt</span><span class="o">.</span><span class="n">show' not in shown
+    assert 'class="next-page"' in text or path.stem.startswith("11")
+    assert 'class="prev-page"' in text
+
+
+def test_the_menu_shows_the_lesson_and_the_search_finds_without_a_network(site):
+    with served(site) as address, chromium("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1") as browser:
+        for width in (390, 1200):
+            look(browser, width)
+            browser.get(f"{address}lessons/09_one_model_many_tasks.html")
+            menu = "const menu = document.querySelector('.sidebar-scroll').getBoundingClientRect();"
+            here = "const here = document.querySelector('.sidebar-tree .current-page').getBoundingClientRect();"
+            assert browser.execute_script(menu + here + "return menu.top <= here.top && here.bottom <= menu.bottom")
+            assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        browser.get(f"{address}search.html?q=adafactor")
+        found = "return document.querySelectorAll('#search-results ul.search li').length"
+        assert until(lambda: browser.execute_script(found)) > 3
 
 
 def test_formulas_are_drawn(site):
