@@ -292,6 +292,30 @@ def concatenate(arrays, axis=0):
     return first
 
 
+def tile(x, times):
+    """Copies side by side along each axis."""
+    x = x.reshape((1,) * (len(times) - x.ndim) + x.shape)
+    for axis, n in enumerate(times):
+        x = concatenate([x] * n, axis)
+    return x
+
+
+def repeat(x, n, axis):
+    """Copies of an axis of size 1."""
+    if x.shape[axis] != 1:
+        raise unknown("np.repeat along an axis that is longer than 1")
+    return concatenate([x] * n, axis)
+
+
+def pad(x, width, mode="constant", constant_values=0):
+    """Constants in front of each axis, and behind it."""
+    for axis, sizes in enumerate(width):
+        shapes = [(*x.shape[:axis], n, *x.shape[axis + 1 :]) for n in sizes]
+        front, behind = (np.full(shape, constant_values) for shape in shapes)
+        x = concatenate([part for part in (front, x, behind) if np.size(part)], axis)
+    return x
+
+
 def swapaxes(x, a, b):
     """A transposition of two axes."""
     order = list(range(x.ndim))
@@ -311,6 +335,11 @@ FUNCTIONS = {
     "transpose": lambda x, order=(): x.transpose(order),
     "swapaxes": swapaxes,
     "concatenate": concatenate,
+    "stack": lambda arrays: concatenate([x[None] for x in arrays]),
+    "tile": tile,
+    "repeat": repeat,
+    "pad": pad,
+    "size": lambda x: int(np.prod(x.shape)),
     "broadcast_to": lambda x, shape: ghost(("broadcast", tuple(map(int, shape))), x),
     "ones_like": lambda x: np.ones(x.shape),
     "zeros_like": lambda x: np.zeros(x.shape),
