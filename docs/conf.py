@@ -98,7 +98,8 @@ def folded(app, docname, source):
         for cell in notebook["cells"]:
             code = "".join(cell["source"])
             if cell["cell_type"] == "code" and re.search(r"^(plt\.show\(\)|@check\()", code, re.M):
-                cell["metadata"].setdefault("tags", []).append("hide-input")
+                kind = ["diagram"] if "diagram(" in code or "set_alpha(0)" in code else []
+                cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input", *kind]
         source[0] = json.dumps(notebook)
 
 

@@ -120,7 +120,7 @@ print(f"measured {along(f, x, v, 1e-5):.9f}\ncomputed {slope:.9f}")
 # **Guess before you run:** at which step is float32 best, and how many times as large
 # is its best error as that of float64?
 
-# %%
+# %% alt="Errors of a slope against the step: float32 turns earlier than float64."
 steps = 10.0 ** np.arange(-9, 0.1, 0.5)
 
 
@@ -244,7 +244,7 @@ print(
 # the prompt as its first argument. We nudge all vectors of the prompt in a random
 # direction, in both number formats, and draw the same picture.
 
-# %%
+# %% alt="The same valley for the loss of a T5, in float64 and in float32."
 model = tp.load("tiny")
 case = tp.draw(model)  # a random batch, and a prompt of 20 vectors
 key = "encoder.prompt.embedding"

@@ -120,7 +120,7 @@ print("the last bucket begins at distance", last)
 # bucket: same table entry, same bias. The picture shows the bucket for every pair of a
 # word and a vector.
 
-# %%
+# %% alt="Buckets of words and vectors; from word 90 on there is only one bucket."
 P, words = 100, 130
 apart = np.arange(P)[None, :] - (P + np.arange(words))[:, None]  # (words, P)
 seen = t5.relative_position_bucket(apart, True, *buckets)
@@ -168,7 +168,7 @@ print(
 # **Guess before you run:** behind the last attention, do the words at the end of the
 # text move less than the first words, as much, or not at all?
 
-# %%
+# %% alt="Change of each word's state; behind the first attention none from word 90."
 vectors = ops.embedding(
     model.params["shared"]["weight"], rng.choice(np.arange(3, 5000), P, replace=False)
 )

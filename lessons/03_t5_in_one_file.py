@@ -137,7 +137,7 @@ print("largest difference from the model's own block 0:", by_hand)
 # **Guess before you run:** by which factor does the stream grow from the embedding to
 # the last layer: 2, 5, or 50?
 
-# %%
+# %% alt="The residual stream of the encoder grows from layer to layer."
 layers = [
     f"encoder.block.{i}.layer.{j}"
     for i in range(model.config.num_layers)
@@ -239,7 +239,7 @@ for name, asked in (("small", model), ("base", base)):
 # **Guess before you run:** which share of the weights of our small model is in its word
 # tables: a tenth, a third, or more than a half?
 
-# %%
+# %% alt="Share of the weights in each part of a T5, for three sizes."
 configs = {
     "ours, small": model.config,
     "T5 1.1 small": tp.config.T5_1_1["small"],

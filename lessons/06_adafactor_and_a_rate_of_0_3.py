@@ -124,7 +124,7 @@ print(
 # usable. To see the raw size, we run a second optimiser without clipping, and do not
 # use its result.
 
-# %%
+# %% alt="Size of raw and clipped updates, for steps counted from 1 and 1,100,000."
 
 
 def trace(first_step):
@@ -198,7 +198,7 @@ print(f"so 0.3 there is like {0.3 * word / theirs:.2f} here")
 # **Guess before you run:** at which rate is the loss lowest, and do the two optimisers
 # agree?
 
-# %%
+# %% alt="Final loss, and size of the prompt, against the learning rate."
 rates = (0.003, 0.01, 0.03, 0.1, 0.3, 3.0)
 losses, lengths = {}, {}
 for name in ("adafactor-t5x", "adam"):

@@ -190,7 +190,7 @@ print(slope)
 # prompt, the weights and a batch. We lower the loss alone, and the loss with its
 # gradient, and count the lines by kind.
 
-# %%
+# %% alt="Most frequent operations of the loss, and of the loss with its gradient."
 model = tp.load("small")
 case = tp.draw(model)  # a random batch, and a prompt of 20 vectors
 arguments = {PROMPT: case.prompt}, model.params, model.config, case.batch

@@ -112,7 +112,7 @@ print(f"largest difference of a probability from that of the row alone: {apart:.
 # model and a small file for each task. We count bytes for the T5 1.1 XXL of the paper,
 # at 4 bytes a number.
 
-# %%
+# %% alt="Storage against the number of tasks, for whole models and for prompts."
 xxl = tp.config.T5_1_1["xxl"]
 whole = 4 * methods.count(xxl, tp.Settings(method="full")).stored
 small = 4 * methods.count(xxl, tp.Settings(prompt_length=100)).stored
@@ -210,7 +210,7 @@ print(
 # **Guess before you run:** which of the two gains more on restaurants, compared with
 # the frozen model?
 
-# %%
+# %% alt="Accuracy of three prompts and their vote; of films and of restaurants."
 restaurants = tp.read_rows(DEMO / "sentiment.restaurants.tsv")
 films = rows["sentiment", "test"]
 full = [

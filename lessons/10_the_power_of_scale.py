@@ -94,7 +94,7 @@ print(runs[1])
 # **Guess before you run:** on how many of the five tasks does the prompt reach model
 # tuning at our largest size?
 
-# %%
+# %% alt="Test accuracy against the size of the model, on five tasks."
 tasks = {run["task"]: run["rows"] for run in runs}  # and their test rows
 
 
@@ -180,7 +180,7 @@ for task in tasks:
 # **Guess before you run:** on how many tasks does the gap fall by more than two
 # standard errors?
 
-# %%
+# %% alt="Gap between model tuning and prompt tuning against the size."
 
 
 def standard_error(p, n):

@@ -629,7 +629,7 @@ graph_apart = np.abs(graph_losses - mine).max()
 print(f"ONNX Runtime and NumPy: the losses of all steps differ by {graph_apart:.1e}")
 print(f"{len(mine)} steps: in NumPy {by_numpy:.1f} s, as a graph {by_graph:.1f} s")
 
-# %%
+# %% alt="Loss over 40 steps: three curves that lie on each other."
 fig, axes = figure()
 axes.plot(theirs, label="tinyprompt", marker="", lw=5, color="0.8", ls="-")
 axes.plot(mine, label="your pieces, in NumPy", marker="", ls="--")
