@@ -5,12 +5,14 @@
 # (lesson 8). **Time:** 20 minutes to read, less than 90 seconds to run on two cores.
 #
 # You have written attention, a norm, a feed-forward, a loss, an optimiser and the rules
-# of a compiler. In this lesson you put them together. The result tunes a prompt for a
-# T5. No line of `tinyprompt` and no autograd is in its way: it computes the logits, the
-# gradient and the steps with NumPy and with your functions. Then it writes its own
-# training step as an ONNX graph, and ONNX Runtime trains the same prompt.
+# of a compiler. In this lesson you put them together, and they tune a prompt for a T5.
+# The logits, the gradient and the steps come from your functions and NumPy; autograd is
+# not imported. Then your code writes its own training step as an ONNX graph, and ONNX
+# Runtime trains the same prompt.
 #
-# `tinyprompt` only judges. At each step its loss must be yours, to 1e-6.
+# This lesson adds the frame around the pieces: a tape and a tracer in one, which you
+# know from lessons 0 and 8. `tinyprompt` reads the weights and the rows, and it judges.
+# At each step its loss must be yours, to 1e-6.
 
 # %%
 import time
@@ -459,7 +461,7 @@ print(f"the loss of your model, on plain arrays: {plain:.12f}")
 # names that depend on the prompt. Nobody asks for the gradient of the weights, so no
 # line for it is written. This is all there is to freezing.
 #
-# **Guess before you run:** the forward pass of this model has some hundred lines. How
+# **Guess before you run:** the loss of this model takes some four hundred lines. How
 # many lines does the gradient add: half as many, as many, or twice as many?
 
 
@@ -508,8 +510,7 @@ for name, operation, inputs in lines[-4:]:
 #
 # `run` is the interpreter of lesson 8. It computes the lines in their order. The loop
 # below is the training loop: a batch, the lines, a step of your Adam. Beside it,
-# `tinyprompt` computes the loss of the same prompt and batch, and takes its own steps
-# from the same start.
+# `tinyprompt` takes its own steps, from the same start and on the same batches.
 #
 # **Guess before you run:** both compute in float64, with other formulas in another
 # order. Will the two losses of a step be equal to the last digit?
@@ -556,7 +557,7 @@ print(f"your tuned prompt: your loss {yours:.12f}, tinyprompt {final:.12f}")
 print(f"difference: {abs(yours - final):.1e}")
 
 # %% [markdown]
-# The losses agree to rounding: both add the same numbers, in another order.
+# The losses agree to rounding: the formulas are the same, the order of the sums is not.
 #
 # ## To a graph
 #
