@@ -176,7 +176,12 @@ def onnx_file(
     given = [x for x in proto.graph.input if x.name not in stored]
     del proto.graph.input[:]
     proto.graph.input.extend(given)
+    used = {
+        name for node in proto.graph.node for name in node.input
+    }  # ONNX Runtime warns of a weight that no node reads
     for name, value in stored.items():
+        if name not in used:
+            continue
         if not sources:
             proto.graph.initializer.append(from_array(np.asarray(value), name))
             continue
