@@ -1,9 +1,12 @@
 """The page of `export --web` in headless Chromium: tokens, Adam, training, ranking and files are those of Python."""
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import unicodedata
@@ -15,17 +18,20 @@ import tokenizers
 from browsing import chromium, look, served, until
 from test_page import CONTRAST
 
-from tinyprompt import data, optim, tokenizer
+from tinyprompt import data, describe, optim, t5, tokenizer
 from tinyprompt import train as training
 from tinyprompt.cli.main import main
+from tinyprompt.describe import nearest_pieces
 from tinyprompt.errors import CheckpointError
 from tinyprompt.export import npm
 from tinyprompt.export import page as web
 from tinyprompt.files import models, prompts, tables
+from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.predict import label_scores, probabilities
+from tinyprompt.settings import Settings
 from tinyprompt.tasks.registry import DEMO
-from tinyprompt.tree import flatten, nest
+from tinyprompt.tree import flatten, merge, nest
 
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
 SHAPE = web.SHAPE._replace(batch_size=4, prompt_length=5)
@@ -102,12 +108,22 @@ def tune(browser, steps):
 
 
 def compute(browser, code, *given):
-    """What an expression in JavaScript is, with `tune` the module tune.js, `state` that of the page, and `given`."""
-    script = "const given = [...arguments], done = given.pop(); Promise.all([import('./tune.js'), import('./app.js')])"
-    script += f".then(async ([tune, {{ state }}]) => ({code})).then(done, error => done({{ error: String(error) }}))"
+    """What an expression in JavaScript is, with `state` that of the page, its modules by their names, and `given`."""
+    script = (
+        "const given = [...arguments], done = given.pop(); const names = ['app', 'tune', 'rows', 'inside', 'draw'];"
+    )
+    script += (
+        "Promise.all(names.map(name => import(`./${name}.js`))).then(async ([{ state }, tune, rows, inside, draw])"
+    )
+    script += f" => ({code})).then(done, error => done({{ error: String(error) }}))"
     found = browser.execute_async_script(script, *given)
     assert not (isinstance(found, dict) and "error" in found), found
     return found
+
+
+def prompt_of(browser):
+    """The prompt of the page, (P, D)."""
+    return np.float32(compute(browser, "[...state.model.prompt.data]")).reshape(SHAPE.prompt_length, -1)
 
 
 def test_the_tokens_are_those_of_python(browser, model):
@@ -185,10 +201,17 @@ def test_an_epoch_has_every_row_once_and_seeds_differ(browser):
     assert len({tuple(row) for row in rows}) == 6
 
 
+def first_prompt(model, site, words):
+    """What training begins with: the label words in front of the exported vectors."""
+    first, by_words = np.load(site / "prompt.npy"), Settings(prompt_length=len(words), init="labels")
+    first[: len(words)] = init_params(model, by_words, words)[PROMPT]
+    return first
+
+
 def by_python(model, site, steps):
     """Losses and prompt in float64 of steps on ROWS, which are one batch."""
     params = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
-    trainable, adam = {PROMPT: np.load(site / "prompt.npy").astype(np.float64)}, optim.adam()
+    trainable, adam = {PROMPT: first_prompt(model, site, ("bad", "good")).astype(np.float64)}, optim.adam()
     state, losses = adam.init(trainable), []
     batch = data.batch_of([data.Row(text, word) for word, text in ROWS], model.tokenizer, SHAPE.input_tokens)
     for step in range(steps):
@@ -221,8 +244,7 @@ def test_the_prompt_goes_on_in_python(browser, model, downloads, tmp_path, monke
     commands = browser.find_element("id", "commands").text.replace("\\\n", "").splitlines()
     assert [command.split()[1] for command in commands] == ["convert", "predict", "convert"]
     for command in commands:
-        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)][1:]
-        assert main(words) == 0, capsys.readouterr().err
+        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     vectors = np.load("topic.npy", allow_pickle=False)
     assert (Path("topic.npy").stat().st_size - vectors.nbytes) % 64 == 0
     assert (vectors.dtype, vectors.shape) == (np.float32, (5, 32))
@@ -270,10 +292,10 @@ def test_bars_follow_what_is_typed_and_what_is_learned(browser):
 WRONG = {
     "no colon here": "Line 1: expected a label, a colon and a text",
     "good: a\n\nbad:": "Line 3: expected a label, a colon and a text",
-    "good: a": "Expected 2 to 8 different labels, found 1.",
-    "\n".join(f"l{i}: a" for i in range(9)): "Expected 2 to 8 different labels, found 9.",
+    "good: a": "Expected at least 2 different labels, found 1.",
+    "\u200b: a\ngood: b": "has no token",
     "Good: a\ngood: b": "The labels Good and good are the same to the tokenizer; choose others.",
-    "good: a\nextraordinarilyunusual label word: b": "pieces; at most 3 fit",
+    "good: a\nextraordinarilyunusual label word: b": "tinyprompt export --web DIR --target-tokens 10",
 }
 
 
@@ -287,7 +309,7 @@ def test_rows_that_cannot_be_used(browser):
         assert browser.find_element("id", "counted").get_attribute("class") == "wrong"
         assert not browser.find_element("id", "train").is_enabled()
         browser.execute_script(write, "good: a\nbad: b")
-        assert said(browser, "counted") == "2 rows; labels: bad, good"
+        assert said(browser, "counted") == "2 rows, of which 0 are held out; labels: bad, good"
         assert browser.find_element("id", "train").is_enabled()
 
 
@@ -298,14 +320,263 @@ OTHER = {
 
 
 @pytest.mark.parametrize("code", OTHER.values(), ids=OTHER)
-def test_another_task_begins_with_the_first_prompt_again(code, browser, site):
+def test_another_task_begins_with_the_first_prompt_again(code, browser, site, model):
     tune(opened(browser), 2)
-    before, first = said(browser, "counted"), np.load(site / "prompt.npy").ravel()
-    assert (np.float32(compute(browser, "[...state.model.prompt.data]")) != first).any()
+    before = said(browser, "counted")
     browser.execute_script(f"const at = id => document.getElementById(id); {code}")
-    until(lambda: said(browser, "counted") != before)
-    assert (np.float32(compute(browser, "[...state.model.prompt.data]")) == first).all()
+    until(lambda: said(browser, "counted") != before and compute(browser, "state.path.length") == 1)
+    first = first_prompt(model, site, tuple(compute(browser, "state.words")))
+    assert np.allclose(prompt_of(browser), first, rtol=1e-6)
     assert not browser.find_element("id", "save").is_enabled()
+
+
+def test_reset_goes_back_to_the_first_prompt(browser, site, model):
+    tune(opened(browser), 2)
+    first = first_prompt(model, site, ("bad", "good"))
+    assert not np.allclose(prompt_of(browser), first)
+    browser.find_element("id", "reset").click()
+    until(lambda: "first values" in said(browser, "progress") and compute(browser, "state.path.length") == 1)
+    assert np.allclose(prompt_of(browser), first, rtol=1e-6)
+    assert compute(browser, "[state.losses.length, state.scores.length]") == [0, 0]
+    browser.execute_script(
+        "const init = document.getElementById('init'); init.value = 'prompt'; init.dispatchEvent(new Event('change'))"
+    )
+    until(lambda: (prompt_of(browser) == np.load(site / "prompt.npy")).all())
+
+
+# ---- rows of files, and held-out rows ----
+
+
+TABLE = [
+    ("review", "stars", "id"),
+    ('He said "hot, fresh bread".', "good", "1"),
+    ("We waited,\nan hour", "a: b", "2"),
+    ("", "good", "3"),
+    ("Füße; kalt\t!", '"so"', "4"),
+    ("Kind staff", "good", "5"),
+]
+CLEAN = [(" ".join(text.split()), label) for text, label, _ in TABLE[1:] if text]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("ends", ["\r\n", "\n"])
+def test_a_file_fills_the_rows(browser, tmp_path, delimiter, ends):
+    """A byte order mark; quotes, line ends and delimiters in fields; a colon in a label; a missing text."""
+    written = io.StringIO()
+    csv.writer(written, delimiter=delimiter, lineterminator=ends).writerows(TABLE)
+    path = tmp_path / "my rows.csv"
+    path.write_bytes(written.getvalue().encode("utf-8-sig"))
+    opened(browser).find_element("id", "file").send_keys(str(path))
+    until(lambda: "left out" in said(browser, "counted"))
+    assert said(browser, "counted") == (
+        '4 rows, of which 0 are held out; labels: "so", a: b, good; 1 lines without a text or a label are left out'
+    )
+    assert [(row["input"], row["target"]) for row in compute(browser, "state.rows")] == CLEAN
+    assert "tinyprompt convert my-rows.npy my-rows.safetensors" in said(browser, "commands")
+    choose = "const it = document.getElementById(arguments[0]); it[arguments[1]] = arguments[2];"
+    choose += "it.dispatchEvent(new Event('change'))"
+    browser.execute_script(choose, "label-column", "value", "2")
+    assert "labels: 1, 2, 4, 5; 1 lines" in said(browser, "counted")
+    browser.execute_script(choose, "header", "checked", False)
+    assert "labels: 1, 2, 4, 5, id; 1 lines" in said(browser, "counted")
+
+
+def test_a_file_can_be_dropped(browser):
+    drop = "const data = new DataTransfer(); data.items.add(new File([arguments[0]], 'mine.tsv'));"
+    drop += (
+        "document.getElementById('rows').dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }))"
+    )
+    opened(browser).execute_script(drop, "good\tThe soup was hot.\nbad\tCold soup\ngood\tKind staff\n")
+    until(lambda: "3 rows" in said(browser, "counted"))  # no line is a header
+    assert [row["target"] for row in compute(browser, "state.rows")] == ["good", "bad", "good"]
+    for text, message in {
+        "one column\nof text": "The file has one column.",
+        "a,b\n1,2\n3": "Line 3: 1 fields, but the first line has 2.",
+        'a,b\n"never closed,2\n': "Line 2: a quote is out of place or never closed.",
+    }.items():
+        browser.execute_script(drop, text)
+        until(lambda message=message: message in said(browser, "counted"))
+        assert not browser.find_element("id", "train").is_enabled()
+    browser.execute_script(drop.replace("[arguments[0]]", "[new Uint8Array([0xff, 0xfe, 65])]"))
+    until(lambda: "not UTF-8" in said(browser, "counted"))
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "label"),
+    [("id,sentence,class", 1, 2), ("label,id,body", 2, 0), ("when,what,kind", 1, 2), ("a,input,b", 1, 2)],
+)
+def test_the_columns_are_guessed(browser, header, text, label):
+    opened(browser, None)
+    rows = [["0", "0", "0"] for _ in range(6)]
+    for i, row in enumerate(rows):
+        row[3 - text - label] = str(100 + i)
+        row[text], row[label] = f"some text of number {i}", ("bad", "good")[i % 2]
+    code = "rows.guessColumns({ lines: given[0] })"
+    found = compute(browser, code, [header.split(","), *rows])
+    assert found == {"text": text, "label": label, "header": True}
+
+
+def test_held_out_rows_are_a_share_of_each_label_and_the_same_in_any_order(browser):
+    opened(browser, None)
+    rows = [{"input": f"text {i}", "target": ("good", "bad", "good", "fair")[i % 4]} for i in range(80)]
+    rows += [{"input": "text 7", "target": "fair"}] * 3 + [{"input": "alone", "target": "rare"}]
+    order = np.random.default_rng(0).permutation(80)
+    code = "given[0].map(some => rows.holdOut(some, given[1]))"
+    one, other, fewer = compute(browser, code, [rows, [rows[i] for i in order] + rows[80:], rows[:40]], 0.2)
+    held = {row["input"] for row in one["held"]}
+    assert held == {row["input"] for row in other["held"]}
+    assert held.isdisjoint({row["input"] for row in one["rows"]})
+    assert one["rows"] + one["held"] != rows
+    assert len(one["rows"]) + len(one["held"]) == len(rows)
+    times = [sum(row["target"] == word for row in fewer["held"]) for word in ("good", "bad", "fair", "rare")]
+    assert times == [4, 2, 2, 0]
+    assert "alone" not in held
+    assert len({row["input"] for row in compute(browser, code, [rows], 0.9)[0]["rows"]}) >= 4
+
+
+def test_held_out_rows_are_scored_beside_the_majority_class(browser):
+    rows = [("bad" if i % 3 else "good", f"{('cold', 'hot')[i % 3 == 0]} soup {i}") for i in range(30)]
+    told = tune(opened(browser, rows), 30)
+    assert "30 rows, of which 6 are held out" in said(browser, "counted")
+    held, scores = compute(browser, "[state.held, state.scores]")
+    assert [step for step, _ in scores] == [10, 20, 30]
+    code = "Promise.all(state.held.map(row => state.model.classify(row.input, state.words)))"
+    shares = np.array(compute(browser, code))
+    right = np.mean([("bad", "good")[i] == row["target"] for i, row in zip(shares.argmax(1), held, strict=True)])
+    assert scores[-1][1] == pytest.approx(right)
+    assert told.endswith(f"accuracy {right:.3f} on 6 held-out rows; majority class {4 / 6:.3f}")
+
+
+def test_many_labels_are_those_of_python(browser, model, site):
+    """More than the graph takes at once."""
+    words = ("red", "blue", "green", "black", "white", "pink", "gold", "grey", "brown")
+    rows = [(word, f"a {word} wall") for word in words]
+    opened(browser, rows)
+    tune(browser, 1)
+    shares = compute(browser, "state.model.classify('a red wall', state.words)")
+    prompt = Prompt({PROMPT: prompt_of(browser)}, label_words=tuple(sorted(words)))
+    assert np.allclose(shares, probabilities(label_scores(model, prompt, ["a red wall"], "numpy"))[0], atol=1e-4)
+
+
+# ---- the prompt from inside ----
+
+
+def test_the_graph_of_the_inside_is_that_of_numpy(site, model):
+    import onnxruntime
+
+    rng = np.random.default_rng(0)
+    prompt = rng.normal(size=(SHAPE.prompt_length, model.config.d_model)).astype(np.float32)
+    ids = np.array([model.tokenizer.encode("Two goals in the last minute.")])
+    padded = np.pad(ids, [(0, 0), (0, SHAPE.input_tokens - ids.shape[1])])
+    mask = (np.arange(SHAPE.input_tokens) < ids.shape[1])[None].astype(np.int64)
+    session = onnxruntime.InferenceSession(site / "look.onnx")
+    found = dict(
+        zip(
+            ("cosine", "attention", "embedding"),
+            session.run(
+                ["cosine", "attention", "embedding"], {"prompt": prompt, "input_ids": padded, "attention_mask": mask}
+            ),
+            strict=True,
+        )
+    )
+    table = model.params["shared"]["weight"].astype(np.float32)
+    assert np.allclose(found["cosine"], describe.unit(prompt) @ describe.unit(table).T, atol=1e-5)
+    params = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
+    seen, (P, L) = {}, (len(prompt), ids.shape[1])
+    t5.encode(
+        merge(params, {PROMPT: prompt.astype(np.float64)}), model.config, ids, np.ones_like(ids), t5.recorder(seen)
+    )
+    layers = [seen[f"encoder.block.{i}.layer.0.attention_weights"] for i in range(model.config.num_layers)]
+    wanted = np.mean(layers, axis=(0, 2))[:, P:, :P]
+    assert np.allclose(found["attention"][:, :L], wanted, atol=1e-5)
+    assert (found["embedding"][0, :L] == table[ids[0]]).all()
+
+
+def test_the_page_shows_the_nearest_words_the_attention_and_the_paths(browser, model, site):
+    tune(opened(browser), 20)
+    until(lambda: compute(browser, "state.path.length") == 4)  # first, 10, 20, last
+    table = model.params["shared"]["weight"][: len(model.tokenizer)]
+    read = "return [...document.querySelectorAll('#nearest tr')].map(tr => [...tr.cells].map(td => td.textContent))"
+
+    def wanted():
+        ids, cosines = nearest_pieces(prompt_of(browser), table, 3)
+        return [
+            ", ".join(f"{model.tokenizer.piece(i)} {c:.2f}" for i, c in zip(*row, strict=True))
+            for row in zip(ids.tolist(), cosines.tolist(), strict=True)
+        ]
+
+    cells = until(lambda: (now := browser.execute_script(read)) and [row[2] for row in now] == wanted() and now)
+    first = first_prompt(model, site, ("bad", "good"))
+    began = [model.tokenizer.piece(int(i)) for i in nearest_pieces(first, table, 1)[0][:, 0]]
+    assert [row[1] for row in cells] == began
+    moved = np.linalg.norm(prompt_of(browser) - first, axis=1) / np.linalg.norm(first, axis=1)
+    assert np.allclose([float(row[3][:-1]) for row in cells], 100 * moved, atol=0.06)
+    stayed = sum(row[1] == row[2].split()[0] for row in cells)
+    assert said(browser, "stayed").startswith(f"{stayed} of 5 vectors")
+    tokens = len(model.tokenizer.encode(browser.find_element("id", "text").get_attribute("value")))
+    assert len(browser.find_elements("css selector", "#attention rect")) == tokens * 5
+    lines = browser.find_elements("css selector", "#paths polyline")
+    assert [len(line.get_attribute("points").split()) for line in lines] == [4] * 5
+
+
+def test_the_plane_of_the_paths_is_that_of_numpy(browser):
+    points = np.random.default_rng(0).normal(size=(40, 8)) * [5, 3, 1, 1, 1, 1, 1, 1]
+    opened(browser, None)
+    code = "(() => { const { axes } = inside.directions(given[0]); return inside.directions(given[0], axes) })()"
+    found = compute(browser, code, points.tolist())
+    centred = points - points.mean(0)
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    assert found["share"] == pytest.approx((sizes[:2] ** 2).sum() / (sizes**2).sum(), rel=1e-6)
+    assert np.allclose(np.abs(found["mapped"]), np.abs(centred @ axes[:2].T), atol=1e-2)
+
+
+@pytest.mark.parametrize("losses", [[0.004, 0.001], [7.5, 0.2], [640.0, 1234.5], [0.26, 0.3], []])
+def test_no_line_and_no_number_of_the_curve_is_cut(browser, losses):
+    """Everything lies inside the drawing, and the axis ends near the highest loss."""
+    opened(browser, None)
+    code = "(() => { const node = document.getElementById('curve'), frame = node.getBoundingClientRect();"
+    code += "draw.chart(node, [{ kind: 'each', points: given[0].map((loss, i) => [i + 1, loss]) }], 2);"
+    code += "const boxes = [...node.children].filter(x => x.tagName !== 'line').map(x => x.getBoundingClientRect());"
+    code += "return [boxes.filter(b => b.width + b.height).map(b => [b.left - frame.left, b.top - frame.top,"
+    code += "frame.right - b.right, frame.bottom - b.bottom]), [...node.querySelectorAll('text[text-anchor=end]')]"
+    code += ".map(x => x.textContent)] })()"
+    boxes, texts = compute(browser, code, losses)
+    assert np.min(boxes) >= -0.5
+    marks = [float(text) for text in texts if "step" not in text]
+    assert marks == sorted({*marks})
+    assert marks[0] == 0
+    if losses:
+        assert max(losses) <= marks[-1] <= 1.5 * max(losses)
+
+
+def test_the_bytes_that_load_are_counted(browser, site):
+    opened(browser, None)
+    code = "(async () => { const said = []; const model = await tune.Model.open('wasm', (...told) => said.push(told));"
+    code += "await model.close(); return said.filter(told => told.length === 3) })()"
+    told = compute(browser, code)
+    total = sum((site / name).stat().st_size for name in ("model.safetensors", "vendor/ort-wasm-simd-threaded.wasm"))
+    assert told[-1][1:] == [total, total]
+    assert len(told) > 10
+    assert [count for _, count, _ in told] == sorted(count for _, count, _ in told)
+    assert not browser.find_element("id", "loading").is_displayed()
+
+
+def test_the_example_follows_the_task_until_a_text_is_typed(browser):
+    opened(browser, None)
+    text = browser.find_element("id", "text")
+    choose = (
+        "const it = document.getElementById('task'); it.value = arguments[0]; it.dispatchEvent(new Event('change'))"
+    )
+    for task in ("sentiment", "topic"):
+        browser.execute_script(choose, task)
+        first = tables.read_rows(DEMO / f"{task}.test.tsv")[0].input
+        until(lambda first=first: text.get_attribute("value") == first)
+        until(lambda task=task: f"tinyprompt convert {task}.npy" in said(browser, "commands"))
+    text.clear()
+    text.send_keys("my own")
+    browser.execute_script(choose, "sentiment")
+    until(lambda: "sentiment.npy" in said(browser, "commands"))
+    assert text.get_attribute("value") == "my own"
 
 
 def test_webgpu_is_offered_where_it_computes_with_the_weights(browser):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from tinyprompt import ops, t5
 from tinyprompt.config import Config
 from tinyprompt.data import Batch
 from tinyprompt.decode import ranked
@@ -24,10 +25,12 @@ from tinyprompt.files.io import Content
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
 from tinyprompt.tokenizer import PieceTokenizer
-from tinyprompt.tree import Tree, merge
+from tinyprompt.tree import Flat, Tree, merge
 
 WEB = Path(__file__).parent / "web"
-PAGE = ("index.html", "app.js", "tune.js", "tokenizer.js", "LICENSES.txt")
+STYLE = Path(__file__).parents[1] / "style.css"  # of all pages
+SCRIPT = ("app.js", "rows.js", "show.js", "inside.js", "draw.js", "tune.js", "tokenizer.js")
+PAGE = ("index.html", *SCRIPT, "LICENSES.txt")
 # WebAssembly, and WebGPU with it; each is a script and what it loads.
 SCRIPTS = {
     Package(
@@ -61,6 +64,27 @@ def rank(prompt, input_ids, attention_mask, labels, weights, params: Tree, confi
     return {"log_probability": found.astype(np.float32)}
 
 
+def look(prompt, input_ids, attention_mask, params: Tree, config: Config):
+    """Compute what the page shows of a prompt: (P, V), (B, L, P), (B, L, D). The parameters name the inputs.
+
+    cosine: of each vector and each row of the embedding table. attention: the weight of each vector at each token of
+    the text, the mean over the layers and heads of the encoder. embedding: the rows of the table that the text reads.
+    """
+    seen: Flat = {}
+    t5.encode(merge(params, {PROMPT: prompt}), config, input_ids, attention_mask, t5.recorder(seen))
+    weights = [x for name, x in seen.items() if name.endswith("attention_weights")]
+    table = params["shared"]["weight"]
+    cosine = ops.linear(prompt / length(prompt), table) / length(ops.widen(table))[:, 0]
+    text = slice(len(prompt), None)
+    attention = sum(weights[1:], weights[0]).mean(1)[:, text, : len(prompt)] / np.float32(len(weights))
+    return {"cosine": cosine, "attention": attention, "embedding": seen["encoder.embedding"][:, text]}
+
+
+def length(x):
+    """Return the Euclidean norm of each vector, and 1e-15 for a zero vector: (..., D) -> (..., 1)."""
+    return np.sqrt((x * x).sum(-1, keepdims=True) + np.float32(1e-30))
+
+
 def export_page(
     folder: str | Path | None, out: str | Path, shape: Shape = SHAPE, prompt: str | Path | None = None
 ) -> Exported:
@@ -72,12 +96,17 @@ def export_page(
     exported = Export(folder, Path(out), shape, prompt)
     model, tasks = exported.model, [f"{task}.{part}.tsv" for task in DEMO_TASKS for part in ("train", "test")]
     files: dict[str, Content] = {name: (WEB / name).read_bytes() for name in PAGE}
-    files |= {name: (DEMO / name).read_bytes() for name in tasks}
-    files |= tokenizer_files(model) | scripts()
-    files["page.json"] = json.dumps(described(model, shape, exported.sources.values())).encode()
+    files |= {STYLE.name: STYLE.read_bytes()} | {name: (DEMO / name).read_bytes() for name in tasks}
+    vendor = scripts()
+    large = {name: path.stat().st_size for path, name in exported.sources.items()}
+    large |= {name: len(content) for name, content in vendor.items() if name.endswith(".wasm")}
+    about = described(model, shape, exported.sources.values())
+    about |= {"bytes": large, "init": "prompt" if prompt else "labels"}
+    files |= tokenizer_files(model) | vendor | {"page.json": json.dumps(about).encode()}
     ids, labels = np.zeros((1, shape.input_tokens), np.int64), np.zeros((1, LABELS, shape.target_tokens), np.int64)
     one = exported.inputs | Batch(ids, ids, labels, labels.astype(np.float32))._asdict()
-    return exported.write({step: exported.inputs, rank: one}, files)
+    text = {name: one[name] for name in ("prompt", "input_ids", "attention_mask")}
+    return exported.write({step: exported.inputs, rank: one, look: text}, files)
 
 
 def described(model: Model, shape: Shape, weights: Iterable[str]) -> dict[str, Any]:
@@ -131,9 +160,9 @@ def character_table(pipeline: tokenizers.Tokenizer) -> list[tuple[int, int, str]
     return rows
 
 
-def scripts() -> dict[str, Content]:
+def scripts() -> dict[str, bytes]:
     """Return the files of the packages, in the folder `vendor`. Raises CheckpointError if they cannot be fetched."""
-    found: dict[str, Content] = {}
+    found: dict[str, bytes] = {}
     for package, names in SCRIPTS.items():
         found |= {f"vendor/{Path(name).name}": content for name, content in npm.read(package, names).items()}
     return found

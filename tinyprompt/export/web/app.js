@@ -1,41 +1,40 @@
-// The page around tune.js: rows from a text box, a curve while the prompt trains, bars while you type.
+// The page around tune.js: rows from a text box or a file, curves while the prompt trains, bars while you type.
 
-import { get, Model, readTsv, train, writeNpy } from "./tune.js";
+import { guessColumns, holdOut, majority, readRow, readTable, rowsOf, writeRow } from "./rows.js";
+import { at, bars, curves, inside, say } from "./show.js";
+import { get, Model, train, writeNpy } from "./tune.js";
 
-const WINDOW = 20; // steps over which the curve is averaged
-const LIVE = 5; // steps after which the answer is drawn anew while the prompt trains
+const LIVE = 10; // steps after which the answer and the inside are drawn again while the prompt trains
+const LOOKS = 3; // parts of a training, after each of which held-out rows are answered:
+const SOME = 20; // so many of them, and all at the end
+const PATH = 60; // prompts that a path has at most
 const OWN = "good: The soup was hot and the bread was fresh.\nbad: We waited an hour for cold soup.\n";
-const at = id => document.getElementById(id);
-const percent = share => (100 * share).toFixed(1) + "%";
-const state = { model: null, rows: [], words: [], test: [], losses: [], stop: false, training: false };
-
-function say(id, text, wrong = false) {
-  at(id).textContent = text;
-  at(id).className = wrong ? "wrong" : "quiet";
-}
+const state = {
+  model: null,
+  rows: [], // to train on
+  held: [], // to answer only
+  words: [],
+  test: [], // rows of the demo task that are answered only
+  table: null, // lines of a file
+  name: "mine",
+  example: "", // the text to try, unless another one was typed
+  losses: [],
+  scores: [],
+  majority: null,
+  path: [],
+  stop: false,
+  training: false,
+};
 
 // ---- 1. rows ----
 
-// "sport: Two goals." as a row. Throws for a line without a label.
-function parse(line, number) {
-  const [, target, input] = line.match(/^\s*([^:]*[^:\s])\s*:\s*(\S.*)$/) ?? [];
-  if (!target) throw Error(`Line ${number}: expected a label, a colon and a text, as in "good: The soup was hot."`);
-  return { input: input.trim(), target };
-}
-
 function rows() {
-  const lines = at("rows").value.split("\n");
-  const found = lines.flatMap((line, i) => (line.trim() ? parse(line, i + 1) : []));
+  const found = at("rows")
+    .value.split("\n")
+    .flatMap((line, i) => (line.trim() ? readRow(line, i + 1) : []));
   const words = [...new Set(found.map(row => row.target))].sort();
-  const most = state.model.about.labels;
-  if (words.length < 2 || words.length > most)
-    throw Error(`Expected 2 to ${most} different labels, found ${words.length}.`);
-  const ids = words.map(word => String(state.model.encodeWord(word)));
-  const twin = ids.findIndex((id, i) => ids.indexOf(id) < i);
-  if (twin > 0)
-    throw Error(
-      `The labels ${words[ids.indexOf(ids[twin])]} and ${words[twin]} are the same to the tokenizer; choose others.`,
-    );
+  if (words.length < 2) throw Error(`Expected at least 2 different labels, found ${words.length}.`);
+  state.model.check(words);
   return { found, words };
 }
 
@@ -44,14 +43,21 @@ function read() {
   at("train").disabled = true;
   try {
     const { found, words } = rows();
-    const long = found.filter(row => state.model.encode(row.input).length > state.model.about.input_tokens);
-    const cut = long.length
-      ? `; ${long.length} longer than ${state.model.about.input_tokens} tokens, the end is cut`
-      : "";
-    if (String(words) !== String(state.words)) forget();
-    Object.assign(state, { rows: found, words });
-    say("counted", `${found.length} rows; labels: ${words.join(", ")}${cut}`);
+    const most = state.model.about.input_tokens;
+    const long = found.filter(row => state.model.encode(row.input).length > most).length;
+    const cut = long ? `; ${long} longer than ${most} tokens, the end is cut (export --web --input-tokens)` : "";
+    const tested = state.test.length > 0 && state.test.every(row => words.includes(row.target));
+    const share = at("share").checkValidity() ? at("share").valueAsNumber / 100 : 0;
+    const { rows: kept, held } = tested ? { rows: found, held: state.test } : holdOut(found, share);
+    const apart = tested ? "" : `, of which ${held.length} are held out`;
+    const others = String(words) !== String(state.words);
+    Object.assign(state, { rows: kept, held, tested, words, majority: held.length ? majority(kept, held) : null });
+    at("share-label").hidden = tested;
+    say("counted", `${found.length} rows${apart}; labels: ${words.join(", ")}${cut}${state.empty ?? ""}`);
+    offer((held[0] ?? kept[0]).input);
     at("train").disabled = state.training;
+    if (others) return reset();
+    draw();
     commands();
     answer();
   } catch (error) {
@@ -59,91 +65,137 @@ function read() {
   }
 }
 
+// Put an example into the text to try, unless another text was typed there.
+function offer(example) {
+  if (at("text").value === state.example) at("text").value = example;
+  state.example = example;
+}
+
 // Show the rows of a demo task, or two to go on from.
 async function begin() {
   const task = at("task").value;
-  const parts = task ? ["train", "test"] : [];
   try {
     const [all, test] = await Promise.all(
-      parts.map(async part => readTsv(await (await get(`${task}.${part}.tsv`)).text())),
+      (task ? ["train", "test"] : []).map(async part => demo(await (await get(`${task}.${part}.tsv`)).text())),
     );
     if (task !== at("task").value) return; // another was chosen meanwhile
-    at("rows").value = all ? all.map(row => `${row.target}: ${row.input}`).join("\n") : OWN;
-    state.test = test ?? [];
-    forget();
+    at("rows").value = all ? all.map(writeRow).join("\n") : OWN;
+    Object.assign(state, { test: test ?? [], table: null, empty: "", name: task || "mine", words: [] });
+    at("columns").hidden = true;
+    at("file").value = "";
     read();
   } catch (error) {
     say("counted", error.message, true);
   }
 }
 
-// Go back to the first values of the prompt: what was trained is of other labels.
-function forget() {
-  state.losses = [];
-  state.model.prompt.data.set(state.model.first.data);
-  draw(at("steps").valueAsNumber || 1);
-  say("progress", "Not trained yet: the prompt has its first values.");
+// The rows of a .tsv file of the demo, with the columns input and target.
+function demo(text) {
+  const [header, ...lines] = text
+    .trim()
+    .split("\n")
+    .map(line => line.split("\t"));
+  return lines.map(fields => Object.fromEntries(header.map((name, i) => [name, fields[i]])));
+}
+
+// Take the rows of a file: guess its columns, and offer the others.
+async function take(file) {
+  if (!file || state.training) return;
+  try {
+    const table = readTable(await file.arrayBuffer());
+    const guess = guessColumns(table);
+    const stem = file.name.replace(/\.[^.]*$/, "").replace(/[^\p{L}\p{N}._-]+/gu, "-");
+    Object.assign(state, { table, test: [], name: stem.replace(/^[-.]+/, "") || "mine", words: [] });
+    at("task").value = "";
+    const names = table.lines[0].map((name, i) => `${i + 1}: ${name.trim().slice(0, 40)}`);
+    for (const [id, chosen] of [
+      ["text-column", guess.text],
+      ["label-column", guess.label],
+    ])
+      at(id).replaceChildren(...names.map((name, i) => new Option(name, i, i === chosen, i === chosen)));
+    at("header").checked = guess.header;
+    at("columns").hidden = false;
+    fill();
+  } catch (error) {
+    say("counted", `${file.name}: ${error.message}`, true);
+    at("train").disabled = true;
+  }
+}
+
+// Fill the text box with the chosen columns of the file.
+function fill() {
+  const [text, label] = ["text-column", "label-column"].map(id => Number(at(id).value));
+  const { rows, empty } = rowsOf(state.table, { text, label, header: at("header").checked });
+  at("rows").value = rows.map(writeRow).join("\n");
+  state.empty = empty ? `; ${empty} lines without a text or a label are left out` : "";
+  read();
+}
+
+// Set the prompt to its first values. They are kept until the next training.
+async function reset() {
+  Object.assign(state, { losses: [], scores: [], path: [] });
   at("save").disabled = true;
+  draw();
+  commands();
+  say("progress", "Not trained yet: the prompt has its first values.");
+  try {
+    if (await state.model.begin(at("init").value === "labels" ? state.words : [])) {
+      state.path = [state.model.prompt.data.slice()];
+      await answer();
+    }
+  } catch (error) {
+    say("status", error.message, true);
+  }
 }
 
 // ---- 2. train ----
 
-function svg(name, attributes, text = "") {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.textContent = text;
-  return node;
+function draw() {
+  curves(state, Math.max(at("steps").valueAsNumber || 1, state.losses.length));
+  say(
+    "scored",
+    state.majority === null ? "No row is held out." : `Accuracy on held-out rows: bold; the majority class: dashed`,
+  );
 }
 
-// Draw the loss of each step, and its mean over a window.
-function draw(steps) {
-  const { clientWidth: width, clientHeight: height } = at("curve");
-  const [left, right, top, bottom] = [28, 8, 12, 24];
-  const { losses } = state;
-  const highest = Math.max(1, ...losses);
-  const unit = [0.25, 0.5, 1, 2, 5, 10, 100].find(unit => highest / unit <= 5) ?? highest;
-  const most = Math.ceil(highest / unit) * unit;
-  const ticks = Array.from({ length: Math.round(most / unit) + 1 }, (_, i) => i * unit);
-  const x = step => left + ((width - left - right) * (step - 1)) / Math.max(1, steps - 1);
-  const y = loss => height - bottom - ((height - top - bottom) * loss) / most;
-  const line = (kind, values, first) =>
-    svg("polyline", { class: kind, points: values.map((loss, i) => [x(first + i), y(loss)]).join(" ") });
-  const means = losses.slice(WINDOW - 1).map((_, i) => losses.slice(i, i + WINDOW).reduce((a, b) => a + b) / WINDOW);
-  at("curve").replaceChildren(
-    ...ticks.map(loss => svg("line", { class: "grid", x1: left, x2: width - right, y1: y(loss), y2: y(loss) })),
-    ...ticks.map(loss => svg("text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" }, loss)),
-    svg("text", { x: left, y: height - 4 }, "step 1"),
-    svg("text", { x: width - right, y: height - 4, "text-anchor": "end" }, `step ${steps}`),
-    line("each", losses, 1),
-    line("mean", means, WINDOW),
-  );
-  const told = losses.length
-    ? `${losses[0].toFixed(2)} at the first, ${losses.at(-1).toFixed(2)} at step ${losses.length}`
-    : "nothing yet";
-  at("curve").setAttribute("aria-label", `The loss of each step: ${told}`);
+// Keep the prompt as the next point of its path, and not too many of them.
+function walk() {
+  state.path.push(state.model.prompt.data.slice());
+  if (state.path.length > PATH) state.path = state.path.filter((_, i) => i % 2 === 0 || i === state.path.length - 1);
 }
 
 async function run() {
   const steps = at("steps").valueAsNumber;
   const learningRate = at("rate").valueAsNumber;
-  const { words } = state;
-  if (![at("steps"), at("rate")].every(field => field.reportValidity())) return;
-  Object.assign(state, { losses: [], stop: false, training: true });
+  if (![at("steps"), at("rate"), at("share")].every(field => field.reportValidity())) return;
+  Object.assign(state, { stop: false, training: true });
   busy(true);
   let told;
   let wrong = false;
   try {
+    await reset();
     const started = performance.now();
     for await (const { step, loss } of train(state.model, state.rows, { steps, learningRate })) {
       state.losses.push(loss);
       state.speed = (1000 * step) / (performance.now() - started);
-      say("progress", `step ${step} of ${steps}, loss ${loss.toFixed(3)}, ${state.speed.toFixed(2)} steps a second`);
-      draw(steps);
-      if (step % LIVE === 0) answer();
+      const last = state.scores.at(-1);
+      const scored = last ? `; accuracy ${last[1].toFixed(3)} at step ${last[0]}, ${beside()}` : "";
+      say(
+        "progress",
+        `step ${step} of ${steps}, loss ${loss.toFixed(3)}, ${state.speed.toFixed(2)} steps a second${scored}`,
+      );
+      if (step % LIVE === 0) {
+        walk();
+        answer();
+      }
+      if (state.held.length && step < steps && step % Math.ceil(steps / LOOKS) === 0)
+        state.scores.push([step, (await score(state.held.slice(0, SOME))).accuracy]);
+      draw();
       if (state.stop) break;
     }
+    walk();
     told = `${state.losses.length} steps, ${state.speed.toFixed(2)} a second; loss ${state.losses.at(-1).toFixed(3)}; `;
-    told += await score(words, told);
+    told += await final(told);
   } catch (error) {
     [told, wrong] = [error.message, true];
   }
@@ -153,109 +205,122 @@ async function run() {
   answer();
 }
 
-// How many rows are answered right: of the demo's test rows, or, of your own, of those it was trained on.
-async function score(words, done) {
-  const unseen = state.test.length && state.test.every(row => words.includes(row.target));
-  const of = unseen ? state.test : state.rows;
-  const kind = unseen ? "test rows, which it never saw" : "rows that it was trained on";
+const beside = () => `majority class ${state.majority.toFixed(3)}`;
+
+// How many rows are answered right. said: is given how many were asked so far.
+async function score(of, said = () => {}) {
   let right = 0;
   let asked = 0;
-  state.stop = false;
   for (const { input, target } of of) {
-    const shares = await state.model.classify(input, words);
-    right += words[shares.indexOf(Math.max(...shares))] === target;
-    say("progress", `${done}asked ${++asked} of ${of.length} ${kind}`);
-    if (state.stop) break;
+    if (asked && state.stop) break;
+    const shares = await state.model.classify(input, state.words);
+    right += state.words[shares.indexOf(Math.max(...shares))] === target;
+    said(++asked);
   }
-  state.accuracy = right / asked;
-  return `accuracy ${state.accuracy.toFixed(3)} on ${asked} ${kind}`;
+  return { accuracy: right / asked, asked };
+}
+
+// The accuracy at the end: on the held-out rows, or on those that it was trained on.
+async function final(done) {
+  const of = state.held.length ? state.held : state.rows;
+  const kind = state.tested
+    ? "test rows, which it never saw"
+    : state.held.length
+      ? "held-out rows"
+      : "rows that it was trained on";
+  state.stop = false;
+  const { accuracy, asked } = await score(of, asked =>
+    say("progress", `${done}asked ${asked} of ${of.length} ${kind}`),
+  );
+  state.accuracy = accuracy;
+  if (state.held.length) state.scores.push([state.losses.length, accuracy]);
+  draw();
+  return `accuracy ${accuracy.toFixed(3)} on ${asked} ${kind}${state.held.length ? `; ${beside()}` : ""}`;
 }
 
 // What cannot be changed while the prompt trains; and no screen reader reads every step aloud.
 function busy(training) {
-  for (const id of ["train", "task", "rows", "steps", "rate", "device"]) at(id).disabled = training;
+  for (const field of document.querySelectorAll(
+    "#source :is(select, input, textarea), #steps, #rate, #share, #init, #device",
+  ))
+    field.disabled = training;
+  at("train").disabled = at("reset").disabled = training;
   at("stop").disabled = !training;
   at("save").disabled = training || !state.losses.length;
   for (const id of ["progress", "answer"]) at(id).ariaLive = training ? "off" : "polite";
 }
 
-// ---- 3. try ----
+// ---- 3. try, and 4. look inside ----
 
 let asked = 0;
 async function answer() {
   const text = at("text").value.trim();
-  const { words } = state;
+  const { model, words } = state;
   const turn = ++asked;
-  if (!text || !words.length) return at("answer").replaceChildren();
-  let shares;
+  if (!words.length) return at("answer").replaceChildren();
+  if (!text) at("answer").replaceChildren();
   try {
-    shares = await state.model.classify(text, words);
+    const shares = text && (await model.classify(text, words));
+    if (turn !== asked) return; // a later text is on its way
+    if (text) bars(words, shares);
+    const seen = await model.look(text || state.example);
+    if (turn !== asked || !state.path.length) return;
+    state.axes = inside(model, seen, state.path, at("init").value === "labels" ? words : [], state.axes);
   } catch (error) {
-    return say("status", error.message, true);
+    say("status", error.message, true);
   }
-  if (turn !== asked) return; // a later text is on its way
-  const best = Math.max(...shares);
-  at("answer").replaceChildren(
-    ...words.map((word, i) => {
-      const line = document.createElement("li");
-      const track = document.createElement("i");
-      const bar = document.createElement("b");
-      line.className = shares[i] === best ? "best" : "";
-      bar.style.width = percent(shares[i]);
-      track.setAttribute("aria-hidden", "true");
-      track.append(bar);
-      line.append(
-        ...[word, percent(shares[i])].map(said => Object.assign(document.createElement("span"), { textContent: said })),
-        track,
-      );
-      return line;
-    }),
-  );
 }
 
-// ---- 4. keep ----
-
-const name = () => at("task").value || "mine";
+// ---- 5. keep ----
 
 function commands() {
   const quoted = word => (/^[\w./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
   const words = state.words.map(quoted).join(" ");
-  const file = `${name()}.safetensors`;
+  const [npy, file, peft] = [".npy", ".safetensors", "-for-peft"].map(end => quoted(state.name + end));
   const model = `--model ${quoted(state.model.about.model_name)}`;
   at("commands").textContent =
-    `tinyprompt convert ${name()}.npy ${file} ${model} \\\n  --label-words ${words}\n` +
-    `tinyprompt predict ${file} ${model} \\\n  "Two goals in the last minute."\n` +
-    `tinyprompt convert ${file} ${name()}-for-peft`;
+    `tinyprompt convert ${npy} ${file} ${model} \\\n  --label-words ${words}\n` +
+    `tinyprompt predict ${file} ${model} \\\n  ${quoted(state.example)}\n` +
+    `tinyprompt convert ${file} ${peft}`;
 }
 
 function save() {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(writeNpy(state.model.prompt));
-  link.download = `${name()}.npy`;
+  link.download = `${state.name}.npy`;
   link.click();
   URL.revokeObjectURL(link.href);
 }
 
 // ---- the page ----
 
+// Show the present task, or the bytes that have arrived.
+function loading(said, bytes, total) {
+  if (!bytes) return say("status", said);
+  const mb = count => (count / 1e6).toFixed(1);
+  Object.assign(at("loaded"), { max: total, value: bytes });
+  at("bytes").textContent = `${mb(bytes)} of ${mb(total)} MB`;
+}
+
 async function load() {
   const started = performance.now();
   busy(true);
   at("stop").disabled = true;
+  at("loading").hidden = false;
   try {
     await state.model?.close();
-    state.model = await Model.open(at("device").value, text => say("status", text));
-    const { about, first } = state.model;
-    const [vectors, width] = first.shape;
+    state.model = await Model.open(at("device").value, loading);
+    const { about, given } = state.model;
+    const [vectors, width] = given.shape;
     const behind = `${vectors} vectors of ${width} numbers`;
     say("about", `The frozen T5 ${about.model} reads a text behind ${behind}. Only these learn.`);
     state.loaded = (performance.now() - started) / 1000;
     busy(false);
     if (at("task").length) {
-      forget(); // the same rows on another device
+      state.words = []; // the same rows on another device
       read();
     } else {
-      [at("steps").value, at("rate").value] = [about.steps, about.learning_rate];
+      [at("steps").value, at("rate").value, at("init").value] = [about.steps, about.learning_rate, about.init];
       at("task").append(
         ...about.tasks.map(task => new Option(`the demo task ${task}`, task)),
         new Option("your own rows", ""),
@@ -263,6 +328,7 @@ async function load() {
       at("device-label").hidden = !(await Model.runsOnGpu(about));
       await begin();
     }
+    at("loading").hidden = true;
     say("status", `ready in ${state.loaded.toFixed(1)} s`);
   } catch (error) {
     at("device").disabled = false;
@@ -272,14 +338,28 @@ async function load() {
 
 at("task").addEventListener("change", begin);
 at("rows").addEventListener("input", read);
+at("share").addEventListener("input", read);
+at("file").addEventListener("change", () => take(at("file").files[0]));
+for (const id of ["text-column", "label-column", "header"]) at(id).addEventListener("change", fill);
+for (const kind of ["dragover", "dragleave", "drop"])
+  at("source").addEventListener(kind, event => {
+    event.preventDefault();
+    at("source").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") take(event.dataTransfer.files[0]);
+  });
+at("init").addEventListener("change", reset);
 at("train").addEventListener("click", run);
+at("reset").addEventListener("click", reset);
 at("stop").addEventListener("click", () => {
   state.stop = true;
 });
 at("text").addEventListener("input", answer);
 at("save").addEventListener("click", save);
 at("device").addEventListener("change", load);
-addEventListener("resize", () => draw(Math.max(at("steps").valueAsNumber || 1, state.losses.length)));
+addEventListener("resize", () => {
+  draw();
+  answer();
+});
 load();
 
 export { state }; // for a look from the console: (await import("./app.js")).state

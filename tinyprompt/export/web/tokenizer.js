@@ -8,6 +8,8 @@ export class Tokenizer {
     Object.assign(this, { unk, longest, prefix, table });
     this.special = new Map(Object.entries(special));
     this.vocabulary = new Map(Object.entries(vocabulary));
+    this.texts = new Map([...this.vocabulary, ...this.special].map(([text, id]) => [id, text]));
+    this.size = 1 + Math.max(...this.texts.keys());
     const names = [...this.special.keys()].sort((a, b) => b.length - a.length);
     this.split = RegExp(`(${names.map(name => name.replace(/\W/g, "\\$&")).join("|") || "$^"})`);
   }
@@ -15,6 +17,11 @@ export class Tokenizer {
   encode(text) {
     const parts = text.split(this.split).map((part, i) => (i % 2 ? [this.special.get(part)] : this.pieces(part)));
     return [...parts.flat(), EOS];
+  }
+
+  // The text of an id.
+  piece(id) {
+    return this.texts.get(id) ?? `<${id}>`;
   }
 
   pieces(text) {

@@ -1,14 +1,18 @@
-// Prompt tuning in JavaScript, around two graphs that tinyprompt exported. Knows no page.
+// Prompt tuning in JavaScript, around three graphs that tinyprompt exported. Knows no page.
 //
 // step.onnx: (prompt, rows) -> loss, and its gradient with respect to the prompt.
 // rank.onnx: (prompt, one text, label words) -> the log probability of each word.
+// look.onnx: (prompt, one text) -> cosines to the vocabulary, attention to the prompt, embeddings of the text.
 // The weights of T5 lie in the graphs and never change. Only the prompt does, P vectors of width D, by Adam.
 //
 // Rows are { input, target }, both texts.
 
+import { nearest } from "./inside.js";
 import { Tokenizer } from "./tokenizer.js";
 
 const EOS = 1; // ends every text; 0 is padding
+const GRAPHS = ["step", "rank", "look"];
+const RUNTIME = { wasm: "ort-wasm-simd-threaded.wasm", webgpu: "ort-wasm-simd-threaded.asyncify.wasm" };
 
 // ---- arrays and files ----
 
@@ -35,20 +39,19 @@ export function writeNpy({ data, shape }) {
   return new Blob([start, data], { type: "application/octet-stream" });
 }
 
-// The rows of a .tsv file with the columns input and target.
-export function readTsv(text) {
-  const [header, ...lines] = text
-    .trim()
-    .split("\n")
-    .map(line => line.split("\t"));
-  return lines.map(fields => Object.fromEntries(header.map((name, i) => [name, fields[i]])));
-}
-
 // What lies beside the page.
 export async function get(path) {
   const reply = await fetch(path, { cache: "no-cache" }).catch(() => null);
   if (!reply?.ok) throw Error(`${path} cannot be loaded; serve the folder, for example by: python -m http.server`);
   return reply;
+}
+
+// The bytes of a file. arrived: is given the number of each part's bytes.
+async function bytes(path, arrived = () => {}) {
+  const reader = (await get(path)).body.getReader();
+  const parts = [];
+  for (let part; !(part = await reader.read()).done; parts.push(part.value)) arrived(part.value.length);
+  return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
 // ---- Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1) ----
@@ -77,7 +80,8 @@ export class Adam {
 // ---- the model ----
 
 export class Model {
-  // Load everything beside this page. device: "wasm" or "webgpu". said: is told what is going on.
+  // Load everything beside this page. device: "wasm" or "webgpu". said: is given the present task, and the bytes of the
+  // weights and the runtime that have arrived, and their total.
   static async open(device = "wasm", said = () => {}) {
     const self = new Model();
     const ort = (self.ort = await import(`./vendor/ort.${device}.bundle.min.mjs`));
@@ -89,23 +93,30 @@ export class Model {
     for (const { text, ids } of about.probes)
       if (String(self.encode(text)) !== String(ids))
         throw Error(`The tokenizer splits ${JSON.stringify(text)} otherwise than tinyprompt does.`);
-    self.first = readNpy(await (await get("prompt.npy")).arrayBuffer());
-    self.prompt = { ...self.first, data: self.first.data.slice() };
-    said("loading the weights");
-    const externalData = await Promise.all(
-      about.weights.map(async path => ({ path, data: new Uint8Array(await (await get(path)).arrayBuffer()) })),
-    );
-    for (const name of ["step", "rank"]) {
+    self.given = readNpy(await (await get("prompt.npy")).arrayBuffer());
+    self.first = { ...self.given, data: self.given.data.slice() };
+    self.prompt = { ...self.given, data: self.given.data.slice() };
+    const runtime = `vendor/${RUNTIME[device]}`;
+    const large = [runtime, ...about.weights];
+    const total = large.reduce((sum, path) => sum + about.bytes[path], 0);
+    let sum = 0;
+    const arrived = count => said("loading", (sum += count), total);
+    const [wasm, ...weights] = await Promise.all(large.map(path => bytes(path, arrived)));
+    ort.env.wasm.wasmBinary = wasm.buffer;
+    const externalData = about.weights.map((path, i) => ({ path, data: weights[i] }));
+    self.graphs = {};
+    for (const name of GRAPHS) {
       said(`preparing ${name}.onnx`);
-      const graph = new Uint8Array(await (await get(`${name}.onnx`)).arrayBuffer());
-      self[name] = await ort.InferenceSession.create(graph, { executionProviders: [device], externalData });
+      const graph = await bytes(`${name}.onnx`);
+      self.graphs[name] = await ort.InferenceSession.create(graph, { executionProviders: [device], externalData });
     }
     self.queue = Promise.resolve();
+    self.chance = await self.byChance();
     return self;
   }
 
   async close() {
-    await Promise.all([this.step.release(), this.rank.release()]);
+    await Promise.all(Object.values(this.graphs).map(graph => graph.release()));
   }
 
   // Whether WebGPU is there, and computes with weights of this type.
@@ -121,13 +132,23 @@ export class Model {
     return this.tokenizer.encode(text);
   }
 
-  // The ids of a label word. Throws for one that has more than the graphs take.
-  encodeWord(word) {
-    const ids = this.encode(word);
+  // Throw for label words that the graphs cannot hold, that have no token, or that have the same tokens.
+  check(words) {
+    const ids = words.map(word => this.encode(word));
     const most = this.about.target_tokens;
-    if (ids.length > most)
-      throw Error(`The label ${word} has ${ids.length - 1} pieces; at most ${most - 1} fit. Choose a shorter one.`);
-    return ids;
+    const longest = ids.reduce((at, one, i) => (one.length > ids[at].length ? i : at), 0);
+    const size = ids[longest].length;
+    if (size > most)
+      throw Error(
+        `The label ${words[longest]} has ${size} tokens with the end of the text; the graphs hold ${most}. ` +
+          `Choose a shorter label, or write the page again with: tinyprompt export --web DIR --target-tokens ${size}`,
+      );
+    const empty = ids.findIndex(one => one.length < 2);
+    if (empty >= 0) throw Error(`The label ${words[empty]} has no token. Choose another label.`);
+    const names = ids.map(String);
+    const twin = names.findIndex((name, i) => names.indexOf(name) < i);
+    const [first, second] = [words[names.indexOf(names[twin])], words[twin]];
+    if (twin > 0) throw Error(`The labels ${first} and ${second} are the same to the tokenizer; choose others.`);
   }
 
   // Texts as input_ids and attention_mask, (texts, L). A longer text loses its end, but keeps eos.
@@ -153,7 +174,7 @@ export class Model {
     const ids = new BigInt64Array(size);
     const weights = new Float32Array(size);
     words.forEach((word, row) =>
-      this.encodeWord(word).forEach((id, i) => {
+      this.encode(word).forEach((id, i) => {
         ids[row * T + i] = BigInt(id);
         weights[row * T + i] = 1;
       }),
@@ -165,10 +186,10 @@ export class Model {
     return new this.ort.Tensor(data instanceof Float32Array ? "float32" : "int64", data, shape);
   }
 
-  // Run a graph with the prompt. One run at a time: the next waits for its turn.
-  run(name, inputs) {
-    const prompt = () => this.tensor(this.prompt.data.slice(), this.prompt.shape); // a copy: the worker keeps it
-    const out = this.queue.then(() => this[name].run({ prompt: prompt(), ...inputs }));
+  // Run a graph with a prompt. One run at a time: the next waits for its turn.
+  run(name, inputs, { data, shape } = this.prompt) {
+    const prompt = () => this.tensor(data.slice(), shape); // a copy: the worker keeps it
+    const out = this.queue.then(() => this.graphs[name].run({ prompt: prompt(), ...inputs }));
     this.queue = out.catch(() => {});
     return out;
   }
@@ -183,15 +204,72 @@ export class Model {
     return { loss: loss.data[0], gradient: gradient.data };
   }
 
-  // The probability of each label word for a text: rank classification.
+  // The probability of each label word for a text: rank classification. The graph takes a few words at once.
   async classify(text, words) {
-    const labels = this.labels(words, [1, this.about.labels]);
-    const { log_probability } = await this.run("rank", { ...this.inputs([text]), ...labels });
-    const scores = [...log_probability.data.subarray(0, words.length)];
+    const most = this.about.labels;
+    const scores = [];
+    for (let i = 0; i < words.length; i += most) {
+      const some = words.slice(i, i + most);
+      const { log_probability } = await this.run("rank", { ...this.inputs([text]), ...this.labels(some, [1, most]) });
+      scores.push(...log_probability.data.subarray(0, some.length));
+    }
     const top = Math.max(...scores);
     const shares = scores.map(score => Math.exp(score - top));
     const sum = shares.reduce((a, b) => a + b);
     return shares.map(share => share / sum);
+  }
+
+  // A prompt from inside: its cosines to the vocabulary (P, V), and the attention of each token of a text (tokens, P).
+  async look(text, prompt = this.prompt) {
+    const { cosine, attention } = await this.run("look", this.inputs([text]), prompt);
+    const ids = this.encode(text).slice(0, this.about.input_tokens);
+    const P = prompt.shape[0];
+    return {
+      cosine: cosine.data,
+      pieces: ids.map(id => this.tokenizer.piece(id)),
+      attention: ids.map((_, i) => [...attention.data.subarray(i * P, (i + 1) * P)]),
+    };
+  }
+
+  // The k nearest pieces of each vector, best first: [{ piece, cosine }, ...] each. cosine: (P, V).
+  nearest(cosine, k) {
+    const found = nearest(cosine, cosine.length / this.given.shape[0], this.tokenizer.size, k);
+    return found.map(row => row.map(({ id, cosine }) => ({ piece: this.tokenizer.piece(id), cosine })));
+  }
+
+  // The mean cosine of random vectors to their nearest pieces.
+  async byChance() {
+    const { data, shape } = this.given;
+    const next = random(1);
+    const normal = () => Math.sqrt(-2 * Math.log(1 - next())) * Math.cos(2 * Math.PI * next());
+    const { cosine } = await this.look("", { data: data.map(normal), shape });
+    return this.nearest(cosine, 1).reduce((sum, [best]) => sum + best.cosine, 0) / shape[0];
+  }
+
+  // The mean embedding of a word's pieces, (D,).
+  async embed(word) {
+    const D = this.first.shape[1];
+    const { embedding } = await this.run("look", this.inputs([word]));
+    const pieces = Math.min(this.encode(word).length, this.about.input_tokens) - 1;
+    return Float32Array.from({ length: D }, (_, d) => {
+      let sum = 0;
+      for (let i = 0; i < pieces; i++) sum += embedding.data[i * D + d];
+      return sum / pieces;
+    });
+  }
+
+  // Set the prompt to its first values: the embeddings of words, then the vectors of prompt.npy. Of two calls at once,
+  // the later decides. Returns whether this call did.
+  async begin(words = []) {
+    const turn = (this.turn = (this.turn ?? 0) + 1);
+    const vectors = [];
+    for (const word of words.slice(0, this.first.shape[0])) vectors.push(await this.embed(word));
+    if (turn !== this.turn) return false;
+    this.first.data.set(this.given.data);
+    vectors.forEach((vector, i) => this.first.data.set(vector, i * vector.length));
+    this.prompt.data.set(this.first.data);
+    this.firstPieces = this.nearest((await this.look("")).cosine, 1).map(([best]) => best.piece);
+    return turn === this.turn;
   }
 }
 
