@@ -31,10 +31,11 @@ def folder(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(folder, model, tmp_path_factory):
-    """The address of a server with a prompt whose label words are long, and look like HTML."""
+    """The address of a server with a prompt whose label words are long, and look like HTML, and a broken prompt."""
     made = tmp_path_factory.mktemp("site")
     at = shutil.copytree(folder, made / "p")
     save_prompt(a_prompt(model, ("<b onclick=x>", "w" * 90, "good")), at / "<img src=x>.safetensors")
+    (at / "<i>.npy").write_bytes(b"no prompt")
     small = files.write(made / "t5", files.SMALL, files.weights())
     with started(small, at, {"batch-wait": 0, "reload-every": 0.1}) as (_, port):
         yield f"http://127.0.0.1:{port}"
@@ -97,6 +98,15 @@ def test_enter_with_control_answers_and_free_text_is_a_quote(browser, site):
     assert not browser.find_elements("css selector", "li")
 
 
+def test_the_text_box_says_what_the_task_answers(browser, site):
+    from selenium.webdriver.support.ui import Select
+
+    text = shown(browser, site).find_element("id", "text")
+    for task, wanted in (("topic", "food, sport"), ("free", "A text to answer"), ("sentiment", "good")):
+        Select(browser.find_element("id", "task")).select_by_visible_text(task)
+        until(lambda wanted=wanted: wanted in text.get_attribute("placeholder"))
+
+
 def test_names_are_text_and_a_phone_need_not_scroll_sideways(browser, site):
     from selenium.webdriver.common.keys import Keys
 
@@ -122,6 +132,19 @@ def test_an_error_is_said_aloud_and_in_red(browser, site):
     until(lambda: "has 10,001 characters; at most 10,000" in status.text)
     assert status.get_attribute("class") == "wrong"
     assert browser.find_element("css selector", "button").is_enabled()
+
+
+def test_a_reply_that_is_no_answer_is_shown_as_text(browser, site):
+    """A proxy may answer for the server; a file of the folder may be no prompt."""
+    from selenium.webdriver.common.keys import Keys
+
+    text = shown(browser, site).find_element("id", "text")
+    browser.execute_script("window.fetch = async () => new Response('<b>Bad gateway</b>', { status: 502 })")
+    text.send_keys("soup", Keys.CONTROL, Keys.ENTER)
+    status = browser.find_element("css selector", "[role=status]")
+    until(lambda: status.text == "The server answered 502 without JSON: <b>Bad gateway</b>")
+    assert status.get_attribute("class") == "wrong"
+    assert "<i>.npy" in browser.find_element("id", "problems").text
 
 
 CONTRAST = """

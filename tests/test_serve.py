@@ -499,7 +499,7 @@ def test_health_tells_that_the_weights_have_changed(tmp_path, folder, monkeypatc
 def test_the_api_page_and_its_schema_are_what_the_server_does(client):
     schema = client.get("/openapi.json").json()
     served = {route.path: route.methods - {"HEAD"} for route in client.app.routes}
-    for path in ("/", "/docs", "/openapi.json"):
+    for path in ("/", "/docs", "/style.css", "/openapi.json"):
         assert client.get(path).status_code == 200
         assert served.pop(path) == {"GET"}
     assert served == {path: {method.upper() for method in about} for path, about in schema["paths"].items()}
@@ -519,10 +519,12 @@ def test_the_api_page_and_its_schema_are_what_the_server_does(client):
 
 
 def test_the_pages_load_nothing_from_elsewhere(client):
-    for path in ("/", "/docs"):
+    for path in ("/", "/docs", "/style.css"):
         page = client.get(path)
         assert "default-src 'none'" in page.headers["content-security-policy"]
-        assert not re.search(r"(?:src|href)=\"(?!data:|docs|\.|openapi|metrics)|https?://|@import|url\(", page.text)
+        assert not re.search(
+            r"(?:src|href)=\"(?!data:|docs|\.|openapi|metrics|style)|https?://|@import|url\(", page.text
+        )
 
 
 # ---- prompts that change ----

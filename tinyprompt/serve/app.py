@@ -50,7 +50,7 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = SHOWN
 # Pages load nothing from elsewhere, and what is in them cannot either.
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
@@ -95,6 +95,7 @@ class Service:
         routes = [
             Route("/", static("page.html", "text/html")),
             Route("/docs", static("docs.html", "text/html")),
+            Route("/style.css", static("../style.css", "text/css")),
             Route("/predict", self.predict, methods=["POST"]),
             Route("/tasks", self.list_tasks),
             Route("/health", self.health),
