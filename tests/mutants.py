@@ -46,6 +46,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "the page shows the attention to the end of the text in place of the prompt",
+        "export/page",
+        "[:, text, : len(prompt)]",
+        "[:, text, -len(prompt) :]",
+        "test_web.py::test_the_graph_of_the_inside_is_that_of_numpy",
+    ),
+    Mutant(
+        "the page shows products in place of cosines",
+        "export/page",
+        "ops.linear(prompt / length(prompt), table)",
+        "ops.linear(prompt, table)",
+        "test_web.py::test_the_graph_of_the_inside_is_that_of_numpy",
+    ),
+    Mutant(
         "the weights of another model stay in a session of 8 bits",
         "device/sessions",
         "key = tuple(map(id, sources))",

@@ -25,6 +25,7 @@ from tinyprompt.describe import nearest_pieces
 from tinyprompt.errors import CheckpointError
 from tinyprompt.export import npm
 from tinyprompt.export import page as web
+from tinyprompt.export.graphs import onnx_file
 from tinyprompt.files import models, prompts, tables
 from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Prompt
@@ -461,35 +462,27 @@ def test_many_labels_are_those_of_python(browser, model, site):
 # ---- the prompt from inside ----
 
 
-def test_the_graph_of_the_inside_is_that_of_numpy(site, model):
+def test_the_graph_of_the_inside_is_that_of_numpy(model):
     import onnxruntime
 
     rng = np.random.default_rng(0)
     prompt = rng.normal(size=(SHAPE.prompt_length, model.config.d_model)).astype(np.float32)
     ids = np.array([model.tokenizer.encode("Two goals in the last minute.")])
-    padded = np.pad(ids, [(0, 0), (0, SHAPE.input_tokens - ids.shape[1])])
-    mask = (np.arange(SHAPE.input_tokens) < ids.shape[1])[None].astype(np.int64)
-    session = onnxruntime.InferenceSession(site / "look.onnx")
-    found = dict(
-        zip(
-            ("cosine", "attention", "embedding"),
-            session.run(
-                ["cosine", "attention", "embedding"], {"prompt": prompt, "input_ids": padded, "attention_mask": mask}
-            ),
-            strict=True,
-        )
-    )
+    P, L = len(prompt), ids.shape[1]
+    padded = np.pad(ids, [(0, 0), (0, SHAPE.input_tokens - L)])
+    mask = (np.arange(SHAPE.input_tokens) < L)[None].astype(np.int64)
+    inputs = {"prompt": prompt, "input_ids": padded, "attention_mask": mask}
+    session = onnxruntime.InferenceSession(onnx_file(web.look, inputs, model, {}))
+    outputs = ["cosine", "attention", "embedding"]
+    found = dict(zip(outputs, session.run(outputs, inputs), strict=True))
     table = model.params["shared"]["weight"].astype(np.float32)
     assert np.allclose(found["cosine"], describe.unit(prompt) @ describe.unit(table).T, atol=1e-5)
-    params = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
-    seen, (P, L) = {}, (len(prompt), ids.shape[1])
-    t5.encode(
-        merge(params, {PROMPT: prompt.astype(np.float64)}), model.config, ids, np.ones_like(ids), t5.recorder(seen)
-    )
-    layers = [seen[f"encoder.block.{i}.layer.0.attention_weights"] for i in range(model.config.num_layers)]
-    wanted = np.mean(layers, axis=(0, 2))[:, P:, :P]
-    assert np.allclose(found["attention"][:, :L], wanted, atol=1e-5)
     assert (found["embedding"][0, :L] == table[ids[0]]).all()
+    params, seen = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()}), {}
+    prompted = merge(params, {PROMPT: prompt.astype(np.float64)})
+    t5.encode(prompted, model.config, ids, np.ones_like(ids), t5.recorder(seen))
+    layers = [seen[f"encoder.block.{i}.layer.0.attention_weights"] for i in range(model.config.num_layers)]
+    assert np.allclose(found["attention"][:, :L], np.mean(layers, axis=(0, 2))[:, P:, :P], atol=1e-5)
 
 
 def test_the_page_shows_the_nearest_words_the_attention_and_the_paths(browser, model, site):

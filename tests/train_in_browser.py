@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from browsing import chromium, look, served, until
+from selenium.webdriver.support.ui import Select
 
 from tinyprompt.cli.main import main
 from tinyprompt.tasks.registry import DEMO
@@ -27,7 +28,7 @@ def said(browser, name):
     return browser.find_element("id", name).text
 
 
-def train(browser, url, steps):
+def train(browser, url, steps, init):
     """Train as a visitor does, and return what the page says at the end."""
     browser.get(url)
     until(lambda: said(browser, "status").startswith("ready"), 120)
@@ -35,6 +36,7 @@ def train(browser, url, steps):
     field = browser.find_element("id", "steps")
     field.clear()
     field.send_keys(str(steps))
+    Select(browser.find_element("id", "init")).select_by_value(init)
     browser.find_element("id", "train").click()
     until(lambda: browser.find_element("id", "train").is_enabled(), 10_000)
     return said(browser, "progress")
@@ -55,7 +57,8 @@ def run(args, work):
         return 2
     with chromium(downloads=work) as browser, served(site) as url:
         look(browser)
-        told = train(browser, url, args.steps)
+        told = train(browser, url, args.steps, args.init)
+        stayed = said(browser, "stayed").split(". ")[0]
         losses = browser.execute_async_script(
             "const done = arguments[0]; import('./app.js').then(({ state }) => done(state.losses))"
         )
@@ -65,7 +68,7 @@ def run(args, work):
         if args.pictures:
             take_pictures(browser, args.pictures)
     print(f"loss at steps 1, 2, 3: {', '.join(f'{loss:.6f}' for loss in losses[:3])}")
-    print(f"in the page: {told}", flush=True)
+    print(f"in the page: {told}\n{stayed}", flush=True)
     main(["convert", str(work / "topic.npy"), str(prompt), "--model", args.model, "--label-words", *words])
     out = work / "answers.tsv"
     main(["eval", str(prompt), str(DEMO / "topic.test.tsv"), "--model", args.model, "--rows", str(out)])
@@ -79,6 +82,7 @@ def run(args, work):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="base", help="a model as for tinyprompt (base)")
+    parser.add_argument("--init", default="labels", choices=("labels", "prompt"), help="first vectors (labels)")
     parser.add_argument("--steps", type=int, default=100, help="training steps (100)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="a folder for pictures of the page")
     arguments = parser.parse_args()

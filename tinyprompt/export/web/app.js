@@ -21,7 +21,8 @@ const state = {
   losses: [],
   scores: [],
   majority: null,
-  path: [],
+  path: [], // the prompts so far, the first values in front
+  seen: null, // what the graph `look` said last
   stop: false,
   training: false,
 };
@@ -154,7 +155,10 @@ function draw() {
   curves(state, Math.max(at("steps").valueAsNumber || 1, state.losses.length));
   say(
     "scored",
-    state.majority === null ? "No row is held out." : `Accuracy on held-out rows: bold; the majority class: dashed`,
+    state.majority === null
+      ? "No row is held out."
+      : `Accuracy on held-out rows: bold, on ${Math.min(SOME, state.held.length)} of them while training, on all at the ` +
+          `end; dashed, the majority class`,
   );
 }
 
@@ -264,11 +268,19 @@ async function answer() {
     if (turn !== asked) return; // a later text is on its way
     if (text) bars(words, shares);
     const seen = await model.look(text || state.example);
-    if (turn !== asked || !state.path.length) return;
-    state.axes = inside(model, seen, state.path, at("init").value === "labels" ? words : [], state.axes);
+    if (turn !== asked) return;
+    state.seen = seen;
+    see();
   } catch (error) {
     say("status", error.message, true);
   }
+}
+
+// Draw the prompt from inside, as the graph last saw it.
+function see() {
+  const { model, seen, path, words } = state;
+  if (!seen || !path.length) return;
+  state.axes = inside(model, seen, path, at("init").value === "labels" ? words : [], state.axes);
 }
 
 // ---- 5. keep ----
@@ -358,7 +370,7 @@ at("save").addEventListener("click", save);
 at("device").addEventListener("change", load);
 addEventListener("resize", () => {
   draw();
-  answer();
+  see();
 });
 load();
 

@@ -9,22 +9,21 @@ export function svg(name, attributes, text = "") {
 
 const points = list => list.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
 
-// About five round numbers from 0 to at least the highest.
+// About five round numbers from 0 to at least the highest value.
 export function ticks(highest) {
-  const rough = (highest > 0 ? highest : 1) / 5;
+  const rough = highest / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
   const unit = power * [1, 2, 5, 10].find(times => times * power >= rough * (1 - 1e-9));
   const digits = Math.max(0, -Math.floor(Math.log10(unit) + 1e-9));
-  return Array.from({ length: Math.max(2, Math.ceil(highest / unit - 1e-9) + 1) }, (_, i) =>
-    Number((i * unit).toFixed(digits)),
-  );
+  return Array.from({ length: Math.ceil(highest / unit - 1e-9) + 1 }, (_, i) => Number((i * unit).toFixed(digits)));
 }
 
 // A chart over steps 1 to `steps`. lines: { kind, points: [[step, value]], dots }. The axis begins at 0 and ends above
 // the highest value, or at `highest`.
 export function chart(node, lines, steps, highest) {
   const { clientWidth: width, clientHeight: height } = node;
-  const marks = ticks(highest ?? Math.max(0, ...lines.flatMap(({ points }) => points.map(([, value]) => value))));
+  const values = lines.flatMap(({ points }) => points.map(([, value]) => value));
+  const marks = ticks(highest ?? (Math.max(0, ...values) || 1));
   const [left, right, top, bottom] = [14 + 7 * Math.max(...marks.map(mark => String(mark).length)), 10, 12, 24];
   const x = step => left + ((width - left - right) * (step - 1)) / Math.max(1, steps - 1);
   const y = value => height - bottom - ((height - top - bottom) * value) / marks.at(-1);
@@ -46,7 +45,7 @@ export function chart(node, lines, steps, highest) {
 export function squares(node, names, rows) {
   const { clientWidth: width } = node;
   const [left, top, high] = [Math.min(96, width / 4), 18, 16];
-  const wide = (width - left) / rows[0].length;
+  const wide = (width - left - 6) / rows[0].length;
   const most = Math.max(...rows.flat());
   node.style.height = `${top + high * names.length + 2}px`;
   const shown = i => i === 0 || (i + 1) % 5 === 0;
