@@ -243,9 +243,9 @@ def test_a_lowered_graph_is_printed_as_it_prints_itself(tmp_path, monkeypatch):
     lines = describe.describe_graph(tmp_path / "g.onnx")["lines"]
     monkeypatch.setattr(models, "load", None)  # a graph needs no model
     assert main(["inspect", str(tmp_path / "g.onnx")]) == 0
-    *expected, last = str(graph).splitlines()
-    assert lines[:-2] == expected
-    assert lines[-2:] == [f"output_0: float64[2] = Identity({last.split()[1]})", "return output_0"]
+    name = graph.outputs[0].name
+    assert lines == str(graph).replace(name, "output_0").splitlines()
+    assert "return output_0" in lines
 
 
 def test_a_graph_from_elsewhere(tmp_path, fails):

@@ -52,7 +52,9 @@ def balanced(rows, each):
 def of_words(rows, words, count, rng):
     """`count` rows of about so many words: the beginnings of rows, or rows of one class behind one another."""
     if words < 10:
-        return [Row(" ".join(row.input.split()[:words]), row.target) for row in rows[:count]]
+        return [
+            Row(" ".join(row.input.split()[:words]), row.target) for row in rows[:count]
+        ]
     out = []
     for _ in range(count):
         target = rng.choice(sorted({row.target for row in rows}))
@@ -68,14 +70,20 @@ def kinds(seed):
     rng = np.random.default_rng(seed)
     topic, topic_test = demo("topic")
     feeling, feeling_test = demo("sentiment")
-    topic, feeling = ([rows[i] for i in rng.permutation(len(rows))] for rows in (topic, feeling))
+    topic, feeling = (
+        [rows[i] for i in rng.permutation(len(rows))] for rows in (topic, feeling)
+    )
     support = read_rows(Path(__file__).parent / "first_hour" / "support.tsv")
     support = [support[i] for i in rng.permutation(len(support))]
     twelve = balanced(support, 12)
     rest = [row for row in support if row not in twelve]
     good, bad = sorted({row.target for row in feeling})
     yield "two classes, 30 rows", balanced(feeling, 15), feeling_test
-    yield "two classes, 60 rows, 5 of 6 of one", balanced(feeling, {good: 50, bad: 10}), feeling_test
+    yield (
+        "two classes, 60 rows, 5 of 6 of one",
+        balanced(feeling, {good: 50, bad: 10}),
+        feeling_test,
+    )
     yield "five classes, 60 rows", balanced(topic, 12), topic_test
     yield (
         "five classes, 60 rows of 5 words",
@@ -83,37 +91,68 @@ def kinds(seed):
         of_words(topic_test, 5, 100, rng),
     )
     few = balanced(topic, 40)
-    yield "five classes, 60 rows of 200 words", of_words(few, 200, 60, rng), of_words(topic_test, 200, 60, rng)
+    yield (
+        "five classes, 60 rows of 200 words",
+        of_words(few, 200, 60, rng),
+        of_words(topic_test, 200, 60, rng),
+    )
     long = lambda rows: [Row(row.input, LONG[row.target]) for row in rows]
-    yield "five classes, 200 rows, long labels", long(balanced(topic, 40)), long(topic_test)
+    yield (
+        "five classes, 200 rows, long labels",
+        long(balanced(topic, 40)),
+        long(topic_test),
+    )
     yield "twelve classes, 60 rows, long labels", balanced(twelve, 5), rest
     yield "twelve classes, 144 rows, long labels", twelve, rest
 
 
 def write(path, rows):
     """Write rows as .tsv, and return the path."""
-    path.write_text("".join(f"{a}\t{b}\n" for a, b in [("input", "target"), *((r.input, r.target) for r in rows)]))
+    path.write_text(
+        "".join(
+            f"{a}\t{b}\n"
+            for a, b in [("input", "target"), *((r.input, r.target) for r in rows)]
+        )
+    )
     return str(path)
 
 
 def accuracy(folder, train, test, options):
     """Tune by the command and score on the test: accuracy, and the seconds of `tune`."""
-    command, out = [sys.executable, "-m", "tinyprompt"], str(folder / "prompt.safetensors")
+    command, out = (
+        [sys.executable, "-m", "tinyprompt"],
+        str(folder / "prompt.safetensors"),
+    )
     begin = time.perf_counter()
-    subprocess.run([*command, "tune", train, "--out", out, *options], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "tune", train, "--out", out, *options],
+        check=True,
+        capture_output=True,
+    )
     seconds = time.perf_counter() - begin
-    done = subprocess.run([*command, "eval", out, test, "--json"], check=True, capture_output=True, text=True)
-    return Share(json.loads(done.stdout)["scores"]["accuracy"], len(read_rows(test))), seconds
+    done = subprocess.run(
+        [*command, "eval", out, test, "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return Share(
+        json.loads(done.stdout)["scores"]["accuracy"], len(read_rows(test))
+    ), seconds
 
 
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=[], help="parts of the names of kinds")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="parts of the names of kinds"
+    )
     parser.add_argument("--model", default="base")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    print("| rows | majority | bag of words | by hand | defaults | full tuning | seconds, by hand, defaults, full |")
+    print(
+        "| rows | majority | bag of words | by hand | defaults | full tuning | seconds, by hand, defaults, full |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, train, test in kinds(args.seed):
         if args.only and not any(word in name for word in args.only):
@@ -123,13 +162,26 @@ def main():
             folder = Path(made)
             files = write(folder / "train.tsv", train), write(folder / "test.tsv", test)
             seed = ["--model", args.model, "--seed", str(args.seed)]
-            short = [f"{word}={word.split()[0].lower()}" for word in words if " " in word]
+            short = [
+                f"{word}={word.split()[0].lower()}" for word in words if " " in word
+            ]
             by_hand = [
                 *BY_HAND,
-                *(["--words", *short] if len({x.split("=")[1] for x in short}) == len(short) > 0 else []),
+                *(
+                    ["--words", *short]
+                    if len({x.split("=")[1] for x in short}) == len(short) > 0
+                    else []
+                ),
             ]
-            runs = [accuracy(folder, *files, [*seed, *more]) for more in (by_hand, [], ["--method", "full"])]
-        scores = [majority(train, test), share(bag_of_words(train, test), test), *(score for score, _ in runs)]
+            runs = [
+                accuracy(folder, *files, [*seed, *more])
+                for more in (by_hand, [], ["--method", "full"])
+            ]
+        scores = [
+            majority(train, test),
+            share(bag_of_words(train, test), test),
+            *(score for score, _ in runs),
+        ]
         seconds = ", ".join(f"{seconds:.0f}" for _, seconds in runs)
         print(f"| {name} | {' | '.join(map(str, scores))} | {seconds} |", flush=True)
 

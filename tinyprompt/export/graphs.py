@@ -176,11 +176,9 @@ def onnx_file(
     given = [x for x in proto.graph.input if x.name not in stored]
     del proto.graph.input[:]
     proto.graph.input.extend(given)
-    used = {
-        name for node in proto.graph.node for name in node.input
-    }  # ONNX Runtime warns of a weight that no node reads
+    read = {name for node in proto.graph.node for name in node.input}
     for name, value in stored.items():
-        if name not in used:
+        if name not in read:  # ONNX Runtime warns of such a weight
             continue
         if not sources:
             proto.graph.initializer.append(from_array(np.asarray(value), name))
