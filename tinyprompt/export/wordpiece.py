@@ -82,11 +82,11 @@ def characters(pipeline, alphabet: set[str]) -> Iterator[tuple[int, int, str]]:
 def joined(found: Iterator[tuple[int, int, str]]) -> Iterator[tuple[int, int, int, str]]:
     """Join neighbours of the same kind and text into ranges: first, last, kind, text."""
     first, last, kind, text = 0, -1, UNKNOWN, ""
-    for code, *rest in found:
-        if code == last + 1 and rest == [kind, text]:
+    for code, own_kind, own_text in found:
+        if code == last + 1 and (own_kind, own_text) == (kind, text):
             last = code
             continue
         if last >= first:
             yield first, last, kind, text
-        first, last, (kind, text) = code, code, rest
+        first, last, kind, text = code, code, own_kind, own_text
     yield first, last, kind, text
