@@ -480,6 +480,13 @@ MUTANTS = [
         "test_details.py::test_patience_counts_dev_scores_since_the_best",
     ),
     Mutant(
+        "F1 of a label counts the errors of all labels",
+        "tasks/metrics",
+        "np.sum(given) + np.sum(right))",
+        "2 * np.sum(given & right) + np.sum(p != w))",
+        "test_metrics.py::test_macro_f1",
+    ),
+    Mutant(
         "the mean over tasks is one over metrics",
         "tasks/registry",
         "float(np.mean([one.mean for one in parts.values()]))",

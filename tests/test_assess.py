@@ -68,6 +68,10 @@ def test_cross_validation_answers_rows_that_were_held_out():
         (("TECH ISSUE", "Lost or damaged parcel"), {"TECH ISSUE": "tech", "Lost or damaged parcel": "lost"}),
         (("good", "bad"), {}),
         (
+            ("Lost card", "Lost or damaged parcel", "Not lost"),
+            {"Lost card": "card", "Lost or damaged parcel": "damaged", "Not lost": "not"},
+        ),
+        (
             ("Customer was satisfied", "Customer was dissatisfied"),
             {"Customer was satisfied": "satisfied", "Customer was dissatisfied": "dissatisfied"},
         ),

@@ -792,6 +792,11 @@ def test_a_prompt_remembers_its_columns_its_words_and_its_long_labels(call, fail
     assert found.verbalizer == {"Not GOOD at all": "not", "Rather nice": "rather"}
     assert found.columns == {"input": "text", "target": "mark"}
     assert "accuracy 0." in call("eval", path, rows, "--model", models[0])[0]
+    scored, _ = call("eval", path, rows, "--model", models[0], "--json")
+    right, labels = np.array(scored["confusion"]), list(scored["f1"])
+    wanted = 2 * right.diagonal() / np.maximum(1, right.sum(0) + right.sum(1))
+    assert list(scored["f1"].values()) == pytest.approx(wanted)
+    assert labels == ["Not GOOD at all", "Rather nice"]
     answered, _ = call("predict", path, "--data", rows, "--model", models[0], "--json")
     assert {one["prediction"] for one in answered["predictions"]} <= {"Not GOOD at all", "Rather nice"}
     assert f"{rows}: is a file; to answer its rows, use --data {rows}" in fails(

@@ -38,6 +38,7 @@ def test_f1_counts_what_is_no_label_as_the_wrong_one(rows):
 def test_macro_f1(rows):
     predicted, wanted = map(list, zip(*rows, strict=True))
     each = [f1(predicted.count(label), wanted.count(label), sum(p == w == label for p, w in rows)) for label in LABELS]
+    assert list(metrics.label_f1(predicted, wanted, LABELS).values()) == pytest.approx(each)
     assert metrics.macro_f1(predicted, wanted, LABELS) == pytest.approx(sum(each) / 3)
 
 

@@ -15,6 +15,7 @@ from tinyprompt.settings import Settings
 
 MAX_LABELS = 50
 TEMPLATE = "{input} answer: {target}"  # of a solved example in front of an input
+FUNCTION_WORDS = ("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "the", "to")
 TASKS = ("auto", "classify", "generate")  # for files of columns: are targets label words?
 NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
@@ -68,8 +69,8 @@ def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | No
 def verbalizer(labels: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
     """Choose a shorter text for each label of several pieces, which train more slowly.
 
-    It is the first word of the label, in lower case, that no other label has. A label without such a word, or whose
-    word is no shorter, keeps its text and is left out.
+    It is the first word of the label, in lower case, that no other label has and that is not a function word such as
+    "or". A label without such a word, or whose word has as many pieces, keeps its text and is left out.
 
     Example:
         >>> verbalizer(["TECH ISSUE", "Lost or damaged parcel"], model.tokenizer)
@@ -80,7 +81,7 @@ def verbalizer(labels: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
     times = Counter(word for label in labels for word in {*words[label], label})
     chosen = {}
     for label in labels:
-        word = next((word for word in words[label] if times[word] == 1), label)
+        word = next((word for word in words[label] if times[word] == 1 and word not in FUNCTION_WORDS), label)
         if len(tokenizer.encode(word)) < pieces[label]:
             chosen[label] = word
     return chosen

@@ -98,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> Output:
             "frozen model, no prompt": assess.share(without, rows),
             "tuned prompt": assess.share(texts, rows),
         }
-        f1 = {word: metrics.f1(texts, targets, word) for word in prompt.label_words}
+        f1 = metrics.label_f1(texts, targets, prompt.label_words)
         result |= {"baselines": {name: share._asdict() for name, share in shares.items()}, "f1": f1}
         result["macro_f1"] = metrics.macro_f1(texts, targets, prompt.label_words)
         lines += [*assess.table(shares), f"macro F1 {result['macro_f1']:.3f}: "]

@@ -58,17 +58,22 @@ def f1(predicted: Sequence[str], wanted: Sequence[str], positive: str) -> float:
     return float(2 * hits / (2 * hits + np.sum(p != w))) if hits else 0.0
 
 
-def macro_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
-    """Compute the mean of F1 over the labels. It is 0 for a label that never occurs.
+def label_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Compute F1 for each label against the rest. It is 0 for a label that never occurs.
 
-    T5's mean_multiclass_f1. Raises ValueError on unequal lengths or none.
+    Raises ValueError on unequal lengths or none.
     """
     p, w = _classes(predicted, wanted)
-    each = []
-    for label in map(normalize, labels):
-        met = np.sum(p == label) + np.sum(w == label)
-        each.append(2 * np.sum((p == label) & (w == label)) / met if met else 0.0)
-    return float(np.mean(each))
+    each = {}
+    for label in labels:
+        given, right = p == normalize(label), w == normalize(label)
+        each[label] = float(2 * np.sum(given & right) / max(1, np.sum(given) + np.sum(right)))
+    return each
+
+
+def macro_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
+    """Compute the mean of `label_f1`, T5's mean_multiclass_f1. Raises ValueError on unequal lengths or none."""
+    return statistics.fmean(label_f1(predicted, wanted, labels).values())
 
 
 def matthews(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
