@@ -109,7 +109,7 @@ PAIR = (np.zeros((2, 3)), 0.0)
         (np.zeros((3, 5)), -1, "not yet: returned an int; expected an array (3, 5)"),
         (np.zeros((3, 5)), np.ones((5, 3)), "not yet: returned an array (5, 3); expected an array (3, 5)"),
         (np.zeros((3, 5)), np.ones((3, 5), complex), "not yet: returned an array (3, 5) of complex128; expected"),
-        (np.zeros((3, 5)), None, "your turn"),
+        (np.zeros((3, 5)), None, "not yet: returned None: is a `return` missing?"),
         (np.zeros((3, 5)), np.ones((3, 5), np.float32), "right"),
         (0.0, [1], "not yet: returned a list of 1; expected a number"),
         (0.0, True, "not yet: returned a bool; expected a number"),
@@ -166,6 +166,16 @@ def test_a_function_that_lesson_11_could_not_run_is_not_kept(check, kept, capsys
     run(f"def other(n):\n    return np.tri(n)\n{RIGHT.replace('causal_bias', 'other')}", names, "nowhere")
     assert capsys.readouterr().out == "Exercise 1: right\n"  # lesson 11 has no use for it
     assert not kept.exists()
+
+
+def test_a_piece_may_be_a_lambda_or_import_something(check, kept, capsys):
+    in_a_notebook(f"causal_bias = lambda n: 1 - np.tri(n)\n{RIGHT}")
+    assert "right; kept for lesson 11" in capsys.readouterr().out
+    in_a_notebook(f"def causal_bias(n):\n    import math\n    return -math.pi * (1 - np.tri(n))\n\n{RIGHT}")
+    assert "right; kept for lesson 11" in capsys.readouterr().out
+    source = "class Bias:\n    def __call__(self, n):\n        return 1 - np.tri(n)\n\ncausal_bias = Bias()\n"
+    in_a_notebook(source + RIGHT)
+    assert "right; not kept: Python does not know its source" in capsys.readouterr().out
 
 
 def test_a_function_that_is_not_what_its_file_says_is_not_kept(check, kept, capsys, tmp_path):
