@@ -90,7 +90,7 @@ print("x:", x.shape, "(texts, words, d_model)")
 # The vectors that run through are called the **residual stream**. The norm divides each
 # vector by its root mean square and scales each of its numbers,
 # $\text{norm}(x) = w \cdot x / \sqrt{\text{mean}(x^2)}$. So a layer always reads
-# vectors of a known size, however long those of the stream have become.
+# vectors of a known size, however long the stream has become.
 #
 # There are two kinds of layers. **Attention** lets words look at each other (lesson 2).
 # The **feed-forward** looks at each word alone:

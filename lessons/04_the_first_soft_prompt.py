@@ -136,8 +136,8 @@ for rate, found, wanted in zip(rates, fall, predicted, strict=True):
 # %% [markdown]
 # For small steps the two columns agree: the gradient is right, and the step works. For
 # large ones the ground curves away, and a negative fall is a rise. Notice how large a
-# useful rate is, though: from 1 to 10. Lesson 6 says why, and why one would have to
-# look for it anew with each model and each task.
+# useful rate is, though: from 1 to 10. Lesson 6 says why, and why the
+# search begins anew with each model and each task.
 #
 # ## A whole run
 #
@@ -229,7 +229,7 @@ print(f"its file has {size:,} bytes")
 # ## What it costs
 #
 # A prompt is tiny, but its gradient is not free. To know how the loss depends on
-# vectors at the *bottom* of the model, one must go back through all of it. What is
+# vectors at the *bottom* of the model, we must go back through all of it. What is
 # saved are the gradients of the weights. Count in products: the forward pass is one
 # product for each weight matrix. Going back through a matrix is another. The gradient
 # of the matrix itself would be a third one. So we expect 1 : 2 : 3. We measure it in

@@ -11,7 +11,7 @@
 # `jax.jit` begins with it, and `torch.compile` with something close to it.
 #
 # You will build a tracer in some thirty lines, see what it can never do, and then use
-# that of `tinyprompt` on the *gradient* of a T5.
+# the tracer of `tinyprompt` on the *gradient* of a T5.
 
 # %%
 from collections import Counter
@@ -61,7 +61,7 @@ plt.show()
 
 
 def shape_of(function, a, b=()):
-    """The shape of a result, from those of the inputs."""
+    """The shape of a result, from the shapes of the inputs."""
     if function is np.matmul:
         return (*a[:-1], b[-1])
     return np.broadcast_shapes(a, b)  # one number out for each number in
@@ -231,8 +231,11 @@ for label, graph in (("loss", forward), ("loss and gradient", backward)):
 # %% [markdown]
 # A forward pass of this T5 is some four hundred lines, and training is about a
 # thousand. There is no operation for "attention" or "gradient" in the list, and no
-# training framework is needed to run it. It is ordinary arithmetic, which any ONNX
-# runtime does. This is how tinyprompt trains on a machine that only knows inference.
+# training framework is needed to run it. It is ordinary arithmetic. This is how
+# tinyprompt trains on a machine that only knows inference. (`FusedMatMul`, the product
+# with a flag, is an operator of ONNX Runtime alone.
+# [A plain graph](../docs/export.md) has only operators of the ONNX standard, for other
+# runtimes.)
 #
 # ## The same list as C
 #
@@ -243,7 +246,7 @@ for label, graph in (("loss", forward), ("loss and gradient", backward)):
 #
 # writes `in-c/step.c`: a function for each line of the training step. Here is one
 # product of the first layer. Its 320 rows are 8 texts, each of 8 vectors of the prompt
-# and 32 tokens. Its columns are those of a weight matrix with 32 inputs and 64 outputs.
+# and 32 tokens. The weight matrix has 32 inputs and 64 outputs.
 #
 # ```c
 # void node25_matmul(const float input0[320][32], const float input1[32][64],
@@ -312,14 +315,14 @@ print(
 )
 if by_graph < by_numpy:
     print(
-        f"the first call has paid after {first_call / (by_numpy - by_graph):.0f} steps"
+        f"steps until the first call has paid: {first_call / (by_numpy - by_graph):.0f}"
     )
 
 # %% [markdown]
-# What the graph saves is the walk through Python for each of the thousand lines. How
-# much that is depends on the model, on the machine, and on the cores: the larger the
-# products, the less it matters. To a GPU, the graph is the only way that tinyprompt
-# has; [docs/devices.md](../docs/devices.md) has figures.
+# Among other things, the graph saves the walk through Python for each of the thousand
+# lines. How much that is depends on the model, on the machine, and on the cores: the
+# larger the products, the less it matters. To a GPU, the graph is the only way that
+# tinyprompt has; [docs/devices.md](../docs/devices.md) has figures.
 
 # %% [markdown]
 # ## Exercises
@@ -369,7 +372,7 @@ def _(mine):
 # %% [markdown]
 # **Exercise 2.** *Common subexpressions.* Write `merged(program)`: of lines with the
 # same operation and the same inputs, keep the first. Later lines that used the name of
-# a dropped one use that of the kept one.
+# a dropped line use the name of the kept line.
 
 # %% tags=["exercise-2"]
 

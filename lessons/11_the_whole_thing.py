@@ -6,8 +6,8 @@
 #
 # You have written attention, a norm, a feed-forward, a loss, an optimiser and the rules
 # of a compiler. In this lesson you put them together, and they tune a prompt for a T5.
-# The logits, the gradient and the steps come from your functions and NumPy; autograd is
-# not imported. Then your code writes its own training step as an ONNX graph, and ONNX
+# The logits, the gradient and the steps come from your functions and NumPy, without
+# autograd. Then your code writes its own training step as an ONNX graph, and ONNX
 # Runtime trains the same prompt.
 #
 # This lesson adds the frame around the pieces: a tape and a tracer in one, which you
@@ -33,6 +33,8 @@ from tinyprompt import PROMPT, data, optim, train
 # If an exercise is right, and this lesson needs its function, the check keeps your code
 # in the folder `pieces`. Here the pieces come back. The solution stands in for a piece
 # that you have not written. To write it now, open the lesson that is named beside it.
+# Files that you edit in `pieces` are not checked again. If your loss differs from the
+# loss of `tinyprompt` below, delete the edited files, and run their exercises again.
 
 # %%
 tanh_rule, log_softmax_vjp = pieces("tanh_rule", "log_softmax_vjp")

@@ -266,5 +266,9 @@ def pieces(*names: str) -> list[Callable]:
                     source, whose = kept.read_text(encoding="utf-8"), "yours"
                 source = source.removeprefix(found[0].partition("\n")[0])
                 exec(compile(source, str(kept), "exec"), own)
+                if found[1] not in own:
+                    raise NameError(
+                        f"{kept} does not define {found[1]}: delete the file, and run its exercise again"
+                    )
                 print(f"lesson {int(path.name[:2])}: {found[1]:16} {whose}")
     return [own[name] for name in names]
