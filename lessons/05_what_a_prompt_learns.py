@@ -4,7 +4,7 @@
 # **You need:** a tuned prompt (lesson 4), and why far words see a prompt as a bag
 # (lesson 2). **Time:** 15 minutes to read, less than 90 seconds to run on two cores.
 #
-# A tuned prompt is a table of numbers. Can one *read* it? The paper looks up the
+# A tuned prompt is a table of numbers. Can you *read* it? The paper looks up the
 # nearest words of each vector and finds tight groups, such as {Technology, technology,
 # Technologies}. That is tempting to interpret. In this lesson you do the same, and then
 # the experiment that should follow every tempting picture: change the thing, and see

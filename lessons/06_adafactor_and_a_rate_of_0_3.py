@@ -252,8 +252,8 @@ for name, rate in best.items():
 # So 0.3 is no magic. It is a small step for long vectors. For another model, begin with
 # a few hundredths of the RMS of its word vectors.
 #
-# And the 0.001 of model tuning? A weight *inside* a model is a far smaller number than
-# those of word vectors, as the next cell shows. Besides, Adafactor as T5 uses it
+# And the 0.001 of model tuning? A weight *inside* a model is far smaller than a number
+# of a word vector, as the next cell shows. Besides, Adafactor as T5 uses it
 # multiplies the rate by the RMS of each array (*parameter scaling*), and the paper
 # turns this off for prompts. So 0.001 there means a thousandth of a weight's own size,
 # and cannot be set beside 0.3 as it stands.

@@ -67,10 +67,11 @@ def shape_of(function, a, b=()):
     return np.broadcast_shapes(a, b)  # one number out for each number in
 
 
-class Ghost(
-    np.lib.mixins.NDArrayOperatorsMixin
-):  # gives us +, *, @ and so on as NumPy functions
-    """An array without numbers, which writes down what is done with it."""
+class Ghost(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array without numbers, which writes down what is done with it.
+
+    The mixin calls the NumPy function for each operator, such as `np.add` for `+`.
+    """
 
     def __init__(self, program, name, shape):
         self.program, self.name, self.shape = program, name, shape
@@ -82,11 +83,7 @@ class Ghost(
         self.program.append((result.name, function, names, shape))
         return result
 
-    def __bool__(
-        self,
-        # or Python takes every ghost for true, and one branch is written down without a
-        # word
-    ):
+    def __bool__(self):  # without this method, Python takes every ghost for true
         raise TypeError(f"{self.name} has no numbers: it cannot decide an `if`")
 
 

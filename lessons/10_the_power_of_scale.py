@@ -234,8 +234,8 @@ for task, gap in gaps.items():
 #
 # It *cannot* show the paper's claim, for reasons that more seeds would not heal:
 #
-# 1. **Range.** The sizes here span a factor of 15. Those of the paper span a factor of
-#    145, and its smallest is larger than our largest.
+# 1. **Range.** The sizes here span a factor of 15. In the paper they span a factor of
+#    145, and its smallest model is larger than our largest.
 # 2. **What is compared.** Our models are weak. Where the frozen model knows little,
 #    there is little for a prompt to call up. The paper's smallest model has read far
 #    more text than our largest.
