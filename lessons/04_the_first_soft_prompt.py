@@ -306,7 +306,7 @@ def _(mine):
     )
     yield (
         (found["a"] ** 2).sum() < (start["a"] ** 2).sum(),
-        "the sum of a ** 2 has this gradient, and it grew",
+        "the sum of a ** 2 has this gradient, and it did not fall",
     )
     yield (
         np.allclose(found["b"], -0.1),

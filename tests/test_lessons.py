@@ -155,6 +155,9 @@ def test_a_passed_exercise_is_kept_and_loaded(check, kept, capsys):
         ["lesson", "2:", "causal_bias", "yours"],
         ["lesson", "3:", "my_norm", "the", "solution"],
     ]
+    (kept / "causal_bias.py").write_text("", encoding="utf-8")
+    with pytest.raises(NameError, match="does not define causal_bias: delete the file"):
+        pieces("causal_bias")
 
 
 def test_a_function_that_lesson_11_could_not_run_is_not_kept(check, kept, capsys):
