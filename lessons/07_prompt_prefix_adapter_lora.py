@@ -78,7 +78,7 @@ plt.show()
 #
 # - **Prompt.** $P$ vectors in front of the embedded text: $x \leftarrow [P_e; x]$. One
 #   array, at the very bottom.
-# - **Prefix.** $P$ keys and $P$ values in front of those of *every* attention:
+# - **Prefix.** $P$ keys and $P$ values in front of all others, in *every* attention:
 #   $k \leftarrow [P_k; k]$, $v \leftarrow [P_v; v]$. A prompt for each layer, without
 #   the need to pass through the layers below.
 # - **Adapter.** Behind every layer a small network with a narrow waist of $r$ numbers:
@@ -151,10 +151,10 @@ for title, config in (
         )
 
 # %% [markdown]
-# Look at the last column. As the model grows, the shares *fall*: those of prefix,
-# adapter and LoRA to about a thirteenth, that of the prompt to less than a hundredth. A
-# prompt grows with the width of the model, the three with width times depth, and the
-# model with width squared times depth. This is one half of why the paper is about
+# Look at the last column. As the model grows, the shares *fall*: prefix, adapter and
+# LoRA to about a thirteenth, the prompt to less than a hundredth. A prompt grows with
+# the width of the model, the three with width times depth, and the model with width
+# squared times depth. This is one half of why the paper is about
 # scale. (The other half, that it also *learns* better, is lesson 10.)
 #
 # ## What each one learns
@@ -294,7 +294,7 @@ def _(mine):
 # %% [markdown]
 # **Exercise 2.** How many numbers has a prefix of `P` places? Write it for a
 # configuration `c`: every attention has keys and values, of `c.num_heads * c.d_kv`
-# numbers each. (A block of the encoder has one attention. One of the decoder has two.
+# numbers each. (A block of the encoder has one attention, a block of the decoder two.
 # The numbers of blocks are `c.num_layers` and `c.num_decoder_layers`.)
 
 # %% tags=["exercise-2"]
