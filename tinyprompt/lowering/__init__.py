@@ -1,4 +1,4 @@
-"""From NumPy functions to ONNX graphs. Knows neither T5 nor devices."""
+"""Lower NumPy functions to ONNX graphs. This folder imports neither the T5 model nor devices."""
 
 from tinyprompt.lowering import composed, gradients, primitives, rules  # these fill RULES and GRADIENTS
 from tinyprompt.lowering.graph import RULES, Graph, LoweringError, Traced

@@ -1,14 +1,14 @@
-"""From a NumPy call to its rule, with or without autograd's boxes among the arguments.
+"""Dispatch NumPy calls to their rules, inside and outside autograd.
 
-NumPy asks a traced array (`Traced`, in graph.py) how to run a function, by `__array_ufunc__` or `__array_function__`.
-During differentiation autograd wraps that array in a box, and the box (`TracedBox`) asks here as well. So a function
-works alike as `numpy.dot` and as `autograd.numpy.dot`:
+NumPy asks a traced array (`Traced`, in graph.py) how to run a function, through `__array_ufunc__` or
+`__array_function__`. During differentiation, autograd wraps the traced array in a box (`TracedBox`), which dispatches
+here as well. A function therefore lowers alike as `numpy.dot` and as `autograd.numpy.dot`:
 
-- without a box, `RULES` has the rule that emits nodes;
-- with a box, autograd's primitive records the call, and its gradient comes from `GRADIENTS`, from the rule itself
+- without a box, the rule in `RULES` emits nodes;
+- with a box, autograd's primitive records the call. Its gradient comes from `GRADIENTS`, from the rule itself
   (`STEPWISE`), or from autograd.
 
-`RULES` and `GRADIENTS` are filled by rules.py, composed.py and primitives.py.
+rules.py, composed.py and primitives.py fill `RULES` and `GRADIENTS`.
 """
 
 import functools
@@ -31,10 +31,10 @@ from autograd.util import subval
 
 from tinyprompt.errors import TinypromptError
 
-RULES: dict[Any, Callable] = {}  # NumPy function, operator or primitive of ops.py: what runs on traced arrays instead
-GRADIENTS: dict[Any, Callable] = {}  # NumPy function: (argnum, result, *arguments) -> VJP, instead of autograd's
-STEPWISE: set[Any] = set()  # NumPy functions whose rule calls NumPy on boxes too; its steps give the gradient
-SEQUENCES = {np.concatenate: anp.concatenate}  # autograd's versions that take a list of boxes
+RULES: dict[Any, Callable] = {}  # NumPy function, operator or primitive of ops.py -> rule for traced arrays
+GRADIENTS: dict[Any, Callable] = {}  # NumPy function -> VJP maker (argnum, result, *arguments), in place of autograd's
+STEPWISE: set[Any] = set()  # NumPy functions whose rule also runs on boxes; autograd differentiates its steps
+SEQUENCES = {np.concatenate: anp.concatenate}  # autograd's functions that accept a list of boxes
 USE_AUTOGRAD = "use autograd.numpy, for example `import autograd.numpy as np`"
 REFUSED = {  # advice in place of "has no rule"
     np.copyto: "a NumPy array cannot hold a traced array; use numpy.broadcast_to or numpy.where; "
@@ -42,7 +42,7 @@ REFUSED = {  # advice in place of "has no rule"
 }
 
 PACKAGE = Path(__file__).parents[1]
-HIDDEN = (  # frames of these files are never the user's line
+HIDDEN = (  # files whose frames are never the user's line
     *(str(PACKAGE / name) for name in ("lowering", "ops.py", "device", "tree.py")),
     os.path.dirname(autograd.__file__),
     os.path.dirname(np.__file__),
@@ -51,18 +51,18 @@ HIDDEN = (  # frames of these files are never the user's line
 
 
 class LoweringError(TinypromptError, TypeError):
-    """A graph cannot hold this. The message names the NumPy function and the user's line."""
+    """The function cannot be lowered. The message names the NumPy function and the user's line."""
 
     def __init__(self, message: str):
         super().__init__(f"{message} ({user_line(sys._getframe(1))})")
 
 
 class MissingAttribute(LoweringError, AttributeError):
-    """A traced array lacks this attribute of NumPy arrays."""
+    """Traced arrays lack this attribute of NumPy arrays."""
 
 
 def user_line(frame: Any) -> str:
-    """The innermost line that is not ours, NumPy's or autograd's; in a backward pass, the differentiated line."""
+    """Return the innermost user line. In a backward pass, return the line that is being differentiated."""
     while frame.f_back and frame.f_code.co_filename.startswith(HIDDEN):
         if frame.f_code.co_name == "vjp_of_line":
             return f"in the gradient of {frame.f_locals['line']}"
@@ -71,7 +71,7 @@ def user_line(frame: Any) -> str:
 
 
 def inside(values: Any) -> Iterator[Any]:
-    """All leaves of nested lists, tuples and dicts."""
+    """Yield all leaves of nested lists, tuples and dicts."""
     if isinstance(values, dict):
         values = values.values()
     elif not isinstance(values, list | tuple):
@@ -82,7 +82,7 @@ def inside(values: Any) -> Iterator[Any]:
 
 
 def check_array(value: Any) -> None:
-    """Raise LoweringError for an array that is no plain array of numbers: a subclass, or one of Python objects."""
+    """Raise LoweringError for an array subclass or an array of Python objects."""
     if not isinstance(value, np.ndarray):
         return
     if type(value) not in (np.ndarray, np.memmap):
@@ -97,7 +97,7 @@ def check_array(value: Any) -> None:
 
 
 def call(function: Callable, args: tuple, kwargs: dict, name: str) -> Any:
-    """Run the rule of a NumPy function. With boxes among the arguments, record the call for differentiation."""
+    """Run the rule of a NumPy function. If an argument is boxed, record the call for differentiation."""
     leaves = list(inside((args, kwargs)))
     for leaf in leaves:
         check_array(leaf)
@@ -118,7 +118,7 @@ def call(function: Callable, args: tuple, kwargs: dict, name: str) -> Any:
 
 
 def unpacked(value: Any, graph: Any) -> Any:
-    """Arguments without boxes around lists, and with every boxed constant as an array of the graph."""
+    """Unbox lists, and convert every boxed constant to an array of the graph."""
     if isinstance(value, dict):
         return {key: unpacked(x, graph) for key, x in value.items()}
     if isinstance(value, list | tuple):
@@ -132,7 +132,7 @@ def unpacked(value: Any, graph: Any) -> Any:
 
 
 def recorded(function: Callable, args: tuple, kwargs: dict, name: str) -> Callable:
-    """A function that calls autograd's primitive with every box in a position, where autograd looks for it."""
+    """Return a function that calls autograd's primitive with every box as a positional argument."""
     if function in SEQUENCES:
         return SEQUENCES[function]
     primitive = PRIMITIVES.get(function)
@@ -151,7 +151,7 @@ def recorded(function: Callable, args: tuple, kwargs: dict, name: str) -> Callab
 
 
 def primitives_of(ours: Any, numpys: Any) -> Iterator[tuple[Any, Callable]]:
-    """Every NumPy function that autograd wraps, and its wrapper."""
+    """Yield every NumPy function that autograd wraps, with its wrapper."""
     for name, function in vars(numpys).items():
         if callable(function) and not isinstance(function, type) and callable(wrapper := getattr(ours, name, None)):
             yield function, wrapper
@@ -161,7 +161,7 @@ PRIMITIVES = dict([*primitives_of(anp.linalg, np.linalg), *primitives_of(anp, np
 
 
 class TracedNode(VJPNode):
-    """A step of a differentiated function on traced arrays, with the gradient of `GRADIENTS` or of its rule."""
+    """A recorded step on traced arrays. Its gradient comes from `GRADIENTS` or from the rule."""
 
     __slots__ = ()
 
@@ -180,7 +180,7 @@ class TracedNode(VJPNode):
 
 
 def by_steps(function: Callable) -> Callable:
-    """The gradient of a function as the gradient of the NumPy functions in its rule."""
+    """Differentiate a function through the NumPy functions in its rule."""
 
     def maker(argnum, ans, *args, **kwargs):
         return vjp_of(lambda x: RULES[function](*subval(args, argnum, x), **kwargs), args[argnum])
@@ -189,7 +189,7 @@ def by_steps(function: Callable) -> Callable:
 
 
 class Unrecorded:
-    """The primitives without a gradient. `full_like` has one, with respect to its number."""
+    """The primitives without a gradient. `full_like` is differentiable with respect to its fill value."""
 
     extra = (anp.bitwise_and, anp.bitwise_or, anp.bitwise_xor, anp.invert, anp.logical_xor)
 
@@ -198,11 +198,11 @@ class Unrecorded:
 
 
 notrace_primitives[TracedNode] = Unrecorded()  # type: ignore[assignment]
-LEVELS = itertools.count(10**9)  # above every level that autograd numbers, and never given twice
+LEVELS = itertools.count(10**9)  # above every level that autograd assigns, and never reused
 
 
 def vjp_of(function: Callable, x: Any) -> Callable:
-    """The vector-Jacobian product of a function at x, inside another differentiation."""
+    """Return the vector-Jacobian product of a function at x, inside another differentiation."""
     level = next(LEVELS)
     out = function(new_box(x, level, TracedNode.new_root()))
 
@@ -218,13 +218,13 @@ def vjp_of(function: Callable, x: Any) -> Callable:
 
 
 class TracedBox(ArrayBox):
-    """autograd's box around a traced array. It answers plain NumPy, and remembers the line for the backward pass."""
+    """autograd's box around a traced array. It dispatches NumPy calls and remembers the user's line."""
 
     __slots__ = ()
 
     def __init__(self, value, trace, node):
         if type(node) is VJPNode:
-            node.__class__ = TracedNode  # the next primitive makes a node of the same class
+            node.__class__ = TracedNode  # the next primitive creates a node of this class
         super().__init__(value, trace, node)
         if isinstance(node, TracedNode) and node.parents:
             vjp = node.vjp
@@ -247,12 +247,12 @@ class TracedBox(ArrayBox):
         return (self[i] for i in range(len(self)))
 
     def __setitem__(self, index, value):
-        self._value[index] = value  # refuses
+        self._value[index] = value  # raises
 
     def __getattr__(self, name):
         if name.startswith("__") or not hasattr(np.ndarray, name):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return getattr(getval(self), name)  # refuses
+        return getattr(getval(self), name)  # raises
 
     def __format__(self, spec):
         return format(getval(self), spec)

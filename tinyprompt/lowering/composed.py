@@ -1,6 +1,6 @@
-"""Rules that are written in NumPy. Each step of one lowers by the rule of its own function.
+"""Rules that are compositions of NumPy functions. Each step lowers by its own rule.
 
-Those in `STEPWISE` call NumPy alone, so they run on autograd's boxes too, and need no gradient of their own.
+The rules in `STEPWISE` consist of NumPy calls only. They also run on autograd's boxes, so they need no gradient rule.
 """
 
 import builtins
@@ -17,7 +17,7 @@ from tinyprompt.lowering.rules import added_up, cast, einsum_of_letters, promote
 
 
 def truth(x: Traced):
-    """Whether each element is true."""
+    """Convert an array to booleans."""
     return x if x.dtype == bool else np.not_equal(x, 0)
 
 
@@ -44,7 +44,7 @@ def nansum(a, axis=None, *, keepdims=False):
 
 
 def norm(x, ord=None, axis=None, *, keepdims=False):
-    """`numpy.linalg.norm` of vectors in the orders 1, 2, inf and -inf, and Frobenius' of matrices."""
+    """Lower `numpy.linalg.norm`: vector norms of order 1, 2, inf and -inf, and the Frobenius norm."""
     axes = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim)
     size = np.abs(x if x.dtype.kind == "f" else np.astype(x, np.float64))
     if (ord is None and (axis is None or len(axes) <= 2)) or (ord, len(axes)) in ((2, 1), ("fro", 2)):
@@ -80,7 +80,7 @@ def outer(a, b):
 
 
 def tensordot(a, b, axes=2):
-    """One matrix product: the summed axes become the last of a and the first of b."""
+    """Lower `numpy.tensordot` to one matrix product: the summed axes become the last of a and the first of b."""
     a, b = traced(a, b)
     if isinstance(axes, int | np.integer):
         axes = range(a.ndim - axes, a.ndim), range(axes)
@@ -108,7 +108,7 @@ def dot(a, b):
 
 
 def axes_in_letters(subscripts: str, arrays) -> tuple[list[str], str]:
-    """The subscripts with a letter for every axis of `...`: one string for each array, and one for the result."""
+    """Return subscripts in which every axis of `...` has a letter: one string per array, and one for the result."""
     given, arrow, wanted = str(subscripts).replace(" ", "").partition("->")
     terms = given.split(",")
     if not re.fullmatch(r"([a-zA-Z]|\.\.\.|,)*", given + "," + wanted) or len(terms) != len(arrays):
@@ -132,7 +132,7 @@ def einsum(subscripts, *operands, optimize=None):
 
 
 def atleast(n: int):
-    """A rule for `numpy.atleast_1d` or `atleast_2d`, which put axes of length 1 first."""
+    """Return a rule for `numpy.atleast_1d` or `atleast_2d`, which prepend axes of length 1."""
 
     def rule(*arrays):
         out = tuple(np.reshape(x, (1,) * (n - x.ndim) + tuple(x.shape)) for x in traced(*arrays))
@@ -180,7 +180,7 @@ def array_split(ary, indices_or_sections, axis=0):
 
 
 def split(ary, indices_or_sections, axis=0):
-    np.split(np.broadcast_to(False, ary.shape), indices_or_sections, axis)  # NumPy refuses parts of unequal length
+    np.split(np.broadcast_to(False, ary.shape), indices_or_sections, axis)  # raises for parts of unequal length
     return array_split(ary, indices_or_sections, axis)
 
 
@@ -202,7 +202,7 @@ def roll(a, shift, axis=None):
 
 
 def triangle(function):
-    """A rule for `numpy.tril` or `triu`."""
+    """Return a rule for `numpy.tril` or `triu`."""
     return lambda m, k=0: np.where(function(np.ones(m.shape[-2:], bool), k), m, np.zeros((), m.dtype))
 
 
@@ -212,7 +212,7 @@ def trace(a, offset=0, axis1=0, axis2=1):
 
 
 def logarithm(ufunc, base: float):
-    """A rule for the logarithm to another base."""
+    """Return a rule for the logarithm to another base."""
 
     def rule(x):
         (x,) = promoted(ufunc, x)
@@ -236,7 +236,7 @@ def isclose(a, b, rtol=1e-5, atol=1e-8, equal_nan=False):
 
 
 def log1p(x):
-    """log(1 + x). The rounding error of 1 + x cancels (Kahan)."""
+    """Compute log(1 + x). The rounding error of 1 + x cancels (Kahan)."""
     (x,) = promoted(np.log1p, x)
     y = 1 + x
     exact = np.logical_or(np.equal(y, 1), np.isinf(y))
@@ -244,7 +244,7 @@ def log1p(x):
 
 
 def expm1(x):
-    """exp(x) - 1. The rounding error of exp(x) cancels (Kahan)."""
+    """Compute exp(x) - 1. The rounding error of exp(x) cancels (Kahan)."""
     (x,) = promoted(np.expm1, x)
     y = np.exp(x)
     exact = np.logical_or(np.equal(y, 1), np.logical_or(np.equal(y, 0), np.isinf(y)))
@@ -255,7 +255,7 @@ def expm1(x):
 def logaddexp(x, y):
     x, y = promoted(np.logaddexp, x, y)
     apart = np.maximum(x, y) + np.log1p(np.exp(-np.abs(x - y)))
-    return np.where(np.equal(x, y), x + math.log(2), apart)  # two infinities differ by NaN
+    return np.where(np.equal(x, y), x + math.log(2), apart)  # the difference of two infinities is NaN
 
 
 def sinh(x):
@@ -281,7 +281,7 @@ def hypot(x1, x2):
 
 
 def arctan(x):
-    """ONNX Runtime has it in float32. One step by tan(a - b) makes that exact in float64."""
+    """Lower `numpy.arctan`. ONNX Runtime computes it in float32; one step with tan(a - b) refines it to float64."""
     (x,) = promoted(np.arctan, x)
     near = cast(x, np.float32)
     near = cast(x.graph.emit("Atan", near, shape=x.shape, dtype=np.float32), x.dtype)

@@ -1,7 +1,7 @@
-"""Gradients of NumPy functions on traced arrays, where autograd has none, or one that does not fit every argument.
+"""Gradients of NumPy functions on traced arrays, where autograd's are missing or do not cover all arguments.
 
-Each function returns a vector-Jacobian product (VJP) for one argument. It calls NumPy on traced arrays, or on boxes in
-a gradient of a gradient. `ans` is the result, and `g` the gradient with respect to it.
+Each function returns a vector-Jacobian product (VJP) for one argument. The VJP calls NumPy on traced arrays, or on
+boxes for a second derivative. `ans` is the result, and `g` the gradient with respect to it.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from tinyprompt.lowering.rules import cast, traced
 
 
 def summed_to(g, like):
-    """The sum of a gradient over the axes that broadcasting added to `like` or repeated, in its dtype."""
+    """Sum a gradient over the broadcast axes of `like`, and cast it to the dtype of `like`."""
     new = g.ndim - np.ndim(like)
     repeated = tuple(new + i for i, n in enumerate(np.shape(like)) if n == 1)
     return np.astype(np.reshape(np.sum(g, axis=(*range(new), *repeated)), np.shape(like)), like.dtype)
 
 
 def zero(argnum, ans, *args, **kwargs):
-    """The gradient of a function that is constant in this argument."""
+    """Return a VJP of zeros, for a function that is constant in this argument."""
     zeros = vspace(args[argnum]).zeros()
     return lambda g: zeros
 
@@ -41,7 +41,7 @@ def where(argnum, ans, condition, x, y):
 
 
 def clip(argnum, ans, a, a_min=None, a_max=None, *, min=None, max=None):
-    """A clipped element has no gradient; the bound that replaces it has one. Seven parameters, as NumPy has them."""
+    """Route the gradient to the bound of clipped elements, and to `a` elsewhere. The signature is NumPy's."""
     low, high = a_min if min is None else min, a_max if max is None else max
     bounds = [bound for bound in (low, high) if bound is not None]
     if argnum == 0:
@@ -89,7 +89,7 @@ def take_along_axis(argnum, ans, arr, indices, axis=-1):
 
 
 def prod(argnum, ans, a, axis=None, *, keepdims=False):
-    """The product of all other elements, without a division by an element, which may be 0."""
+    """Multiply g by the product of the other elements. Nothing is divided, because an element may be 0."""
     axes = tuple(range(a.ndim)) if axis is None else normalize_axis_tuple(axis, a.ndim)
     kept = [i for i in range(a.ndim) if i not in axes]
     order = (*kept, *axes)
@@ -103,7 +103,7 @@ def prod(argnum, ans, a, axis=None, *, keepdims=False):
 
 
 def einsum(argnum, ans, subscripts, *operands, optimize=None):
-    """An einsum of g, of ones for the axes that only this operand has, and of the other operands."""
+    """Compute the einsum of g, the other operands, and ones for the axes that only this operand has."""
     arrays = [*operands]
     terms, wanted = axes_in_letters(subscripts, arrays)
     own, array = terms.pop(argnum - 1), arrays.pop(argnum - 1)
@@ -114,7 +114,7 @@ def einsum(argnum, ans, subscripts, *operands, optimize=None):
 
 
 def sort(argnum, ans, x, axis=-1, kind=None, order=None, *, stable=None):
-    """The inverse permutation moves every element of g back to its place. Seven parameters, as NumPy has them."""
+    """Move every element of g back by the inverse permutation. The signature is NumPy's."""
     apart, along = (np.ravel(x), 0) if axis is None else (x, axis)
     places = np.argsort(np.argsort(apart, axis=along), axis=along)
     return lambda g: np.reshape(np.take_along_axis(g, places, along), x.shape)
@@ -125,25 +125,25 @@ NAMESAKES = (
 )  # fmt: skip
 GRADIENTS |= {getattr(np, vjp.__name__): vjp for vjp in NAMESAKES}
 
-TRACING = threading.RLock()  # autograd numbers its traces in one place for all threads
+TRACING = threading.RLock()  # autograd numbers the traces of all threads together
 
 
 def array(parts, *args, **kwargs):
-    """`numpy.array` as autograd calls it: on a tuple of arrays and numbers, or on one of them."""
+    """`numpy.array` as autograd calls it: with a tuple of arrays and numbers, or with a single array or number."""
     among = parts if isinstance(parts, tuple) else (parts,)
     if not any(isinstance(x, Traced) for x in among):
         return np.array(parts, *args, **kwargs)
     if args or kwargs.keys() - {"dtype"}:
-        raise LoweringError("numpy.array of traced arrays takes no argument but a dtype")
+        raise LoweringError("numpy.array of traced arrays accepts only the argument dtype")
     out = RULES[np.stack](traced(*parts)) if isinstance(parts, tuple) else parts
     return out.copy() if kwargs.get("dtype") is None else cast(out, kwargs["dtype"])
 
 
 @contextlib.contextmanager
 def traced_arrays_in_autograd() -> Iterator[None]:
-    """Let autograd's own `array` and `stack`, which call `numpy.array`, take traced arrays. One thread at a time.
+    """Let autograd's `array` and `stack`, which call `numpy.array`, accept traced arrays. One thread at a time.
 
-    NumPy offers other arrays no way to answer for `numpy.array`. Other threads see the same results as before.
+    NumPy does not dispatch `numpy.array` to other array types. Results in other threads are unaffected.
     """
     with TRACING:
         own = numpy_wrapper._np

@@ -1,12 +1,12 @@
-"""Traced arrays and the graph that they write: a NumPy function as nodes of ONNX.
+"""Traced arrays and the ONNX graph that they build.
 
     graph, result = lower(lambda x, w: np.tanh(x @ w.T).mean(-1), x, w)
-    print(graph)                # one line a node
+    print(graph)                # one line per node
     model = graph.to_onnx()     # inputs and outputs in the order of the arguments and results
 
-A traced array has a shape and a dtype but no numbers. NumPy passes every function that is called on one to its rule
-(calls.py), which emits ONNX nodes and returns another traced array. autograd's reverse pass calls NumPy functions on
-traced arrays too, so a gradient lowers like any other function.
+A traced array has a shape and a dtype but no values. NumPy dispatches every function called on a traced array to its
+rule (calls.py). The rule emits ONNX nodes and returns another traced array. autograd's reverse pass also calls NumPy
+functions on traced arrays, so a gradient lowers like any other function.
 
 Equal nodes are emitted once. Nodes that no output needs are dropped.
 """
@@ -37,13 +37,13 @@ from tinyprompt.lowering.calls import (
 __all__ = ["RULES", "Graph", "LoweringError", "Traced", "array_kind", "check_dtype", "listing", "user_line"]
 
 OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
-OUTPUT = "output"  # among attributes: which one of an operator's two outputs an array is
-SHORT = 6  # elements of a constant that is printed in place
+OUTPUT = "output"  # attribute that selects the output of an operator with several outputs
+SHORT = 6  # constants with at most this many elements are printed in place
 DTYPES = {np.dtype(kind) for kind in "?bhilqBHILQefd"} | {np.dtype(bfloat16)}
 
 
 def without_numbers(advice: str) -> Callable:
-    """A method that a traced array cannot have. It raises LoweringError with advice."""
+    """Return a method that raises LoweringError with advice, for operations that need values."""
 
     def method(self, *_, **__):
         raise LoweringError(f"{self!r} has no numbers while it is traced: {advice}")
@@ -53,7 +53,7 @@ def without_numbers(advice: str) -> Callable:
 
 @dataclass(eq=False, repr=False)
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array in a graph that is being written: its name, shape and dtype, and the node that makes it."""
+    """An array in a graph under construction: its name, shape, dtype, and the node that computes it."""
 
     graph: "Graph"
     name: str
@@ -62,7 +62,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     op: str | None = None
     inputs: tuple["Traced", ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    value: Any = None  # the numbers of a constant
+    value: Any = None  # the value of a constant
 
     def __post_init__(self):
         self.shape, self.dtype = tuple(self.shape), np.dtype(self.dtype)
@@ -115,17 +115,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return repr(self) if not spec else without_numbers(f"{spec!r} cannot format it")(self)
 
     def view(self, kind):
-        """The array itself. autograd asks for a view as np.ndarray."""
+        """Return the array itself. autograd requests a view as np.ndarray."""
         if kind is not np.ndarray:
             raise LoweringError("x.view(dtype) has no rule")
         return self
 
     def copy(self, order="C"):
-        """The same array of the graph as another Python object."""
+        """Return the same graph array as a new Python object."""
         return Traced(**vars(self))
 
     def become(self, other):
-        """Take the identity of another array. This is `+=` in a graph, where no array changes."""
+        """Become another array. This implements `+=` in a graph, where arrays are immutable."""
         vars(self).update(vars(other))
 
     def __repr__(self):
@@ -155,7 +155,7 @@ VSpace.register(Traced, TracedVSpace)
 
 
 def check_dtype(dtype) -> None:
-    """Raise LoweringError for a dtype that ONNX Runtime does not compute with."""
+    """Raise LoweringError for a dtype that ONNX Runtime does not support."""
     if np.dtype(dtype).kind == "c":
         raise LoweringError(f"{dtype} cannot be lowered: ONNX Runtime does not compute with complex numbers")
     if np.dtype(dtype) not in DTYPES:
@@ -183,12 +183,12 @@ class Graph:
         return self.inputs[-1].copy()
 
     def derive(self, source: Traced, recipe: Callable, *parts) -> list[Traced]:
-        """Add the arrays `recipe(source)` as inputs. They are computed once for each array that is the source.
+        """Add the arrays `recipe(source)` as inputs. They are computed once for each source array.
 
         Args:
-            source: An input.
-            recipe: A function from its array to a tuple of arrays.
-            parts: The shape and dtype of each of them.
+            source: An input of the graph.
+            recipe: A function from the source array to a tuple of arrays.
+            *parts: The shape and dtype of each of its results.
         """
         if (source.name, recipe) not in self.derived:
             self.derived[source.name, recipe] = [
@@ -197,10 +197,10 @@ class Graph:
         return [x.copy() for x in self.derived[source.name, recipe]]
 
     def array(self, value) -> Traced:
-        """Return a traced array unchanged, and anything else as a constant of the graph.
+        """Return a traced array unchanged, and any other array or number as a constant of the graph.
 
         Raises:
-            LoweringError: A constant is not a plain array of numbers.
+            LoweringError: The value is an array subclass, or an array of Python objects.
         """
         if isinstance(value, Traced):
             return value
@@ -216,17 +216,17 @@ class Graph:
         return self.constants[key].copy()
 
     def emit(self, op: str, *inputs, shape, dtype, anew: bool = False, **attributes) -> Traced:
-        """Add a node with one output, or return the equal node that the graph has already.
+        """Add a node with one output, or return an equal node of the graph.
 
-        An empty array becomes a constant, because nothing has to be computed.
+        A node with an empty output becomes a constant.
 
         Args:
             op: The ONNX operator.
             *inputs: Arrays of the graph, or constants.
             shape: The shape of the output.
-            dtype: Its dtype.
-            anew: Add a node even if the graph has an equal one.
-            **attributes: Attributes of the operator, and its `domain` if that is not ONNX's own.
+            dtype: The dtype of the output.
+            anew: Add a node even if the graph has an equal node.
+            **attributes: Attributes of the operator, and `domain` for an operator of another domain than ONNX's.
         """
         if 0 in shape:
             return self.array(np.empty(shape, dtype))
@@ -238,7 +238,7 @@ class Graph:
         return self._known[key].copy()
 
     def clear(self) -> list[Traced]:
-        """Remove all nodes and return them, so that a pass can write them again."""
+        """Remove and return all nodes, so that a pass can rewrite them."""
         nodes, self.nodes, self._known = self.nodes, [], {}
         return nodes
 
@@ -257,18 +257,18 @@ class Graph:
         return self
 
     def drop_unread_inputs(self) -> None:
-        """Drop the inputs that no node reads. In every run, ONNX Runtime would copy them from the GPU."""
+        """Drop the inputs that no node reads. ONNX Runtime would copy them from the GPU in every run."""
         read = {i.name for x in self.nodes for i in x.inputs} | {x.name for x in self.outputs}
         self.inputs = [x for x in self.inputs if x.name in read]
 
     def all_inputs(self) -> list[Traced]:
-        """The inputs, followed by the arrays that are derived from them."""
+        """Return the inputs, followed by the arrays derived from them."""
         return [*self.inputs, *(x for xs in self.derived.values() for x in xs)]
 
     def keep(self, outputs: Iterable[Traced]) -> None:
-        """Declare outputs that stay on the device: their names, and for each the input that it may overwrite, or None.
+        """Mark outputs that stay on the device, each with the input whose memory it may reuse, or None.
 
-        A scatter may overwrite its input, if nothing else reads or returns it.
+        A scatter may overwrite its input if the graph does not read or return that input elsewhere.
         """
         read = [i.name for x in self.nodes for i in x.inputs] + [x.name for x in self.outputs]
         inputs = {x.name for x in self.inputs}
@@ -277,7 +277,7 @@ class Graph:
             self.kept[x.name] = place if place in inputs and read.count(place) == 1 else None
 
     def large_constants(self) -> list[Traced]:
-        """The constants of more than 3 floats: the smallest that a product could read as a square matrix has 4."""
+        """Return the float constants that a product could read as a square matrix: those with at least 4 elements."""
         return [c for c in self.constants.values() if c.size > 3 and c.dtype.kind == "f"]
 
     def __str__(self) -> str:
@@ -291,13 +291,13 @@ class Graph:
         return "\n".join(listing(given, texts, nodes, [x.name for x in self.outputs]))
 
     def to_onnx(self, outputs: Iterable[str] | None = None, within: bool = False, constants: bool = True):
-        """The graph as a checked onnx.ModelProto.
+        """Return the graph as a checked onnx.ModelProto.
 
         Args:
             outputs: Names of the outputs. The default is `output_0`, `output_1`, and so on.
-            within: Make the arrays derived from frozen inputs initializers without values, in place of inputs. The
-                caller gives the values when it opens a session.
-            constants: False makes `large_constants` inputs, which no runtime folds.
+            within: Turn the arrays derived from frozen inputs into initializers without values instead of inputs. The
+                caller supplies the values when it opens a session.
+            constants: False turns `large_constants` into inputs, so that no runtime folds them.
         """
         import onnx
         from onnx import helper
@@ -305,7 +305,7 @@ class Graph:
         kind: Callable = helper.np_dtype_to_tensor_dtype
         named = dict(zip(outputs or [f"output_{i}" for i in range(len(self.outputs))], self.outputs, strict=True))
         made = {x.name for x in self.nodes}
-        own = {x.name: name for name, x in named.items() if x.name in made}  # outputs that a node writes itself
+        own = {x.name: name for name, x in named.items() if x.name in made}  # outputs that a node writes directly
 
         def renamed(x):
             return own.get(x.name, x.name)
@@ -337,7 +337,7 @@ class Graph:
                 [info(x) for x in [*(self.inputs if within else self.all_inputs()), *large.values()]],
                 [info(x, name) for name, x in named.items()],
                 [onnx.numpy_helper.from_array(c.value, c.name) for c in self.constants.values() if c.name not in large],
-                # Tools cannot infer the shapes of Microsoft's operators.
+                # Shape inference does not cover Microsoft's operators.
                 value_info=[info(x) for x in self.nodes if x.name not in own],
             ),
             opset_imports=[helper.make_opsetid("", OPSET)] + [helper.make_opsetid(MICROSOFT, 1)] * (not self.plain),
@@ -352,16 +352,16 @@ class Graph:
 
 
 def array_kind(dtype, shape) -> str:
-    """`float32[2,3]`."""
+    """Format an array type: `float32[2,3]`."""
     return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def listing(given: Iterable, texts: Mapping[str, str | None], nodes: Iterable, outputs: Iterable[str]) -> list[str]:
-    """The lines of a printed graph.
+    """Return the lines of a printed graph.
 
     Args:
         given: Pairs of an array and its origin ("input" or "constant").
-        texts: Short constants by name. They are printed in place.
+        texts: Values of short constants by name. They are printed in place.
         nodes: Tuples of the output arrays, the operator, the names of the arguments and the attributes.
         outputs: Names of the outputs.
     """

@@ -1,9 +1,9 @@
-"""A pass over a graph with products in bfloat16: elementwise work between two products moves to bfloat16 as well.
+"""Convert the elementwise work between two bfloat16 products to bfloat16.
 
-On a GPU, the cost of elementwise work is the size of its arrays. If only the products are in bfloat16, every product is
-followed by a cast, work in float32, and a cast back. This pass converts that work if all its readers are converted or
-cast it anyway. Arrays that reach a norm, an exponential, a logarithm or an output stay in float32: the residual stream,
-the logits and the loss.
+On a GPU, the cost of elementwise work is proportional to the size of its arrays. If only the products are in bfloat16,
+every product is followed by a cast, work in float32, and a cast back. This pass converts that work if all its readers
+are converted or cast it anyway. Arrays that reach a norm, an exponential, a logarithm or an output stay in float32: the
+residual stream, the logits and the loss.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,14 +20,14 @@ HALF, SINGLE = np.dtype(bfloat16), np.dtype(np.float32)
 
 
 def is_cast(x: Traced, to: np.dtype) -> bool:
-    """Whether a node is a cast between float32 and bfloat16, to one of them."""
+    """Return whether a node casts between float32 and bfloat16, to this dtype."""
     return x.op == "Cast" and x.dtype == to and {x.dtype, x.inputs[0].dtype} == {HALF, SINGLE}
 
 
 def convertible(nodes: Sequence[Traced], outputs: Iterable[Any]) -> set[str]:
-    """The names of the nodes that are computed in bfloat16.
+    """Return the names of the nodes to compute in bfloat16.
 
-    Each has an input from a product or from another such node. Each reader is another such node, or a cast.
+    Such a node has an input from a product or from another such node. All its readers are such nodes or casts.
     """
     users: dict[str, list[Traced]] = {}
     for x in nodes:
@@ -49,7 +49,7 @@ def convertible(nodes: Sequence[Traced], outputs: Iterable[Any]) -> set[str]:
 
 
 def in_halves(graph: Graph, outputs: Sequence[Any]) -> list[Any]:
-    """Write the nodes of a graph again, the convertible ones in bfloat16. Returns the new outputs."""
+    """Rewrite a graph with the convertible nodes in bfloat16. Returns the new outputs."""
     found, old = convertible(graph.nodes, outputs), graph.clear()
     new: dict[str, Traced] = {}
 
@@ -69,6 +69,6 @@ def in_halves(graph: Graph, outputs: Sequence[Any]) -> list[Any]:
             new[x.name] = graph.emit(str(x.op), *inputs, shape=x.shape, dtype=HALF, **x.attributes)
         else:
             inputs = [new.get(i.name, i) for i in x.inputs]
-            widened = x.op == "Cast" and x.inputs[0].op is None  # each use has its own cast
+            widened = x.op == "Cast" and x.inputs[0].op is None  # every use casts separately
             new[x.name] = graph.emit(str(x.op), *inputs, shape=x.shape, dtype=x.dtype, anew=widened, **x.attributes)
     return [new.get(x.name, x) if isinstance(x, Traced) else x for x in outputs]

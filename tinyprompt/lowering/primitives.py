@@ -1,4 +1,4 @@
-"""Rules for the primitives of ops.py that are one ONNX node, or a product in int8. The others lower as written."""
+"""Rules for primitives of ops.py: those with an equivalent ONNX node, and int8 products. The rest lower as written."""
 
 import functools
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from tinyprompt.lowering.graph import MICROSOFT, RULES, Traced
 from tinyprompt.lowering.rules import reshape, take, untransposed
 from tinyprompt.lowering.trace import lower
 
-TINY = np.float32(1e-30)  # instead of 0 in a denominator
-FEW = 32  # rows with which a large matrix is better on the left of a product
+TINY = np.float32(1e-30)  # replaces 0 in a denominator
+FEW = 32  # with at most this many rows, a large matrix is faster as the left operand
 
 
 def same_shape(op: str, **attributes):
-    """A rule for an operator whose result has the shape and dtype of its input."""
+    """Return a rule for an operator whose result has the shape and dtype of its input."""
     return lambda x: x.graph.emit(op, x, shape=x.shape, dtype=x.dtype, **attributes)
 
 
 def gelu(x) -> Traced:
-    """`ops.gelu`. In float64 it lowers as written, because ONNX Runtime's kernel has constants in float32."""
+    """Lower `ops.gelu`. float64 lowers as written, because ONNX Runtime's kernel has float32 constants."""
     return NotImplemented if x.dtype == np.float64 else same_shape("Gelu", approximate="tanh")(x)
 
 
 @dataclass(frozen=True)
 class Mask:
-    """The recipe for a mask of `ops.keep` from its key."""
+    """The recipe that computes the mask of `ops.keep` from its key."""
 
     shape: tuple[int, ...]
     rate: float
@@ -43,7 +43,7 @@ class Mask:
 
 
 def keep(x, rate, key, name) -> Traced:
-    """`ops.keep`. NumPy draws the mask from the key at each run; the graph has it as an input."""
+    """Lower `ops.keep`. NumPy draws the mask from the key before each run; the mask is an input of the graph."""
     recipe = Mask(x.shape, rate, name)
     if not isinstance(key, Traced):
         return x.graph.array(recipe(key)[0]).astype(x.dtype)
@@ -52,14 +52,14 @@ def keep(x, rate, key, name) -> Traced:
 
 
 def add_rows(g, ids, count) -> Traced:
-    """`ops.add_rows` as one ScatterND, because the ids are known only when the graph runs."""
+    """Lower `ops.add_rows` to one ScatterND, because the ids are only known when the graph runs."""
     zeros = np.broadcast_to(g.graph.array(np.zeros((1, 1), g.dtype)), (count, g.shape[-1]))
     operands = zeros, reshape(g.graph.array(ids), -1, 1), reshape(g, -1, g.shape[-1])
     return g.graph.emit("ScatterND", *operands, shape=zeros.shape, dtype=g.dtype, reduction="add")
 
 
 def put(x, position, values) -> Traced:
-    """`ops.put` as a ScatterND. Its result may lie where x does (see `sessions.Place`)."""
+    """Lower `ops.put` to a ScatterND. Its result may share the memory of x (see `sessions.Place`)."""
     grid = np.moveaxis(np.indices((*x.shape[:2], 1))[:2], 0, -1)
     position = np.broadcast_to(x.graph.array(position).astype(np.int64), (*grid.shape[:-1], 1))
     index = np.concatenate([grid, position], axis=-1)
@@ -67,7 +67,7 @@ def put(x, position, values) -> Traced:
 
 
 def largest(x, count) -> tuple:
-    """`ops.largest`."""
+    """Lower `ops.largest`."""
     size = min(count, x.shape[1])
     options = dict(shape=(x.shape[0], size), dtype=np.int64, axis=1, largest=1, sorted=1, output=1)
     at: Any = x.graph.emit("TopK", x, np.array([size]), **options)
@@ -75,11 +75,11 @@ def largest(x, count) -> tuple:
 
 
 def linear(x, weight) -> Traced:
-    """`ops.linear`. In int8, the weight is quantised once, by columns, and x at every run, by rows.
+    """Lower `ops.linear`. In int8, the weight is quantised once per column, and x in every run per row.
 
-    Few rows become the right operand, `(weight @ x.T).T`, because ONNX Runtime copies the right operand of a product
-    into another layout. In a plain graph, so do all rows that meet a square weight: OpenVINO 2026.4 is silently wrong
-    if one square constant is the right operand of two products, as it is (here of the gradient) and transposed.
+    A product of few rows is computed as `(weight @ x.T).T`, because ONNX Runtime copies the right operand into another
+    layout. In a plain graph, a square weight is always the left operand: OpenVINO 2026.4 silently computes wrong values
+    if one square constant is the right operand of two products, once as it is and once transposed (in the gradient).
     """
     if not isinstance(x, Traced) or not isinstance(weight, Traced) or x.dtype != np.float32 or not x.size:
         return NotImplemented
@@ -99,42 +99,42 @@ def linear(x, weight) -> Traced:
 
 
 def is_int8(weight: Traced) -> bool:
-    """Whether a weight is to be quantised, is frozen, and has 16 or 32 bits."""
+    """Return whether a weight is frozen, has 16 or 32 bits, and is selected for quantisation."""
     graph = weight.graph
     named = graph.int8 is not None and weight.name.startswith(graph.int8)
     return named and weight.name in graph.frozen and weight.dtype in (np.float16, bfloat16, np.float32)
 
 
 def int8_product(x, weight, scale) -> Traced:
-    """`x @ (weight * scale)`, with x in 8 bits. Shapes: x float32 (N, I), weight int8 (I, O), scale float32 (O,)."""
+    """Compute `x @ (weight * scale)`, x in 8 bits. Shapes: x float32 (N, I), weight int8 (I, O), scale float32 (O,)."""
     shape = x.shape[0], weight.shape[1]
     return x.graph.emit("DynamicQuantizeMatMul", x, weight, scale, shape=shape, dtype=x.dtype, domain=MICROSOFT)
 
 
 def quantized(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise a matrix (I, O) to int8 (I, O) and a scale for each column (O,), so that weight is near int8 * scale."""
+    """Quantise a matrix (I, O) to int8 (I, O) with one scale per column (O,): weight is close to int8 * scale."""
     weight = ops.widen(weight).astype(np.float32, copy=False)
     scale = np.maximum(np.abs(weight).max(0), TINY) / np.float32(largest_int8())
     return np.rint(weight / scale).astype(np.int8), scale
 
 
 def quantized_transpose(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`quantized` of the transposed matrix."""
+    """Quantise the transposed matrix."""
     return quantized(weight.T)
 
 
 @functools.cache
 def largest_int8() -> int:
-    """The int8 value of the largest weight of a column: 127, or 64 if this machine sums 8-bit products inexactly.
+    """Return the int8 value of the largest weight of a column: 127, or 64 if 8-bit products saturate on this machine.
 
-    x86 without VNNI (before 2019, and AMD before 2022) adds two products in 16 bits. These hold 2 x 255 x 64 but not
-    2 x 255 x 127, and saturate silently. So the worst case is multiplied once, to test the machine.
+    x86 without VNNI (before 2019, and AMD before 2022) adds two products in 16 bits. The sum 2 x 255 x 64 fits, but
+    2 x 255 x 127 saturates silently. The machine is therefore tested with the worst case once.
     """
     return 127 if int8_is_exact(127) else 64
 
 
 def int8_is_exact(largest: int) -> bool:
-    """Whether the largest activations times weights of `largest` and `-largest` have the right sum, in 1 row and 16."""
+    """Return whether int8 products with the extreme values are exact, for 1 row and for 16 rows."""
     import onnxruntime
 
     width, columns = 256, 32

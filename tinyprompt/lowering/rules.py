@@ -1,7 +1,7 @@
 """Rules for NumPy's ufuncs and functions, and the methods of traced arrays.
 
-A rule has the signature of its function. It computes shape and dtype as NumPy does, and emits nodes.
-The max, min, argmax and sort of ONNX Runtime may misplace a NaN, unlike NumPy's.
+A rule has the signature of its NumPy function. It computes shape and dtype as NumPy does, and emits nodes.
+ONNX Runtime's max, min, argmax and sort may order NaN differently from NumPy's.
 """
 
 import functools
@@ -21,17 +21,17 @@ from tinyprompt.lowering.graph import MICROSOFT, Graph, Traced
 
 
 def graph_of(*arrays) -> Graph:
-    """The graph of the traced arrays among some arrays. They may be boxed."""
+    """Return the graph of the first traced array. Arrays may be boxed."""
     return next(x.graph for x in map(getval, arrays) if isinstance(x, Traced))
 
 
 def traced(*arrays) -> list:
-    """Arrays of one graph: constants are added to the graph of the traced arrays. Boxes stay boxes."""
+    """Return the arguments as arrays of one graph. Constants are added to it; boxes stay boxes."""
     graph = graph_of(*arrays)
     return [x if isbox(x) else graph.array(x) for x in arrays]
 
 
-ELEMENTWISE = {  # the ufuncs that are one operator of ONNX
+ELEMENTWISE = {  # ufuncs with an equivalent ONNX operator
     np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.true_divide: "Div", np.negative: "Neg",
     np.maximum: "Max", np.minimum: "Min", np.absolute: "Abs", np.floor: "Floor", np.ceil: "Ceil",
     np.rint: "Round", np.exp: "Exp", np.log: "Log", np.sqrt: "Sqrt", np.tanh: "Tanh", np.sin: "Sin", np.cos: "Cos",
@@ -71,7 +71,7 @@ OF_BOOLEANS: dict[np.ufunc, Callable] = {
 
 
 def bitwise(ufunc, of_booleans: Callable):
-    """A rule for `&`, `|`, `^` or `~` of booleans."""
+    """Return a rule for `&`, `|`, `^` or `~` of booleans."""
 
     def rule(*inputs):
         if any(as_array(x).dtype != bool for x in inputs if not isinstance(x, bool)):
@@ -82,13 +82,13 @@ def bitwise(ufunc, of_booleans: Callable):
 
 
 def resolved(ufunc, *inputs) -> list[np.dtype]:
-    """NumPy's dtypes for a ufunc: one for each input, and one for the result."""
+    """Resolve a ufunc's dtypes as NumPy does: one for each input, and one for the result."""
     inputs = tuple(map(as_array, inputs))
     return list(ufunc.resolve_dtypes((*(x.dtype if hasattr(x, "dtype") else type(x) for x in inputs), None)))
 
 
 def of_kinds(arrays, kinds) -> list[Traced]:
-    """Arrays of the graph, each cast to its dtype."""
+    """Return arrays of the graph, each cast to its dtype."""
     graph = graph_of(*arrays)
     return [
         cast(x, kind) if isinstance(x, Traced) else graph.array(np.asarray(x, kind))
@@ -97,17 +97,17 @@ def of_kinds(arrays, kinds) -> list[Traced]:
 
 
 def promoted(ufunc, *inputs) -> list[Traced]:
-    """The inputs of a ufunc as arrays of the graph, cast as NumPy does."""
+    """Return the inputs of a ufunc as arrays of the graph, cast as NumPy does."""
     return of_kinds(inputs, resolved(ufunc, *inputs)[:-1])
 
 
 def as_array(x):
-    """An array, traced or not. A Python number stays a number, because its dtype adapts to that of an array."""
+    """Convert x to an array, unless it is traced. Python numbers stay as they are, because their dtype is weak."""
     return x if isinstance(x, Traced) or type(x) in (int, float) else np.asarray(x)
 
 
 def is_one_number(x: Traced) -> bool:
-    """Whether x is a constant whose elements are all the same."""
+    """Return whether x is a constant with equal elements."""
     return x.value is not None and x.size > 0 and x.value.tobytes() == x.value.flat[0].tobytes() * x.size
 
 
@@ -122,7 +122,7 @@ UNROLLED: dict[float, Callable] = {
 
 
 def power(x, y) -> Traced:
-    """`x ** y` of floats. An exponent of 1/2 becomes a root, and a small integer becomes products."""
+    """Lower `x ** y` of floats. An exponent of 1/2 becomes a square root, a small integer exponent becomes products."""
     kind = np.result_type(x, y)
     if kind.kind != "f":
         raise LoweringError("numpy.power of integers has no rule; cast them first")
@@ -132,7 +132,7 @@ def power(x, y) -> Traced:
 
 
 def matmul(a, b) -> Traced:
-    """`a @ b`. The transpose of an operand becomes a flag, so that no transposed copy is made."""
+    """Lower `a @ b`. A transposed operand becomes a flag of the node, which saves the copy."""
     a, b = traced(a, b)
     if not a.ndim or not b.ndim or a.shape[-1] != b.shape[max(0, b.ndim - 2)]:
         raise LoweringError(f"numpy.matmul: the shapes {a.shape} and {b.shape} do not fit")
@@ -143,7 +143,7 @@ def matmul(a, b) -> Traced:
     if a.ndim == 1:
         return reshape(matmul(reshape(a, 1, -1), b), (*b.shape[:-2], b.shape[-1]))
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    if not a.shape[-1]:  # a sum of nothing
+    if not a.shape[-1]:  # an empty sum
         return a.graph.array(np.zeros(shape, kind))
     product = np.dtype(bfloat16) if a.graph.bf16 and kind == np.float32 else kind
     a, b = cast(a, product), cast(b, product)
@@ -157,13 +157,13 @@ def matmul(a, b) -> Traced:
 
 
 def untransposed(x: Traced) -> tuple[Traced, bool]:
-    """(y, True) if x is y with its last two axes swapped, else (x, False)."""
+    """Return (y, True) if x is y with its last two axes swapped, else (x, False)."""
     axes = [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2]
     return (x.inputs[0], True) if x.op == "Transpose" and x.attributes["perm"] == axes else (x, False)
 
 
 def cast(x: Traced, dtype) -> Traced:
-    """`x.astype(dtype)`."""
+    """Lower `x.astype(dtype)`."""
     dtype = np.dtype(dtype)
     if x.dtype == dtype:
         return x.copy()
@@ -177,22 +177,22 @@ def cast(x: Traced, dtype) -> Traced:
         return cast(x.inputs[0], dtype)
     if x.name in x.graph.frozen and dtype == bfloat16:
         return x.graph.derive(x, rounded, (x.shape, dtype))[0]
-    # Each use widens a weight again: a wide copy that waits for the backward pass takes memory.
+    # Each use casts a 16-bit weight again. A shared wide copy would stay in memory until the backward pass.
     return x.graph.emit("Cast", x, shape=x.shape, dtype=dtype, anew=is_16_bits(x), to=dtype)
 
 
 def is_16_bits(x: Traced) -> bool:
-    """Whether x is an input stored in 16 bits, as weights may be."""
+    """Return whether x is an input stored in 16 bits, such as a weight."""
     return x.op is None and x.dtype in (np.float16, bfloat16)
 
 
 def rounded(weight: np.ndarray) -> tuple[np.ndarray]:
-    """An array as bfloat16."""
+    """Round a weight to bfloat16."""
     return (weight.astype(bfloat16),)
 
 
 def reshape(x, *shape, order=None) -> Traced:
-    """`x.reshape(shape)`. Two reshapes in a row become one."""
+    """Lower `x.reshape(shape)`. Two consecutive reshapes are merged."""
     if order not in (None, "C"):
         raise LoweringError(f"numpy.reshape in order {order!r} has no rule")
     wanted = [int(n) for n in (shape if len(shape) != 1 or isinstance(shape[0], int | np.integer) else shape[0])]
@@ -212,7 +212,7 @@ def reshape(x, *shape, order=None) -> Traced:
 
 
 def transpose(x, *axes) -> Traced:
-    """`x.transpose(axes)`. Two in a row become one. If only axes of length 1 move, it is a reshape."""
+    """Lower `x.transpose(axes)`. Consecutive transposes are merged. If only axes of length 1 move, it is a reshape."""
     given = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes or None
     order = list(normalize_axis_tuple(tuple(range(x.ndim)[::-1] if given is None else given), x.ndim))
     if len(order) != x.ndim:
@@ -235,7 +235,7 @@ def swapaxes(a, axis1, axis2) -> Traced:
 
 
 def reduction(op: str):
-    """A rule for np.sum and the like."""
+    """Return a rule for np.sum, np.mean and similar functions."""
 
     def rule(a, axis=None, *, keepdims=False):
         axes = sorted(range(a.ndim) if axis is None else normalize_axis_tuple(axis, a.ndim))
@@ -263,14 +263,14 @@ PAIRED = {"ReduceSum": np.add, "ReduceProd": np.multiply}
 
 
 def added_up(a: Traced) -> Traced:
-    """An array in the dtype of its sum."""
+    """Cast an array to the dtype of its sum."""
     if a.dtype.kind == "u":
         raise LoweringError("sums and products of unsigned integers have no rule; cast them to int64 first")
     return cast(a, np.int64) if a.dtype.kind in "bi" else a
 
 
 def in_pairs(ufunc, x: Traced) -> Traced:
-    """The sum or product over the last axis, by halving it. ONNX Runtime's own rounds integers to 53 bits."""
+    """Sum or multiply over the last axis by halving it. ONNX Runtime's own reductions round integers to 53 bits."""
     while (n := x.shape[-1]) > 1:
         halves = ufunc(x[..., : n // 2], x[..., n // 2 : n // 2 * 2])
         x = concatenate([halves, x[..., -1:]], axis=-1) if n % 2 else halves
@@ -278,7 +278,7 @@ def in_pairs(ufunc, x: Traced) -> Traced:
 
 
 def position(op: str):
-    """A rule for np.argmax and np.argmin."""
+    """Return a rule for np.argmax or np.argmin."""
 
     def rule(a, axis=None, *, keepdims=False):
         if axis is None:
@@ -292,7 +292,7 @@ def position(op: str):
 
 
 def in_order(output: int):
-    """A rule for np.sort (output 0) or np.argsort (output 1). It is stable for every `kind`."""
+    """Return a rule for np.sort (output 0) or np.argsort (output 1). The sort is stable for every `kind`."""
 
     def rule(a, axis=-1, kind=None, order=None, *, stable=None):
         if axis is None:
@@ -309,7 +309,7 @@ def in_order(output: int):
 
 
 def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
-    """An einsum in which every axis has a letter.
+    """Lower an einsum whose axes all have a letter.
 
     Args:
         terms: The letters of each array.
@@ -336,7 +336,7 @@ def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
 
 
 def sum_of_products(terms, wanted: str, arrays) -> Traced:
-    """An einsum as one product over all axes and one sum."""
+    """Lower an einsum as one product over all axes and one sum."""
     letters = wanted + "".join(sorted(set("".join(terms)) - set(wanted)))
     factors = []
     for term, x in zip(terms, arrays, strict=True):
@@ -400,7 +400,7 @@ def take_along_axis(arr, indices, axis=-1) -> Traced:
     if len({(x.ndim, x.shape[:axis], x.shape[axis + 1 :]) for x in (arr, indices)}) > 1:
         raise LoweringError("numpy.take_along_axis that broadcasts has no rule")
     indices = cast(indices, np.int64)
-    if arr.graph.plain and axis == arr.ndim - 1:  # onnx's own evaluator has GatherElements for axes up to 64 only
+    if arr.graph.plain and axis == arr.ndim - 1:  # onnx's own evaluator limits GatherElements to axes of 64
         n = arr.shape[axis]
         begin = np.arange(0, arr.size, n).reshape(*arr.shape[:-1], 1)
         return take(reshape(arr, -1), np.where(indices < 0, indices + n, indices) + begin, 0)
@@ -408,7 +408,7 @@ def take_along_axis(arr, indices, axis=-1) -> Traced:
 
 
 def getitem(x: Traced, index) -> Traced:
-    """`x[index]` for integers, slices, None, `...`, arrays of integers, and masks that are constants."""
+    """Lower `x[index]` for integers, slices, None, `...`, integer arrays, and constant masks."""
     index = index if isinstance(index, tuple) else (index,)
     if any(isinstance(i, np.ndarray | Traced | list | tuple) for i in index):
         return gather(x, index)
@@ -428,14 +428,14 @@ def getitem(x: Traced, index) -> Traced:
 
 
 def full_index(index: tuple, ndim: int) -> tuple:
-    """An index with a full slice for every axis that `...`, or nothing, stands for."""
+    """Expand an index with a full slice for every axis that it omits or covers by `...`."""
     gap = next((k for k, i in enumerate(index) if i is Ellipsis), len(index))
     given = sum(1 for i in index if i is not None and i is not Ellipsis)
     return (*index[:gap], *[slice(None)] * (ndim - given), *index[gap + 1 :])
 
 
 def gather(x: Traced, index: tuple) -> Traced:
-    """`x[index]` with arrays among the index: one Gather from an x in which their axes come first and are one."""
+    """Lower `x[index]` with index arrays: move their axes to the front, merge them, and emit one Gather."""
     spread: list[Any] = []
     for i in index:
         i = np.asarray(i) if isinstance(i, list | tuple) else i
@@ -447,7 +447,7 @@ def gather(x: Traced, index: tuple) -> Traced:
             spread.append(i)
     index = full_index(tuple(spread), x.ndim)
     places = [k for k, i in enumerate(index) if not (i is None or isinstance(i, slice))]
-    # Slices and new axes first. Then the axes of x are those of the index.
+    # Apply slices and new axes first. Then the axes of x are the axes of the index.
     x = getitem(x, tuple(slice(None) if k in places else i for k, i in enumerate(index)))
     lengths = [x.shape[k] for k in places]
     arrays = [x.graph.array(np.asarray(i) if not isinstance(i, Traced) else i) for i in (index[k] for k in places)]
@@ -463,14 +463,14 @@ def gather(x: Traced, index: tuple) -> Traced:
     rest = [k for k in range(x.ndim) if k not in places]
     rows = reshape(transpose(x, [*places, *rest]), math.prod(lengths), *(x.shape[k] for k in rest))
     out = take(rows, flat, 0)
-    if places == [*range(places[0], places[-1] + 1)]:  # NumPy puts adjacent arrays where the first one is
+    if places == [*range(places[0], places[-1] + 1)]:  # as NumPy does, at the first array's axis
         new = list(range(flat.ndim))
         out = RULES[np.moveaxis](out, new, [places[0] + k for k in new])
     return out
 
 
 def add_at(total, index, x) -> None:
-    """`numpy.add.at`, which autograd calls on zeros for the gradient of `y[index]`. The total becomes another array."""
+    """Lower `numpy.add.at`, which autograd calls for the gradient of `y[index]`. `total` becomes the result."""
     if not isinstance(total, Traced):
         raise LoweringError("numpy.add.at to an array that is not traced has no rule")
     at = getitem(total.graph.array(np.arange(total.size).reshape(total.shape)), index)
@@ -481,7 +481,7 @@ def add_at(total, index, x) -> None:
 
 
 def sign(x) -> Traced:
-    """`numpy.sign`. In float16 ONNX Runtime gives 0 for NaN, so float16 is computed in float32."""
+    """Lower `numpy.sign`. float16 is computed in float32, because ONNX Runtime returns 0 for a NaN in float16."""
     kind = np.sign.resolve_dtypes((x.dtype, None))[-1]
     return cast(elementwise(np.sign, "Sign", cast(x, np.float32) if kind == np.float16 else x), kind)
 
@@ -527,7 +527,7 @@ RULES |= {
     np.invert: bitwise(np.invert, np.logical_not),
     np.add.at: add_at,
     operator.getitem: getitem,
-    # The next six return numbers, because they depend on shape and dtype alone.
+    # The next six return numbers, because they depend only on shape and dtype.
     np.shape: lambda a: a.shape,
     np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
     np.ndim: lambda a: a.ndim,

@@ -1,4 +1,4 @@
-"""From a function and its arguments to a graph."""
+"""Trace a function and its arguments to a graph."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ from tinyprompt.tree import leaves, refill
 
 
 def parameters_of(function: Callable, count: int) -> list[str]:
-    """The names of a function's positional parameters, and `argument_2` for one of `count` arguments without a name."""
+    """Return the names of a function's positional parameters. Unnamed arguments become `argument_2` and so on."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:
@@ -27,7 +27,7 @@ def parameters_of(function: Callable, count: int) -> list[str]:
 
 
 def check_frozen(function: Callable, arguments: tuple, frozen: Iterable[str]) -> set[str]:
-    """The names in `frozen` as a set. Raises LoweringError if one is no parameter of the function."""
+    """Return the names in `frozen` as a set. Raises LoweringError for an unknown parameter."""
     told, known = {frozen} if isinstance(frozen, str) else set(frozen), parameters_of(function, len(arguments))
     if unknown := told.difference(known):
         name = getattr(function, "__name__", "the function")
@@ -36,7 +36,7 @@ def check_frozen(function: Callable, arguments: tuple, frozen: Iterable[str]) ->
 
 
 def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
-    """The parameter, the input name and the value of every leaf of the arguments."""
+    """Yield the parameter, the input name and the value of every leaf of the arguments."""
     used = set()
     for parameter, argument in zip(parameters_of(function, len(arguments)), arguments, strict=False):
         for name, leaf in leaves(argument, "" if isinstance(argument, dict) else parameter):
@@ -47,7 +47,7 @@ def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[s
 
 
 def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
-    """All leaves of the arguments, each with its name as an input of the graph.
+    """Yield all leaves of the arguments, each with its name as an input of the graph.
 
     The leaves of a dict keep their dotted names, as in a checkpoint. Other names begin with the parameter's name.
     """
@@ -55,7 +55,7 @@ def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
 
 
 def is_frozen(array: Any) -> bool:
-    """Whether an array and the arrays that it is a view of are read-only."""
+    """Return whether an array and all its bases are read-only."""
     while isinstance(array, np.ndarray):
         if array.flags.writeable:
             return False
@@ -64,7 +64,7 @@ def is_frozen(array: Any) -> bool:
 
 
 def is_sealed(array: Any) -> bool:
-    """Whether an array is read-only and nobody can make it writable again, as `tree.freeze` returns it."""
+    """Return whether an array is permanently read-only, like the arrays that `tree.freeze` returns."""
     if not is_frozen(array):
         return False
     while isinstance(array, np.ndarray):
@@ -76,9 +76,9 @@ def is_sealed(array: Any) -> bool:
 
 
 def state_of(array: np.ndarray) -> int | None:
-    """A number that changes with the contents of a frozen array, or None if the contents cannot change.
+    """Return a checksum of a frozen array, or None if its contents cannot change.
 
-    An array with `flags.writeable = False` can be made writable, changed, and made read-only again.
+    An array with `flags.writeable = False` can still be made writable, changed, and made read-only again.
     """
     if is_sealed(array):
         return None
@@ -87,13 +87,13 @@ def state_of(array: np.ndarray) -> int | None:
 
 
 def graph_key(value: Any, flags: bool = True) -> Any:
-    """A hashable key of arguments. Arguments with equal keys have the same graph.
+    """Return a hashable key of arguments. Arguments with equal keys have the same graph.
 
-    Of arrays, it has shape, dtype, and with `flags` whether they are read-only. Of everything else it has the type and
-    the value, so 0.0 and -0.0, or 1 and True, differ.
+    The key of an array is its shape, its dtype, and with `flags` whether it is read-only. The key of any other value
+    is its type and value, so 0.0 and -0.0, or 1 and True, differ.
 
     Raises:
-        LoweringError: An array is not a plain array of numbers.
+        LoweringError: An array is a subclass, or an array of Python objects.
     """
     if isinstance(value, np.ndarray | np.generic):
         check_array(value)
@@ -120,27 +120,27 @@ def lower(
     plain: bool = False,
     frozen: Iterable[str] | None = None,
 ) -> tuple[Graph, Any]:
-    """Write a function of NumPy arrays as an ONNX graph, by calling it on traced arrays.
+    """Lower a function of NumPy arrays to an ONNX graph, by calling it on traced arrays.
 
     Every array in the arguments becomes an input of the graph. Only its shape and dtype are read. Numbers, strings,
-    functions, and arrays that the function has from elsewhere become part of the graph.
+    functions, and arrays from the function's closure become part of the graph.
 
     Args:
-        function: A function made of NumPy functions that have a rule (docs/devices.md lists them). It may contain
+        function: A function of NumPy functions that have a rule (see docs/devices.md for a list). It may contain
             `autograd.grad` and `value_and_grad`.
-        *arguments: Its arguments. Arrays may be inside dicts, tuples, lists and named tuples.
-        int8: Quantise the frozen weights of 16 or 32 bits whose names begin with this, where `ops.linear` multiplies
-            them.
-        bf16: Multiply float32 matrices as bfloat16, and compute in bfloat16 between two products (halves.py). The
+        *arguments: Its arguments. Arrays may be nested in dicts, tuples, lists and named tuples.
+        int8: Quantise the frozen 16-bit and 32-bit weights whose names begin with this prefix, where `ops.linear`
+            multiplies them.
+        bf16: Multiply float32 matrices in bfloat16, and compute in bfloat16 between two products (halves.py). The
             residual stream, the logits and the loss keep their dtype.
-        plain: Emit operators of ONNX only, none of ONNX Runtime's own. Does not go with int8.
-        frozen: Names of the parameters whose arrays are frozen weights. By default, arrays that are read-only are.
+        plain: Emit standard ONNX operators only, without ONNX Runtime's own. Not supported with int8.
+        frozen: Names of the parameters whose arrays are frozen weights. By default, read-only arrays are frozen.
 
     Returns:
         The graph, and the function's result with a traced array in place of every output.
 
     Raises:
-        LoweringError: A step of the function has no rule. The message names it and the user's line.
+        LoweringError: A step of the function has no rule. The message names the step and the user's line.
 
     Example:
         >>> graph, _ = lower(lambda x: np.tanh(x).sum(-1), np.ones((2, 3), np.float32))
