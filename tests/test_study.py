@@ -374,7 +374,7 @@ def test_another_model_or_device_is_another_cell(at, tmp_path):
     text = TEXT.replace('["small"]', '["other"]')
     others = [grid.read_study(written(at, tmp_path), "cpu").cells[1], read(at, tmp_path, text).cells[1]]
     assert len({cell.key, *(other.key for other in others)}) == 3
-    with pytest.raises(ValueError, match="has other weights or another tokenizer than when the study began"):
+    with pytest.raises(ValueError, match="its weights or its tokenizer have changed since the study began"):
         cells.compute(replace(cell, model=at / "other"))
 
 
@@ -386,7 +386,7 @@ def test_the_row_of_another_default_is_refused(run, tmp_path, monkeypatch):
     (tmp_path / "out" / "rows.jsonl").unlink()
     status, _, err = run()
     assert status == 2
-    assert "was computed with rank 4, by default then; the default is 8; give rank in the study" in err
+    assert "was computed with the default rank 4; it is now 8; set rank in the study" in err
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"key": 1, "tests": {}}', '{"key": "x", "tests": []}'])
@@ -411,7 +411,7 @@ SAYS = {
     "[settings]\nstep = 3": "[settings]: unknown key 'step'; did you mean 'steps'",
     "[settings]\nsteps = 0": "setting steps: expected at least 1, found 0",
     "[settings]\nsteps = 2.5": "setting steps: expected int, found 2.5",
-    "[settings]\ninit = 'file'": "init 'file': which? Name a saved prompt with init_file",
+    "[settings]\ninit = 'file'": "init 'file': the prompt is missing; name a saved prompt with init_file",
     "[settings]\nshots = 25": "shots: expected 1 to the 24 training rows of task soup, found 25",
     "[settings]\nshots = 0": "shots: expected 1 to the 24 training rows",
     "[methods.lore]\nrank = 2": "[methods]: unknown key 'lore'; did you mean 'lora'",
@@ -426,7 +426,7 @@ SAYS = {
     "[grid]\nmodel = ['none such']": "none such: no such directory",
     "[grid]\nmodel = [3]": "model: expected a name or a folder, found 3",
     "[grid]\nmethod = ['promt']": "[grid]: method: expected one of prompt,",
-    "[grid]\nmethod = ['few-shot']": "method 'few-shot': how many examples? Give shots",
+    "[grid]\nmethod = ['few-shot']": "method 'few-shot': the number of examples is missing; set shots",
     "[tasks.soup]\ntrain = 'no.tsv'": "[tasks.soup]: {at}/no.tsv: no such file",
     "[tasks.soup]\ntest = {}": "[tasks.soup]: test: expected the name of a test set",
     "[tasks.soup]\ntest = 3": "[tasks.soup]: test: expected a text or a table, found 3",

@@ -1,8 +1,8 @@
-"""The cells of a study. Each is computed once, in a process of joblib, and kept in a file of its own.
+"""Compute the cells of a study. joblib's processes compute each cell once and write it to its own file.
 
-A study's folder has a file for each cell, `cells/KEY.json`, which is written once and whole. `rows.jsonl` holds the
-same rows, a line each, to be carried along. A cell is claimed while it is computed, so that studies which run at the
-same time, and workers that outlive a killed one, never compute it twice.
+A study's folder contains one file per cell, `cells/KEY.json`, which is written atomically. `rows.jsonl` collects the
+same rows, one per line, in one portable file. A process claims a cell while it computes it. Concurrent studies, and
+workers that outlive a killed study, therefore never compute a cell twice.
 """
 
 import contextlib
@@ -30,30 +30,30 @@ from tinyprompt.train import TaskData
 from tinyprompt.tuning import run_task
 from tinyprompt.version import VERSION
 
-# Backends of joblib: the module that each needs, and what installs it.
+# Backends of joblib: the module that each needs, and the requirement that installs it.
 BACKENDS = {
     "loky": ("joblib", "'tinyprompt-t5[study]'"), "dask": ("distributed", "'dask[distributed]'"), "ray": ("ray", "ray"),
 }  # fmt: skip
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "scikit-learn")  # whose versions a row keeps
-ERRORS = (TinypromptError, ValueError, FloatingPointError, OSError, ImportError, MemoryError)  # of one cell
-IDLE = 10  # seconds after which a process without a cell ends, also if the command was killed
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "scikit-learn")  # their versions are stored in a row
+ERRORS = (TinypromptError, ValueError, FloatingPointError, OSError, ImportError, MemoryError)  # one cell's
+IDLE = 10  # seconds after which an idle process ends, even if the command was killed
 Record = dict[str, Any]
-turn = threading.Lock()  # of the cells of one process, where a cluster gives it several threads
+turn = threading.Lock()  # one cell at a time per process: a cluster may give a process several threads
 
 
 class Outcome(NamedTuple):
-    """The outcome of a cell: done, claimed by another run, or failed."""
+    """The outcome of a cell: computed, claimed by another run, or failed."""
 
     key: str
     claimed: bool = False
     error: str | None = None
 
 
-# ---- what is kept ----
+# ---- files ----
 
 
 def records(folder: Path) -> dict[str, Record]:
-    """Read the rows in the folder of a study, by the key of their cell. Raises DataError or CheckpointError."""
+    """Read the rows in the folder of a study, keyed by cell. Raises DataError or CheckpointError."""
     rows, found = folder / "rows.jsonl", {}
     for path, record in [
         *((f"{rows}: row {number}", record) for number, record in (tables.records(rows) if rows.exists() else ())),
@@ -62,24 +62,22 @@ def records(folder: Path) -> dict[str, Record]:
         kinds = {"key": str, "tests": dict, "settings": dict, "versions": dict, "seconds": int | float}
         wrong = next((name for name, kind in kinds.items() if not isinstance(record.get(name), kind)), None)
         if wrong:
-            raise DataError(f"{path}: expected the row of a cell, found no {wrong!r} as it should be; remove it")
+            raise DataError(f"{path}: not a row of a study: {wrong!r} is missing or has the wrong type; remove it")
         found[record["key"]] = record
     return found
 
 
 def check_settings(cells: Sequence[Cell], found: dict[str, Record], folder: Path) -> None:
-    """Raise DataError for the row of a cell that was computed with another default of a setting."""
+    """Raise DataError if the default of a setting has changed since a cell was computed."""
     for cell in cells:
         for name, value in found.get(cell.key, {}).get("settings", {}).items():
             if name != "init_file" and cell.used.get(name) != value:
-                told = (
-                    f"{cell}: was computed with {name} {value}, by default then; the default is {cell.used.get(name)}"
-                )
-                raise DataError(f"{folder}: {told}; give {name} in the study, or remove the row")
+                told = f"{cell}: was computed with the default {name} {value}; it is now {cell.used.get(name)}"
+                raise DataError(f"{folder}: {told}; set {name} in the study, or remove the row")
 
 
 def write_rows(folder: Path, cells: Sequence[Cell]) -> Path:
-    """Write all rows of the folder to one file, those of these cells first and in their order."""
+    """Write all rows of the folder to one file: the rows of these cells first, in order."""
     found, path = records(folder), folder / "rows.jsonl"
     order = [*(cell.key for cell in cells if cell.key in found), *found]
     lines = (json.dumps(found[key], ensure_ascii=False) + "\n" for key in dict.fromkeys(order))
@@ -91,7 +89,7 @@ def write_rows(folder: Path, cells: Sequence[Cell]) -> Path:
 
 
 def run_cell(cell: Cell, folder: Path, wait: bool) -> Outcome:
-    """Compute a cell and write its file, unless it exists. `wait` waits for another run that computes it."""
+    """Compute a cell and write its file, unless it exists. `wait` waits while another run computes it."""
     path = folder / "cells" / f"{cell.key}.json"
     with turn, contextlib.ExitStack() as stack:
         try:
@@ -100,7 +98,7 @@ def run_cell(cell: Cell, folder: Path, wait: bool) -> Outcome:
             return Outcome(cell.key, claimed=True)
         if path.exists():
             return Outcome(cell.key)
-        io.remove(path.parent.glob(f".{path.name}.*.part"))  # what a killed run left
+        io.remove(path.parent.glob(f".{path.name}.*.part"))  # parts that a killed run left behind
         try:
             found = json.dumps(compute(cell), ensure_ascii=False)
         except ERRORS as error:
@@ -110,7 +108,7 @@ def run_cell(cell: Cell, folder: Path, wait: bool) -> Outcome:
 
 
 def compute(cell: Cell) -> Record:
-    """Compute the row of a cell: its scores, and everything that determined them."""
+    """Compute the row of a cell: its scores, and all inputs that determine them."""
     started = time.perf_counter()
     answer, about = NOT_TUNED.get(cell.method, tuned)(cell)
     tests, answers = {}, {}
@@ -135,21 +133,21 @@ def labels_of(cell: Cell, test: str) -> Sequence[str] | None:
 
 @functools.lru_cache(2)
 def load(folder: Path) -> Model:
-    """Load a model once for all cells of a process."""
+    """Load a model. The cells of a process share it."""
     return models.load(folder)
 
 
 def model_of(cell: Cell) -> Model:
-    """Return the model of a cell. Raises CheckpointError if its weights differ from those of the study."""
+    """Return the model of a cell. Raises CheckpointError if its weights have changed since the study was read."""
     model = load(cell.model)
     if model.fingerprint != cell.fingerprint:
         raise CheckpointError(
-            f"{cell.model}: has other weights or another tokenizer than when the study began; start it again"
+            f"{cell.model}: its weights or its tokenizer have changed since the study began; restart the study"
         )
     return model
 
 
-Made = tuple[Callable[[list[str]], Any], Record]  # what answers texts, and what is told of it
+Made = tuple[Callable[[list[str]], Any], Record]  # the function that answers texts, and notes for the row
 
 
 def tuned(cell: Cell) -> Made:
@@ -160,7 +158,7 @@ def tuned(cell: Cell) -> Made:
     for progress in run_task(model, TaskData(rows, dev, words, score, cell.init), cell.settings, cell.device):
         last = progress
     state, prompt = last.state, last.prompt
-    assert prompt is not None  # a run ends with a dev score
+    assert prompt is not None  # every run ends with a dev score
     trained, stored, _ = methods.count(model.config, cell.settings, len(words or ()))
     about = {"dev": state.best_score[0], "best_step": state.best_step, "steps": state.step}
     return lambda texts: predict(model, prompt, texts, cell.device), about | {"trained": trained, "stored": stored}
@@ -173,7 +171,7 @@ def bare(cell: Cell) -> Made:
 
 
 def few_shot(cell: Cell) -> Made:
-    """Return the answers of the frozen model to inputs behind solved examples."""
+    """Return the answers of the frozen model to inputs that follow solved examples."""
     (shots, _), model = cell.task.parts(cell.settings.seed, cell.shots), model_of(cell)
     most, (answer, about) = cell.settings.max_input_tokens, bare(cell)
     return lambda texts: answer(data.in_context(texts, shots, data.TEMPLATE, model.tokenizer, most)), about
@@ -212,11 +210,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": name, "cores": os.cpu_count(), "threads": threads(), "system": platform.system()}
 
 
-# ---- all of them ----
+# ---- all cells ----
 
 
 def check_workers(backend: str, jobs: int | None) -> None:
-    """Raise ImportError or ValueError if no process can be started, before anything is computed."""
+    """Raise ImportError or ValueError before the first cell if no process can be started."""
     for module, what in (BACKENDS["loky"], BACKENDS[backend]):
         if not importlib.util.find_spec(module):
             raise ImportError(f"study: {module} is not installed; pip install {what}")
@@ -225,16 +223,24 @@ def check_workers(backend: str, jobs: int | None) -> None:
 
 
 def run(cells: Sequence[Cell], folder: Path, backend: str = "loky", jobs: int | None = None) -> Iterator[Outcome]:
-    """Compute cells in processes. Yields an Outcome for each, in the order of completion.
+    """Compute cells in processes. Yields an Outcome for each cell in the order of completion.
 
-    Those that another run has claimed are waited for in the end. jobs: processes; None is one of joblib's own backend,
-    and all of a cluster. Raises DeviceError if a process dies.
+    Cells that another run has claimed come last; this run waits for them.
+
+    Args:
+        cells: The cells of `read_study`.
+        folder: The folder of the study.
+        backend: A key of BACKENDS.
+        jobs: Number of processes. The default is one with "loky", and all workers of a cluster.
+
+    Raises:
+        DeviceError: A process died.
     """
     from joblib import Parallel, delayed
 
-    # A process that has grown, by its cache of sessions, is replaced between two cells.
+    # joblib replaces a worker between two cells if its cache of sessions has grown too large, and warns about it.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
-    order = "list" if backend == "ray" else "generator_unordered"  # Ray's backend tells of all cells in the end
+    order = "list" if backend == "ray" else "generator_unordered"  # Ray's backend reports all cells at the end
     with workers(backend, jobs):
         for wait in (False, True):
             parallel, claimed = Parallel(return_as=order, batch_size=1), set()
@@ -248,7 +254,7 @@ def run(cells: Sequence[Cell], folder: Path, backend: str = "loky", jobs: int | 
 
 @contextlib.contextmanager
 def workers(backend: str, jobs: int | None) -> Iterator[None]:
-    """Configure the processes of joblib. A cluster is found by its own variable: see docs/studies.md."""
+    """Configure joblib's processes. Environment variables locate a cluster: see docs/studies.md."""
     from joblib import parallel_config
 
     with contextlib.ExitStack() as stack:
@@ -265,12 +271,12 @@ def workers(backend: str, jobs: int | None) -> Iterator[None]:
         except Exception as error:
             if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
                 raise
-            told = "a process that computed a cell was killed, perhaps for want of memory; finished cells are kept"
-            raise DeviceError(f"{told}; the same command goes on, and fewer --jobs take less memory") from None
+            told = "a process that computed a cell was killed, perhaps because memory ran out; finished cells are kept"
+            raise DeviceError(f"{told}; repeat the command to continue, with fewer --jobs to save memory") from None
 
 
 def dask_client(jobs: int | None) -> Any:
-    """Connect to the cluster of DASK_SCHEDULER_ADDRESS, or start workers on this machine."""
+    """Connect to the cluster at DASK_SCHEDULER_ADDRESS, or start workers on this machine."""
     import dask
     from distributed import Client
 

@@ -1,4 +1,4 @@
-"""Plots with matplotlib: the paper's figure 4, and the table of a study."""
+"""Plots: the paper's figure 4, and the table of a study. They need matplotlib."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,10 +16,16 @@ from tinyprompt.study.summary import Result, Summary
 def draw_parameters(
     configs: dict[str, Config], lengths: tuple[int, int], settings: Settings, labels: int, path: Path
 ) -> None:
-    """Draw the paper's figure 4: the stored parameters of each method in percent, by the size of the model.
+    """Draw the paper's figure 4: the stored parameters of each method in percent, against the size of the model.
 
-    A band if the method has a length, from the shorter to the longer one; for prompt design, which stores ids of
-    tokens, from 500 to 2,000 (section 4 there). labels: the number of label words. Raises ImportError.
+    A method with a length is a band from the shorter to the longer length. Prompt design, which stores token ids, is a
+    band from 500 to 2,000 tokens (section 4 of the paper).
+
+    Args:
+        labels: Number of label words.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
     import matplotlib.pyplot as plt
 
@@ -42,11 +48,11 @@ def draw_parameters(
             for length in lengths
         )
         style: dict[str, Any] = {"color": "black"} if method == "full" else {}
-        if any(count.trained > count.stored for count in high):  # a network, which makes what another method stores
+        if any(count.trained > count.stored for count in high):  # a network computes the stored arrays
             trained = [100 * count.trained / (n + count.trained) for count, n in zip(high, totals, strict=True)]
             band(trained, trained, f"{method}, in training", ls="--")
         else:
-            dashes = (0, (2, 2)) if method == "warp" else "-"  # hardly more than a prompt
+            dashes = (0, (2, 2)) if method == "warp" else "-"  # almost the same line as prompt tuning
             band([count.percent for count in low], [count.percent for count in high], method, ls=dashes, **style)
     few, many = ([100 * ids / n for n in totals] for ids in (500, 2000))
     band(few, many, "prompt design, token ids", color="black", ls=":")
@@ -65,10 +71,12 @@ def draw_parameters(
 
 
 def draw_study(table: Summary, path: Path) -> None:
-    """Draw the table of a study: lines over the first numeric axis, or a dot for each entry. Bars show the spread.
+    """Draw the table of a study: lines over the first numeric axis, or dots without one. Error bars show the spread.
 
-    Over a number, what goes across has an axes of its own, and what does not depend on the number is a dashed line.
-    Raises ImportError.
+    With a numeric axis, every column is a subplot. A result that ignores the numeric axis is a dashed line.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
     import matplotlib.pyplot as plt
 
@@ -101,7 +109,7 @@ def draw_study(table: Summary, path: Path) -> None:
 
 
 def draw_lines(axes: Any, found: Mapping[tuple, Result], number: int) -> None:
-    """Draw a line over a numeric axis for each value of the others."""
+    """Draw a line over a numeric axis for each combination of the other axes."""
     curves: dict[tuple, dict[Any, Result]] = {}
     for line, one in found.items():
         curves.setdefault(line[:number] + line[number + 1 :], {})[line[number]] = one
@@ -123,7 +131,7 @@ def is_number(values: Iterable[Any]) -> bool:
 
 
 def png(figure: Any) -> bytes:
-    """Return the bytes of a picture."""
+    """Return a figure as the bytes of a PNG file."""
     out = BytesIO()
     figure.savefig(out, format="png", dpi=150)
     return out.getvalue()

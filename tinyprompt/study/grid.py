@@ -1,4 +1,4 @@
-"""A study: from a TOML file to the cells of its grid. All cells are checked before the first is computed."""
+"""Read a study: a TOML file becomes the cells of its grid. All cells are checked before the first is computed."""
 
 import difflib
 import functools
@@ -24,17 +24,17 @@ from tinyprompt.tasks import registry
 from tinyprompt.tasks.registry import TASKS
 
 TEXT = ("max_input_tokens", "max_new_tokens", "num_beams", "length_penalty")
-# What is not tuned, and the settings that its answers depend on.
+# Baselines without tuning, and the settings that their answers depend on.
 BASELINES: dict[str, tuple[str, ...]] = {
-    "none": ("model", *TEXT),  # the bare frozen model
+    "none": ("model", *TEXT),  # the frozen model alone
     "few-shot": ("model", *TEXT, "shots", "seed"),  # solved examples in front of each input
-    "bag of words": ("shots", "seed"),  # logistic regression over counts of words
+    "bag of words": ("shots", "seed"),  # logistic regression on word counts
 }
 DEFAULTS = Settings()
 SETTINGS = tuple(f.name for f in fields(Settings) if f.name not in ("task", "method"))
 GRID = ("task", "model", "method", "shots", *SETTINGS)
-SOURCE = {"task": str, "input": str, "target": str, "words": dict}  # how the rows of a file are read
-SHARE = 0.2  # of the training rows, which are the dev rows of a task without a file of them
+SOURCE = {"task": str, "input": str, "target": str, "words": dict}  # keys that describe how a file is read
+SHARE = 0.2  # share of the training rows used as dev rows, for a task without a dev file
 
 
 class TestSet(NamedTuple):
@@ -42,23 +42,23 @@ class TestSet(NamedTuple):
 
     task: str
     rows: list[Row]
-    label_words: tuple[str, ...] | None  # in the order of that task
+    label_words: tuple[str, ...] | None  # in the order of this test's task
 
 
 @dataclass(frozen=True)
 class Task:
-    """The rows of a task: training, dev and test rows."""
+    """The training, dev and test rows of a task."""
 
     name: str
     kind: str  # the setting `task`
     rows: list[Row]
-    dev: list[Row] | int  # or the number of the training rows that are the dev rows
+    dev: list[Row] | int  # or how many training rows become dev rows
     tests: dict[str, TestSet]
     label_words: tuple[str, ...] | None
 
     @functools.cached_property
     def digest(self) -> str:
-        """A digest of rows, words and tests."""
+        """Return a digest of the rows, the label words and the tests."""
         plain = lambda rows: [*map(tuple, rows)]
         tests = [(name, test.task, plain(test.rows), test.label_words) for name, test in self.tests.items()]
         dev = self.dev if isinstance(self.dev, int) else plain(self.dev)
@@ -79,20 +79,20 @@ class Task:
 class Cell:
     """One result of a study: a method with its settings on the rows of a task."""
 
-    axes: dict[str, Any]  # what the grid varies and this cell depends on
+    axes: dict[str, Any]  # the axes of the grid that this cell depends on
     method: str
     settings: Settings
     shots: int | None
     task: Task
     model: Path
-    fingerprint: str  # of the model
+    fingerprint: str  # fingerprint of the model
     device: str
-    init: Prompt | tuple[str, ...] = ()  # what a first prompt is made of without label words; or the first prompt
-    answers: bool = False  # whether they are kept
+    init: Prompt | tuple[str, ...] = ()  # initial prompt, or words that initialise it if the task has no label words
+    answers: bool = False  # whether the row stores the answers
 
     @functools.cached_property
     def key(self) -> str:
-        """A digest of everything that determines the result. Default settings are omitted, so new ones may be added."""
+        """Return a digest of all inputs of the result. Default settings are omitted, so that settings can be added."""
         changed = {name: value for name, value in self.used.items() if value != getattr(DEFAULTS, name)}
         if isinstance(self.init, Prompt):
             changed["init_file"] = {name: value.tolist() for name, value in self.init.params.items()}
@@ -101,7 +101,7 @@ class Cell:
 
     @property
     def used(self) -> dict[str, Any]:
-        """Return the settings that the result depends on."""
+        """Return the settings that affect the result."""
         names = BASELINES.get(self.method, SETTINGS)
         return {name: getattr(self.settings, name) for name in SETTINGS if name in names}
 
@@ -114,7 +114,7 @@ class Study(NamedTuple):
 
     title: str
     cells: list[Cell]
-    columns: str | None  # the axis that goes across; None: the test set
+    columns: str | None  # the axis of the columns; None is the test set
     ensemble: bool
 
 
@@ -126,7 +126,9 @@ def digest(text: str) -> str:
 def read_study(path: Path, device: str) -> Study:
     """Read a study and the rows of its tasks, and check every cell. No cell is computed.
 
-    Raises DataError that names the file and the key, CheckpointError for a model or a prompt.
+    Raises:
+        DataError: The study or a row is invalid. The message names the file and the key.
+        CheckpointError: A model or a prompt cannot be used.
     """
     try:
         found = tomllib.loads(tables.read_text(path))
@@ -146,7 +148,7 @@ def read_study(path: Path, device: str) -> Study:
 
 
 class StudyFile:
-    """The tables of a study file, and the tasks and models that have been read."""
+    """The tables of a study file, with a cache of its tasks and models."""
 
     def __init__(self, path: Path, found: dict[str, Any], device: str):
         self.path, self.found, self.device = path, found, device
@@ -181,7 +183,7 @@ class StudyFile:
         return Task(name, kind, rows, dev, tests, words)
 
     def read_rows(self, source: Mapping[str, Any], file: str, where: str, training: bool = False) -> list[Row]:
-        """Read the rows of a file. Its name is relative to the study."""
+        """Read the rows of a file. Its path is relative to the study."""
         kind, path = source.get("task", "auto"), self.path.parent / file
         if kind not in (*data.TASKS, *TASKS):
             raise DataError(f"{where}: task {kind!r}: expected one of {', '.join((*data.TASKS, *TASKS))}")
@@ -196,7 +198,7 @@ class StudyFile:
             raise DataError(f"{where}: {error}") from None
 
     def read_dev(self, source: Mapping[str, Any], table: Mapping[str, Any], rows: list[Row], where: str) -> Any:
-        """Return the dev rows of a task, or their number if they are training rows."""
+        """Return the dev rows of a task, or how many training rows become dev rows."""
         number = table.get("dev_rows")
         if "dev" in table:
             dev = self.read_rows(source, table["dev"], where)
@@ -205,13 +207,13 @@ class StudyFile:
             check_number(number, len(dev), f"{where}: dev_rows", "rows of the dev file")
             return data.split(dev, number / len(dev), seed=0)[1]
         if any(row.group for row in rows):
-            raise DataError(f"{where}: rows that belong together must not be split; name a file with dev")
+            raise DataError(f"{where}: rows of the same item must not be split; name a dev file with dev")
         if number is None:
             number = max(1, round(SHARE * len(rows)))
         return check_number(number, len(rows) - 1, f"{where}: dev_rows", "training rows but one")
 
     def read_test(self, source: dict[str, Any], entry: dict[str, Any], where: str) -> TestSet:
-        """Read a test set of the task, or of another task whose labels are mapped by words."""
+        """Read a test set of the same task, or of another task whose labels are mapped by words."""
         check(entry, SOURCE | {"file": str}, where, ("file",))
         source = ({} if "task" in entry else source) | {key: entry[key] for key in SOURCE if key in entry}
         kind, words = source.get("task", "auto"), source.get("words")
@@ -219,7 +221,7 @@ class StudyFile:
         return TestSet(kind, rows, registry.task_labels(kind, words) if kind in TASKS else None)
 
     def cells(self) -> Iterator[Cell]:
-        """Yield the cells of every grid. Raises DataError that names the key."""
+        """Yield the cells of every grid. Raises DataError that names the invalid key."""
         grids = self.found["grid"] if isinstance(self.found["grid"], list) else [self.found["grid"]]
         if not grids:
             raise DataError(f"{self.path}: grid: expected at least one")
@@ -242,7 +244,7 @@ class StudyFile:
                     raise type_of(error)(f"{made}{error}") from None
 
     def cell(self, chosen: dict[str, Any], varied: set[str]) -> Cell:
-        """Build the cell of some values of the grid. Raises TypeError or ValueError that names the setting."""
+        """Build the cell for one combination of values. Raises TypeError or ValueError that names the setting."""
         method = chosen["method"]
         if method not in (*METHODS, *BASELINES):
             raise DataError(f"method: expected one of {', '.join((*METHODS, *BASELINES))}, found {method!r}")
@@ -260,7 +262,7 @@ class StudyFile:
         return Cell(axes, method, settings, shots, task, path, fingerprint, device, init, keep)
 
     def values(self, chosen: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
-        """Return the task and the settings of some values of the grid, all checked."""
+        """Return the checked task and settings for one combination of values."""
         name, method = chosen["task"], chosen["method"]
         if name not in self.tasks:
             raise DataError(f"task: expected one of {', '.join(self.tasks)}, found {name!r}")
@@ -271,13 +273,14 @@ class StudyFile:
             most = len(task.rows) - (task.dev if isinstance(task.dev, int) else 0)
             check_number(values["shots"], most, "shots", f"training rows of task {name}")
         elif method == "few-shot":
-            raise DataError("method 'few-shot': how many examples? Give shots")
+            raise DataError("method 'few-shot': the number of examples is missing; set shots")
         return task, values
 
     def model(self, name: Any) -> tuple[Path, str]:
-        """Return the folder of a model, and its fingerprint.
+        """Return the folder and the fingerprint of a model.
 
-        name: a path, relative to that of the study, or what --model takes.
+        Args:
+            name: A path relative to the study, or a name that --model accepts.
         """
         if not isinstance(name, str):
             raise DataError(f"model: expected a name or a folder, found {name!r}")
@@ -292,21 +295,25 @@ class StudyFile:
         if settings.init != "file":
             return TASKS[settings.task].init if settings.task in TASKS else ()
         if settings.init_file is None:
-            raise DataError("init 'file': which? Name a saved prompt with init_file")
+            raise DataError("init 'file': the prompt is missing; name a saved prompt with init_file")
         if settings.init_file not in self.inits:
             self.inits[settings.init_file] = prompts.load_prompt(str(self.path.parent / settings.init_file))
         return self.inits[settings.init_file]
 
 
 def type_of(error: Exception) -> type[ValueError]:
-    """Replace an error by another one."""
+    """Return the exception class for an error in a study: CheckpointError stays, any other error becomes DataError."""
     return CheckpointError if isinstance(error, CheckpointError) else DataError
 
 
 def check(table: Any, allowed: Any, where: str, needed: Sequence[str] = ()) -> None:
     """Raise DataError for a table with an unknown key, a wrong type, or a missing key.
 
-    allowed: the names, or the type of each.
+    Args:
+        table: The table to check.
+        allowed: The names of the keys, or a dict from name to type.
+        where: The place in the file, for messages.
+        needed: Names of the required keys.
     """
     names = {str: "a text", bool: "true or false", int: "a whole number", dict: "a table", list: "a list"}
     if not isinstance(table, dict):
@@ -327,7 +334,7 @@ def check(table: Any, allowed: Any, where: str, needed: Sequence[str] = ()) -> N
 
 
 def check_number(value: Any, most: int, where: str, what: str) -> int:
-    """Check a whole number from 1 to most. Raises DataError."""
+    """Check that a value is an integer from 1 to `most`. Raises DataError."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise DataError(f"{where}: expected 1 to the {most} {what}, found {value!r}")
     return value

@@ -1,4 +1,4 @@
-"""The table of a study: mean, spread and number of seeds."""
+"""The table of a study: mean, standard deviation and number of seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,18 @@ from tinyprompt.ensemble import vote
 from tinyprompt.study.grid import Cell, Study
 from tinyprompt.tasks import registry
 
-NONE = ""  # in the table: what a method does not depend on
+NONE = ""  # table entry for an axis that a method ignores
 
 
 @dataclass(frozen=True)
 class Result:
-    """The scores on one test set of cells that differ in their seed only."""
+    """The scores of cells on one test set. The cells differ only in their seed."""
 
-    axes: dict[str, Any]  # of the cells, without the seed, and the test set
+    axes: dict[str, Any]  # the axes of the cells without the seed, and the test set
     metric: str
-    rows: int  # of the test set
-    scores: list[float]  # in the order of the seeds in the grid
-    ensemble: float | None = None  # of the majority of their answers
+    rows: int  # number of rows of the test set
+    scores: list[float]  # in the order of the seeds of the grid
+    ensemble: float | None = None  # score of the majority vote over the seeds
 
     @property
     def mean(self) -> float:
@@ -28,11 +28,11 @@ class Result:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the sample; None for one seed."""
+        """Return the sample standard deviation, or None for one seed."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as --json prints it."""
+        """Return the result as --json prints it."""
         return asdict(self) | {"mean": self.mean, "spread": self.spread, "seeds": len(self.scores)}
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Summary:
-    """The results of a study, the axes of the lines and the axis of the columns."""
+    """The results of a study, the axes of its lines and the axis of its columns."""
 
     title: str
     results: list[Result]
@@ -56,12 +56,12 @@ class Summary:
         return "\n".join([self.title, "", *markdown(self.table()), "", *notes])
 
     def columns(self) -> list[Any]:
-        """The values of the columns in order; one empty value without columns."""
+        """Return the values of the columns in order, or one empty value if there are no columns."""
         found = [one.axes[self.across] for one in self.results if self.across in one.axes]
         return [*dict.fromkeys(found)] if self.across else [NONE]
 
     def lines(self) -> dict[tuple, dict[Any, Result]]:
-        """The results of each line by column. A result that does not depend on the column is in every column."""
+        """Group the results by line and column. A result that ignores the column's axis is repeated in every column."""
         lines: dict[tuple, dict[Any, Result]] = {}
         for one in self.results:
             line = lines.setdefault(tuple(one.axes.get(name, NONE) for name in self.down), {})
@@ -70,7 +70,7 @@ class Summary:
         return lines
 
     def table(self) -> list[list[str]]:
-        """Return header and lines as texts."""
+        """Return the header and the lines as texts."""
         ensemble = any(one.ensemble is not None for one in self.results)
         columns = self.columns()
         metrics = {one.metric for one in self.results}
@@ -89,7 +89,7 @@ class Summary:
 
 
 def summarize(study: Study, found: Mapping[str, Mapping[str, Any]]) -> Summary:
-    """Build the results of the cells whose rows exist."""
+    """Summarize the cells whose rows exist."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in study.cells:
         if cell.key in found:
@@ -111,14 +111,14 @@ def names_of(results: Sequence[Result]) -> list[str]:
 
 
 def varies(name: str, results: Sequence[Result]) -> bool:
-    """Return whether results differ in an axis. Methods that ignore the axis do not count."""
+    """Return whether results differ along an axis. Methods that ignore the axis do not count."""
     values = {one.axes[name] for one in results if name in one.axes}
     having, lacking = ({one.axes["method"] for one in results if (name in one.axes) == x} for x in (True, False))
     return len(values) > 1 or bool(having & lacking)
 
 
 def result(axes: dict[str, Any], cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> Result:
-    """Return the scores of cells on a test set, and that of their majority if answers were kept."""
+    """Return the scores of cells on a test set. If answers were kept, also score their majority vote."""
     test = cells[0].task.tests[axes["test"]]
     rows = [found[cell.key] for cell in cells]
     scores = [row["tests"][axes["test"]] for row in rows]
@@ -131,12 +131,12 @@ def result(axes: dict[str, Any], cells: Sequence[Cell], found: Mapping[str, Mapp
 
 
 def escaped(cell: str) -> str:
-    """Escape a text for a cell of a Markdown table: a bar, and a line break."""
+    """Escape bars and line breaks for a cell of a Markdown table."""
     return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").splitlines())
 
 
 def markdown(table: Sequence[Sequence[str]]) -> list[str]:
-    """Format a table in Markdown, with numbers aligned right."""
+    """Format a table as Markdown. Numbers are aligned right."""
     right = [all(line[i][:1].isdigit() or not line[i] for line in table[1:]) for i in range(len(table[0]))]
     rule = "| " + " | ".join("---:" if x else "---" for x in right) + " |"
     lines = ["| " + " | ".join(map(escaped, line)) + " |" for line in table]
