@@ -88,7 +88,7 @@ def test_zero_and_enormous_vectors_are_no_nan():
     assert describe.near_equal(np.zeros((3, 2))) == 0
     assert describe.near_equal(np.ones((1, 2))) == 0
     assert describe.near_equal([[1, 0], [2, 0], [0, 1]]) == 2
-    with pytest.raises(ValueError, match="vectors of 3 numbers, but d_model 2"):
+    with pytest.raises(ValueError, match="vectors of 3 numbers, but d_model of the model is 2"):
         describe.nearest_pieces(np.ones((1, 3)), table, 1)
 
 
@@ -298,7 +298,7 @@ def test_a_graph_from_elsewhere(tmp_path, fails):
     data = (tmp_path / "g.onnx").read_bytes()
     for content in (b"", b"This is no graph.", data[: len(data) // 2]):
         (tmp_path / "bad.onnx").write_bytes(content)
-        assert "bad.onnx: no ONNX model" in fails(tmp_path / "bad.onnx")
+        assert "bad.onnx: not an ONNX model" in fails(tmp_path / "bad.onnx")
     assert "none.onnx: no such file" in fails(tmp_path / "none.onnx")
 
 

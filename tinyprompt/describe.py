@@ -1,8 +1,8 @@
-"""The content of a soft prompt, a frozen model or an ONNX file: as numbers, and as text.
+"""Describe a prompt, a frozen model or an ONNX file, as numbers and as text.
 
-A prompt is read by its nearest pieces of the vocabulary (Lester et al. 2021, arXiv:2104.08691, section 7); two
-prompts are compared by the cosine of their mean vectors (Vu et al. 2022, arXiv:2110.07904).
-Dimensions: P prompt vectors, D d_model, V vocabulary, N prompts.
+A prompt is interpreted by the nearest vocabulary pieces of its vectors (Lester et al. 2021, arXiv:2104.08691,
+section 7). Two prompts are compared by the cosine of their mean vectors (Vu et al. 2022, arXiv:2110.07904).
+Dimensions: P prompt vectors, D d_model, V vocabulary size, N prompts.
 """
 
 import math
@@ -24,27 +24,38 @@ from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.settings import Settings
 from tinyprompt.tree import count, flatten
 
-ROWS = 4096  # rows of the vocabulary that are widened and compared at once
-EQUAL = 0.99  # cosine above which two positions of a prompt say the same
-WIDTH = 100  # columns of text
+ROWS = 4096  # vocabulary rows that are widened and compared per step
+EQUAL = 0.99  # cosine above which two vectors count as equal
+WIDTH = 100  # columns of printed text
 
 
 def unit(x) -> np.ndarray:
-    """Scale every vector to length 1. Zero vectors stay zero: (..., D), float32."""
+    """Scale every vector (..., D) to length 1, in float32. Zero vectors stay zero."""
     x = np.asarray(x, np.float32)
-    x = x / np.maximum(np.abs(x).max(-1, keepdims=True), np.finfo(np.float32).tiny)  # so that no square overflows
+    x = x / np.maximum(np.abs(x).max(-1, keepdims=True), np.finfo(np.float32).tiny)  # keeps squares from overflowing
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
 
 
 def nearest_pieces(prompt, table, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k rows of a table with the greatest cosine to each vector, best first.
+    """Find the k rows of an embedding table with the largest cosine to each vector of a prompt.
 
-    Shapes: prompt (P, D), table (V, D), in any float dtype; ids (P, k) int64, cosines (P, k) float32.
-    Raises ValueError where the widths differ.
+    Args:
+        prompt: Vectors (P, D) of any float dtype.
+        table: Embedding table (V, D) of any float dtype.
+        k: Number of rows to return.
+
+    Returns:
+        The ids (P, k) int64 and the cosines (P, k) float32, in descending order of the cosine.
+
+    Raises:
+        ValueError: The widths differ.
+
+    Example:
+        >>> ids, cosines = nearest_pieces(prompt.array, model.params["shared"]["weight"], 5)
     """
     prompt = unit(prompt)
     if prompt.shape[-1] != table.shape[-1]:
-        raise ValueError(f"prompt vectors of {prompt.shape[-1]} numbers, but d_model {table.shape[-1]} in the model")
+        raise ValueError(f"prompt vectors of {prompt.shape[-1]} numbers, but d_model of the model is {table.shape[-1]}")
     ids, best = np.empty((len(prompt), 0), np.int64), np.empty((len(prompt), 0), np.float32)
     for start in range(0, len(table), ROWS):
         cosines = prompt @ unit(ops.widen(table[start : start + ROWS])).T
@@ -56,14 +67,14 @@ def nearest_pieces(prompt, table, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def similarity(prompts: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Return names, and the cosine of the mean vectors of each pair: (N, N) float32, nan if the widths differ."""
+    """Return the names and the cosines of the mean vectors (N, N) float32. Unequal widths give NaN."""
     means = [unit(np.mean(prompt, 0)) for prompt in prompts.values()]
     cosines = [[a @ b if a.shape == b.shape else np.nan for b in means] for a in means]
     return list(prompts), np.array(cosines, np.float32)
 
 
 def near_equal(prompt) -> int:
-    """Count the vectors of a prompt (P, D) with a cosine above 0.99 to another vector."""
+    """Count the vectors of a prompt (P, D) that have a cosine above 0.99 with another vector."""
     cosines = unit(prompt) @ unit(prompt).T
     np.fill_diagonal(cosines, 0)
     return int((cosines.max(1) > EQUAL).sum())
@@ -87,7 +98,7 @@ def describe_prompt(prompt: Prompt, name: str) -> dict[str, Any]:
 
 
 def history(prompt: Prompt) -> list[dict[str, float]]:
-    """Return the dev scores in the training state of a prompt: step, score, dev loss."""
+    """Return the dev scores in the training state of a prompt: step, score and dev loss."""
     rows = (prompt.train_state or {}).get("scores", np.zeros((0, 3)))
     return [dict(zip(("step", "dev", "dev_loss"), map(float, row), strict=True)) for row in rows.reshape(-1, 3)]
 
@@ -95,12 +106,12 @@ def history(prompt: Prompt) -> list[dict[str, float]]:
 def read_prompt(prompt: Prompt, name: str, model: Model, k: int) -> dict[str, Any]:
     """Return the k nearest pieces of every vector, and measures of their reliability.
 
-    cosine, random: mean cosine to the nearest piece, and that of as many random normal vectors;
-    shared: vectors whose nearest piece is that of another one too.
+    `cosine` is the mean cosine to the nearest piece, and `random` the same for random normal vectors. `shared` counts
+    the vectors that have the same nearest piece as another vector.
     """
     found, table = prompt.vectors(name), model.params["shared"]["weight"][: len(model.tokenizer)]
     ids, cosines = nearest_pieces(found, table, k)
-    random = np.random.default_rng(210408691).normal(size=found.shape)  # a seed that no model comes from
+    random = np.random.default_rng(210408691).normal(size=found.shape)  # a fixed seed, used nowhere else
     times = Counter(ids[:, 0].tolist())
     return {
         "cosine": float(cosines[:, 0].mean()),
@@ -122,7 +133,7 @@ def describe_vocabulary(model: Model) -> dict[str, Any]:
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Return the configuration, the shapes and dtypes of all weights, and their total."""
+    """Return the configuration of a model, the shape and dtype of every weight, and their total size."""
     flat = flatten(model.params)
     return {
         "name": model.name,
@@ -135,12 +146,12 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def cut(text: str, width: int) -> str:
-    """Shorten a text to the width of a column by cutting its beginning."""
+    """Truncate the beginning of a text to fit the width of a column."""
     return text if len(text) <= width else "…" + text[1 - width :]
 
 
 def prompt_text(out: Mapping[str, Any]) -> str:
-    """Format one or several prompts as tables; for one prompt also its origin and its nearest pieces."""
+    """Format one or several prompts as tables. For a single prompt, add its origin and its nearest pieces."""
     soft = {name: p for name, p in out["prompts"].items() if "norm" in p}
     lines = [*soft_lines(soft, out["vocabulary"])] if soft else []
     for name, p in out["prompts"].items():
@@ -156,7 +167,7 @@ def prompt_text(out: Mapping[str, Any]) -> str:
 
 
 def soft_lines(prompts: Mapping[str, Any], vocabulary: Mapping[str, Any] | None) -> list[str]:
-    """Format a line for each soft prompt: shape, norms, similarity; and explain the columns."""
+    """Format a line for each soft prompt with its shape, norms and similarity, and explain the columns."""
     arrays = {
         name: array_kind(*(p["arrays"][PROMPT][key] for key in ("dtype", "shape"))) for name, p in prompts.items()
     }
@@ -181,7 +192,7 @@ def soft_lines(prompts: Mapping[str, Any], vocabulary: Mapping[str, Any] | None)
             f"vocabulary of {vocabulary['model']}: {vocabulary['pieces']:,} pieces, mean norm {vocabulary['norm']:.4g}",
         ]
     if any("nearest" not in p for p in prompts.values()):
-        lines.append("nearest pieces need the model that a prompt was tuned on: name it with --model")
+        lines.append("nearest pieces need the model of the prompt: name it with --model")
     return lines
 
 
@@ -199,18 +210,18 @@ def origin_lines(prompt: Mapping[str, Any]) -> list[str]:
 
 
 def short(x: float) -> str:
-    """Format four digits, or two if the number is too long for a column of eight."""
+    """Format a number with four digits, or two if the column of eight is too narrow."""
     text = f"{x:.4g}"
     return text if len(text) < 8 else f"{x:.1e}"
 
 
 def decimals(x: float | None) -> str:
-    """Format two decimals, `.66`."""
+    """Format a number with two decimals: `.66`."""
     return "-" if x is None else f"{x:.2f}".replace("0.", ".")
 
 
 def similarity_lines(names: list[str], cosines) -> list[str]:
-    """Format the lower triangle of a table of cosines, in blocks that fit a line."""
+    """Format the lower triangle of a cosine matrix, in blocks that fit the line."""
     labels = [f"{cut(name, 17)} {i:2}" for i, name in enumerate(names, 1)]
     wide = max(map(len, labels))
     columns = (WIDTH - wide) // 5
@@ -227,7 +238,7 @@ def similarity_lines(names: list[str], cosines) -> list[str]:
 
 
 def nearest_lines(prompt: Mapping[str, Any]) -> list[str]:
-    """Format a line for each vector of a prompt: its nearest pieces."""
+    """Format a line for each vector of a prompt, with its nearest pieces."""
     rows = prompt.get("nearest", [])
     if not rows:
         return []
@@ -237,7 +248,7 @@ def nearest_lines(prompt: Mapping[str, Any]) -> list[str]:
 
 
 def model_text(out: Mapping[str, Any]) -> str:
-    """Format configuration and weights of a model. Equal blocks of a stack share a line."""
+    """Format the configuration and the weights of a model. Equal blocks of a stack share a line."""
     blocks: dict[tuple[str, str, str], list[int]] = {}
     sizes: Counter[tuple[str, str, str]] = Counter()
     for name, x in out["weights"].items():
@@ -263,9 +274,13 @@ def model_text(out: Mapping[str, Any]) -> str:
 
 
 def describe_graph(path: Path) -> dict[str, Any]:
-    """Describe an ONNX file as a `Graph` prints: a line for each input, constant and node. External data are not read.
+    """Describe an ONNX file in the form of a printed `Graph`: a line for each input, constant and node.
 
-    Raises CheckpointError for a file that is no ONNX model, DeviceError without onnx.
+    External data are not read.
+
+    Raises:
+        CheckpointError: The file is not an ONNX model.
+        DeviceError: onnx is not installed.
     """
     if not version("onnx"):
         raise DeviceError(f"{path}: onnx is not installed; pip install 'tinyprompt-t5[ort]'")
@@ -277,12 +292,12 @@ def describe_graph(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except DecodeError:
-        raise CheckpointError(f"{path}: no ONNX model, or cut short; export or download it again") from None
+        raise CheckpointError(f"{path}: not an ONNX model, or truncated; export or download it again") from None
     if not model.graph.output:
-        raise CheckpointError(f"{path}: no ONNX model: it has no outputs")
+        raise CheckpointError(f"{path}: not an ONNX model: it has no outputs")
     try:
         return _graph(model)
-    except (KeyError, TypeError, ValueError) as error:  # types and names that ONNX does not have
+    except (KeyError, TypeError, ValueError) as error:  # unknown types and names
         raise CheckpointError(f"{path}: damaged: {error!r}; export or download it again") from None
 
 
@@ -292,7 +307,7 @@ def _graph(model: Any) -> dict[str, Any]:
 
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
-    except Exception:  # the graph breaks a rule, or holds 2 GiB of weights: shapes that it does not state stay unknown
+    except Exception:  # an invalid graph, or one above 2 GiB: missing shapes stay unknown
         graph = model.graph
     kinds = {x.name: value_kind(x.type) for x in (*graph.value_info, *graph.input, *graph.output)}
     kinds |= {x.name: tensor_kind(x) for x in graph.initializer}
@@ -318,14 +333,14 @@ def _graph(model: Any) -> dict[str, Any]:
 
 
 def dtype_name(kind: int) -> str:
-    """Return NumPy's name of an ONNX element type."""
+    """Return NumPy's name for an ONNX element type."""
     from onnx import TensorProto, helper
 
     return "string" if kind == TensorProto.STRING else str(helper.tensor_dtype_to_np_dtype(kind))
 
 
 def value_kind(kind) -> str:
-    """Return dtype and shape of an onnx.TypeProto: `?` for unknown, names for symbolic dimensions."""
+    """Format dtype and shape of an onnx.TypeProto: `?` for unknown sizes, names for symbolic ones."""
     tensor = kind.tensor_type
     if not tensor.elem_type:
         return "?"
@@ -336,12 +351,12 @@ def value_kind(kind) -> str:
 
 
 def tensor_kind(tensor) -> str:
-    """Return dtype and shape of an onnx.TensorProto."""
+    """Format dtype and shape of an onnx.TensorProto."""
     return array_kind(dtype_name(tensor.data_type), tensor.dims)
 
 
 def tensor_value(tensor) -> str | None:
-    """Return the values of a short onnx.TensorProto that is stored in the file."""
+    """Format the values of a short onnx.TensorProto, if the file itself contains them."""
     from onnx import numpy_helper
 
     short = np.prod(tensor.dims, dtype=float) <= SHORT and not tensor.external_data
@@ -349,7 +364,7 @@ def tensor_value(tensor) -> str | None:
 
 
 def place(tensor) -> str:
-    """Name the file of the values of an onnx.TensorProto, if they are external."""
+    """Return the name of the external file with the values of an onnx.TensorProto, or ""."""
     return "".join(f" in {entry.value}" for entry in tensor.external_data if entry.key == "location")
 
 
@@ -368,7 +383,7 @@ def attribute(given) -> str:
 
 
 def plain(value):
-    """Convert bytes to text and float32 numbers to their shortest form, also in lists."""
+    """Convert bytes to text, and float32 numbers to their shortest form. Lists are converted element by element."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, float):
