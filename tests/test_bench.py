@@ -233,9 +233,9 @@ def test_a_whole_run_on_random_weights(study, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "words", "message"),
     [
-        ('"adam"', '"adafactor-t5x"', (), "optimizer 'adafactor-t5x': time is compared with optimizer 'adam' alone"),
+        ('"adam"', '"adafactor-t5x"', (), "optimizer 'adafactor-t5x': time is compared only with optimizer 'adam'"),
         ("z_loss = 0.0\n", "", (), "z_loss 0.0001"),
-        ('model = ["tiny"]', 'method = ["none"]', (), "method 'none': time is compared with method 'prompt' alone"),
+        ('model = ["tiny"]', 'method = ["none"]', (), "method 'none': time is compared only with method 'prompt'"),
         ('dev = "dev.tsv"\n', 'dev = "dev.tsv"\ntask = "generate"\n', (), "free text"),
         ("", "", ("--batch-size", "4"), "--batch-size: goes with one step"),
     ],

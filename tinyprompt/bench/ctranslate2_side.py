@@ -1,6 +1,6 @@
-"""CTranslate2's side of `tinyprompt bench`: it only writes. It takes no vectors: tokens stand in the prompt's place.
+"""CTranslate2's side of `tinyprompt bench`. It only generates text. A prompt of tokens stands in for the soft prompt.
 
-Runs in a process of its own; no other module imports this one.
+It runs in its own process, and no other module imports this one.
 """
 
 import json
@@ -20,7 +20,7 @@ PRECISIONS = {"ct2-fp32": "float32", "ct2-int8": "int8"}
 
 
 def run(engine: str, folder: Path, problem: Problem) -> None:
-    """Serve the call "generate" in float32, or with linear layers in int8."""
+    """Answer the call "generate" in float32, or with linear layers in int8."""
     precision = PRECISIONS[engine]
     TransformersConverter(str(folder)).convert(str(folder / engine), quantization=precision)
     model = ctranslate2.Translator(

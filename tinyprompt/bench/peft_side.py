@@ -1,6 +1,6 @@
-"""The other side of `tinyprompt bench`: transformers, PEFT and torch, in a process of their own.
+"""PEFT's side of `tinyprompt bench`: transformers, PEFT and torch.
 
-The only module that imports torch; no other module imports this one.
+It runs in its own process, and no other module imports this one.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from tinyprompt.tasks import metrics
 
 
 def run(engine: str, folder: Path, problem: Problem) -> None:
-    """Serve the calls of "peft-fp32", "peft-bf16" (autocast; on a GPU also bf16 weights) or "peft-compile" (fp32)."""
+    """Answer the calls to "peft-fp32", "peft-bf16" (autocast; on a GPU also bf16 weights) or "peft-compile" (fp32)."""
     bf16, on_gpu = engine == "peft-bf16", problem.device == "cuda"
     dtype = torch.bfloat16 if bf16 and on_gpu else torch.float32
     frozen: Any = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
@@ -36,7 +36,7 @@ def run(engine: str, folder: Path, problem: Problem) -> None:
     prompt = load_prompt(folder / PROMPT_FILE).array
     model.prompt_encoder["default"].embedding.weight.data.copy_(torch.from_numpy(prompt))
     model.save_pretrained(str(folder / "peft"))  # for the cold start
-    model.train()  # as a training loop has it; the dropout rate is 0
+    model.train()  # as in a training loop; the dropout rate is 0
     batch = problem.draw(frozen.config.vocab_size)
     arrays = dict(
         input_ids=batch.input_ids,
@@ -75,7 +75,7 @@ def run(engine: str, folder: Path, problem: Problem) -> None:
 
 
 def tune(engine: str, folder: Path) -> None:
-    """Run as PEFT's examples do: a DataLoader, Adam, a schedule, and generated answers."""
+    """Tune as PEFT's examples do: a DataLoader, Adam, a schedule, and generated answers."""
     run = Run.read(folder)
     settings = run.settings
     tokenizer = AutoTokenizer.from_pretrained(run.model)
@@ -131,7 +131,7 @@ def tune(engine: str, folder: Path) -> None:
 
 
 def cold_start(folder: Path) -> None:
-    """Make the first prediction of a fresh process: the likelier of two labels."""
+    """Make the first prediction in a new process: the more likely of two labels."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     frozen = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(frozen, folder / "peft").eval()

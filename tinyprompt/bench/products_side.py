@@ -1,6 +1,6 @@
-"""The rate of matrix products that one library reaches on this machine. The best of them is the yardstick of a step.
+"""Measure how fast one library multiplies matrices on this machine. The best rate is the yardstick of a step.
 
-Runs in a process of its own, because the threads of two libraries disturb each other. No other module imports this one.
+It runs in its own process, because the threads of two libraries compete. No other module imports this one.
 """
 
 import json
@@ -14,7 +14,7 @@ from tinyprompt import ops
 from tinyprompt.device import DEVICES, compile, describe_device
 from tinyprompt.tree import freeze
 
-TRIES, SECONDS = 5, 0.5  # products at least, and of measurement
+TRIES, SECONDS = 5, 0.5  # minimal number of products, and minimal duration
 
 
 def rate(product: Callable, size: int) -> float:
@@ -29,7 +29,7 @@ def rate(product: Callable, size: int) -> float:
 
 
 def torch_rates(size: int, where: str) -> dict[str, float]:
-    """Return torch's rates by precision."""
+    """Return torch's rates in GFLOP/s by precision."""
     import torch
 
     def product(dtype):
@@ -47,7 +47,7 @@ def torch_rates(size: int, where: str) -> dict[str, float]:
 
 
 def device_rates(device: str, size: int) -> dict[str, float]:
-    """Return the rate of a device, by its precision; none if the processor lacks it."""
+    """Return the rate of a device in GFLOP/s by precision, or an empty dict if the processor lacks that precision."""
     if "computes in float32" in describe_device(device):
         return {}
     x, w = np.random.default_rng(0).standard_normal((2, size, size), np.float32)

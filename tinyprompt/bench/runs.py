@@ -1,7 +1,7 @@
-"""Time to a tuned prompt: whole runs by tinyprompt and by PEFT, in turns, each in a process of its own.
+"""Measure whole tuning runs of tinyprompt and PEFT. The engines alternate, each in its own process.
 
-A run lasts from the start of Python to its last dev score. All engines begin with the same prompt, and have the same
-rows, batch size, steps, dev scores, optimiser and learning rate. `bench_peft.py` has PEFT's side.
+A run lasts from the start of Python to its last dev score. All engines share the first prompt, rows, batch size,
+steps, dev scores, optimiser and learning rate. `peft_side.py` implements PEFT's side.
 """
 
 import json
@@ -26,14 +26,14 @@ from tinyprompt.study.grid import Cell
 from tinyprompt.tuning import run_task, task_data
 
 RUN, FIRST = "run.json", "first.safetensors"
-# What PEFT's side can do: it has Adam, and neither the z-loss nor a warm-up.
+# Settings that PEFT's side supports: Adam, without z-loss and warm-up.
 COMMON = {"method": "prompt", "optimizer": "adam", "z_loss": 0.0, "warmup_steps": 0, "dropout": 0.0, "patience": 0}
 ENGINES = ("ort", "ort-int8", "peft-fp32", "peft-bf16")
 MODULES = {"ort": "runs", "peft": "peft_side"}
 
 
 class Run(NamedTuple):
-    """A run that every engine does. Its folder is read by their processes."""
+    """A run for every engine. The engines' processes read it from a folder."""
 
     model: str  # the folder of the frozen model
     train: list[Row]
@@ -48,7 +48,7 @@ class Run(NamedTuple):
         return cls(**found | parts | {"settings": Settings(**found["settings"])})
 
     def write(self, folder: Path) -> None:
-        """Write the run, and the first prompt of every engine."""
+        """Write the run and the first prompt, which all engines share."""
         plain = self._asdict() | {"settings": asdict(self.settings)}
         plain |= {part: [(row.input, row.target) for row in plain[part]] for part in ("train", "dev")}
         io.write({folder / RUN: json.dumps(plain).encode()})
@@ -58,25 +58,25 @@ class Run(NamedTuple):
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the settings, or the method's own."""
+        """Return the learning rate of the settings, or the default of the method."""
         return self.settings.learning_rate or METHODS[self.settings.method].learning_rate
 
 
 class Score(NamedTuple):
-    """The accuracy on the dev rows at a time of a run."""
+    """The accuracy on the dev rows, and when it was reached."""
 
-    time: float  # seconds, of the clock that all processes share
+    time: float  # seconds of a clock that all processes share
     accuracy: float
 
 
 def run_of(cell: Cell, model: Path) -> Run:
-    """Return the run of a study's cell. Raises DataError if PEFT's side cannot do it."""
+    """Return the run of a study's cell. Raises DataError if PEFT's side does not support it."""
     found = vars(cell.settings) | {"method": cell.method}
     for name, value in COMMON.items():
         if found[name] != value:
-            raise DataError(f"{cell}: {name} {found[name]!r}: time is compared with {name} {value!r} alone; set it so")
+            raise DataError(f"{cell}: {name} {found[name]!r}: time is compared only with {name} {value!r}; change it")
     if not cell.task.label_words:
-        raise DataError(f"{cell}: free text; time is compared on tasks with label words, by their accuracy")
+        raise DataError(f"{cell}: time is compared by accuracy, so the task needs label words")
     rows, dev = cell.task.parts(cell.settings.seed, cell.shots)
     return Run(str(model), rows, dev, [*cell.task.label_words], cell.settings)
 
@@ -109,10 +109,22 @@ def engines_here() -> list[str]:
 def measure(
     cells: Sequence[Cell], engines: Sequence[str], rounds: int, report: Callable[[str], None], size: str | None = None
 ) -> dict[str, Any]:
-    """`{"cores", "runs": [{"cell", "reached", "rows", "ratios"}]}`, with rows and ratios as `bench.measure` has them.
+    """Measure the runs of cells with every engine, in alternation.
 
-    reached: the dev accuracy that every run comes to.
-    size: random weights of this shape take the place of each cell's model. Raises DataError, ValueError.
+    Args:
+        cells: The cells of a study.
+        engines: Names of engines.
+        rounds: Number of runs per engine and cell.
+        report: Called with a line before each run.
+        size: Replace each cell's model by random weights of this size.
+
+    Returns:
+        `{"cores", "runs": [{"cell", "reached", "rows", "ratios"}]}`. `reached` is the dev accuracy that every run
+        reaches. `rows` and `ratios` have the form of `bench.steps.measure`.
+
+    Raises:
+        DataError: PEFT's side does not support a cell.
+        ValueError: An engine is unknown or failed.
     """
     known = engines_here()
     for name in engines:
@@ -133,7 +145,7 @@ def measure(
 
 
 def take_turns(folder: Path, engines: Sequence[str], rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """Run every engine in turns: the score reached, the figures and the ratios."""
+    """Run every engine in turn. Returns the common accuracy, the measurements and the ratios."""
     found: list[tuple[str, float, list[Score]]] = []
     for i in range(rounds):
         for name in engines:

@@ -1,8 +1,8 @@
-"""Engines side by side on one prompt-tuning problem: time, memory, cold start, as ratios.
+"""Compare engines on one prompt-tuning problem: time, memory and cold start, with ratios.
 
-A frozen T5 of a named size with random weights is written to a folder; every engine opens it in a process of its
-own and then waits. The parent asks one after the other for one call, round after round, so that whatever else the
-machine does falls on all of them; reported are medians. `bench_peft.py` is the same for PEFT and torch.
+A frozen T5 of a named size with random weights is written to a folder. Every engine opens it in its own process and
+then waits. The parent sends one call at a time, in rounds, so that other load on the machine affects all engines alike.
+The results are medians. `peft_side.py` implements the calls for PEFT and torch.
 """
 
 import importlib.util
@@ -38,10 +38,10 @@ from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
 from tinyprompt.tree import flatten, merge, nest
 
-# d_model, d_ff, heads, layers, gated: T5 1.1, the family of the paper's frozen models, and the first T5 (Raffel et al.
+# d_model, d_ff, heads, layers, gated: T5 1.1, which the paper freezes, and the first T5 (Raffel et al.
 # 2020, sections 3.1.2 and 3.5).
 SIZES = {
-    "tiny": (16, 24, 2, 1, True),  # to try the bench itself
+    "tiny": (16, 24, 2, 1, True),  # to test the benchmark itself
     "small": (512, 1024, 6, 8, True),
     "base": (768, 2048, 12, 12, True),
     "large": (1024, 2816, 16, 24, True),
@@ -54,21 +54,21 @@ ENGINES = {
     "cpu": ("numpy", "ort", "ort-int8", "peft-fp32", "peft-bf16", "peft-compile", "ct2-fp32", "ct2-int8"),
     "cuda": ("numpy", "ort", "ort-bf16", "peft-fp32", "peft-bf16"),
 }
-SIDES = {"numpy": "steps", "ort": "steps", "peft": "peft_side", "ct2": "ctranslate2_side"}  # whose process it is
+SIDES = {"numpy": "steps", "ort": "steps", "peft": "peft_side", "ct2": "ctranslate2_side"}  # of the process
 NEEDS = {"numpy": (), "peft": ("torch", "transformers", "peft"), "ct2": ("ctranslate2", "torch", "transformers")}
 STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
-GEMM = 1920  # rows and columns of the matrices that the machine's own rate is measured with
+GEMM = 1920  # rows and columns of the matrices that measure the machine's peak rate
 PRODUCT_ROUNDS = 2
 TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
 D_KV = 64
 COLD_STARTS = 3
-SAME = 0.02  # relative difference of losses that 8 or 16 bits may cause
-EXACT, ROUGH = 0.05, 0.5  # of gradients: in 32 bits (where a relu may fall on the other side of 0), and in 8 or 16
+SAME = 0.02  # relative difference of losses that 8-bit or 16-bit arithmetic may cause
+EXACT, ROUGH = 0.05, 0.5  # limits of gradient errors: in 32 bits (a relu near 0 may switch sides), and in 8 or 16
 PROMPT_FILE = "prompt.safetensors"
 
 
 def argument(default: Any, help: str) -> Any:
-    """Declare a field with its help."""
+    """Declare a field with a help text."""
     return field(default=default, metadata={"help": help})
 
 
@@ -94,7 +94,7 @@ class Problem:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
     def draw(self, vocab_size: int) -> Batch:
-        """The batch that every engine computes."""
+        """Draw the batch that every engine computes."""
         return random_batch(vocab_size, self.batch_size, self.input_tokens, self.target_tokens)
 
 
@@ -134,7 +134,7 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
 
 
 class Made(NamedTuple):
-    """A weight that is made when it is written."""
+    """A weight that is drawn when it is written."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -145,7 +145,7 @@ class Made(NamedTuple):
 
 
 def random_weights(size: str, dtype: Any) -> dict[str, Made]:
-    """Draw random numbers quickly, for billions of weights."""
+    """Draw random weights quickly, since there may be billions."""
     normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
 
     def weight(i: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -159,33 +159,33 @@ def random_weights(size: str, dtype: Any) -> dict[str, Made]:
 
 
 def write_prompt(folder: Path, length: int) -> None:
-    """Return the first prompt of every engine: embeddings of random pieces."""
+    """Write the first prompt of every engine: embeddings of random pieces."""
     params = init_params(models.load(folder), Settings(prompt_length=length, init="vocab"), None)
     prompts.save_prompt(Prompt(params, folder.name, None, LABELS), folder / PROMPT_FILE)
 
 
-# ---- in an engine's own process ----
+# ---- in the process of an engine ----
 
 
 def peak_memory() -> float:
-    """Return the peak memory of this process since `forget_peak`, in GiB, with mapped files."""
+    """Return the peak memory of this process since `forget_peak`, in GiB, including mapped files."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     except (OSError, IndexError):
-        import resource  # which Windows does not have
+        import resource  # not available on Windows
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def forget_peak() -> None:
-    """Reset the peak memory, so that loading does not count (Linux only)."""
+    """Reset the peak memory, to exclude loading (Linux only)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def gemm_flops(graph) -> int:
-    """Count the floating-point operations of the matrix products of a lowered graph."""
+    """Count the floating-point operations in the matrix products of a lowered graph."""
     products = (x for x in graph.nodes if x.op in ("MatMul", "FusedMatMul"))
     return sum(
         2 * x.size * x.inputs[0].shape[-2 if x.attributes.get("transA") else -1] for x in products if x.inputs[0].ndim
@@ -193,7 +193,7 @@ def gemm_flops(graph) -> int:
 
 
 def run_own(engine: str, folder: Path, problem: Problem) -> None:
-    """Serve the calls of "numpy", or of "ort" with a precision."""
+    """Answer the calls to "numpy", or to "ort" with a precision."""
     device = "numpy" if engine == "numpy" else engine.replace("ort", problem.device)
     model = models.load(folder)
     prompt = prompts.load_prompt(folder / PROMPT_FILE)
@@ -224,7 +224,7 @@ def run_own(engine: str, folder: Path, problem: Problem) -> None:
 
 
 def save_exact(folder: Path, problem: Problem) -> None:
-    """Compute the gradient in float64 with NumPy, the reference of the others."""
+    """Compute the reference gradient with NumPy in float64."""
     model = models.load(folder)
     exact = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
     params = {PROMPT: prompts.load_prompt(folder / PROMPT_FILE).array.astype(np.float64)}
@@ -234,13 +234,13 @@ def save_exact(folder: Path, problem: Problem) -> None:
 
 
 def cold_start(folder: Path) -> None:
-    """Make the first prediction of a fresh process."""
+    """Make the first prediction in a new process."""
     model = models.load(folder)
     prompt = prompts.load_prompt(folder / PROMPT_FILE)
     print(predict(model, prompt, TEXT))
 
 
-# ---- in the parent ----
+# ---- in the parent process ----
 
 
 def command(engine: str) -> list[str]:
@@ -256,7 +256,7 @@ def available(device: str) -> list[str]:
 
 
 def only_writes(engine: str) -> bool:
-    """Return whether an engine computes no loss and no gradient."""
+    """Return whether an engine only generates text, without a loss and a gradient."""
     return engine.startswith("ct2")
 
 
@@ -279,7 +279,7 @@ class Notes:
         return next((statistics.median(v) for (e, w, _), v in self.values.items() if (e, w) == (engine, what)), None)
 
     def ratio(self, what: str, over: str, under: str) -> float | None:
-        """Return the median of one engine divided by that of another; None if one did not run."""
+        """Return the median of one engine divided by the median of another, or None if either did not run."""
         sides = self.median(over, what), self.median(under, what)
         return sides[0] / sides[1] if sides[0] and sides[1] else None
 
@@ -291,9 +291,20 @@ class Notes:
 
 
 def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """`{"problem", "cores", "rows": [{engine, what, median, min, max, unit}], "ratios": {name: number or None}}`.
+    """Measure engines on a problem, in alternation.
 
-    Raises ValueError for an engine that cannot run here, or where the engines do not compute the same; DeviceError.
+    Args:
+        problem: The shapes of the batch, the model and the device.
+        engines: Names of engines.
+        rounds: Number of rounds.
+        report: Called with a line before each step of the benchmark.
+
+    Returns:
+        `{"problem", "cores", "rows": [{engine, what, median, min, max, unit}], "ratios": {name: number or None}}`.
+
+    Raises:
+        ValueError: An engine cannot run here, or the engines compute different losses or gradients.
+        DeviceError: The device cannot be used.
     """
     if problem.device == "cuda":
         check_device("cuda")
@@ -303,7 +314,7 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
     notes = Notes()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        report(f"random weights of T5 {problem.size} in {problem.storage} go to {folder}")
+        report(f"writing random weights of T5 {problem.size} in {problem.storage} to {folder}")
         write_model(folder, problem.size, problem.storage)
         write_prompt(folder, problem.prompt_length)
         with ExitStack() as stack:
@@ -347,7 +358,7 @@ def measure(problem: Problem, engines: Sequence[str], rounds: int, report: Calla
 
 
 def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes: Notes, report) -> None:
-    """Measure steps, forward passes and greedy decoding of all engines in turns."""
+    """Measure steps, forward passes and greedy decoding of all engines in alternation."""
     tokens = problem.batch_size * (problem.prompt_length + problem.input_tokens + problem.target_tokens)
     learn = {name: engine for name, engine in running.items() if not only_writes(name)}
     for engine in running.values():
@@ -358,7 +369,7 @@ def _take_turns(running: dict[str, Engine], problem: Problem, rounds: int, notes
     for i in range(rounds):
         report(f"round {i + 1} of {rounds}")
         for name, engine in learn.items():
-            engine.ask("step")  # a step follows a step, as in training: the one after a rest is not counted
+            engine.ask("step")  # warm up: in training, a step follows another step
             notes.add(name, "step", "ms", 1e3 * engine.ask("step"))
             if i == 0 and problem.device == "cpu":
                 notes.add(name, "peak memory of step", "GiB", engine.ask("memory"))
@@ -378,7 +389,7 @@ def precision_of(engine: str) -> str:
 
 
 def libraries(device: str) -> list[str]:
-    """List the libraries whose products are measured: devices, and torch."""
+    """List the libraries whose matrix products are measured: devices, and torch."""
     found = ["torch"] if importlib.util.find_spec("torch") else []
     for name in DEVICES if device == "cpu" else ():
         if DEVICES[name].place != "cuda":
@@ -389,7 +400,7 @@ def libraries(device: str) -> list[str]:
 
 
 def measure_products(problem: Problem, folder: Path, notes: Notes, report: Callable[[str], None]) -> None:
-    """Measure the products of every library, in turns, each in a process of its own."""
+    """Measure the products of every library in alternation, each in its own process."""
     for i in range(PRODUCT_ROUNDS):
         for name in libraries(problem.device):
             report(f"products of {name}, round {i + 1} of {PRODUCT_ROUNDS}")
@@ -399,7 +410,7 @@ def measure_products(problem: Problem, folder: Path, notes: Notes, report: Calla
 
 
 def share_rates(running: dict[str, Engine], notes: Notes) -> None:
-    """Give the products of every step as a rate, and as a share of the best rate of any library in its precision."""
+    """Add the rate of every step, and its share of the best rate that any library reaches in that precision."""
     own = next((engine for name, engine in running.items() if SIDES[name.partition("-")[0]] == "steps"), None)
     if not own:
         return
@@ -414,7 +425,7 @@ def share_rates(running: dict[str, Engine], notes: Notes) -> None:
 
 
 def _judge(running: dict[str, Engine], folder: Path, problem: Problem, notes: Notes, report) -> None:
-    """Return the relative distance of each gradient from float64."""
+    """Measure the relative error of each gradient against float64. Raises ValueError if one is too large."""
     report("gradient in float64")
     running["numpy"].ask("exact")
     exact = np.load(folder / "exact.npy")
@@ -427,12 +438,12 @@ def _judge(running: dict[str, Engine], folder: Path, problem: Problem, notes: No
         allowed = ROUGH if name.endswith(("int8", "bf16")) else EXACT
         if not error <= allowed:
             raise ValueError(
-                f"engine {name}: its gradient is {error:.2g} off that in float64, expected {allowed} at most"
+                f"engine {name}: the relative error of its gradient is {error:.2g}; expected at most {allowed}"
             )
 
 
 def _start_cold(engines: Iterable[str], folder: Path, problem: Problem, notes: Notes, report) -> None:
-    """Measure import, load and the first prediction."""
+    """Measure import, loading and the first prediction."""
     starters = [name for name in ("ort", "peft-fp32") if name in engines and problem.device == "cpu"]
     for i in range(COLD_STARTS if starters else 0):
         report(f"cold start {i + 1} of {COLD_STARTS}")
@@ -443,7 +454,7 @@ def _start_cold(engines: Iterable[str], folder: Path, problem: Problem, notes: N
 
 
 def table(result: dict[str, Any]) -> str:
-    """Format the result as text."""
+    """Format the result of `measure` as text."""
     lines = [f"{'':<22}{'engine':<14}{'median':>10}{'min':>10}{'max':>10}"]
     for row in sorted(result["rows"], key=lambda row: row["what"]):
         figures = "".join(f"{row[k]:>10.4g}" for k in ("median", "min", "max"))
