@@ -50,7 +50,7 @@ def test_every_engine_is_right(family, tmp_path):
     assert report.ok, str(report)
     engines = dict.fromkeys(f.engine for f in report.findings)
     assert seen[0] == "numpy float64"
-    assert re.fullmatch(r"all engines: about \d+ seconds, and the start of torch", seen[1])
+    assert re.fullmatch(r"all engines: about \d+ seconds, plus the start of torch", seen[1])
     assert list(engines) == [name for name in seen[2:] if f"{name}: not run" not in str(report)]
     assert {f.quantity for f in report.findings if f.engine == "torch float64"} == set(ledger.QUANTITIES)
     assert all(f.error < 1e-11 for f in report.findings if f.engine.endswith("float64"))
@@ -62,7 +62,7 @@ def test_without_torch_numpy_is_checked_alone(family, tmp_path):
     raw = raw_config(family, vocab_size=VOCAB)
     report = check_model(models.load(write(tmp_path / family, raw, weights(raw))))
     assert report.ok
-    assert "torch float64: not run: no model directory given" in report.notes
+    assert "torch float64: not run: no model directory was given" in report.notes
     assert not any(f.engine.startswith("torch") for f in report.findings)
 
 
@@ -121,17 +121,17 @@ def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, length, seed):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompt": None}, "no array 'prompt'"),
+        ({"prompt": None}, "array 'prompt' is missing"),
         ({"prompt": np.ones((3, 5))}, "'prompt' has shape [3, 5] and dtype float64; expected ['any', 4] and floating"),
         ({"prompt": np.ones((3, 4), int)}, "dtype int64; expected ['any', 4] and floating"),
         ({"labels": np.ones((2, 5), int)}, "'labels' has shape [2, 5]"),
         ({"input_ids": np.full((3, 24), VOCAB)}, f"'input_ids': expected ids from 0 to {VOCAB - 1}"),
-        ({"labels": np.full((3, 5), -100)}, "'labels' holds -100, as Hugging Face's collators pad; write 0"),
+        ({"labels": np.full((3, 5), -100)}, "'labels' contains -100, the padding of Hugging Face's collators"),
         ({"attention_mask": np.zeros((3, 24), int)}, "'attention_mask': expected 0 and 1, and a 1 in every row"),
         ({"attention_mask": np.full((3, 24), 2)}, "'attention_mask': expected 0 and 1"),
-        ({"weights": np.zeros((3, 5))}, "'weights': expected numbers from 0 on"),
-        ({"weights": -np.ones((3, 5))}, "'weights': expected numbers from 0 on"),
-        ({"prompt": np.full((3, 4), np.nan)}, "'prompt' holds NaN"),
+        ({"weights": np.zeros((3, 5))}, "'weights': expected numbers of at least 0"),
+        ({"weights": -np.ones((3, 5))}, "'weights': expected numbers of at least 0"),
+        ({"prompt": np.full((3, 4), np.nan)}, "'prompt' contains NaN"),
     ],
 )
 def test_a_bad_case_names_its_array(changes, words, model, tmp_path):
@@ -171,9 +171,9 @@ def test_a_right_gradient_is_right(dtype, model):
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        (lambda g: g * 3, "yours: the right direction, 3 times as long"),
-        (lambda g: -g, "yours: the opposite direction: is a minus missing?"),
-        (lambda g: -2 * g, "yours: the opposite direction, 2 times as long"),
+        (lambda g: g * 3, "yours: correct direction, 3 times as long"),
+        (lambda g: -g, "yours: opposite direction: is a minus sign missing?"),
+        (lambda g: -2 * g, "yours: opposite direction, 2 times as long"),
         (lambda g: g + 1e-8 * np.linalg.norm(g), "largest errors in rows"),
         (lambda g: g[::-1], "largest errors in rows"),
         (lambda g: 0 * g, "largest errors in rows"),
@@ -215,7 +215,7 @@ def test_a_float32_gradient_saved_as_float64_is_judged_as_float32(model):
     mine = gradient_of(model, case, np.float32)
     report = check_gradient(mine.astype(np.float64), model, *case)
     assert report.ok
-    assert report.notes == ["yours: numbers of float32 stored as float64; judged as float32"]
+    assert report.notes == ["yours: float32 numbers stored as float64; judged as float32"]
     assert report.findings[0].limit == check_gradient(mine, model, *case).findings[0].limit
     assert check_gradient(gradient_of(model, case), model, *case).findings[0].limit == ledger.EXACT
 
@@ -288,7 +288,7 @@ def test_what_is_no_array_of_floats_is_no_differentiable_argument():
         assert report.ok, str(report)
     report = check_vjp(ops.cross_entropy, ARRAYS[0], np.array([0, 2, 2]), np.ones(3), 0.0)
     assert report.ok
-    assert any(note.startswith("argument 2: no rule for its gradient") for note in report.notes)
+    assert any(note.startswith("argument 2: its gradient has no rule") for note in report.notes)
 
 
 def test_a_function_that_does_not_lower_is_not_wrong():

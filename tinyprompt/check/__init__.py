@@ -1,1 +1,1 @@
-"""The ledger: a loss and its gradient in NumPy, on every device and in PyTorch, side by side."""
+"""Compare a loss and its gradient across NumPy, every device, and PyTorch."""

@@ -1,6 +1,6 @@
-"""The devices of this machine: which can be used, whether they compute right, and how fast.
+"""Survey the devices of this machine: whether each is usable, correct, and how fast it is.
 
-print(Survey.of(load("tiny"), load("base")))    # as `tinyprompt devices`
+print(Survey.of(load("tiny"), load("base")))    # like `tinyprompt devices`
 """
 
 import statistics
@@ -17,24 +17,24 @@ from tinyprompt.device import DEVICES, check_device, compile
 from tinyprompt.errors import DeviceError
 from tinyprompt.model import PROMPT, Model
 
-EXACTNESS = ("float32", "bf16", "int8")  # the most exact first; a device without a suffix computes in float32
-AUTO = ("auto", "auto-bf16", "auto-int8")  # the fastest device that is at least so exact
-SECONDS = 1.0  # of measurement, for each device
-ROWS, TOKENS, TARGETS = 8, 32, 4  # of the batch that is timed
+EXACTNESS = ("float32", "bf16", "int8")  # in descending order; a device without a suffix computes in float32
+AUTO = ("auto", "auto-bf16", "auto-int8")  # the fastest device with at least this exactness
+SECONDS = 1.0  # duration of a speed measurement
+ROWS, TOKENS, TARGETS = 8, 32, 4  # shape of the batch for the speed measurement
 
 
 class Line(NamedTuple):
-    """A device: why it cannot be used, or its error and its speed."""
+    """The result for one device: its error and speed, or the reason why it cannot be used."""
 
     device: str
     why: str = ""
-    error: float = float("nan")  # of loss and gradient, relative to float64
+    error: float = float("nan")  # relative error of loss and gradient against float64
     limit: float = 0.0
     steps_per_second: float = 0.0
 
     @property
     def right(self) -> bool:
-        return self.error <= self.limit  # False for NaN
+        return self.error <= self.limit  # False if the error is NaN
 
     def __str__(self) -> str:
         if self.why:
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What `tinyprompt devices` prints."""
+    """The result of `tinyprompt devices`: a line for each device."""
 
     lines: list[Line]
 
@@ -56,13 +56,13 @@ class Survey(NamedTuple):
         devices: Iterable[str] = tuple(DEVICES),
         report: Callable[[str], None] = lambda device: None,
     ) -> "Survey":
-        """Try devices.
+        """Measure the error and the speed of devices.
 
         Args:
             exact: The model whose loss and gradient are compared with NumPy in float64.
             timed: The model whose training step is timed.
-            devices: Words of DEVICES.
-            report: Called with each word before it is tried.
+            devices: Names from DEVICES.
+            report: Called with each name before the device is measured.
         """
         case = draw(exact)
         (wanted,) = run(exact, in_dtype(exact.params, np.float64), [case], "numpy")
@@ -80,7 +80,7 @@ class Survey(NamedTuple):
         return cls(lines)
 
     def fastest(self, auto: str) -> Line:
-        """Return the fastest right device that is as exact as a word of AUTO asks. NumPy is always one."""
+        """Return the fastest correct device with the exactness of a name of AUTO. NumPy always qualifies."""
         limit = exactness(auto)
         return max(
             (line for line in self.lines if line.right and exactness(line.device) <= limit),
@@ -88,7 +88,7 @@ class Survey(NamedTuple):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        # JSON has no NaN.
+        # JSON does not support NaN.
         finite = lambda x: x.error if np.isfinite(x.error) else None
         return {"devices": [line._asdict() | {"error": finite(line), "right": line.right} for line in self.lines]}
 
@@ -97,13 +97,13 @@ class Survey(NamedTuple):
 
 
 def exactness(device: str) -> int:
-    """The place of a device, or of a word of AUTO, in EXACTNESS."""
+    """Return the rank of a device, or of a name of AUTO, in EXACTNESS."""
     suffix = device.partition("-")[2]
     return EXACTNESS.index(suffix) if suffix else 0
 
 
 def speed(model: Model, device: str) -> float:
-    """Measure training steps in a second: loss and prompt gradient of a small batch. The first step is not counted."""
+    """Measure training steps per second: loss and prompt gradient of a small batch, after one warm-up step."""
     case = Case(draw(model).prompt, random_batch(model.config.vocab_size, ROWS, TOKENS, TARGETS))
     step = compile(train.loss_and_grads, device, frozen="params")
     call = lambda: step({PROMPT: case.prompt}, model.params, model.config, case.batch)

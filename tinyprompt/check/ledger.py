@@ -1,13 +1,13 @@
-"""Check gradients: every engine computes the same batches, and NumPy in float64 judges them.
+"""Check gradients: every engine computes the same batches, and NumPy in float64 is the reference.
 
-    print(check_model(load("path/to/t5")))                 # as `tinyprompt check`
-    print(check_gradient(mine, model, prompt, batch))      # a gradient that you computed
+    print(check_model(load("path/to/t5")))                 # like `tinyprompt check`
+    print(check_gradient(mine, model, prompt, batch))      # your own gradient
     print(check_vjp(function, x, y))                       # a function and its vector-Jacobian products
 
-In float64, engines must agree to 1e-9 of the norm, and with finite differences. In float32 they cannot. The yardstick
-there is the distance of torch's float32 from float64, or NumPy's if torch is missing. Rounding errors scatter by
-factors, so an engine may be 10 ** (1 / sqrt(n)) times as far off in the mean over n batches. torch runs in a process
-of its own.
+In float64, engines must agree to a relative error of 1e-9, and with finite differences. In float32 this is impossible.
+There, the reference error is that of torch's float32, or of NumPy's if torch is missing. Rounding errors vary by
+factors, so the mean error of an engine over n batches may be 10 ** (1 / sqrt(n)) times the reference error. torch runs
+in its own process.
 """
 
 import functools
@@ -37,20 +37,20 @@ from tinyprompt.settings import Settings
 from tinyprompt.tree import Flat, Tree, flatten, nest
 from tinyprompt.tuning import Gradient
 
-# Limits of errors, relative to the norm
-EXACT = 1e-9  # in float64
-DIFFERENCES = 1e-6  # of finite differences in float64
-SCATTER = 10.0  # on one batch, a float32 engine may be this many times as far from float64 as another, plus one unit
-UNIT = 2.0**-23  # of a float32 number
-WORST = 3  # rows of a wrong gradient that are named
-ALONE = 1e-3  # in float32, of a whole model
-SINGLE = 3e-5  # in float32, of one function
-ROUGH = 0.1  # in 16 bits
-COARSE = 0.25  # in 8 bits
+# Limits of relative errors
+EXACT = 1e-9  # float64
+DIFFERENCES = 1e-6  # finite differences in float64
+SCATTER = 10.0  # ratio allowed between the float32 errors of two engines on one batch, plus one unit
+UNIT = 2.0**-23  # spacing of float32 numbers near 1
+WORST = 3  # number of rows listed for a wrong gradient
+ALONE = 1e-3  # float32, a whole model
+SINGLE = 3e-5  # float32, one function
+ROUGH = 0.1  # 16 bits
+COARSE = 0.25  # 8 bits
 
-STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)  # of finite differences: small ones suffer from rounding, large ones from kinks
-DIRECTIONS = 2  # of finite differences
-WHOLE = 8  # a whole check takes about this many times as long as its reference, mostly for finite differences
+STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)  # of finite differences: small steps suffer from rounding, large ones from kinks
+DIRECTIONS = 2  # random directions of finite differences
+WHOLE = 8  # duration of a whole check relative to its reference, mostly for finite differences
 QUANTITIES = ("logits", "loss", "gradient")
 
 
@@ -64,11 +64,11 @@ class Finding(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        return self.error <= self.limit  # False for NaN
+        return self.error <= self.limit  # False if the error is NaN
 
 
 class Report(NamedTuple):
-    """The result of a check. `print` shows a table with a verdict."""
+    """The result of a check. `print` shows a table and a verdict."""
 
     title: str
     findings: list[Finding]
@@ -79,7 +79,7 @@ class Report(NamedTuple):
         return bool(self.findings) and all(f.ok for f in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        # JSON has neither NaN nor infinity.
+        # JSON supports neither NaN nor infinity.
         findings = [
             f._asdict() | {"ok": f.ok, "error": f.error if np.isfinite(f.error) else None} for f in self.findings
         ]
@@ -100,20 +100,28 @@ class Report(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A batch, and the prompt (P, D). The gradient of the loss is with respect to this prompt."""
+    """A batch and a prompt (P, D). The gradient of the loss is taken with respect to the prompt."""
 
     prompt: np.ndarray
     batch: Batch
 
 
 def draw(model: Model, seed: int = 0, length: int = 20) -> Case:
-    """Draw a random batch, and a prompt of rows of the embedding: (length, d_model), float32.
+    """Draw a random batch, and a prompt of embedding rows.
 
-    Every third batch is longer than the largest distance with a bucket of its own.
+    In every third seed, the batch is longer than the distances that have a relative position bucket of their own.
+
+    Args:
+        model: A frozen model.
+        seed: The seed of the batch and the prompt.
+        length: The number of prompt vectors.
+
+    Returns:
+        A case with a float32 prompt (length, d_model).
     """
     if model.tokenizer is None:
         words: Any = range(model.config.vocab_size)
-        model = replace(model, tokenizer=words)  # only its length is read
+        model = replace(model, tokenizer=words)  # the data functions only use its length
     settings = Settings(prompt_length=length, init="vocab", seed=seed)
     prompt = methods.init_params(model, settings, None)[PROMPT]
     tokens = 24 if seed % 3 < 2 else model.config.relative_attention_max_distance + 22
@@ -122,28 +130,30 @@ def draw(model: Model, seed: int = 0, length: int = 20) -> Case:
 
 def save_case(case: Case, path: str | Path) -> None:
     """Write a case as a .npz file of named arrays: prompt, input_ids, attention_mask, labels, weights."""
-    with open(path, "wb") as file:  # savez adds a suffix to a name
+    with open(path, "wb") as file:  # savez appends a suffix to a file name
         np.savez(file, prompt=case.prompt, **case.batch._asdict())
 
 
 def load_case(path: str | Path, model: Model) -> Case:
-    """Read a case from a .npz file, as `save_case` writes it. Missing weights are 1 where a label is not 0.
+    """Read a case from a .npz file written by `save_case`. Missing weights default to 1 where a label is not 0.
 
     Raises:
-        CheckpointError: The message names the file and the array.
+        CheckpointError: The file or an array is invalid. The message names both.
     """
     names = ("prompt", *Batch._fields)
     arrays = load_numpy(Path(path))
     if not isinstance(arrays, dict):
-        raise CheckpointError(f"{path}: holds one array; expected a .npz file of {', '.join(names)}")
+        raise CheckpointError(f"{path}: contains a single array; expected a .npz file of {', '.join(names)}")
 
     if (arrays.get("labels", np.zeros(1)) == -100).any():
-        told = "holds -100, as Hugging Face's collators pad; write 0 in its place, and 0 in 'weights'"
+        told = "contains -100, the padding of Hugging Face's collators; replace it by 0, with 0 in 'weights'"
         raise CheckpointError(f"{path}: array 'labels' {told}")
 
     def array(name, kind, *shape):
         if name not in arrays:
-            raise CheckpointError(f"{path}: no array {name!r}; expected {', '.join(names)}, found {sorted(arrays)}")
+            raise CheckpointError(
+                f"{path}: array {name!r} is missing; expected {', '.join(names)}, found {sorted(arrays)}"
+            )
         x = arrays[name]
         fits = x.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, x.shape, strict=True))
         if not fits or not x.size or not np.issubdtype(x.dtype, kind):
@@ -165,33 +175,38 @@ def load_case(path: str | Path, model: Model) -> Case:
     if not np.isin(mask, (0, 1)).all() or not mask.any(1).all():
         raise CheckpointError(f"{path}: array 'attention_mask': expected 0 and 1, and a 1 in every row")
     if not weights.min() >= 0 or not weights.sum() > 0:
-        raise CheckpointError(f"{path}: array 'weights': expected numbers from 0 on, not all of them 0")
+        raise CheckpointError(f"{path}: array 'weights': expected numbers of at least 0, and one above 0")
     if not np.isfinite(prompt).all():
-        raise CheckpointError(f"{path}: array 'prompt' holds NaN or infinity")
+        raise CheckpointError(f"{path}: array 'prompt' contains NaN or infinity")
     return Case(prompt, Batch(ids, mask, labels, weights))
 
 
 def cast(case: Case, dtype) -> Case:
-    """The floats of a case in another dtype."""
+    """Convert the floats of a case to another dtype."""
     return Case(case.prompt.astype(dtype), case.batch._replace(weights=case.batch.weights.astype(dtype)))
 
 
 def in_dtype(params: Tree, dtype) -> Tree:
-    """All weights in a dtype. Weights of 16 bits stay as they are for float32."""
+    """Convert all weights to a dtype. For float32, 16-bit weights stay as they are.
+
+    Args:
+        params: Weights as a nested dict.
+        dtype: The dtype to convert to.
+    """
     narrow = 4 if dtype == np.float32 else 0
     flat = flatten(params).items()
     return nest({name: x if x.dtype.itemsize <= narrow else x.astype(dtype) for name, x in flat})
 
 
 def logits(trainable: Flat, params: Tree, config: Config, batch: Batch):
-    """Logits (B, T, V) of the labels with teacher forcing, as `train.loss` computes them."""
+    """Compute the logits (B, T, V) of the labels with teacher forcing, like `train.loss`."""
     shifted = t5.shift_right(batch.labels)
     params = methods.apply(params, methods.stored(trainable, config))
     return t5.forward(params, config, batch.input_ids, batch.attention_mask, shifted)
 
 
 def run(model: Model, params: Tree, cases: Sequence[Case], device: str) -> list[Flat]:
-    """Logits, loss and prompt gradient of each case on a device, in the dtype of the weights, float32 or float64."""
+    """Compute logits, loss and prompt gradient of each case on a device, in the dtype of the weights."""
     dtype = np.float64 if params["shared"]["weight"].dtype == np.float64 else np.float32
     forward, backward = (compile(function, device, frozen="params") for function in (logits, train.loss_and_grads))
     out = []
@@ -203,9 +218,9 @@ def run(model: Model, params: Tree, cases: Sequence[Case], device: str) -> list[
 
 
 def run_torch(folder: str | Path | None, cases: Sequence[Case], dtype: str) -> list[Flat]:
-    """Logits, loss and prompt gradient of each case by torch, in a process of its own. Raises DeviceError."""
+    """Compute logits, loss and prompt gradient of each case with torch, in its own process. Raises DeviceError."""
     if folder is None:
-        raise DeviceError("no model directory given")
+        raise DeviceError("no model directory was given")
     for package in ("torch", "transformers"):
         if not version(package):
             raise DeviceError(f"{package} is not installed")
@@ -222,28 +237,28 @@ def run_torch(folder: str | Path | None, cases: Sequence[Case], dtype: str) -> l
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Norm of the difference, divided by the norm of the right values; infinite if the shapes differ."""
+    """Return the norm of the difference relative to the norm of the reference, or infinity if the shapes differ."""
     if np.shape(found) != np.shape(wanted):
         return float("inf")
     return float(np.linalg.norm(np.asarray(found, np.float64) - wanted) / (np.linalg.norm(wanted) or 1.0))
 
 
 def typical(errors: Sequence[float], least: float = UNIT / 2) -> float:
-    """Geometric mean, in which every error counts as at least half a unit of float32."""
+    """Return the geometric mean of errors. Every error counts as at least half a float32 unit."""
     return float(np.exp(np.mean(np.log(np.maximum(errors, least)))))
 
 
 def finite_differences(function: Callable, x: np.ndarray, gradient: np.ndarray, seed: int = 0) -> float:
-    """The distance of a gradient from central differences in random directions, relative to its norm.
+    """Compare a gradient with central differences in random directions. Returns the relative error.
 
-    The best of several step sizes counts, since a wrong gradient fits none. A difference that the rounding of the
-    function's value explains does not count. The result is NaN if no step gives finite values.
+    The smallest error over several step sizes counts, because a wrong gradient fits none of them. An error that the
+    rounding of the function's value explains counts as 0. The result is NaN if no step gives finite values.
 
     Args:
-        function: A function of an array that returns a number.
+        function: A function from an array to a number.
         x: The array, in float64.
-        gradient: Its gradient, of the same shape.
-        seed: Seed of the directions.
+        gradient: The gradient of the function at x, of the shape of x.
+        seed: The seed of the directions.
     """
     rng = np.random.default_rng(seed)
     ways = [rng.normal(size=x.shape) for _ in range(DIRECTIONS)]
@@ -270,21 +285,21 @@ def check_model(
 ) -> Report:
     """Compare logits, loss and prompt gradient of every installed engine with NumPy in float64.
 
-    Engines in float64 are judged by their worst batch, engines in float32 by the geometric mean over the batches. An
-    engine in 16 bits may be a tenth off, and one in 8 bits a quarter.
+    An engine in float64 is judged by its worst batch, an engine in float32 by its geometric mean over the batches. In
+    16 bits, the relative error may be 0.1, and in 8 bits 0.25.
 
     Args:
         model: A frozen model.
-        folder: The folder from which transformers loads the same model. None leaves torch out.
-        cases: Batches and prompts. By default, three that `draw` draws.
+        folder: The folder from which transformers loads the same model. None skips torch.
+        cases: Batches and prompts. The default is three cases from `draw`.
         report: Called with a line before each engine runs.
-        device: A word of DEVICES, to check it alone beside NumPy and torch. By default, all that compute in float32.
+        device: Check only this device of DEVICES, beside NumPy and torch. The default is all float32 devices.
 
     Returns:
-        A report. An engine that cannot run has a note that says why.
+        A report. Its notes say why an engine could not run.
 
     Raises:
-        ValueError: The reference itself is not finite.
+        ValueError: The reference is not finite.
 
     Example:
         >>> print(check_model(tp.load("path/to/t5"), "path/to/t5"))
@@ -294,10 +309,10 @@ def check_model(
     report("numpy float64")
     start = time.perf_counter()
     wanted = run(model, exact, cases, "numpy")
-    report(f"all engines: about {WHOLE * (time.perf_counter() - start):.0f} seconds, and the start of torch")
+    report(f"all engines: about {WHOLE * (time.perf_counter() - start):.0f} seconds, plus the start of torch")
     if not wanted or not all(np.isfinite(x).all() for found in wanted for x in found.values()):
         raise ValueError(
-            f"{model.name}: no finite loss and gradient in float64: NaN in the weights, or no batch at all"
+            f"{model.name}: no finite loss and gradient in float64: the weights contain NaN, or there is no batch"
         )
     errors: dict[str, dict[str, list[float]]] = {}
     notes = []
@@ -335,10 +350,10 @@ def check_model(
 
 
 def judge(errors: Mapping[str, Mapping[str, Sequence[float]]], vocab_size: int = 1) -> list[Finding]:
-    """One finding for each engine and quantity, from its errors on all batches.
+    """Return one finding for each engine and quantity, from its errors on all batches.
 
-    NumPy sums in blocks, which is more exact than adding one number after the other. So without torch as a yardstick,
-    an engine may also be as far off as the rounding of a sum over the vocabulary: sqrt(vocab_size) units.
+    NumPy sums in blocks, which is more accurate than sequential sums. Without torch as the reference error, an engine
+    may therefore also have the rounding error of a sum over the vocabulary: sqrt(vocab_size) units.
     """
     findings = []
     unit = UNIT * (1.0 if "torch float32" in errors else vocab_size**0.5)
@@ -352,7 +367,7 @@ def judge(errors: Mapping[str, Mapping[str, Sequence[float]]], vocab_size: int =
                 worst, limit = error, ALONE
                 if sound and engine != "torch float32":
                     limit = min(ALONE, SCATTER * max(sound[0]) + unit)
-                if worst <= limit:  # every batch is within its limit
+                if worst <= limit:  # every batch is within the limit
                     error = typical(found, 1e-12)
                     if sound and engine != "torch float32":
                         limit = min(ALONE, SCATTER ** len(found) ** -0.5 * typical(sound[0]) + unit)
@@ -367,22 +382,22 @@ def check_gradient(
     batch: Batch | None = None,
     name: str = "yours",
 ) -> Report:
-    """Check your gradient of a batch's mean cross entropy with respect to the prompt.
+    """Check a gradient of the mean cross entropy of a batch with respect to the prompt.
 
     Args:
-        gradient: Your gradient, of the shape of the prompt, or the result of `tinyprompt.gradient`. In float64 it must
-            be right to 1e-9, in float32 within ten times the distance of NumPy's float32, and in 16 bits to 0.1.
-            Float32 numbers that are stored as float64 are judged as float32.
+        gradient: Your gradient, of the shape of the prompt, or the result of `tinyprompt.gradient`. Its relative error
+            may be 1e-9 in float64, ten times that of NumPy's float32 in float32, and 0.1 in 16 bits. Float32 numbers
+            stored as float64 are judged as float32.
         model: A frozen model.
-        prompt: The prompt (P, D). The result of `tinyprompt.gradient` has its own prompt and batch.
+        prompt: The prompt (P, D). Omit it for a result of `tinyprompt.gradient`, which contains prompt and batch.
         batch: The batch.
         name: The name of your gradient in the report.
 
     Returns:
-        A report. If the gradient is wrong, notes say how: its length, its direction, its worst rows, NaN.
+        A report. For a wrong gradient, its notes describe the error: length, direction, worst rows, NaN.
 
     Raises:
-        ValueError: The gradient has another shape than the prompt, or holds no floats.
+        ValueError: The gradient does not have the shape of the prompt, or does not contain floats.
 
     Example:
         >>> case = tp.draw(model)
@@ -407,7 +422,7 @@ def check_gradient(
     with np.errstate(over="ignore"):
         rounded = gradient.dtype.itemsize > 4 and np.array_equal(gradient, gradient.astype(np.float32), equal_nan=True)
     if rounded and not error <= EXACT:
-        notes.append(f"{name}: numbers of float32 stored as {gradient.dtype}; judged as float32")
+        notes.append(f"{name}: float32 numbers stored as {gradient.dtype}; judged as float32")
     if gradient.dtype.itemsize == 4 or notes:
         single = run(model, in_dtype(model.params, np.float32), case, "numpy")[0]["gradient"]
         limit = min(ALONE, SCATTER * distance(single, wanted) + UNIT)
@@ -418,7 +433,7 @@ def check_gradient(
 
 
 def faults(gradient: np.ndarray, wanted: np.ndarray, name: str) -> list[str]:
-    """Notes on a wrong gradient (P, D): numbers that are not finite, and a wrong length or sign, or the worst rows."""
+    """Describe a wrong gradient (P, D): values that are not finite, a wrong length or sign, or the worst rows."""
     finite = np.isfinite(gradient)
     notes = []
     if not finite.all():
@@ -430,8 +445,8 @@ def faults(gradient: np.ndarray, wanted: np.ndarray, name: str) -> list[str]:
     if abs(times - 1) > ALONE and times and distance(gradient / times, wanted) < ALONE:
         if times < 0:
             length = "" if abs(times + 1) <= ALONE else f", {-times:.6g} times as long"
-            return [*notes, f"{name}: the opposite direction{length}: is a minus missing?"]
-        return [*notes, f"{name}: the right direction, {times:.6g} times as long: a sum in place of a mean?"]
+            return [*notes, f"{name}: opposite direction{length}: is a minus sign missing?"]
+        return [*notes, f"{name}: correct direction, {times:.6g} times as long: is it a sum instead of a mean?"]
     errors = np.linalg.norm(gradient - wanted, axis=1)
     total = float(np.linalg.norm(errors))
     worst = [int(row) for row in np.argsort(-errors)[:WORST] if errors[row]]
@@ -442,34 +457,34 @@ def faults(gradient: np.ndarray, wanted: np.ndarray, name: str) -> list[str]:
 
 
 def listed(rows: Sequence[int]) -> str:
-    """`row 3`, or `rows 3, 0, 2`, with at most ten numbers."""
+    """Format row numbers: `row 3`, or `rows 3, 0, 2`, with at most ten numbers."""
     shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
     return f"row{'s' * (len(rows) > 1)} {shown}"
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether numbers of a dtype have a gradient."""
+    """Return whether arrays of a dtype can be differentiated."""
     return dtype.kind == "f" or dtype == bfloat16
 
 
 def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
     """Check the vector-Jacobian products of a function of arrays, its dtypes, and its ONNX graph.
 
-    For the value and for every argument that is an array of floats, three things are checked: the product of a random
-    vector with the Jacobian, against finite differences in float64; that float32 stays float32; and the lowered graph,
-    against NumPy, if the function lowers.
+    Three checks apply to the value and to every float argument. The product of a random vector with the Jacobian is
+    compared with finite differences in float64. float32 must stay float32. If the function lowers, its graph is
+    compared with NumPy.
 
     Args:
         function: A function of arrays that calls `autograd.numpy` or primitives.
-        *arguments: Its arguments. Arrays of integers, lists, numbers and everything else are passed on unchanged.
-        seed: Seed of the random vector.
+        *arguments: Its arguments. Integer arrays, lists, numbers and other objects are passed unchanged.
+        seed: The seed of the random vector.
 
     Returns:
-        A report. Notes name the arguments that were not checked.
+        A report. Its notes name the arguments that were not checked.
 
     Raises:
-        TypeError: The result is not an array of floats, or no argument is one.
-        ValueError: No gradient could be checked, because no argument has a rule.
+        TypeError: The result is not a float array, or there is no float array among the arguments.
+        ValueError: No gradient could be checked, because no argument has a gradient rule.
 
     Example:
         >>> print(check_vjp(ops.softmax, np.ones((2, 3))))
@@ -490,7 +505,7 @@ def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
         raise TypeError(f"{name}: expected a result of floats, found {getattr(value, 'dtype', type(value).__name__)}")
     vector = np.random.default_rng(seed).normal(size=value.shape)
 
-    def product(*arguments):  # its gradient is the vector-Jacobian product
+    def product(*arguments):  # its gradient is the VJP
         out = function(*arguments)
         return anp.sum(out * vector.astype(out.dtype))
 
@@ -501,9 +516,9 @@ def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
         try:
             wanted, found = (np.asarray(compute(*given)) for given in (exact, single))
         except NotImplementedError as problem:
-            notes.append(f"{what}: no rule for its gradient: {problem}")
+            notes.append(f"{what}: its gradient has no rule: {problem}")
             continue
-        except Exception as problem:  # autograd fails in many ways on a call that it does not know
+        except Exception as problem:  # autograd raises many exception types for unsupported calls
             why = f"{type(problem).__name__}: {problem}"
             notes.append(f"{what}: autograd cannot differentiate it: {why}; if it calls numpy, use autograd.numpy")
             findings.append(Finding(what, "gradient", float("inf"), EXACT))
@@ -522,7 +537,7 @@ def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
         error = distance(found, wanted) if found.dtype == np.float32 else float("inf")
         findings.append(Finding(what, "float32", error, SINGLE))
         if found.dtype != np.float32:
-            notes.append(f"{what}: {found.dtype} for float32 arguments")
+            notes.append(f"{what}: returns {found.dtype} for float32 arguments")
         try:
             lowered = compile(compute, "cpu")(*exact)
         except Exception as problem:
@@ -535,7 +550,7 @@ def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
 
 
 def kind_of(x: Any) -> str:
-    """`int64[3]` of an array, and the type of anything else, with advice for a list of numbers."""
+    """Describe an argument: `int64[3]` for an array, otherwise its type, with advice for a list of numbers."""
     if isinstance(x, np.ndarray | np.generic):
         return f"{x.dtype}{list(x.shape)}"
     return f"{type(x).__name__}{', not an array' if isinstance(x, list | tuple | float) else ''}"

@@ -1,6 +1,6 @@
-"""Other engines in processes of their own: the parent asks for a call by its name, the child computes and answers.
+"""Run other engines in their own processes. The parent requests a call by name, and the child answers.
 
-The answer is the seconds that the call took, or the float that it returned. Arrays pass through files.
+The answer is the duration of the call in seconds, or the float that it returned. Arrays are exchanged through files.
 """
 
 import json
@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-REST = 0.05  # seconds between two calls, in which the threads of the engine before stop spinning
+REST = 0.05  # pause between two calls, until the threads of the previous engine stop spinning
 
 
 def serve(calls: dict[str, Callable[[], Any]]) -> None:
-    """Answer each line of standard input, the name of a call, with the float it returns, else with its seconds."""
+    """Answer each line of standard input, the name of a call, with the float that it returns or its duration (s)."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keeps the output of libraries out of the answers
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         started = time.perf_counter()
@@ -29,10 +29,10 @@ def serve(calls: dict[str, Callable[[], Any]]) -> None:
 
 
 class Engine:
-    """A running engine: ask it for a call, get the seconds, or the float that it returns. Close it in the end."""
+    """A running engine process. `ask` requests a call; `close` ends the process."""
 
     def __init__(self, name: str, words: Sequence[Any], folder: Path):
-        """words: the command; folder: where its last words are kept."""
+        """words: the command; folder: where standard error is stored."""
         self.name, self.errors = name, folder / f"{name}.err"
         with open(self.errors, "w") as errors:
             self.process = subprocess.Popen(
@@ -45,14 +45,14 @@ class Engine:
             )
         try:
             self._answer()
-        except BaseException:  # also Ctrl-C
+        except BaseException:  # including Ctrl-C
             self.close()
             raise
 
     def ask(self, call: str) -> float:
         time.sleep(REST)
         assert self.process.stdin
-        with suppress(BrokenPipeError):  # `_answer` says why
+        with suppress(BrokenPipeError):  # `_answer` reports the reason
             self.process.stdin.write(call + "\n")
             self.process.stdin.flush()
         return float(json.loads(self._answer()))
@@ -71,13 +71,13 @@ class Engine:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of an engine's process: all cores for all of them, no network, nothing left behind."""
+    """Return the environment of an engine's process: all cores for every engine, no network, no bytecode files."""
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     return kept | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
 
 
 def run_once(words: Sequence[Any], folder: Path) -> str:
-    """What a command prints. Raises ValueError if it fails."""
+    """Return the output of a command. Raises ValueError if the command fails."""
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment(folder))
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]

@@ -1,4 +1,4 @@
-"""torch in `tinyprompt check`: the same batches by transformers, in a process of its own.
+"""torch's side of `tinyprompt check`: transformers computes the same batches, in its own process.
 
 python -m tinyprompt.check.torch_side MODEL FOLDER     # reads FOLDER/case0.npz, ... and writes found0.npz, ...
 """
@@ -17,14 +17,14 @@ from tinyprompt.files.models import read_config
 
 
 def exact_norm(self, x):
-    """The layer norm of transformers without its cast to float32, which costs a float64 model an error of 1e-7."""
+    """The layer norm of transformers without its cast to float32, which causes an error of 1e-7 in float64."""
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
 def loss_and_logits(model, prompt, input_ids, attention_mask, labels, weights):
-    """Weighted mean cross entropy of the labels, and their logits, with a prompt in front of the embedded input.
+    """Compute the weighted mean cross entropy of the labels and their logits, with a prompt before the embedded input.
 
-    Shapes: prompt (P, D) or (B, P, D), input_ids and attention_mask (B, L), labels and weights (B, T): all tensors.
+    Shapes, all tensors: prompt (P, D) or (B, P, D), input_ids and attention_mask (B, L), labels and weights (B, T).
     """
     embedded = model.get_input_embeddings()(input_ids)
     prompt = prompt.expand(len(input_ids), *prompt.shape[-2:])
@@ -39,10 +39,10 @@ def loss_and_logits(model, prompt, input_ids, attention_mask, labels, weights):
 
 
 def run(where: str, folder: str, name: str) -> None:
-    """Compute logits, loss and prompt gradient of every case in the folder, in one dtype."""
+    """Compute logits, loss and prompt gradient of every case in a folder, in one dtype."""
     dtype = getattr(torch, name)
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(where, dtype=dtype, local_files_only=True).eval()
-    # transformers 5 treats every UMT5 as tied, and then scales its logits.
+    # transformers 5 treats every UMT5 as tied, and would scale its logits.
     model.config.tie_word_embeddings = read_config(Path(where) / "config.json").tied_head
     for module in model.modules():
         if dtype == torch.float64 and type(module).__name__.endswith("LayerNorm"):
