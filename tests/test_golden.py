@@ -220,9 +220,9 @@ def test_the_first_fault_in_the_order_of_computation_is_named(golden, tmp_path, 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (dict(loss=np.full((), np.nan)), "holds NaN or infinity"),
+        (dict(loss=np.full((), np.nan)), "contains NaN or infinity"),
         (dict(logits=np.zeros((4, 41, 6))), r"shape \[4, 41, 6\], expected \[4, 6, 41\]"),
-        (dict(logitz=np.zeros(2)), "is no name of the suite"),
+        (dict(logitz=np.zeros(2)), "is not an array of the suite"),
         (dict(greedy=np.zeros((4, 8), np.int64)), "of the ids differ"),
         (dict(loss=np.full((), 3.0, np.float32)), "at most 1e-04 in float32"),
         (dict(loss=np.full((), 9.0, np.float16)), "at most 1e-01 in float16"),
@@ -286,7 +286,7 @@ def test_errors_name_the_file(golden, tmp_path, capsys):
     shutil.copytree(golden, tmp_path / "old")
     index = tmp_path / "old" / "mt5" / "index.json"
     index.write_text(index.read_text().replace('"golden": 1', '"golden": 0'))
-    assert "the suite is golden 0, and this program judges by golden 1" in told(
+    assert "the suite has version 0, but this program expects version 1" in told(
         "--judge", tmp_path / "mine", tmp_path / "old"
     )
     (tmp_path / "mine" / "mt5" / "holes.safetensors").write_bytes(b"12345678")

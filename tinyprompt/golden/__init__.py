@@ -1,1 +1,1 @@
-"""Golden files: small models with every intermediate value, for T5s that are written in other languages."""
+"""Golden files: small models with every intermediate value, to test T5 implementations in other languages."""

@@ -1,4 +1,4 @@
-"""Judge somebody's results by those of the suite: which is the first array that differs?"""
+"""Compare results with the suite, and report the first array that differs."""
 
 import json
 from collections.abc import Mapping
@@ -13,27 +13,27 @@ from tinyprompt.files import io, safetensors
 from tinyprompt.golden import suite
 from tinyprompt.tree import Flat
 
-# Limits of relative errors: the norm of the difference by the norm of the right values. Ids must be equal.
+# Limits of relative errors: the norm of the difference over the norm of the expected values. Ids must be equal.
 LIMITS = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
 ROUGH = 0.1  # in 16 bits
-FIRST = 5  # names that a line lists
+FIRST = 5  # number of names on a line
 
 
 class Fault(NamedTuple):
-    """An array that is wrong, and why."""
+    """A wrong array and the reason."""
 
     name: str
     told: str
 
 
 class Verdict(NamedTuple):
-    """The judgement of one file."""
+    """The result of the comparison of one file."""
 
     file: str
     faults: list[Fault]  # in the order of computation; unknown names at the end
     right: int
-    worst: float  # relative error of the arrays that are right
-    missing: list[str]  # that was not given, which is no fault
+    worst: float  # largest relative error of the correct arrays
+    missing: list[str]  # names of the arrays that are not in the file; they may be missing
 
     def __str__(self) -> str:
         lines = [f"{self.file}: right: {self.right} arrays, relative error at most {self.worst:.1e}"]
@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The judgement of a folder."""
+    """The result of the comparison of a folder."""
 
     verdicts: list[Verdict]
 
@@ -65,19 +65,19 @@ class Report(NamedTuple):
 
 
 def some(names: list[str]) -> str:
-    """Return the number of names, and the first of them."""
+    """Format the number of names and the first few."""
     return f"{len(names)} arrays: {', '.join(names[:FIRST])}{', ...' if len(names) > FIRST else ''}"
 
 
 def judge(theirs: Path, folder: Path | None = None) -> Report:
-    """Compare files CASE/BATCH.safetensors with those of a suite.
+    """Compare files CASE/BATCH.safetensors with the files of a suite.
 
     Args:
-        theirs: A folder. Any file may be missing, and any array of a file.
-        folder: The suite. Without one, it is computed.
+        theirs: A folder. Files, and arrays of a file, may be missing.
+        folder: The folder of the suite. By default, the suite is computed.
 
     Raises:
-        CheckpointError: A file cannot be read, the folder has none to judge, or the suite is of another version.
+        CheckpointError: A file cannot be read, the folder has no files of the suite, or the versions differ.
     """
     found = sorted(path.relative_to(theirs).as_posix() for path in theirs.rglob("*.safetensors"))
     wanted = [f"{case}/{kind}.safetensors" for case in suite.FAMILIES for kind in suite.MASKS]
@@ -88,12 +88,12 @@ def judge(theirs: Path, folder: Path | None = None) -> Report:
         raise CheckpointError(f"{theirs}: {expected}; found {', '.join(found[:FIRST]) or 'no .safetensors file'}")
     files = suite.files() if folder is None else Stored(folder)
     verdicts = [judge_file(theirs, name, files) for name in wanted if name in found]
-    told = f"is no file of the suite; expected CASE/BATCH.safetensors, such as {wanted[0]}"
+    told = f"is not a file of the suite; expected CASE/BATCH.safetensors, such as {wanted[0]}"
     return Report([*verdicts, *(Verdict(name, [Fault(name, told)], 0, 0.0, []) for name in unknown)])
 
 
 class Stored(dict[str, bytes]):
-    """The files of a suite that was written, each read when it is asked for. Raises CheckpointError."""
+    """The files of a written suite, read on first access. Raises CheckpointError."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -103,12 +103,12 @@ class Stored(dict[str, bytes]):
 
 
 def judge_file(theirs: Path, name: str, files: Mapping[str, bytes]) -> Verdict:
-    """Judge one file."""
+    """Compare one file with the suite."""
     case, kind = name.removesuffix(".safetensors").split("/")
     index = json.loads(files[f"{case}/index.json"])
     if index.get("golden") != suite.VERSION:
-        told = f"the suite is golden {index.get('golden')}, and this program judges by golden {suite.VERSION}"
-        raise CheckpointError(f"{case}/index.json: {told}; write it again: tinyprompt golden DIR")
+        told = f"the suite has version {index.get('golden')}, but this program expects version {suite.VERSION}"
+        raise CheckpointError(f"{case}/index.json: {told}; write it again with: tinyprompt golden DIR")
     right, inputs = (read(Path(part), files[part]) for part in (name, f"{case}/{suite.input_of(kind)}.safetensors"))
     found, mask = read(theirs / name), inputs["attention_mask"]
     mask = np.concatenate([np.ones((len(mask), len(inputs.get("prompt", ()))), mask.dtype), mask], 1)
@@ -120,32 +120,32 @@ def judge_file(theirs: Path, name: str, files: Mapping[str, bytes]) -> Verdict:
             faults.append(Fault(one, fault))
         else:
             errors.append(error)
-    faults += [Fault(one, "is no name of the suite; index.json lists them") for one in found if one not in right]
+    faults += [Fault(one, "is not an array of the suite; see index.json") for one in found if one not in right]
     missing = [one for one in index["order"][kind] if one not in found]
     return Verdict(name, faults, len(errors), max(errors, default=0.0), missing)
 
 
 def compare(found: np.ndarray, right: np.ndarray, mask: np.ndarray | None) -> tuple[str | None, float]:
-    """Return the fault of an array, or None, and its relative error.
+    """Return the reason why an array is wrong, or None, and its relative error.
 
-    mask: (B, S), of the encoder; values of padding, (B, S, D) or (B, H, S, S), are not compared.
+    mask: (B, S), the mask of the encoder. Padding in arrays (B, S, D) or (B, H, S, S) is not compared.
     """
     if found.shape != right.shape:
         return f"shape {list(found.shape)}, expected {list(right.shape)}", np.inf
     limit, exact = LIMITS.get(found.dtype, ROUGH), found.astype(np.float64)
     if right.dtype == np.int64:
-        ended = np.cumsum(right == EOS, -1) - (right == EOS)  # what follows the end of a text is free
+        ended = np.cumsum(right == EOS, -1) - (right == EOS)  # tokens after the end of a text are arbitrary
         error = float(((exact != right) & (ended == 0)).mean())
         return (f"{error:.0%} of the ids differ" if error else None), error
     if mask is not None:
         seen = mask[:, :, None] if right.ndim == 3 else mask[:, None, :, None]
         exact, right = np.where(seen, exact, 0), np.where(seen, right, 0)
     if not np.isfinite(exact).all():
-        return "holds NaN or infinity", np.inf
+        return "contains NaN or infinity", np.inf
     error = float(np.linalg.norm(exact - right) / (np.linalg.norm(right) or 1.0))
     return (f"relative error {error:.1e}, at most {limit:.0e} in {found.dtype}" if error > limit else None), error
 
 
 def read(path: Path, content: bytes | None = None) -> Flat:
-    """Read the arrays of a file."""
+    """Read the arrays of a safetensors file."""
     return safetensors.read_tensors(path, content, safetensors.WITH_IDS)[0]

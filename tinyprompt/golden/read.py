@@ -1,4 +1,4 @@
-"""Read a safetensors file with the standard library alone.
+"""Read a safetensors file with the standard library only.
 
 python read.py FILE     # name, type, shape and sum of every array
 """
@@ -12,7 +12,7 @@ CODES = {"F64": "d", "F32": "f", "I64": "q"}
 
 
 def read(path):
-    """Return {name: (type, shape, numbers in the order of C)}."""
+    """Return {name: (type, shape, numbers in C order)}."""
     with open(path, "rb") as file:
         content = file.read()
     (length,) = struct.unpack_from("<Q", content)

@@ -1,7 +1,7 @@
-"""The suite: small random models of every family, batches, and all that a right T5 computes from them, in float64.
+"""The suite: a small random model of every family, batches, and all results of a correct T5 in float64.
 
-Weights and batches are drawn from SHAKE-256 of their names, so they are the same bytes in every version of NumPy and on
-every machine. Results are NumPy's in float64, and may differ in the last bits elsewhere.
+Weights and batches are drawn from SHAKE-256 of their names. Their bytes are the same in every version of NumPy and on
+every machine. NumPy computes the results in float64; their last bits may differ between machines.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from tinyprompt.tree import Flat, Tree, merge, nest
 
 VERSION = 1
 HERE = Path(__file__).parent
-# All dimensions of all arrays differ, so that no wrong axis fits: also those of the batches below.
+# All dimensions of all arrays differ, including the batches below, so that a wrong axis never fits.
 SHAPE = dict(vocab_size=41, d_model=14, d_kv=5, num_heads=3, d_ff=22, num_layers=2, num_decoder_layers=2)
 SHAPE |= dict(relative_attention_num_buckets=8, relative_attention_max_distance=20)
 COMMON = dict(dropout_rate=0.0, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD)
@@ -40,11 +40,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 CLASSES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 VECTORS, TARGETS = 7, 6
-# The mask of each batch, one text a row. Where it is 0, the ids are ids of words too, except in "plain".
+# The mask of each batch, one text per row. Masked ids are word ids as well, except in "plain".
 MASKS = {
     "plain": ("111111111", "111111000", "111110000", "100000000"),  # no prompt
     "holes": ("111111111", "110010111", "000111111", "101010100"),
-    "long": ("1" * 29, "1" * 5 + "0" * 17 + "1" * 4 + "000"),  # longer than the largest distance with a bucket
+    "long": ("1" * 29, "1" * 5 + "0" * 17 + "1" * 4 + "000"),  # longer than the distances that have a bucket
 }
 STEPS, LEARNING_RATE = 10, 0.03
 OPTIMIZERS = {"adam": "adam", "adafactor": "adafactor-t5x"}
@@ -65,7 +65,7 @@ class Case(NamedTuple):
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw numbers between -1 and 1 that depend on the name alone."""
+    """Draw numbers between -1 and 1 from a name."""
     bits = hashlib.shake_256(f"golden {VERSION} {name}".encode()).digest(2 * math.prod(shape))
     return ((np.frombuffer(bits, "<u2") + 0.5) / 2**15 - 1).reshape(shape)
 
@@ -79,17 +79,17 @@ def draw(name: str) -> Case:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw a weight of a scale that keeps activations near 1, in float32."""
+    """Draw a float32 weight at a scale that keeps activations near 1."""
     if name.endswith("layer_norm.weight"):
         return (1 + drawn(name, shape) / 2).astype(np.float32)
     x = drawn(name, shape) * math.sqrt(3 if name.endswith(("shared.weight", "bias.weight")) else 3 / shape[-1])
     if name.endswith(("lm_head.weight", "shared.weight")):
-        x[EOS] *= 2  # so that some texts end
+        x[EOS] *= 2  # lets some texts end
     return x.astype(np.float32)
 
 
 def batch(name: str, kind: str) -> Flat:
-    """Draw the arrays of a batch; "plain" has no prompt, and pads as usual."""
+    """Draw the arrays of a batch. "plain" has no prompt, and padding at the end."""
     mask = np.array([[*map(int, row)] for row in MASKS[kind]])
     rows = len(mask)
 
@@ -107,13 +107,13 @@ def batch(name: str, kind: str) -> Flat:
 
 
 def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float64) -> Flat:
-    """Compute all that is to be compared, in the order of computation.
+    """Compute all results of a case, in the order of computation.
 
     Args:
-        case: A case of `draw`.
+        case: A case from `draw`.
         kind: The name of a batch.
-        device: As for `compile`.
-        dtype: float64, or float32.
+        device: A device of `compile`.
+        dtype: float64 or float32.
     """
     arrays, config = case.batches[kind], case.config
     params = nest({name: x.astype(dtype) for name, x in case.weights.items()})
@@ -141,24 +141,24 @@ def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float6
 
 
 def forward(prompt: Flat, params: Tree, config: Config, rows: Batch) -> Flat:
-    """Compute every intermediate value by name, and the logits (B, T, V)."""
+    """Compute the logits (B, T, V) and every intermediate value by name."""
     values: Flat = {}
     start = t5.shift_right(rows.labels)
     params = merge(params, prompt)
     logits = t5.forward(params, config, rows.input_ids, rows.attention_mask, start, t5.recorder(values))
-    kept = {name: x for name, x in values.items() if not name.endswith(".output")}  # a difference of hidden states
+    kept = {name: x for name, x in values.items() if not name.endswith(".output")}  # a difference of two states
     return kept | {"logits": logits}
 
 
 def backward(names: list[str]) -> list[str]:
-    """Return the names of weights in the order in which backpropagation completes their gradients."""
+    """Sort the names of weights by the order in which backpropagation computes their gradients."""
     stacks = ("lm_head", "decoder", "encoder")
     forward = sorted(names, key=lambda name: ([name.startswith(stack) for stack in stacks], "final" in name))
     return forward[::-1]
 
 
 def descent(name: str, optimizer: str, prompt: Flat, grads: Callable[[Flat], Flat]) -> Flat:
-    """Train a prompt for a few steps. Returns its values after each."""
+    """Train a prompt for a few steps. Returns the prompt after each step."""
     rule, out = optim.OPTIMIZERS[optimizer](), {}
     state = rule.init(prompt)
     for step in range(1, STEPS + 1):
@@ -168,12 +168,12 @@ def descent(name: str, optimizer: str, prompt: Flat, grads: Callable[[Flat], Fla
 
 
 def padded(rows: list[list[int]]) -> np.ndarray:
-    """Return ids as an array: with the end of each text, filled up with 0."""
+    """Return ids as an array: each row with its end token, padded with 0."""
     return np.array([[*row, EOS, *[PAD] * MAX_NEW_TOKENS][:MAX_NEW_TOKENS] for row in rows])
 
 
 def files() -> dict[str, bytes]:
-    """Return the files of the whole suite by their paths."""
+    """Return the bytes of all files of the suite by path."""
     out = {path.name: path.read_bytes() for path in (HERE / "README.md", *sorted(HERE.glob("read.*")))}
     for case in map(draw, FAMILIES):
         found = {kind: results(case, kind) for kind in MASKS}
@@ -197,22 +197,23 @@ def files() -> dict[str, bytes]:
 
 
 def input_of(kind: str) -> str:
-    """Return the name of the file, without its ending, that holds a batch."""
+    """Return the file name, without its suffix, of the arrays of a batch."""
     return f"{kind}.input"
 
 
 def saved(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return the bytes of a safetensors file."""
+    """Serialize arrays as a safetensors file."""
     return b"".join(safetensors.dump(arrays, {"format": "np", "golden": str(VERSION)}, safetensors.WITH_IDS))
 
 
 def write(folder: Path) -> dict[str, int]:
-    """Write the suite to a new folder, completely or not at all. Returns the size of each file in bytes.
+    """Write the suite to a new folder atomically. Returns the size of each file in bytes.
 
-    Raises CheckpointError if the folder holds something.
+    Raises:
+        CheckpointError: The folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: is there and not empty; name a new folder for the suite")
+        raise CheckpointError(f"{folder}: exists and is not empty; name a new folder for the suite")
     found = files()
     write_folder(folder, found)
     return {name: len(content) for name, content in found.items()}
