@@ -148,7 +148,7 @@ def test_what_is_no_case(contents, model, tmp_path):
     path = tmp_path / "case.npz"
     if contents is not None:
         path.write_bytes(contents)
-    expected = "no such file" if contents is None else "is no file of NumPy arrays"
+    expected = "no such file" if contents is None else "not a file of NumPy arrays"
     with pytest.raises(CheckpointError, match=rf"case\.npz: {expected}"):
         ledger.load_case(path, model)
 
@@ -258,7 +258,7 @@ def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
         assert [f["engine"] for f in told["findings"]] == [str(mine)]
     mine.write_text("1 2 3")
     assert main(command) == 2
-    assert "mine.npy: is no file of NumPy arrays" in capsys.readouterr().err
+    assert "mine.npy: not a file of NumPy arrays" in capsys.readouterr().err
     command = ["check", str(folder), "--batch", batch, "--gradient", str(mine)]
     assert main([*command, "--save", str(tmp_path / "c.npz")]) == 2
     assert "--save: leave it out with --gradient" in capsys.readouterr().err

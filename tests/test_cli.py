@@ -214,7 +214,7 @@ def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fa
     call("tune", rows, "--dev", rows, "--out", out, *model, *lora, *QUICK[:4], *QUICK[6:])
     assert call("eval", out, rows, *model, "--json")[0]["metric"] == "accuracy"
     found = "expected a soft prompt, 'encoder.prompt.embedding' and nothing else; found '"
-    message = "what method 'lora' stores goes to a name that ends in .safetensors"
+    message = "method 'lora' needs a name that ends in .safetensors"
     assert message in fails("tune", rows, "--out", tmp_path / "x.npy", *model, *lora)
     assert found in fails("convert", out, tmp_path / "x.npy")
     call("convert", out, tmp_path / "adapter")  # for PEFT
@@ -287,7 +287,7 @@ def test_standard_input_is_utf8_as_files_are(call, fails, models, prompt, monkey
     assert read("un café là\nbye\n") == read("\ufeffun café là\r\nbye\r\n") == ["un café là", "bye"]
     for encoding, message in (
         ("utf-16", "is UTF-16"),
-        ("utf-16-le", "row 1: holds a NUL byte"),
+        ("utf-16-le", "row 1: contains a NUL byte"),
         ("cp1252", "row 1: not"),
     ):
         monkeypatch.setattr(sys, "stdin", piped("un café là\n", encoding))
@@ -505,7 +505,7 @@ def test_eval_and_predict_fail_in_one_line(fails, models, prompt, tmp_path, comm
         (["{prompt}", "{tmp}/a.npy", "--label-words", "a", "a "], "--label-words: expected different words"),
         (["{prompt}", "{tmp}/a.npy", "--label-words", ""], "--label-words: expected different words"),
         (["{prompt}", "{tmp}/a.npy", "--model", "{models[1]}"], "tuned on 'one'"),
-        (["{prompt}", "{tmp}/a.npz"], "a.npz: a prompt is written to a name that ends in"),
+        (["{prompt}", "{tmp}/a.npz"], "a.npz: expected a name that ends in"),
         (["{prompt}", "{models[0]}"], "one: is a directory with other files than a PEFT adapter's"),
         (["{tmp}/none", "{tmp}/a.npy"], "none: no such file"),
     ],
@@ -608,11 +608,11 @@ def test_text_and_file_of_the_first_prompt_imply_it(call, models, prompt, tmp_pa
 
 def test_what_a_newcomer_gets_wrong(call, fails, models, prompt, tmp_path):
     rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
-    assert "rows.tsv: is a file of rows and no prompt; the prompt comes first" in fails("predict", rows, prompt, *model)
+    assert "rows.tsv: is a file of rows, not a prompt; give the prompt first" in fails("predict", rows, prompt, *model)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").touch()
     told = fails("predict", prompt, "a", "--model", tmp_path / "folder")
-    assert "folder: has no config.json, so it is no model directory; found notes.txt" in told
+    assert "folder: has no config.json, so it is not a model directory; found notes.txt" in told
     (tmp_path / "a.csv").write_text("input;target\na;b\n")
     assert "one column, 'input;target': separated by semicolons" in fails("eval", prompt, tmp_path / "a.csv", *model)
     more = ("--out", tmp_path / "p.safetensors", *model, "--steps", 1, "--device", "numpy")

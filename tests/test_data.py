@@ -81,8 +81,8 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.csv", "input,target\nfilm\n", "row 2: 1 fields, but the header names 2"),
         ("a.tsv", GOOD + "\tgood\n", "row 3: column 'input': expected a text, found ''"),
         ("a.csv", "input,target\nfilm,  \n", "row 2: column 'target': expected a text, found '  '"),
-        ("a.csv", 'input,target\na,b\nc, "good"\n', "row 3: a quote is out of place"),
-        ("a.csv", 'input,target\n "a, b"\n', "row 2: a quote is out of place"),
+        ("a.csv", 'input,target\na,b\nc, "good"\n', "row 3: a quote is misplaced"),
+        ("a.csv", 'input,target\n "a, b"\n', "row 2: a quote is misplaced"),
         ("a.jsonl", '{"input": "a", "target": null}', "row 1: column 'target': expected a text, found None"),
         ("a.jsonl", '{"input": ["a"], "target": "b"}', "row 1: column 'input': expected a text"),
         ("a.jsonl", '{"input": "a", "target": true}', "row 1: column 'target': expected a text, found True"),
@@ -102,19 +102,19 @@ GOOD = "input\ttarget\nfilm\tgood\n"
         ("a.jsonl", "", "no rows"),
         ("a.tsv", "input\ttarget\n", "no rows"),
         ("a.doc", GOOD, "expected a file that ends in .tsv, .csv or .jsonl"),
-        ("a.csv", 'input,target\na,b\nfine,"good\nc,d\ne,f\n', "row 3: a quote is out of place or never closed"),
-        ("a.csv", 'input,target\na,b\n"fine,good\nc,d\n"e, f",g\n', "row 3: a quote is out of place"),
-        ("a.csv", 'input,target\n"say \\"hi\\", you",b\n', "row 2: a quote is out of place"),
-        ("a.csv", 'input,target\n"a" ,b\n', "row 2: a quote is out of place"),
+        ("a.csv", 'input,target\na,b\nfine,"good\nc,d\ne,f\n', "row 3: a quote is misplaced or never closed"),
+        ("a.csv", 'input,target\na,b\n"fine,good\nc,d\n"e, f",g\n', "row 3: a quote is misplaced"),
+        ("a.csv", 'input,target\n"say \\"hi\\", you",b\n', "row 2: a quote is misplaced"),
+        ("a.csv", 'input,target\n"a" ,b\n', "row 2: a quote is misplaced"),
         ("a.csv", "input,target\na,b\ninput,target\nc,d\n", "row 3: repeats the header"),
         ("a.tsv", GOOD + GOOD, "row 3: repeats the header"),
         ("a.tsv", "input\ttarget\ra\tb\rc\r", "row 3: 1 fields, but the header names 2"),
-        ("a.tsv", GOOD.replace("film", "fi\0lm"), "row 2: holds a NUL byte"),
+        ("a.tsv", GOOD.replace("film", "fi\0lm"), "row 2: contains a NUL byte"),
         ("a.tsv", GOOD.encode("utf-16"), "is UTF-16; convert it to UTF-8"),
-        ("a.csv", "input,target\nä,b\n".encode("utf-16-be"), "row 1: holds a NUL byte"),
-        ("a.jsonl", GOOD.encode("utf-16-le"), "row 1: holds a NUL byte"),
+        ("a.csv", "input,target\nä,b\n".encode("utf-16-be"), "row 1: contains a NUL byte"),
+        ("a.jsonl", GOOD.encode("utf-16-le"), "row 1: contains a NUL byte"),
         ("a.csv", b"input,target\ra,b\r\xff,d\r", "row 3: not UTF-8"),
-        ("a.jsonl", '{"input": "a", "target": "b", "input": "c"}', "row 1: the key 'input' is given twice"),
+        ("a.jsonl", '{"input": "a", "target": "b", "input": "c"}', "row 1: the key 'input' occurs twice"),
         ("a.jsonl", '{"input": "a", "target": "b"},\n', "row 1: not valid JSON"),
         ("a.jsonl", '[{"input": "a", "target": "b"}]', "row 1: expected a JSON object on each line"),
         ("a.jsonl", '{"input": "a", "target": false}', "row 1: column 'target': expected a text, found False"),
@@ -247,7 +247,7 @@ def test_quotes_of_a_tsv_that_csv_wrote_are_said(write, caplog):
     content = 'input\ttarget\n"He said ""hi"" to me"\tgood\n"Plain"\tgood\n'
     assert tables.read_rows(write("a.tsv", content))[0].input == '"He said ""hi"" to me"'
     (told,) = [record.getMessage() for record in caplog.records]
-    assert "a.tsv: 1 texts have quotes around them" in told
+    assert "a.tsv: 1 texts look quoted" in told
     caplog.clear()
     tables.read_rows(write("a.csv", 'input,target\n"""He ""said"" so""",good\n'))
     tables.read_rows(write("a.tsv", 'input\ttarget\n"Oh", he "said"\t""\n'))
@@ -444,13 +444,13 @@ def test_a_file_of_rows_has_a_largest_size(tmp_path, monkeypatch):
     path = tmp_path / "a.tsv"
     with path.open("wb") as file:
         file.truncate(2**28 + 1)  # takes no room
-    with pytest.raises(DataError, match=re.escape(f"{path}: holds more than 268,435,456 bytes, the most that is read")):
+    with pytest.raises(DataError, match=re.escape(f"{path}: contains more than 268,435,456 bytes, the limit")):
         tables.read_text(path)
     monkeypatch.setattr(tables, "LARGEST", 10)
     path.write_text("x" * 10)
     assert tables.read_text(path) == "x" * 10
     path.write_text("x" * 11)
-    with pytest.raises(DataError, match="holds more than 10 bytes"):
+    with pytest.raises(DataError, match="contains more than 10 bytes"):
         tables.read_text(path)
 
 
@@ -504,7 +504,7 @@ def test_half_of_a_character_is_named(tmp_path):
 
 def test_a_target_that_is_too_long_is_named(tmp_path):
     (tmp_path / "a.tsv").write_text("input\ttarget\na\t" + "b" * 10_000 + "\nc\t" + "d" * 10_001 + "\n")
-    with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; the most"):
+    with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; at most"):
         tables.read_rows(tmp_path / "a.tsv")
 
 

@@ -194,7 +194,7 @@ def test_what_is_neither(fails, tmp_path):
     (text := tmp_path / "text.txt").write_text("This is no prompt.")
     for path in (text, tmp_path / "nothing", BUILT_IN / "model.safetensors"):
         assert "inspect takes files of prompts, " in fails(path)
-    assert "has no config.json, so it is no model directory" in fails(tmp_path)
+    assert "has no config.json, so it is not a model directory" in fails(tmp_path)
     assert "tinyprompt pull org/name" in fails("org/name")
     assert "--top: expected at least 1" in fails(text, "--top", "0")
     path = save(tmp_path / "p.safetensors", np.full((2, 3), np.nan, np.float32))

@@ -179,13 +179,13 @@ def test_a_revision_has_a_name_of_its_own(hubs):
         ("org/gated", r"gated: accept its terms .*HF_TOKEN"),
         ("org/closed", r"gated: accept its terms .*HF_TOKEN"),
         ("org/down", r"answered 503; try again later"),
-        ("org/bert", r"config\.json: key 'model_type': 'bert' is not of the T5 family"),
+        ("org/bert", r"config\.json: key 'model_type': 'bert' is not in the T5 family"),
         ("org/broken", r"config\.json: Expecting"),
-        ("org/empty", r"no T5 and no adapter, expected config\.json and model\.safetensors or .*; found README\.md$"),
-        ("org/mute", r"no tokenizer, expected one of .*; found README\.md, config\.json"),
+        ("org/empty", r"not a T5 and not an adapter; .* config\.json and model\.safetensors or .*; found README\.md$"),
+        ("org/mute", r"no tokenizer; expected one of .*; found README\.md, config\.json"),
         ("org", r"expected org/name"),
         ("org/a/b", r"expected org/name"),
-        ("org/whole@v2", r"a revision goes to --revision"),
+        ("org/whole@v2", r"give a revision with --revision"),
         ("org/a--b", r"Cannot have -- or \.\."),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_full_disk_and_no_network(hubs, monkeypatch):
             hub.pull("org/whole")
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"org/whole: cannot be fetched from http://.*check the network"):
+    with pytest.raises(CheckpointError, match=r"org/whole: cannot be downloaded from http://.*check the network"):
         hub.pull("org/whole")
 
 
@@ -226,7 +226,9 @@ def test_a_full_disk_and_no_network(hubs, monkeypatch):
 def test_only_a_part_was_pulled(hubs, name, missing):
     folder = hub.pull(name)
     (folder / missing).unlink()
-    with pytest.raises(CheckpointError, match=rf"{name}: only a part .* go on with: tinyprompt pull {name}$"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: .* pulled only partly; continue with: tinyprompt pull {name}$"
+    ):
         hub.find(name)
     assert hub.pull(name) == hub.find(name) == folder
 
@@ -271,7 +273,7 @@ def test_the_commands_in_processes_of_their_own(server, tmp_path):
         assert (done.returncode, done.stdout) == (2, "")
         return done.stderr.strip().splitlines()[-1]
 
-    assert "HF_HUB_OFFLINE is set" in refused("pull", "org/whole", HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE prevents downloads" in refused("pull", "org/whole", HF_HUB_OFFLINE="1")
     assert "no model of this name was pulled" in refused("predict", "org/adapter", "a")
     assert "no model of this name was pulled" in refused("export", "--model", "org/whole")
     (tmp_path / "file").touch()

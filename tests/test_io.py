@@ -320,7 +320,7 @@ def test_what_is_too_large_once_decompressed_is_refused(tmp_path, monkeypatch, n
     monkeypatch.setattr(io, "LARGEST", 100_000)
     monkeypatch.setattr(tables, "LARGEST", 100_000)
     path = bomb(tmp_path / name, 1_000_000)
-    with pytest.raises(ValueError, match=rf"{name}: holds .*100,000"):
+    with pytest.raises(ValueError, match=rf"{name}: contains .*100,000"):
         io.load_numpy(path) if name.endswith("npz") else tables.read_rows(path)
 
 
@@ -340,7 +340,7 @@ def test_a_file_that_is_written_by_another_run_is_refused(tmp_path):
     path = tmp_path / "new" / "p.safetensors"
     with (
         io.claimed(path),
-        pytest.raises(CheckpointError, match=r"p\.safetensors: another run writes there"),
+        pytest.raises(CheckpointError, match=r"p\.safetensors: another run is writing this file"),
         io.claimed(path),
     ):
         pass

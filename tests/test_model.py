@@ -38,7 +38,7 @@ def test_other_methods_have_no_vectors(params):
 def test_a_weight_that_is_not_finite_has_no_fingerprint():
     model = byte_model()
     model.params["shared"]["weight"][3, 1] = np.inf
-    with pytest.raises(CheckpointError, match=r"key 'shared\.weight' holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"key 'shared\.weight' contains NaN or infinity"):
         model.fingerprint  # noqa: B018
 
 

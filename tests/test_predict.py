@@ -288,7 +288,7 @@ def test_two_files_of_one_name(tmp_path):
     save(tmp_path, "topic.safetensors", 2)
     prompts = Prompts(tmp_path, byte_model())
     assert prompts["topic"].label_words is None  # that of the .npy, which comes first
-    assert prompts.errors["topic.safetensors"].endswith("topic.npy has the prompt 'topic' already; rename one")
+    assert prompts.errors["topic.safetensors"].endswith("topic.npy already defines the prompt 'topic'; rename one")
     with pytest.raises(CheckpointError, match="expected a folder of prompts"):
         Prompts(tmp_path / "none", byte_model())
     with pytest.raises(KeyError):

@@ -183,8 +183,8 @@ def test_our_own_file_of_every_floating_type(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, "holds no prompt"),
-        ({"state.step": np.ones(1)}, "holds no prompt"),
+        ({}, "contains no prompt"),
+        ({"state.step": np.ones(1)}, "contains no prompt"),
         ({"a.lora": np.array([1, np.inf], np.float32)}, "key 'a.lora': holds NaN"),
         ({PROMPT: np.full((2, 3), np.nan, np.float32)}, f"key '{PROMPT}': holds NaN"),
         ({PROMPT: np.full((2, 3), 1e39)}, "beyond float32"),
@@ -218,7 +218,7 @@ def test_a_collection(tmp_path):
     for name, array in (("one", one), ("a/b:c", two)):
         assert (load_prompt(f"{path}:{name}").params[PROMPT] == array.astype(np.float32)).all()
         assert list(load_prompts(f"{path}:{name}")) == [name]
-    with pytest.raises(CheckpointError, match=r"all\.npz: holds 2 prompts; pick one as .*all\.npz:NAME of one, a/b:c"):
+    with pytest.raises(CheckpointError, match=r"all\.npz: contains 2 prompts; .* as .*all\.npz:NAME of one, a/b:c"):
         load_prompt(path)
     with pytest.raises(CheckpointError, match=r"all\.npz: expected the prompt 'two', found one, a/b:c"):
         load_prompt(f"{path}:two")
@@ -267,9 +267,9 @@ def test_files_that_are_something_else(tmp_path):
         file.writestr("readme.txt", "no array")
     (tmp_path / "t").write_bytes(npy(vectors())[:3])
     for name, message in (
-        ("p.npy", "pickled|no file of NumPy arrays"),
-        ("q.npy", "pickled|no file of NumPy arrays"),
-        ("r.npz", "no file of NumPy arrays"),
+        ("p.npy", "pickled|not a file of NumPy arrays"),
+        ("q.npy", "pickled|not a file of NumPy arrays"),
+        ("r.npz", "not a file of NumPy arrays"),
         ("s.npz", "expected the float32 vectors"),
         ("t", "not a safetensors file"),
         ("u.npy", "no such file"),
@@ -390,7 +390,7 @@ def test_an_adapter_of_which_a_part_is_missing(tmp_path):
         load_prompt(folder)
     for name in prompts.ADAPTER_WEIGHTS:
         (path := adapter(tmp_path / "b", ADAPTER) / name).touch()
-        with pytest.raises(CheckpointError, match=rf"{name}: is a part of a PEFT adapter; name the directory"):
+        with pytest.raises(CheckpointError, match=rf"{name}: is part of a PEFT adapter; name the directory"):
             load_prompt(path)
 
 
@@ -595,7 +595,7 @@ def test_the_prompts_that_thunlp_released():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x: {}, "holds no prompt"),
+        (lambda x: {}, "contains no prompt"),
         (lambda x: {PROMPT: x * np.nan}, "NaN"),
         (lambda x: {PROMPT: x[0]}, "(P, d_model)"),
     ],
@@ -652,7 +652,7 @@ def test_a_malformed_prefix_is_refused(folder, params):
 def test_the_adapter_in_a_folder_is_named(tmp_path):
     (tmp_path / "saved" / "mine").mkdir(parents=True)
     (tmp_path / "saved" / "mine" / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"no adapter_config\.json; name the adapter in it: .*saved/mine"):
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json; name an adapter in it: .*saved/mine"):
         load_prompt(tmp_path / "saved")
 
 

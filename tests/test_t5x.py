@@ -256,7 +256,7 @@ def test_a_wrong_tie_is_mended_and_all_else_kept(tmp_path):
 @needs_real
 def test_the_real_checkpoint(tmp_path):
     words = SHARED / "t5_tokenizer" / "t5.spiece.model"
-    with pytest.raises(CheckpointError, match=r"no tokenizer; .*T5X checkpoints carry none; .*spiece.model"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer; .*T5X checkpoints have no tokenizer; .*spiece.model"):
         models.load(REAL)
     out = convert(REAL, tmp_path / "hf", words)
     model = models.load(out)
@@ -281,7 +281,7 @@ def test_the_real_checkpoint(tmp_path):
 
 def test_a_tokenizer_from_a_folder_or_a_file(tmp_path):
     source = write_t5x(tmp_path / "t5x", target(weights()))
-    with pytest.raises(CheckpointError, match="T5X checkpoints carry none"):
+    with pytest.raises(CheckpointError, match="T5X checkpoints have no tokenizer"):
         convert(source, tmp_path / "out")
     folder = write(tmp_path / "hf", SMALL, weights())
     assert len(models.load(convert(source, tmp_path / "out", folder)).tokenizer) == 384
@@ -308,7 +308,7 @@ def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, e
     if there:
         out.mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(CheckpointError, match="small: is there and not empty"):
+    with pytest.raises(CheckpointError, match="small: exists and is not empty"):
         convert(folder, folder)
     with pytest.raises(CheckpointError, match="nowhere: no such directory"):
         convert(tmp_path / "nowhere", out)
@@ -446,7 +446,7 @@ BROKEN = {
     "no decoder": (rewritten("decoder"), ["decoder"]),
     "no layer 0": (rewritten("encoder", "layers_0"), ["'encoder.layers_0.attention.query.kernel' is missing"]),
     "a layer more": (rewritten("encoder", "layers_7", "mlp", "wo", "kernel", value=ONES), ["'encoder.layers_1."]),
-    "surplus": (rewritten("encoder", "adapter", "kernel", value=ONES), ["'encoder.adapter.kernel' is no weight"]),
+    "surplus": (rewritten("encoder", "adapter", "kernel", value=ONES), ["'encoder.adapter.kernel' is not a weight"]),
     "shape of a kernel": (
         rewritten("encoder", "layers_0", "mlp", "wo", "kernel", value=ONES),
         ["'encoder.layers_0.mlp.wo.kernel' has shape [3, 5]; expected [6, 4]"],
@@ -483,7 +483,7 @@ def test_errors_name_the_file_and_the_weight(case, tmp_path):
 def test_the_folder_above_the_steps_names_them(tmp_path):
     for step in (3, 20):
         small_t5x(tmp_path / "model" / f"checkpoint_{step}")
-    with pytest.raises(CheckpointError, match=r"model: holds T5X checkpoints; name one .*checkpoint_20$"):
+    with pytest.raises(CheckpointError, match=r"model: contains T5X checkpoints; name one .*checkpoint_20$"):
         models.load(tmp_path / "model")
 
 

@@ -268,11 +268,11 @@ ARCHIVES = {
     "legacy cut short": (legacy(GOOD)[:-1], "cut short: key 'weight' ends at byte"),
     "legacy two kinds": (
         legacy(b"\x80\x02}" + text("a") + tensor() + b"s" + text("b") + tensor(storage("torch HalfStorage")) + b"s."),
-        "'b' takes storage '0'",
+        "'b' uses storage '0'",
     ),
     "empty file": (b"", "empty"),
-    "text": (b"<html>not found</html>", "not a file that torch.save wrote"),
-    "another pickle": (pickle.dumps({"a": 1}), "not a file that torch.save wrote"),
+    "text": (b"<html>not found</html>", "not a file written by torch.save"),
+    "another pickle": (pickle.dumps({"a": 1}), "not a file written by torch.save"),
     "only a beginning": (b"PK\3\4", "zip archive that is damaged"),
 }  # fmt: skip
 

@@ -332,7 +332,7 @@ def test_what_is_not_finite_stops(model):
         tune(model, rows_of(8), rows_of(2), changed(learning_rate=1e39), LABELS, each=saver(kept))
     assert kept == []
     broken = tree.merge(model.params, {"encoder.final_layer_norm.weight": np.full(20, np.nan, np.float32)})
-    with pytest.raises(CheckpointError, match=r"key 'encoder\.final_layer_norm\.weight' holds NaN"):
+    with pytest.raises(CheckpointError, match=r"key 'encoder\.final_layer_norm\.weight' contains NaN"):
         tune(replace(model, params=broken), rows_of(8), rows_of(2), SHORT, LABELS)
 
 

@@ -77,7 +77,7 @@ def test_a_folder_comes_before_a_built_in_size(tmp_path, monkeypatch):
 
 
 def test_a_size_that_is_not_carried_says_how_it_is_made():
-    with pytest.raises(CheckpointError, match=r"'large' is not carried; weights/README.md has the command"):
+    with pytest.raises(CheckpointError, match=r"'large' is not included; weights/README.md shows the command"):
         models.load("large")
 
 

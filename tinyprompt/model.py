@@ -70,7 +70,7 @@ class Model:
         for name, value in sorted(flatten(self.params).items()):
             value = ops.widen(value)
             if not np.isfinite(value).all():
-                raise CheckpointError(f"{self.name}: key {name!r} holds NaN or infinity; download or convert it again")
+                raise CheckpointError(f"{self.name}: key {name!r} contains NaN or infinity; download it again")
             digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
             digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest() + (f"-{_tokenizer_digest(self.tokenizer)}" if self.tokenizer else "")

@@ -1,1 +1,1 @@
-"""Files of models and prompts, in and out. Knows how they are stored, and not what is computed with them."""
+"""Read and write models and prompts. This folder handles storage only, not computation."""

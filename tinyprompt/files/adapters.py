@@ -1,4 +1,4 @@
-"""LoRA and IA3 as PEFT stores them: names and shapes in both directions."""
+"""Convert between PEFT's adapters (LoRA and IA3) and our arrays."""
 
 import re
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ import numpy as np
 from tinyprompt.errors import CheckpointError
 from tinyprompt.tree import Flat
 
-KINDS = {"LORA": "lora", "IA3": "ia3"}  # peft_type: method
+KINDS = {"LORA": "lora", "IA3": "ia3"}  # peft_type -> method
 START = "base_model.model."
-# What each adapter trains of a T5, as PEFT chooses by default; `methods` has the same matrices.
+# The layers that PEFT adapts in a T5 by default. `methods` adapts the same matrices.
 TARGETS = {"LORA": {"q", "v"}, "IA3": {"k", "v", "wo"}}
-# Keys of adapter_config.json with the values that change nothing. Another value is another method.
+# Keys of adapter_config.json with their neutral values. Any other value would change the method.
 NEUTRAL: dict[str, tuple] = {
     "use_rslora": (False,),
     "use_dora": (False,),
@@ -41,12 +41,12 @@ def from_peft(config: Mapping[str, Any], tensors: Flat, where: Any) -> tuple[Fla
     """Convert the tensors of a LoRA or IA3 adapter to the arrays of the method, and return its settings.
 
     Args:
-        config: the content of adapter_config.json.
-        tensors: the tensors by PEFT's names.
-        where: the path of adapter_config.json, for errors.
+        config: The content of adapter_config.json.
+        tensors: The tensors by PEFT's names.
+        where: The path of adapter_config.json, for errors.
 
     Raises:
-        CheckpointError: A key of the configuration or a tensor has no counterpart here. The message names it.
+        CheckpointError: A key of the configuration or a tensor is not supported. The message names it.
     """
     kind = config["peft_type"]
     for key, neutral in NEUTRAL.items():
@@ -60,7 +60,7 @@ def from_peft(config: Mapping[str, Any], tensors: Flat, where: Any) -> tuple[Fla
     for name, value in tensors.items():
         match = (LORA if kind == "LORA" else IA3).fullmatch(name.removeprefix(START))
         if not name.startswith(START) or match is None:
-            raise CheckpointError(f"{where.parent}: key {name!r} is no part of {KINDS[kind]} in the attentions of a T5")
+            raise CheckpointError(f"{where.parent}: key {name!r} is not part of {KINDS[kind]} in a T5")
         at = match[1]
         if kind == "IA3":
             params[f"{at}.ia3.{'columns' if at.endswith('wo') else 'rows'}"] = value.reshape(-1)
@@ -73,7 +73,7 @@ def from_peft(config: Mapping[str, Any], tensors: Flat, where: Any) -> tuple[Fla
 
 
 def to_peft(params: Flat, method: str) -> tuple[dict[str, Any], Flat]:
-    """Convert the arrays of LoRA or IA3 to PEFT's: the keys of adapter_config.json that describe them, and tensors."""
+    """Convert the arrays of LoRA or IA3 to PEFT's adapter_config.json keys and tensors."""
     if method == "lora":
         rank = min(len(value) for name, value in params.items() if name.endswith(".a"))
         names = {".lora.a": ".lora_A.weight", ".lora.b": ".lora_B.weight"}

@@ -1,12 +1,12 @@
-"""`config.json` of Hugging Face: from its keys to a Config."""
+"""Parse Hugging Face's `config.json` into a Config."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from tinyprompt.config import Config
 
-IDS = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}  # of every T5 of the papers
-# Keys that change the text that transformers generates, each with the values that change nothing.
+IDS = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}  # the ids of every T5 in the papers
+# Keys that affect the generated text, each with its neutral values.
 GENERATION: dict[str, tuple] = {
     "forced_bos_token_id": (),
     "forced_eos_token_id": (1,),
@@ -27,18 +27,18 @@ GENERATION: dict[str, tuple] = {
 
 
 def check_generation(raw: Mapping[str, Any]) -> None:
-    """Check the keys of a `config.json` or a `generation_config.json` that decide which text is generated.
+    """Check the keys of a `config.json` or a `generation_config.json` that affect the generated text.
 
     Raises:
         ValueError: A value is not supported. The message names the key.
     """
     for key, expected in IDS.items():
         if raw.get(key) not in (None, expected, [expected]):
-            raise ValueError(f"key {key!r}: expected {expected}, as in every T5 of the papers, found {raw[key]!r}")
+            raise ValueError(f"key {key!r}: expected {expected}, as in every published T5, found {raw[key]!r}")
     for key, neutral in GENERATION.items():
         if raw.get(key) is not None and raw[key] not in neutral:
-            told = "is not supported; without it, the text would differ from that of transformers"
-            raise ValueError(f"key {key!r}: {raw[key]!r:.60} {told}; remove the key to accept that")
+            told = "is not supported; transformers would generate another text"
+            raise ValueError(f"key {key!r}: {raw[key]!r:.60} {told}; remove the key to accept the difference")
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
@@ -49,7 +49,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     """
     family = raw.get("model_type", "t5")
     if family not in ("t5", "mt5", "umt5"):
-        raise ValueError(f"key 'model_type': {family!r} is not of the T5 family; expected 't5', 'mt5' or 'umt5'")
+        raise ValueError(f"key 'model_type': {family!r} is not in the T5 family; expected 't5', 'mt5' or 'umt5'")
 
     def number(key, default=None, kind=int):
         value = raw.get(key, default)
@@ -62,16 +62,16 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     buckets = number("relative_attention_num_buckets", 32)
     furthest = number("relative_attention_max_distance", 128)
     if buckets < 4 or buckets % 2:
-        raise ValueError(f"key 'relative_attention_num_buckets': expected an even number from 4 on, found {buckets}")
-    if furthest <= buckets // 2:  # in the decoder, half of the buckets are for single distances
+        raise ValueError(f"key 'relative_attention_num_buckets': expected an even number above 2, found {buckets}")
+    if furthest <= buckets // 2:  # in the decoder, half of the buckets are for exact distances
         raise ValueError(f"key 'relative_attention_max_distance': expected more than {buckets // 2}, found {furthest}")
 
     kinds = {"relu": False, "gated-gelu": True, "gated-gelu_new": True}
     kind = raw.get("feed_forward_proj", "gated-gelu" if family != "t5" else "relu")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"key 'feed_forward_proj': expected one of {sorted(kinds)}, found {kind!r}")
-    # mT5 never ties its head. T5 1.0 leaves the key out, which means tied.
-    # Whatever it was, transformers 5 saves a T5 as tied, and keeps the answer under another key.
+    # mT5 never ties its head. A T5 1.0 config omits the key, which means tied.
+    # transformers 5 always saves a T5 as tied, and stores the original value under another key.
     tied = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)) is not False and family != "mt5"
     return Config(
         **{k: number(k) for k in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")},

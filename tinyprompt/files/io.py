@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and JSON objects."""
+"""Atomic writes of files and folders, and reading of JSON objects."""
 
 import contextlib
 import errno
@@ -19,22 +19,22 @@ import numpy as np
 from tinyprompt.errors import CheckpointError
 
 TORCH = "is a file of torch.save; save its vectors, float32 (P, d_model), by numpy.save(FILE, tensor.detach().numpy())"
-LARGEST = 2**28  # bytes of a file that is read whole, once it is decompressed
-TRIES = 20  # times that a file is read again because it is written meanwhile
-Content = bytes | Iterable[bytes | memoryview] | Path  # of a file: whole, in parts, or that of another
+LARGEST = 2**28  # size limit of a file that is read whole, after decompression
+TRIES = 20  # attempts to read a file that changes meanwhile
+Content = bytes | Iterable[bytes | memoryview] | Path  # bytes, parts, or the path of a file to copy
 
 
 def is_there(path: Path, source: Path) -> bool:
-    """Return whether a path is the source itself or a copy. A link is neither: it may lead out of the folder."""
+    """Return whether a path is the source itself or a copy. A link is neither: it may point out of the folder."""
     if path.is_symlink() or not path.is_file():
         return False
     return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
 
 
 def write(files: Mapping[Path, Content]) -> None:
-    """Write bytes and copy missing files: each under a temporary name, then all are renamed.
+    """Write or copy files atomically: each under a temporary name, then all are renamed.
 
-    If it fails, what is new is taken away: parts of files, files that replace none, folders.
+    If it fails, new files, temporary files and new folders are removed.
     """
     parts: dict[Path, Path] = {}
     new: list[Path] = []
@@ -45,7 +45,7 @@ def write(files: Mapping[Path, Content]) -> None:
             new += missing_folders(path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = part_of(path)
-            with open(part, "xb") as file:  # "x": never a file or a link that is there
+            with open(part, "xb") as file:  # "x" never overwrites a file or follows a link
                 parts[part] = path
                 if isinstance(content, Path):
                     with open(content, "rb") as source:
@@ -59,14 +59,14 @@ def write(files: Mapping[Path, Content]) -> None:
             os.replace(part, path)
     except BaseException as error:
         remove([*new, *parts])
-        # A full disk has no name, and a part has a name that nobody gave.
+        # A full disk is reported without a file name, and a temporary name means nothing to the user.
         if isinstance(error, OSError) and error.errno and error.filename in (None, *map(str, parts)):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
 def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
-    """Write a folder that is missing or empty, with all files or not at all."""
+    """Write a folder, which must be missing or empty, atomically with all its files."""
     part, new = part_of(folder), missing_folders(folder.parent)
     made = False
     try:
@@ -85,17 +85,17 @@ def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
 
 
 def part_of(path: Path) -> Path:
-    """Return a temporary name beside a path that cannot be guessed."""
+    """Return an unpredictable temporary name beside a path."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """List the missing folders of a path, the outermost first."""
+    """List the missing parent folders of a path, the outermost first."""
     return [path for path in (*reversed(folder.parents), folder) if not path.exists()]
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files and empty folders in reverse order. Missing ones and failures are ignored."""
+    """Remove files and empty folders in reverse order. Failures are ignored."""
     for path in reversed(list(paths)):
         with contextlib.suppress(OSError):
             if path.is_dir():
@@ -105,7 +105,7 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 def regular(path: Path, most: int | None = None) -> Path:
-    """Return the path of a regular file of at most `most` bytes. Raises CheckpointError for anything else."""
+    """Return the path of a regular file of at most `most` bytes. Raises CheckpointError for any other path."""
     try:
         found = path.stat()
     except OSError as error:
@@ -120,7 +120,7 @@ def regular(path: Path, most: int | None = None) -> Path:
 
 
 def read(path: Path, most: int | None = None) -> bytes:
-    """Read a regular file through one descriptor, and again if it is written meanwhile. Raises CheckpointError."""
+    """Read a regular file through one descriptor, and retry if it changes meanwhile. Raises CheckpointError."""
     regular(path, most)
     try:
         for _ in range(TRIES):
@@ -130,17 +130,17 @@ def read(path: Path, most: int | None = None) -> bytes:
                 return content
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    raise CheckpointError(f"{path}: is being written; write to another name, and rename that file")
+    raise CheckpointError(f"{path}: keeps changing; write to another name, then rename that file")
 
 
 def state(path: Path) -> tuple[tuple[Any, ...], ...]:
-    """Return a value that changes if a file, or a file of a folder, is written or replaced.
+    """Return a value that changes when a file, or a file of a folder, is written or replaced.
 
-    The last number of each file is the time of its last change. Unlike the time stamp, no program can set it.
+    It includes the ctime, which programs cannot set, unlike the mtime.
     """
     found = []
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with contextlib.suppress(OSError):  # deleted, or a broken link
+        with contextlib.suppress(OSError):  # deleted meanwhile, or a broken link
             about = file.stat()
             found.append((file.name, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
     return tuple(found)
@@ -149,7 +149,12 @@ def state(path: Path) -> tuple[tuple[Any, ...], ...]:
 def load_numpy(path: Path, content: bytes | None = None) -> Any:
     """Read the array of a .npy file, or a dict of the arrays of a .npz file. Pickles and huge arrays are refused.
 
-    content: the bytes of the file, if they are known. Raises CheckpointError.
+    Args:
+        path: The path of the file.
+        content: The bytes of the file, if they have been read.
+
+    Raises:
+        CheckpointError: The file is not a NumPy file, is too large, or contains Python objects.
     """
     content = read(path, LARGEST) if content is None else content
     try:
@@ -159,23 +164,30 @@ def load_numpy(path: Path, content: bytes | None = None) -> Any:
                 raise CheckpointError(f"{path}: {TORCH}")
             size = sum(member.file_size for member in members)
             if size > LARGEST:
-                raise CheckpointError(f"{path}: holds {size:,} bytes, once decompressed; at most {LARGEST:,} are read")
+                raise CheckpointError(
+                    f"{path}: contains {size:,} bytes when decompressed; at most {LARGEST:,} are read"
+                )
         found = np.load(BytesIO(content), allow_pickle=False)
         return found if isinstance(found, np.ndarray) else {name: np.asarray(found[name]) for name in found}
     except CheckpointError:
         raise
-    except Exception as error:  # NumPy and zipfile raise ten kinds for damaged files
-        reason = "is no file of NumPy arrays, or damaged; download it again"
+    except Exception as error:  # damaged files raise many types
+        reason = "not a file of NumPy arrays, or damaged; download it again"
         if "allow_pickle" in str(error) and content[:1] in (b"\x80", b"\x93", b"P"):
-            reason = "holds pickled Python objects, which could run code and are never loaded; np.save float32 vectors"
+            reason = "contains pickled Python objects, which can run code and are never loaded; np.save float32 vectors"
         raise CheckpointError(f"{path}: {reason}") from None
 
 
 @contextlib.contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other runs from writing to a path during this context. The end of a process releases it.
+    """Lock a path against other runs during this context. The lock ends with the process.
 
-    wait: for the end of a run that writes there. Raises CheckpointError if there is one, without it.
+    Args:
+        path: The path to write to.
+        wait: Wait while another run holds the lock.
+
+    Raises:
+        CheckpointError: Another run holds the lock, and `wait` is False.
     """
     try:
         import fcntl
@@ -192,12 +204,12 @@ def claimed(path: Path, wait: bool = False) -> Iterator[None]:
                 break
             if not wait:
                 raise BlockingIOError
-            os.close(descriptor)  # the run before took its file away; claim the one that is there now
+            os.close(descriptor)  # the previous run has deleted its lock file; lock the new one
         except BlockingIOError:
             os.close(descriptor)
-            told = f"{path}: another run writes there; wait for its end, or name another file"
+            told = f"{path}: another run is writing this file; wait until it ends, or name another file"
             raise CheckpointError(told) from None
-        except BaseException:  # Ctrl-C, while it waits
+        except BaseException:  # for example Ctrl-C during the wait
             os.close(descriptor)
             raise
     try:
@@ -208,7 +220,7 @@ def claimed(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def is_named(descriptor: int, path: Path) -> bool:
-    """Return whether an open file still has this name."""
+    """Return whether a path still refers to an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

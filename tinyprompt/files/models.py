@@ -1,4 +1,4 @@
-"""Files of frozen models: Hugging Face directories, and T5X checkpoints."""
+"""Read and write frozen models: Hugging Face directories and T5X checkpoints."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ from tinyprompt.files.io import Content, read_json, state, write_folder
 from tinyprompt.model import Model
 from tinyprompt.tree import Flat, flatten, freeze, nest
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one that is there, whole or as shards
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first existing name is used, as a whole file or as shards
 TOKENIZER_FILES = (
     "tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
-COPY = 2**26  # bytes of all weights up to which they are copied into memory
-WIDEN = 2**30  # bytes of 16-bit weights up to which they are widened once; more stay in the file
+COPY = 2**26  # total size of the weights in bytes up to which they are copied into memory
+WIDEN = 2**30  # total size of 16-bit weights in bytes up to which they are widened at once
 TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of shared.weight
 LEFTOVER = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # transformers ignores it too
 
@@ -36,12 +36,24 @@ def default_model() -> Path:
 def load(folder: str | Path | None = None, stored: bool = False, tokenizer: bool = True) -> Model:
     """Open a T5: a Hugging Face directory, a T5X checkpoint, or a built-in or pulled model by name.
 
-    Weights stay in the file (memory-mapped). Everything is computed in float32; of 16-bit weights, up to 1 GiB
-    are widened at once, which is faster; of more, each is widened where it is used, which takes memory for one only.
-    stored: all weights are as stored, whatever their size. Those of T5X are read into memory in any event.
-    tokenizer: False if a folder without one will do; the model's tokenizer is then None.
-    folder: a path, a built-in size ("tiny", "small" or "base"), or a pulled model; "base" without one.
-    Raises CheckpointError that names the file and the key.
+    Weights stay in the file (memory-mapped), except those of T5X, which are read into memory. Computation is in
+    float32. 16-bit weights of up to 1 GiB are widened at once, which is faster; larger ones are widened one at a time
+    where they are used, which saves memory.
+
+    Args:
+        folder: A path, a built-in size ("tiny", "small" or "base"), or the name of a pulled model. The default is
+            "base".
+        stored: Keep all weights as stored, whatever their size.
+        tokenizer: Set to False to allow a folder without a tokenizer. The tokenizer of the model is then None.
+
+    Returns:
+        The model with its read-only weights.
+
+    Raises:
+        CheckpointError: The model cannot be used. The message names the file and the key.
+
+    Example:
+        >>> model = load("tiny")
     """
     folder = hub.find(folder) if folder is not None else default_model()
     _, config, weights = open_model(folder)
@@ -61,16 +73,14 @@ def load(folder: str | Path | None = None, stored: bool = False, tokenizer: bool
 
 
 def check_files(before: Mapping[Path, Any]) -> None:
-    """Raise CheckpointError if a mapped file has changed. Results since the change may be wrong."""
+    """Raise CheckpointError if a mapped file has changed, since later results may be wrong."""
     for path, known in before.items():
         if state(path) != known:
-            raise CheckpointError(
-                f"{path}: was written while it was in use; nothing more is saved or answered: start again"
-            )
+            raise CheckpointError(f"{path}: was changed while it was in use; saving and answering stopped: start again")
 
 
 def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]:
-    """Return the raw config, the Config and the weights, which are views of files or read lazily."""
+    """Return the raw config, the Config, and the weights as views or lazy arrays."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory; expected a Hugging Face model directory")
     if is_t5x(folder):
@@ -78,34 +88,34 @@ def open_model(folder: Path) -> tuple[dict[str, Any], Config, Mapping[str, Any]]
         return raw, parse_config(raw), weights
     if not (folder / "config.json").exists():
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise CheckpointError(f"{folder}: has no config.json, so it is no model directory; found {found}")
+        raise CheckpointError(f"{folder}: has no config.json, so it is not a model directory; found {found}")
     raw, config = read_json(folder / "config.json"), read_config(folder / "config.json")
     generation = folder / "generation_config.json"
     if generation.exists():
         read_config(generation, check_generation)
     stored, files = stored_weights(folder)
     if not config.tied_head and "lm_head.weight" not in stored and raw.get("tie_word_embeddings", True):
-        config = replace(config, tied_head=True)  # transformers 5 makes such: tied, but not scaled
+        config = replace(config, tied_head=True)  # transformers 5 writes such models: tied, but without scaling
     return raw, config, fitted(folder, config, stored, files)
 
 
 def is_t5x(folder: Path) -> bool:
-    """Return whether a folder is one step of a T5X checkpoint. Raises CheckpointError if it contains such folders."""
+    """Return whether a folder is a step of a T5X checkpoint. Raises CheckpointError if it contains such folders."""
     if (folder / "config.json").exists():
         return False
     steps = [path.parent for path in folder.glob("checkpoint_*/checkpoint")]
     if steps:
         last = max(steps, key=lambda path: (len(path.name), path))
-        raise CheckpointError(f"{folder}: holds T5X checkpoints; name one of them, for example {last}")
+        raise CheckpointError(f"{folder}: contains T5X checkpoints; name one of them, for example {last}")
     return (folder / "checkpoint").is_file()
 
 
 def read_tokenizer(path: Path, config: Config) -> tokenizer.Tokenizer:
-    """Read the tokenizer of a folder or a file. Raises CheckpointError if it does not belong to the model."""
+    """Read the tokenizer of a folder or a file. Raises CheckpointError if it does not match the model."""
     try:
         words = tokenizer.load(path)
     except FileNotFoundError as error:
-        hint = "T5X checkpoints carry none; put spiece.model there, or use `tinyprompt convert ... --tokenizer PATH`"
+        hint = "T5X checkpoints have no tokenizer; add spiece.model, or use `tinyprompt convert ... --tokenizer PATH`"
         raise CheckpointError(f"{error}; {hint}" if path.is_dir() and is_t5x(path) else str(error)) from None
     except ValueError as error:
         raise CheckpointError(str(error)) from None
@@ -117,20 +127,26 @@ def read_tokenizer(path: Path, config: Config) -> tokenizer.Tokenizer:
 
 
 def convert(source: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> Path:
-    """Write a model as a Hugging Face directory that transformers loads, completely or not at all.
+    """Write a model as a Hugging Face directory that transformers can load. The write is atomic.
 
-    Weights keep their dtype and their bits, each one once. config.json is the source's own, but for a wrong
-    tie_word_embeddings. tokenizer: a file or a folder to take the tokenizer from, in place of the source.
-    transformers 5 scales the logits of every UMT5 by d_model ** -0.5, also where the head is not tied, as
-    transformers 4, T5X and tinyprompt do not: no config.json can prevent it.
-    Raises CheckpointError for an unusable source or tokenizer, or where `out` holds something.
+    Weights keep their dtype and their bits, and are written once each. config.json is copied from the source, with
+    tie_word_embeddings corrected if necessary. transformers 5 scales the logits of every UMT5 by d_model ** -0.5, even
+    if the head is not tied. transformers 4, T5X and tinyprompt do not, and no config.json can prevent it.
+
+    Args:
+        source: A model as in `load`.
+        out: The folder to write.
+        tokenizer: A file or folder with the tokenizer. The default is the tokenizer of the source.
+
+    Raises:
+        CheckpointError: The source or the tokenizer cannot be used, or `out` is not empty.
     """
     source, out = hub.find(source), Path(out).resolve()
     if out.suffix in (".safetensors", ".npy", ".npz", ".bin"):
-        raise CheckpointError(f"{out}: a model is written to a folder; found the name of a file")
+        raise CheckpointError(f"{out}: expected the name of a folder for the model; found a file name")
     words = source if tokenizer is None else Path(tokenizer)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: is there and not empty; name a new folder for the model")
+        raise CheckpointError(f"{out}: exists and is not empty; name a new folder for the model")
     raw, config, weights = open_model(source)
     read_tokenizer(words, config)
     if raw.get("tie_word_embeddings", True) is not config.tied_head:
@@ -147,7 +163,7 @@ def convert(source: str | Path, out: str | Path, tokenizer: str | Path | None = 
 
 
 def read_config(path: Path, parse: Callable[[dict[str, Any]], Any] = parse_config) -> Any:
-    """Read the configuration in a config.json. Raises CheckpointError that names the key."""
+    """Parse a config.json. Raises CheckpointError that names the key."""
     try:
         return parse(read_json(path))
     except CheckpointError:
@@ -157,24 +173,24 @@ def read_config(path: Path, parse: Callable[[dict[str, Any]], Any] = parse_confi
 
 
 def _in_memory(weights: Mapping[str, Any], folder: Path) -> Flat:
-    """Convert stored weights for computing: 64 bits are narrowed, 16 bits widened in small models. All read-only."""
+    """Prepare stored weights for computation: narrow 64 bits, and widen 16 bits in small models. All are read-only."""
     arrays: Flat = {name: np.asanyarray(value) for name, value in weights.items()}
     arrays = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in arrays.items()}
     if sum(value.nbytes for value in arrays.values() if value.dtype.itemsize == 2) <= WIDEN:
         arrays = {name: ops.widen(value) for name, value in arrays.items()}
     total = sum(value.nbytes for value in arrays.values())
-    if total <= COPY:  # a file that is cut short while it is mapped would end the process
+    if total <= COPY:  # because a mapped file that is truncated ends the process
         arrays = {name: np.array(value) for name, value in arrays.items()}
     for name, value in arrays.items():
         if total <= WIDEN and not np.isfinite(value).all():
-            raise CheckpointError(f"{folder}: key {name!r} holds NaN or infinity; download or convert it again")
+            raise CheckpointError(f"{folder}: key {name!r} contains NaN or infinity; download or convert it again")
         if value.flags.writeable:
             arrays[name] = freeze(value)
     return arrays
 
 
 def stored_weights(folder: Path) -> tuple[Flat, dict[str, Path]]:
-    """Return all weights of a directory, flat, as views of its files, and the file of each."""
+    """Return all weights of a directory as views of its files, in a flat dict, and the file of each weight."""
     stored: Flat = {}
     files: dict[str, Path] = {}
     for path in weight_files(folder):
@@ -187,7 +203,7 @@ def stored_weights(folder: Path) -> tuple[Flat, dict[str, Path]]:
 
 
 def fitted(folder: Path, config: Config, stored: Flat, files: dict[str, Path]) -> Flat:
-    """Match stored weights to the names and shapes of a Config. Copies of the embedding table are merged."""
+    """Match stored weights with the names and shapes of a Config. Copies of the embedding table are merged."""
     schema, tables = weight_shapes(config), [*TABLES, *(["lm_head.weight"] if config.tied_head else [])]
     tables = [name for name in tables if name in stored]
     if tables and "shared.weight" not in stored:
@@ -204,22 +220,22 @@ def fitted(folder: Path, config: Config, stored: Flat, files: dict[str, Path]) -
             longer = next((other for other in stored if other.endswith(f".{name}")), None)
             advice = f"expected shape {list(shape)}"
             if longer:
-                advice = f"names begin with {longer.removesuffix(name)!r}, as in a wrapped model; save the inner one"
+                advice = f"names begin with {longer.removesuffix(name)!r}, as in a wrapped model; save the inner model"
             raise CheckpointError(f"{folder}: key {name!r} is missing; {advice}")
         if stored[name].shape != shape:
             found = list(stored[name].shape)
             raise CheckpointError(f"{files[name]}: key {name!r} has shape {found}, config.json implies {list(shape)}")
     for name in stored:
         if name not in schema and name != LEFTOVER:
-            raise CheckpointError(f"{files[name]}: key {name!r} is no weight of the model that config.json describes")
+            raise CheckpointError(f"{files[name]}: key {name!r} is not a weight of the model in config.json")
     return {name: stored[name] for name in schema}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight file, or the shards of an index: safetensors first, then files of torch.save."""
+    """Return the weight file, or the shards of an index. safetensors are preferred to files of torch.save."""
     for name in WEIGHTS:
         index, whole = folder / f"{name}.index.json", folder / name
-        if whole.exists():  # as transformers: an index beside it may be stale
+        if whole.exists():  # like transformers, because an index beside it may be outdated
             return [whole]
         if index.exists():
             shards = read_json(index).get("weight_map")

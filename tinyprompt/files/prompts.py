@@ -1,4 +1,4 @@
-"""Files of tuned prompts: our own safetensors, NumPy's .npy and .npz (Google), and PEFT's adapter directories."""
+"""Read and write prompts: our own safetensors, NumPy's .npy and .npz (Google), and PEFT's adapter directories."""
 
 import io
 import json
@@ -23,11 +23,11 @@ from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.tree import Flat
 
 MAX_LABELS = 1000
-TICK = 0.02  # seconds: two writes within it may leave the same time on a file
-STATE = "state."  # how the names of the training state begin in our own file;
+TICK = 0.02  # seconds within which two writes may leave the same time stamp
+STATE = "state."  # prefix of the training state's names in our own file
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-TRAINING_STATE = "training_state.safetensors"  # and its own file in a PEFT directory
-# What PEFT 0.21 writes beside the numbers that a prompt has; it fills in num_layers and num_attention_heads itself.
+TRAINING_STATE = "training_state.safetensors"  # the separate file of the training state in a PEFT directory
+# Keys that PEFT 0.21 writes beside the sizes of a prompt. PEFT sets num_layers and num_attention_heads when it loads.
 PEFT_CONFIG = dict(
     auto_mapping=None,
     inference_mode=True,
@@ -49,24 +49,36 @@ COMMON = ("auto_mapping", "inference_mode", "modules_to_save", "peft_version", "
 
 
 def load_prompt(path: str | Path) -> Prompt:
-    """Read a prompt of any format (see `load_prompts`). `collection.npz:NAME` selects one of several.
+    """Read a prompt of any format (see `load_prompts`).
 
-    Raises CheckpointError for a file that holds none or several.
+    Args:
+        path: The path of a prompt. `collection.npz:NAME` selects one of several prompts.
+
+    Returns:
+        The prompt, with the metadata that its format stores.
+
+    Raises:
+        CheckpointError: The file does not contain exactly one prompt, or is invalid.
+
+    Example:
+        >>> prompt = load_prompt("mine.safetensors")
     """
     found = load_prompts(path)
     if len(found) > 1:
-        raise CheckpointError(f"{path}: holds {len(found)} prompts; pick one as {path}:NAME of {', '.join(found)}")
+        raise CheckpointError(f"{path}: contains {len(found)} prompts; name one as {path}:NAME of {', '.join(found)}")
     return next(iter(found.values()))
 
 
 def load_prompts(path: str | Path) -> dict[str, Prompt]:
-    """Read every prompt of a file, by name: several from an .npz, one from other files.
+    """Read every prompt of a file by name: several from a .npz file, one from any other file.
 
-    A safetensors file of `save_prompt`; an array (P, d_model) in an .npy file, also without the suffix, as T5X writes
-    it (Lester et al. 2021); an .npz of such arrays; a PEFT directory with a soft prompt (PROMPT_TUNING, P_TUNING:
-    the encoder's part, which is all that PEFT uses with T5), a prefix (PREFIX_TUNING), LoRA or IA3.
-    What others wrote names no weights (fingerprint None), no label words and no settings.
-    Raises CheckpointError that names the file and the key.
+    Formats: a safetensors file of `save_prompt`; a .npy file with an array (P, d_model), also without the suffix, as
+    T5X writes it (Lester et al. 2021); a .npz file of such arrays; a PEFT directory with a soft prompt (PROMPT_TUNING,
+    or P_TUNING, of which PEFT uses only the encoder's part with T5), a prefix (PREFIX_TUNING), LoRA or IA3.
+    Prompts of other programs have neither a fingerprint nor label words and settings.
+
+    Raises:
+        CheckpointError: A prompt is invalid. The message names the file and the key.
     """
     file, colon, name = os.fspath(path).rpartition(".npz:")
     if colon:
@@ -76,12 +88,10 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
         return {hub.name_of(path): _read_folder(path)}
     content = read(path, LARGEST if path.suffix in (".npy", ".npz") else None)
     if path.suffix in (".tsv", ".csv", ".jsonl", ".txt"):
-        raise CheckpointError(
-            f"{path}: is a file of rows and no prompt; the prompt comes first, then the rows or texts"
-        )
+        raise CheckpointError(f"{path}: is a file of rows, not a prompt; give the prompt first, then the rows or texts")
     if path.name in ADAPTER_WEIGHTS and (path.parent / "adapter_config.json").exists():
-        raise CheckpointError(f"{path}: is a part of a PEFT adapter; name the directory")
-    if content.startswith(b"\x80\x02\x8a\nl\xfc"):  # of torch.save before version 1.6
+        raise CheckpointError(f"{path}: is part of a PEFT adapter; name the directory")
+    if content.startswith(b"\x80\x02\x8a\nl\xfc"):  # magic number of torch.save before version 1.6
         raise CheckpointError(f"{path}: {TORCH}")
     if content.startswith((b"\x93NUMPY", b"PK")) or path.suffix in (".npy", ".npz"):
         return _read_numpy(path, content=content)
@@ -89,20 +99,28 @@ def load_prompts(path: str | Path) -> dict[str, Prompt]:
 
 
 class Entry(NamedTuple):
-    """A file or a folder of prompts as it was last read."""
+    """The prompts of a file or folder when it was last read."""
 
-    state: Any = None  # None: read it again
+    state: Any = None  # None forces a new read
     prompts: Mapping[str, Prompt] = {}
     error: str | None = None
 
 
 class Prompts(Mapping[str, Prompt]):
-    """The prompts of a folder that fit one model, by name: prompt files, and folders that PEFT reads.
+    """The prompts of a folder that fit one model, by name: prompt files, and PEFT directories.
 
-    `refresh` reads new and changed files. `errors` has the reason why a file cannot be used, by the name of the file;
-    its earlier prompts stay. Raises CheckpointError for a missing folder.
+    `refresh` reads new and changed files. `errors` maps the name of an unusable file to the reason; prompts read from
+    it earlier remain.
 
-    Example: `Prompts("prompts", model)["topic"]`.
+    Args:
+        folder: The folder of the prompts.
+        model: The model that the prompts must fit.
+
+    Raises:
+        CheckpointError: The folder does not exist.
+
+    Example:
+        >>> prompt = Prompts("prompts", model)["topic"]
     """
 
     def __init__(self, folder: str | Path, model: Model):
@@ -113,7 +131,7 @@ class Prompts(Mapping[str, Prompt]):
         self.refresh()
 
     def refresh(self) -> list[str]:
-        """Read new and changed prompts, and drop deleted ones. Returns the names that changed."""
+        """Read new and changed prompts, and drop deleted prompts. Returns the names that changed."""
         if not self.folder.is_dir():
             raise CheckpointError(f"{self.folder}: expected a folder of prompts")
         prompts: dict[str, Prompt] = {}
@@ -124,14 +142,14 @@ class Prompts(Mapping[str, Prompt]):
         for path in entries:
             for name, prompt in self._read[path.name].prompts.items():
                 if name in prompts:
-                    self.errors[path.name] = f"{path}: {source[name]} has the prompt {name!r} already; rename one"
+                    self.errors[path.name] = f"{path}: {source[name]} already defines the prompt {name!r}; rename one"
                 else:
                     prompts[name], source[name] = prompt, path
         before, self._prompts = self._prompts, prompts
         return sorted(name for name in before.keys() | prompts.keys() if before.get(name) is not prompts.get(name))
 
     def _one(self, path: Path) -> Entry:
-        """Read an entry if it has changed. The known prompts stay if it cannot be used. Raises nothing."""
+        """Read an entry if it has changed. If it cannot be used, its earlier prompts remain. Never raises."""
         known, now = self._read.get(path.name, Entry()), None
         try:
             now = _settled(path)
@@ -141,7 +159,7 @@ class Prompts(Mapping[str, Prompt]):
             for prompt in found.values():
                 check_fit(prompt, self.model, path)
             return Entry(now, found)
-        except Exception as error:  # the other prompts of the folder must stay in use, whatever is wrong with this one
+        except Exception as error:  # any error of one file must not stop the others
             told = str(error) if isinstance(error, CheckpointError) else f"{path}: {type(error).__name__}: {error}"
             return Entry(now, known.prompts, told)
 
@@ -159,19 +177,19 @@ class Prompts(Mapping[str, Prompt]):
 
 
 def _is_entry(path: Path) -> bool:
-    """Return whether a path has the name of a prompt, or is a folder that PEFT may have written."""
+    """Return whether a path has the name of a prompt file, or is a folder that PEFT may have written."""
     if path.suffix in (".safetensors", ".npy", ".npz"):
         return True
     try:
         return bool((path / "adapter_config.json").stat())
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # a folder that may not be entered; the reader has an error for it
+    except OSError:  # unreadable folder; the reader reports it
         return True
 
 
 def _settled(path: Path) -> Any:
-    """Return the state of an entry; None if the next write might not change it, because it was just written."""
+    """Return the state of an entry, or None if it was written so recently that the next write might not change it."""
     for pause in (TICK, 0):
         found = state(path)
         if all(abs(time.time_ns() - changed) > TICK * 1e9 for *_, changed in found):
@@ -181,10 +199,23 @@ def _settled(path: Path) -> Any:
 
 
 def save_prompt(prompt: Prompt, path: str | Path) -> Path:
-    """Write a prompt, completely or not at all. The name of the file selects the format.
+    """Write a prompt atomically. The suffix of the path selects the format.
 
-    `.safetensors`: ours, with everything; no suffix: a directory for PEFT, with everything; `.npy`: the vectors only.
-    Raises CheckpointError for another name, for what `check_target` refuses, and, save for ours, for another method.
+    `.safetensors` is our own format and stores everything. A path without suffix becomes a PEFT directory and stores
+    everything as well. `.npy` stores the vectors only.
+
+    Args:
+        prompt: The prompt to write.
+        path: The path to write to.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: The suffix is unknown, the format does not support the method, or the path is not writable.
+
+    Example:
+        >>> save_prompt(result.prompt, "mine.safetensors")
     """
     path = Path(path)
     check_target(path)
@@ -219,23 +250,23 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
         files[path / TRAINING_STATE] = dump(state, {"format": "tinyprompt"})
     write(files)
     if not state:
-        (path / TRAINING_STATE).unlink(missing_ok=True)  # of another prompt
+        (path / TRAINING_STATE).unlink(missing_ok=True)  # remains of another prompt
     return path
 
 
 def check_target(path: str | Path, method: str = "prompt") -> None:
-    """Raise CheckpointError if `save_prompt` cannot write to a path, or would write into a folder with other files."""
+    """Raise CheckpointError if `save_prompt` cannot write to a path, or if a folder contains unrelated files."""
     path = Path(path)
     storable = ("prompt", "p-tuning", *(() if path.suffix else adapters.KINDS.values()))
     if path.suffix != ".safetensors" and method not in storable:
-        raise CheckpointError(f"{path}: what method {method!r} stores goes to a name that ends in .safetensors")
+        raise CheckpointError(f"{path}: method {method!r} needs a name that ends in .safetensors")
     if path.suffix in (".safetensors", ".npy"):
         if path.is_dir():
             raise CheckpointError(f"{path}: is a directory; name a file for the prompt")
     elif path.is_dir():
         for name in ("adapter_config.json", ADAPTER_WEIGHTS[0], TRAINING_STATE):
             if (path / name).is_dir():
-                raise CheckpointError(f"{path / name}: is a directory, but a file of the adapter; remove it")
+                raise CheckpointError(f"{path / name}: is a directory; expected a file of the adapter; remove it")
         if any(path.iterdir()) and not (path / "adapter_config.json").exists():
             raise CheckpointError(
                 f"{path}: is a directory with other files than a PEFT adapter's; name an empty or new one, "
@@ -243,8 +274,8 @@ def check_target(path: str | Path, method: str = "prompt") -> None:
             )
     elif path.suffix:
         raise CheckpointError(
-            f"{path}: a prompt is written to a name that ends in .safetensors or .npy, "
-            f"or without suffix, which makes a PEFT directory; found {path.suffix!r}"
+            f"{path}: expected a name that ends in .safetensors or .npy, "
+            f"or a name without suffix for a PEFT directory; found {path.suffix!r}"
         )
     elif path.exists():
         raise CheckpointError(f"{path}: is a file, but a name without suffix makes a PEFT directory; add .safetensors")
@@ -257,8 +288,8 @@ def check_target(path: str | Path, method: str = "prompt") -> None:
 
 
 def _checked(array: np.ndarray, where: str, vectors: bool = True) -> np.ndarray:
-    """Return a float32 copy of finite numbers of any float type. With `vectors` the shape must be (P, d_model)."""
-    if array.dtype == "V2":  # what NumPy makes of bfloat16 in a file
+    """Return a float32 copy of finite floats. With `vectors`, the shape must be (P, d_model)."""
+    if array.dtype == "V2":  # NumPy's dtype for bfloat16 in a file
         array = array.view(bfloat16)
     if (vectors and array.ndim != 2) or not array.size or not (array.dtype.kind == "f" or array.dtype == bfloat16):
         found = f"{array.dtype} of shape {list(array.shape)}"
@@ -267,12 +298,12 @@ def _checked(array: np.ndarray, where: str, vectors: bool = True) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = np.array(array, np.float32, order="C")
     if not np.isfinite(array).all():
-        raise CheckpointError(f"{where}: holds NaN or numbers beyond float32; get or tune the prompt again")
+        raise CheckpointError(f"{where}: holds NaN or numbers beyond float32; download or tune the prompt again")
     return array
 
 
 def _read_numpy(path: Path, name: str | None = None, content: bytes | None = None) -> dict[str, Prompt]:
-    """Read the prompts of an .npy or .npz file, or the named one."""
+    """Read all prompts of a .npy or .npz file, or the named prompt."""
     stored = load_numpy(path, content)
     alone = isinstance(stored, np.ndarray)
     names = [path.stem if path.suffix == ".npy" else path.name] if alone else list(stored)
@@ -294,8 +325,8 @@ def _read_safetensors(path: Path, content: bytes) -> Prompt:
     tensors, about = read_tensors(path, content)
     if about.get("format") != "tinyprompt" or "settings" not in about:
         raise CheckpointError(
-            f"{path}: not a prompt saved by tinyprompt (its metadata do not say so); "
-            "of a PEFT adapter name the directory"
+            f"{path}: not a prompt saved by tinyprompt (its metadata are missing); "
+            "for a PEFT adapter, name the directory"
         )
     state = {name.removeprefix(STATE): x for name, x in tensors.items() if name.startswith(STATE)}
     params = {
@@ -304,12 +335,12 @@ def _read_safetensors(path: Path, content: bytes) -> Prompt:
         if not name.startswith(STATE)
     }
     if not params:
-        raise CheckpointError(f"{path}: holds no prompt, expected {PROMPT!r}; tune it again")
+        raise CheckpointError(f"{path}: contains no prompt, expected {PROMPT!r}; tune it again")
     return _described(params, about, state or None, path)
 
 
 def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path: Path) -> Prompt:
-    """Build a prompt with the metadata of its file."""
+    """Build a prompt from the metadata of its file."""
     try:
         words, settings = json.loads(about.get("label_words", "null")), json.loads(about["settings"])
         if not isinstance(settings, dict) or not isinstance(words, list | None):
@@ -319,7 +350,7 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
             raise ValueError("expected a text for each label word, and the names of columns")
         "".join(
             [*(words or ()), *verbalizer.values()]
-        ).encode()  # raises UnicodeEncodeError, a ValueError, for half of a character
+        ).encode()  # raises UnicodeEncodeError, a ValueError, for an unpaired surrogate
         if len(words or ()) > MAX_LABELS:
             raise ValueError(f"expected at most {MAX_LABELS} label words")
         if about.get("fingerprint") and not isinstance(settings.get("method", "prompt"), str):
@@ -332,26 +363,26 @@ def _described(params: Flat, about: Mapping[str, str], state: Flat | None, path:
 
 
 def _read_folder(folder: Path) -> Prompt:
-    """Read a PEFT directory, and again if a file of it is written meanwhile: its files must belong together."""
+    """Read a PEFT directory, and retry if one of its files changes meanwhile, because they belong together."""
     for _ in range(TRIES):
         before, found = state(folder), None
         try:
             found = _read_peft(folder)
         except CheckpointError:
-            time.sleep(TICK)  # a writer may be between two files
+            time.sleep(TICK)  # a writer may have replaced only one of two files
             if state(folder) == before:
                 raise
         if found and state(folder) == before:
             return found
-    raise CheckpointError(f"{folder}: is being written; write to another name, and rename that folder")
+    raise CheckpointError(f"{folder}: keeps changing; write to another name, then rename that folder")
 
 
 def _read_peft(folder: Path) -> Prompt:
-    """Read the soft prompt or the prefix of a PEFT adapter directory, with our metadata if we wrote it."""
+    """Read the soft prompt or the prefix of a PEFT directory. Our own metadata are used if present."""
     path = folder / "adapter_config.json"
     if not path.exists():
         inner = [str(found.parent) for found in sorted(folder.glob("*/adapter_config.json"))]
-        advice = f"name the adapter in it: {', '.join(inner[:3])}" if inner else "expected a prompt or a PEFT directory"
+        advice = f"name an adapter in it: {', '.join(inner[:3])}" if inner else "expected a prompt or a PEFT directory"
         raise CheckpointError(f"{folder}: no adapter_config.json; {advice}")
     config = read_json(path)
 
@@ -380,7 +411,7 @@ def _read_peft(folder: Path) -> Prompt:
     if kind in adapters.KINDS:
         checked = {key: _checked(x, f"{weights}: key {key!r}", vectors=False) for key, x in tensors.items()}
         params, settings = adapters.from_peft(config, checked, path)
-        if "settings" in about:  # we wrote it
+        if "settings" in about:  # written by tinyprompt
             return _described(params, about, _state_beside(folder), weights)
         return Prompt(params, name, settings=settings)
     if tensors.keys() != {"prompt_embeddings"}:
@@ -400,22 +431,22 @@ def _read_peft(folder: Path) -> Prompt:
             f"{weights}: key 'prompt_embeddings' has shape {list(found.shape)}; {path.name} implies {list(shape)}"
         )
     params = _prefix(found.reshape(rows, -1, config["token_dim"])) if prefix else {PROMPT: found[:rows]}
-    if "settings" in about:  # we wrote it
+    if "settings" in about:  # written by tinyprompt
         return _described(params, about, _state_beside(folder), weights)
     return _foreign(params, name)
 
 
 def _state_beside(folder: Path) -> Flat | None:
-    """Read the training state of an adapter that we wrote, if it has any."""
+    """Read the training state of an adapter written by tinyprompt, or return None."""
     path = folder / TRAINING_STATE
     return read_tensors(path)[0] if path.exists() else None
 
 
 def _prefix(rows: np.ndarray) -> Flat:
-    """Convert PEFT's prefix (P, 2 L, H * K) for L layers to prefixes in the decoder's self-attentions.
+    """Convert PEFT's prefix (P, 2 L, H * K) for L layers to prefixes of the decoder's self-attentions.
 
-    PEFT repeats the rows to 4 L and cuts them in fours: key, value, and two for the cross-attention that it drops.
-    So where L is even, half of the rows go unused, and layers l and l + L / 2 share theirs.
+    PEFT repeats the rows to 4 L and splits them into groups of four: key, value, and two for the cross-attention, which
+    it drops. For even L, half of the rows are therefore unused, and layers l and l + L / 2 share their rows.
     """
     return {
         f"decoder.block.{layer}.layer.0.SelfAttention.prefix.{name}": rows[:, (4 * layer + i) % rows.shape[1]].copy()

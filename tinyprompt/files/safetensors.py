@@ -1,7 +1,7 @@
 """Safetensors files: models are memory-mapped, prompts are read, and both are written tensor by tensor.
 
-The safetensors package copies each tensor into memory; a view costs nothing until it is read. A mapped file must not
-be written in place: a process that reads beyond its new end is killed.
+The safetensors package copies each tensor into memory, whereas a mapped view costs nothing until it is read. A mapped
+file must not be written in place: the operating system kills a process that reads beyond its new end.
 Format: 8 bytes of header length, a JSON header, then the data.
 """
 
@@ -27,10 +27,16 @@ WITH_IDS = DTYPES | {"I64": np.int64, "I32": np.int32}
 def dump(
     tensors: Mapping[str, Any], metadata: Mapping[str, str], known: Mapping[str, Any] = DTYPES
 ) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a safetensors file in parts. Each tensor is read when it is needed.
+    """Yield the bytes of a safetensors file in parts. Each tensor is converted only when it is written.
 
-    tensors: arrays, or objects with a shape and a dtype that become one. Wide ones come first, so that all are aligned.
-    known: the dtypes of the file. Raises CheckpointError that names the key for another dtype.
+    Args:
+        tensors: Arrays, or objects with a shape and a dtype that convert to an array. Wide dtypes are written first,
+            so that all tensors are aligned.
+        metadata: Texts for the header.
+        known: The dtypes of the format.
+
+    Raises:
+        CheckpointError: A tensor has another dtype. The message names its key.
     """
     kinds = {np.dtype(dtype): kind for kind, dtype in known.items()}
     dtypes = {name: tensors[name].dtype.newbyteorder("=") for name in tensors}
@@ -53,15 +59,16 @@ def dump(
 def map_tensors(path: Path) -> Flat:
     """Return every tensor of a safetensors file as a read-only view of the mapped file.
 
-    Raises CheckpointError for a file that is cut short or no safetensors file.
+    Raises:
+        CheckpointError: The file is truncated, or is not a safetensors file.
     """
     try:
-        with safe_open(regular(path), "numpy"):  # checks that the header is sound and its tensors fill the file
+        with safe_open(regular(path), "numpy"):  # validates the header and the file size
             pass
     except SafetensorError as error:
         with open(path, "rb") as file:
             raise _unsound(path, file.read(2**20), path.stat().st_size, error) from None
-    with open(path, "rb") as file:  # once, so that all tensors are of one file
+    with open(path, "rb") as file:  # opened once, so that all tensors come from the same file
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
@@ -78,12 +85,17 @@ def read_tensors(
 ) -> tuple[Flat, dict[str, str]]:
     """Return the tensors of a safetensors file as arrays in memory, and its metadata.
 
-    content: the bytes of the file, if they are at hand. known: the dtypes that it may hold.
-    Raises CheckpointError as `map_tensors` does.
+    Args:
+        path: The path of the file.
+        content: The bytes of the file, if they have been read.
+        known: The supported dtypes.
+
+    Raises:
+        CheckpointError: The file is truncated, or is not a safetensors file.
     """
     content = read(path) if content is None else content
     try:
-        tensors = sorted(deserialize(content), key=lambda tensor: tensor[0])  # it has an order of its own at each call
+        tensors = sorted(deserialize(content), key=lambda tensor: tensor[0])  # its order differs between calls
     except SafetensorError as error:
         raise _unsound(path, content, len(content), error) from None
     out: Flat = {}
@@ -96,7 +108,7 @@ def read_tensors(
 
 @contextlib.contextmanager
 def _of_key(path: Path, name: str, kind: str, shape: list[int], known: Mapping[str, Any] = DTYPES) -> Iterator[Any]:
-    """Yield the dtype of a tensor. Raises CheckpointError that names the key if NumPy cannot hold the tensor."""
+    """Yield the dtype of a tensor. Raises CheckpointError that names the key if NumPy does not support the tensor."""
     if kind not in known:
         raise CheckpointError(f"{path}: key {name!r} has dtype {kind}; expected one of {sorted(known)}")
     if 0 in shape:
@@ -109,10 +121,10 @@ def _of_key(path: Path, name: str, kind: str, shape: list[int], known: Mapping[s
 
 
 def _unsound(path: Path, start: bytes, size: int, error: Exception) -> CheckpointError:
-    """Build the error of an unsound file. It names the first key that the file does not contain as a whole."""
+    """Build the error for an invalid file. It names the first key that extends beyond the end of the file."""
     length = int.from_bytes(start[:8], "little")
     reason = f"not a safetensors file, or its header is damaged ({size} bytes)"
-    with contextlib.suppress(Exception):  # the header itself is broken: nothing better can be said
+    with contextlib.suppress(Exception):  # the header is invalid as well: keep the general reason
         header = json.loads(start[8 : 8 + length])
         ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
         name = next(name for name, end in sorted(ends.items(), key=lambda e: e[1]) if 8 + length + end > size)

@@ -1,10 +1,10 @@
-"""T5X checkpoints: a msgpack file `checkpoint` of small arrays, and a zarr directory for each large one.
+"""Read T5X checkpoints: a msgpack file `checkpoint` with small arrays, and a zarr directory for each large array.
 
-Only the weights (`target`) are read, not the state of the optimiser. A soft prompt among them is left out.
-T5X stores no configuration: sizes are read off the shapes; layer_norm_epsilon 1e-6, maximum distance 128 and the
-activations of the T5 family (relu, or gated gelu_new) are assumed, as in T5X's own configurations.
+Only the weights (`target`) are read. The optimizer state and a soft prompt among the weights are skipped.
+T5X does not store the configuration. The sizes follow from the shapes. layer_norm_epsilon 1e-6, maximum distance 128
+and the activations of the T5 family (relu, or gated gelu_new) are assumed, as in T5X's own configurations.
 
-Formats: msgpack's specification, flax.serialization (an array is an extension of type 1), zarr's specification 2.
+Formats: the msgpack specification, flax.serialization (an array is an extension of type 1), zarr specification 2.
 """
 
 import itertools
@@ -33,7 +33,7 @@ KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
 
 @dataclass(frozen=True)
 class Lazy:
-    """An array that `np.asarray` reads from its files."""
+    """An array that is read from its files by `np.asarray`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -44,10 +44,13 @@ class Lazy:
 
 
 def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
-    """Read a T5X checkpoint as a config.json dict, and weights with the names and orientation of Hugging Face.
+    """Read a T5X checkpoint as a config.json dict, and weights with Hugging Face's names and orientation.
 
-    folder: that of one step, which holds the file `checkpoint`. Each weight is read when it is asked for, in its dtype.
-    Raises CheckpointError that names the file and T5X's name of the weight.
+    Args:
+        folder: The folder of one step, with the file `checkpoint`. Each weight is read on first use, in its dtype.
+
+    Raises:
+        CheckpointError: The checkpoint is invalid. The message names the file and T5X's name of the weight.
     """
     arrays = _arrays(folder)
     stacked = [name for name in arrays if name.startswith(("encoder.encoder.", "decoder.decoder."))]
@@ -60,7 +63,7 @@ def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
     try:
         config = parse_config(raw)
     except ValueError as error:
-        raise CheckpointError(f"{folder}: its shapes make no T5: {error}") from None
+        raise CheckpointError(f"{folder}: its shapes do not form a T5: {error}") from None
     weights: dict[str, Lazy] = {}
     for name, shape in weight_shapes(config).items():
         source = t5x_name(name, config)
@@ -69,12 +72,12 @@ def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:
         weights[name] = _oriented(folder, source, arrays.pop(source), name, shape, config)
     for source in arrays:
         if not source.startswith("encoder.prompt."):
-            raise CheckpointError(f"{folder}: {source!r} is no weight of a T5 with {config.num_layers} encoder layers")
+            raise CheckpointError(f"{folder}: {source!r} is not a weight of a T5 with {config.num_layers} layers")
     return raw, weights
 
 
 def t5x_name(name: str, config: Config) -> str:
-    """Return the T5X name of the weight that Hugging Face calls `name`."""
+    """Return T5X's name for a Hugging Face weight name."""
     top = {"shared.weight": "token_embedder.embedding", "lm_head.weight": "decoder.logits_dense.kernel"}
     if name in top:
         return top[name]
@@ -91,7 +94,7 @@ def t5x_name(name: str, config: Config) -> str:
 
 
 def _config(folder: Path, arrays: dict[str, Lazy]) -> dict[str, Any]:
-    """Derive a config.json dict from the shapes."""
+    """Derive a config.json dict from the shapes of the weights."""
 
     def shape(*names: str, dims: tuple[int, ...] = (2,)) -> tuple[int, ...]:
         found = next((arrays[name].shape for name in names if name in arrays), None)
@@ -136,7 +139,7 @@ def _config(folder: Path, arrays: dict[str, Lazy]) -> dict[str, Any]:
 
 
 def _oriented(folder: Path, source: str, array: Lazy, name: str, shape: tuple[int, ...], config: Config) -> Lazy:
-    """Return an array in the orientation of Hugging Face: kernels transposed, without the dimension of the heads."""
+    """Convert a kernel to Hugging Face's orientation: transposed, with the heads merged into one dimension."""
     turned = name != "shared.weight"
     stored = shape[::-1] if turned else shape
     heads = config.num_heads, config.d_kv
@@ -157,14 +160,14 @@ def _oriented(folder: Path, source: str, array: Lazy, name: str, shape: tuple[in
 
 
 def _arrays(folder: Path) -> dict[str, Lazy]:
-    """Return the arrays of `target` by their dotted names."""
+    """Return the arrays of `target` by dotted name."""
     path = folder / "checkpoint"
     try:
         found = _unpack(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except ImportError:
-        raise CheckpointError(f"{path}: needs msgpack to be read; pip install 'tinyprompt-t5[t5x]'") from None
+        raise CheckpointError(f"{path}: reading it needs msgpack; pip install 'tinyprompt-t5[t5x]'") from None
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a msgpack file, or cut short; download it again ({error})") from None
     for key in ("optimizer", "target"):
@@ -194,7 +197,7 @@ def _unpack(data: bytes) -> Any:
 
 
 def _ndarray(path: Path, name: str, code: int, data: bytes) -> Lazy:
-    """Decode an array in the msgpack file: an extension with msgpack of shape, dtype and values."""
+    """Decode an array of the msgpack file: an extension that packs shape, dtype and values."""
     try:
         if code != 1:
             raise ValueError(f"extension {code}")
@@ -205,12 +208,12 @@ def _ndarray(path: Path, name: str, code: int, data: bytes) -> Lazy:
         if not array.size:
             raise ValueError(f"shape {shape}")
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: {name!r} is no array of floating point numbers ({error})") from None
+        raise CheckpointError(f"{path}: {name!r} is not an array of floats ({error})") from None
     return Lazy(array.shape, array.dtype, lambda: array)
 
 
 def _zarr(folder: Path) -> Lazy:
-    """Read an array of a zarr directory: `.zarray` describes it, `0.0`, `0.1` ... are its chunks."""
+    """Open a zarr directory: `.zarray` describes the array, and `0.0`, `0.1` ... are its chunks."""
     path = folder / ".zarray"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -220,7 +223,7 @@ def _zarr(folder: Path) -> Lazy:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected the zarr directory of this weight") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not the JSON that describes a zarr array ({error!r})") from None
+        raise CheckpointError(f"{path}: not a valid JSON description of a zarr array ({error!r})") from None
     if compressor is not None and (not isinstance(compressor, dict) or compressor.get("id") not in ("gzip", "zlib")):
         raise CheckpointError(f"{path}: compressor {compressor}; expected gzip, zlib or none, as T5X writes them")
     if plain != (2, "C", None, "."):
@@ -251,12 +254,12 @@ def _chunk(path: Path, shape: tuple[int, ...], dtype: np.dtype, compressor: dict
     try:
         data = path.read_bytes()
         if compressor:
-            either = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # the header of gzip or zlib
+            either = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # detects the header of gzip or zlib
             data = either.decompress(data, size + 1)
             if not either.eof and len(data) == size:
                 raise CheckpointError(f"{path}: cut short, its checksum is missing; download it again")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; the weight lacks a part, download it again") from None
+        raise CheckpointError(f"{path}: no such file; a chunk of the weight is missing, download it again") from None
     except (zlib.error, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged or cut short; download it again ({error})") from None
     if len(data) != size:

@@ -1,4 +1,4 @@
-"""Rows from .tsv, .csv and .jsonl files."""
+"""Read rows from .tsv, .csv and .jsonl files."""
 
 import csv
 import gzip
@@ -21,10 +21,10 @@ from tinyprompt import display
 from tinyprompt.data import Row, check_text
 from tinyprompt.errors import DataError
 
-LARGEST = 2**28  # bytes of a decompressed file
-LONGEST = 10_000  # characters of a target
-QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a field in quotes with a quote inside, as csv writes it
-_field_limit = threading.Lock()  # csv's limit belongs to the process
+LARGEST = 2**28  # size limit of a file, after decompression
+LONGEST = 10_000  # length limit of a target in characters
+QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a quoted field with a quote inside, as in CSV
+_field_limit = threading.Lock()  # the limit of the csv module is global to the process
 
 
 def read_rows(
@@ -33,11 +33,22 @@ def read_rows(
     target_column: str | None = "target",
     words: Mapping[str, str] | None = None,
 ) -> "Rows":
-    """Read the rows of a .tsv, .csv or .jsonl file (also .gz or .xz), UTF-8, with named columns.
+    """Read the rows of a UTF-8 file with named columns: .tsv, .csv or .jsonl, also compressed (.gz or .xz).
 
-    TSV is read without quoting, with a warning if it looks quoted; CSV with it. `words` replaces targets, e.g.
-    {"0": "bad", "1": "good"}. With target_column None the targets are empty. Raises DataError that names the file and
-    the row.
+    Args:
+        path: The path of the file. TSV is read without quoting, with a warning if it looks quoted; CSV with quoting.
+        input_column: The name of the column with the inputs.
+        target_column: The name of the column with the targets. None gives empty targets.
+        words: Label words that replace the targets, for example {"0": "bad", "1": "good"}.
+
+    Returns:
+        The rows, as a list that a notebook shows as a table.
+
+    Raises:
+        DataError: A row cannot be used. The message names the file and the row.
+
+    Example:
+        >>> rows = read_rows("train.tsv", words={"0": "bad", "1": "good"})
     """
     rows = [
         row_of(record, input_column, target_column, words, f"{path}: row {number}") for number, record in records(path)
@@ -46,7 +57,7 @@ def read_rows(
         raise DataError(f"{path}: no rows")
     quoted = [text for row in rows for text in (row.input, row.target) if QUOTED.fullmatch(text)]
     if quoted and kind_of(path) != ".csv":
-        told = "have quotes around them and double quotes inside, as a .csv has; they were read as they are"
+        told = "look quoted, as in a .csv; the quotes were kept"
         logging.getLogger("tinyprompt").warning("warning: %s: %d texts %s: %.60s", path, len(quoted), told, quoted[0])
     return Rows(rows)
 
@@ -62,7 +73,7 @@ class Rows(list[Row]):
 def row_of(
     record: Mapping[str, Any], input: str, target: str | None, words: Mapping[str, str] | None, where: str
 ) -> Row:
-    """Build the Row of a record. Raises DataError, with `where`, for a column that is missing or is not a text."""
+    """Build the Row of a record. Raises DataError, with `where`, if a column is missing or is not a text."""
     values: list[str] = []
     for column in (input, target):
         if column is None:
@@ -75,16 +86,16 @@ def row_of(
             advice = "name yours with --input or --target, or a built-in task with --task"
             raise DataError(f"{where}: no column {column!r}; found {found}; {advice}")
         value = record[column]
-        # NaN is not equal to itself; pandas' NA cannot be compared.
+        # NaN differs from itself; pandas' NA cannot be compared.
         missing = value is None or type(value).__name__ == "NAType" or value != value or not str(value).strip()
         if missing or isinstance(value, bool | np.bool | list | dict):
             raise DataError(f"{where}: column {column!r}: expected a text, found {value!r}")
         if isinstance(value, float | np.floating) and float(value).is_integer():
-            value = int(value)  # 1.0 is the number 1 in JSON, and what pandas makes of 1 in a column with gaps
+            value = int(value)  # JSON's 1.0 equals 1, and pandas converts 1 to 1.0 in a column with gaps
         check_text(str(value), f"{where}: column {column!r}")
         values.append(str(value).strip())
     if len(values[1]) > LONGEST:
-        found = f"{len(values[1]):,} characters; the most that can be learned is {LONGEST:,}"
+        found = f"{len(values[1]):,} characters; at most {LONGEST:,} can be learned"
         raise DataError(f"{where}: column {target!r}: a target of {found}")
     if words and target is not None:
         if values[1] not in words and values[1] not in words.values():
@@ -103,18 +114,18 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
         with opener(path, "rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise DataError(f"{path}: holds more than {LARGEST:,} bytes, the most that is read; split it")
+            raise DataError(f"{path}: contains more than {LARGEST:,} bytes, the limit; split it")
         return decoded(content, str(path), encoding)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a directory; expected a file of rows") from None
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: cannot be decompressed ({error}); fetch it again") from None
+        raise DataError(f"{path}: cannot be decompressed ({error}); download it again") from None
 
 
 def decoded(content: bytes, where: str, encoding: str = "utf-8-sig") -> str:
-    """Decode bytes, without the byte order mark of UTF-8. Raises DataError, with `where`, for another encoding."""
+    """Decode bytes and remove the byte order mark of UTF-8. Raises DataError, with `where`, for other encodings."""
 
     def row(content: bytes, end: int) -> int:
         return len(re.findall(rb"\r\n?|\n", content[:end])) + 1
@@ -122,7 +133,7 @@ def decoded(content: bytes, where: str, encoding: str = "utf-8-sig") -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{where}: is UTF-16; convert it to UTF-8 first")
     if b"\0" in content:
-        told = "holds a NUL byte, as UTF-16 does; convert it to UTF-8, or remove the byte"
+        told = "contains a NUL byte, as UTF-16 does; convert it to UTF-8, or remove the byte"
         raise DataError(f"{where}: row {row(content, content.index(0))}: {told}")
     try:
         return content.decode(encoding)
@@ -131,12 +142,12 @@ def decoded(content: bytes, where: str, encoding: str = "utf-8-sig") -> str:
 
 
 def parsed(text: str, where: str, expected: str) -> Any:
-    """Parse JSON. Raises DataError, with `where`, for broken JSON, a key given twice, or half of a character."""
+    """Parse JSON. Raises DataError, with `where`, for invalid JSON, a repeated key, or an unpaired surrogate."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
         if twice:
-            raise DataError(f"{where}: the key {twice[0]!r} is given twice; keep one")
+            raise DataError(f"{where}: the key {twice[0]!r} occurs twice; keep one")
         return dict(pairs)
 
     try:
@@ -151,7 +162,7 @@ def parsed(text: str, where: str, expected: str) -> Any:
 
 
 def kind_of(path: str | Path) -> str:
-    """Return the ending of a file, without that of its compression."""
+    """Return the suffix of a file, without the suffix of its compression."""
     path = Path(path)
     return Path(path.stem if path.suffix.lower() in (".gz", ".xz") else path.name).suffix.lower()
 
@@ -161,8 +172,14 @@ def records(
 ) -> Iterator[tuple[int, dict]]:
     """Yield each record of a .tsv (or .txt), .csv or .jsonl file with its line number.
 
-    columns: the names of the fields of a file without a header line. broken: is told the line numbers of rows with too
-    many or too few fields, which are left out; without it they are an error. Raises DataError.
+    Args:
+        path: The path of the file.
+        columns: The names of the fields, for a file without a header line.
+        broken: Called with the line number of each row that has the wrong number of fields; such rows are skipped.
+            Without it, they are an error.
+
+    Raises:
+        DataError: The file or a row is invalid.
     """
     path, kind = Path(path), kind_of(path)
     if kind not in (".tsv", ".txt", ".csv", ".jsonl"):
@@ -197,9 +214,9 @@ def records(
 
 
 def fields_of(file: io.StringIO, path: Path, quoted: bool) -> list[tuple[int, list[str]]]:
-    """Return the line number and the fields of each line. Raises DataError for a quote that is out of place.
+    """Return the line number and the fields of each line. Raises DataError for a misplaced quote.
 
-    Python limits a field to 131,072 characters for the whole process. The limit is raised here and restored.
+    Python limits a field to 131,072 characters in the whole process. The limit is raised here and restored.
     """
     quotes: dict[str, Any] = {"strict": True} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     reader = csv.reader(file, **quotes)
@@ -211,19 +228,19 @@ def fields_of(file: io.StringIO, path: Path, quoted: bool) -> list[tuple[int, li
         try:
             for fields, spaced in zip(reader, other, strict=False):
                 if quoted and [x.lstrip(" ") for x in fields] != [x.lstrip(" ") for x in spaced]:
-                    raise csv.Error("a space stands before it")
+                    raise csv.Error("there is a space before it")
                 found.append((reader.line_num, fields))
                 row = reader.line_num + 1
             return found
         except csv.Error as error:
             told = 'close each quote, and write a quote inside a text as two ("")'
-            raise DataError(f"{path}: row {row}: a quote is out of place or never closed ({error}); {told}") from None
+            raise DataError(f"{path}: row {row}: a quote is misplaced or never closed ({error}); {told}") from None
         finally:
             csv.field_size_limit(before)
 
 
 def check_header(header: Sequence[str], path: Path) -> None:
-    """Raise DataError for a file without column names, or with a name twice. Unnamed columns may repeat."""
+    """Raise DataError for a file without column names, or with a repeated name. Unnamed columns may repeat."""
     if not header:
         raise DataError(f"{path}: empty; expected a header line with column names")
     twice = next((name for name, times in Counter(header).items() if name and times > 1), None)

@@ -1,13 +1,13 @@
-"""Tensors of a file that torch.save wrote (pytorch_model.bin), without torch and without running what is in it.
+"""Read tensors from a file written by torch.save (pytorch_model.bin), without torch and without running its code.
 
-A pickle is a program: its opcodes may import any function and call it. Here a small stack machine interprets those
-opcodes that torch.save writes for a state dict. It knows six functions by name, all of which build tensors, and imports
-none; whatever else a file asks for is refused by name. It builds descriptions (which storage, where, which
-shape), and only when the whole pickle is read do they become views of the file.
+A pickle is a program: its opcodes may import and call any function. A small stack machine interprets the opcodes that
+torch.save writes for a state dict. It knows six functions by name, all of which build tensors, and imports none. Any
+other name is refused. The machine builds descriptions (storage, offset, shape), which become views of the file only
+after the whole pickle has been read.
 
-Two layouts. Since torch 1.6: a zip archive of `*/data.pkl` and, not compressed, one `*/data/KEY` for each storage.
+There are two layouts. Since torch 1.6: a zip archive with `*/data.pkl` and one uncompressed `*/data/KEY` per storage.
 Before: five pickles (a magic number, the protocol, the machine, the state dict, the keys of the storages), then
-each storage as a count in 8 bytes and its numbers. torch/serialization.py; pickle's opcodes: pickletools.
+each storage as an 8-byte count and its values. See torch/serialization.py; for the opcodes, see pickletools.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.files.io import read, regular
 from tinyprompt.tree import Flat, freeze
 
-MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of the number that opens the layout before torch 1.6
+MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of the layout before torch 1.6
 KINDS: dict[str, type] = {
     "torch.DoubleStorage": np.float64,
     "torch.FloatStorage": np.float32,
     "torch.HalfStorage": np.float16,
     "torch.BFloat16Storage": bfloat16,
-    # These are no weights. They are known so that the message can name the key.
+    # These dtypes are not supported for weights. They are listed so that the message can name the key.
     "torch.LongStorage": np.int64,
     "torch.IntStorage": np.int32,
     "torch.ShortStorage": np.int16,
@@ -47,12 +47,12 @@ TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 PARAMETER = "torch._utils._rebuild_parameter"
 KNOWN = {ORDERED_DICT, PARAMETER, *TENSORS, *KINDS}
 NUMBERS_AND_TEXT = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
-EXPECTED = "expected a state dict of tensors, which needs no such thing; if you trust the file, save it as safetensors"
+EXPECTED = "expected a state dict of tensors only; if you trust the file, save it as safetensors"
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 class Global(NamedTuple):
-    """The name of an object that a pickle would import."""
+    """The name of an object that a pickle imports."""
 
     name: str
 
@@ -77,14 +77,15 @@ class Tensor(NamedTuple):
 def map_pickle(path: Path) -> Flat:
     """Return every tensor of a torch state dict: a read-only view of the mapped file, or a copy if not C-contiguous.
 
-    Raises CheckpointError for a file that is cut short, no state dict, or asks for anything but tensors.
+    Raises:
+        CheckpointError: The file is truncated, is not a state dict, or contains other objects than tensors.
     """
     with _errors(path), open(regular(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _tensors(file, data, lambda dtype, start, shape: np.memmap(file, dtype, "r", start, shape))
 
 
 def read_pickle(path: Path) -> Flat:
-    """Return every tensor of a torch state dict as an array in memory. Raises CheckpointError as `map_pickle` does."""
+    """Return every tensor of a torch state dict as an array in memory. Raises CheckpointError like `map_pickle`."""
     content = read(path)
 
     def view(dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -96,7 +97,7 @@ def read_pickle(path: Path) -> Flat:
 
 @contextlib.contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Raise CheckpointError that names the file in place of other errors."""
+    """Convert other errors to CheckpointError that names the file."""
     try:
         yield
     except CheckpointError:
@@ -106,17 +107,17 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def _tensors(file: IO[bytes], data: mmap.mmap | bytes, view: Callable[..., np.ndarray]) -> Flat:
-    """Return the tensors of a file, given its bytes. `view(dtype, start, shape)` is an array that starts at a byte."""
-    reader: Any = data if isinstance(data, mmap.mmap) else file  # neither allocates what a pickle only claims to hold
+    """Return the tensors of a file. `view(dtype, start, shape)` maps an array at a byte of its content."""
+    reader: Any = data if isinstance(data, mmap.mmap) else file  # neither allocates what a pickle claims
     tensors, starts = _zipped(file, data) if data[:4] == b"PK\3\4" else _legacy(reader, data)
     return {name: _array(view, tensor, starts[tensor.storage.key]) for name, tensor in tensors.items()}
 
 
 def _zipped(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Return the tensors of a zip archive, and the byte where each storage starts."""
+    """Return the tensors of a zip archive, and the offset of each storage."""
     try:
         members = {member.filename: member for member in zipfile.ZipFile(file).infolist()}
-    except Exception as error:  # zipfile lets out whatever it stumbles over
+    except Exception as error:  # zipfile raises many types for damaged files
         raise ValueError(f"a zip archive that is damaged or cut short; download it again ({error})") from None
     roots = [name.removesuffix("data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -133,7 +134,7 @@ def _zipped(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor]
         head = member.header_offset
         local = data[head : head + 30] if head >= 0 else b""
         if local[:4] != b"PK\3\4" or len(local) < 30:
-            raise ValueError(f"member {root + name!r} is not where the archive's directory says; download it again")
+            raise ValueError(f"member {root + name!r} is not at its offset in the directory; download it again")
         start = head + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
         if start + member.file_size > len(data):
             raise ValueError(f"cut short: member {root + name!r} ends at byte {start + member.file_size}, "
@@ -141,7 +142,7 @@ def _zipped(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor]
         return start, start + member.file_size
 
     if root + "byteorder" in members and data[slice(*span("byteorder"))] != b"little":
-        raise ValueError("its numbers are big-endian; expected little-endian: save it again on such a machine")
+        raise ValueError("its numbers are big-endian; expected little-endian: save it again on a little-endian machine")
     tensors = _state_dict(_unpickle(io.BytesIO(data[slice(*span("data.pkl"))])))
     starts = {}
     for name, tensor in tensors.items():
@@ -155,17 +156,17 @@ def _zipped(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor]
 
 
 def _legacy(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Return the tensors of the layout before torch 1.6, and the byte where each storage starts."""
+    """Return the tensors of the layout before torch 1.6, and the offset of each storage."""
     if data[: len(MAGIC)] != MAGIC:
-        raise ValueError("not a file that torch.save wrote; download it again")
+        raise ValueError("not a file written by torch.save; download it again")
     file.seek(len(MAGIC))
     _, machine, found, keys = (_unpickle(file) for _ in range(4))
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise ValueError("its numbers are big-endian; expected little-endian: save it again on such a machine")
+        raise ValueError("its numbers are big-endian; expected little-endian: save it again on a little-endian machine")
     tensors = _state_dict(found)
     owners = {tensor.storage.key: (name, tensor.storage) for name, tensor in tensors.items()}
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(owners):
-        raise ValueError("its list of storages is not that of its tensors; download it again")
+        raise ValueError("its list of storages does not match its tensors; download it again")
     at, starts = file.tell(), {}
     for key in keys:
         name, storage = owners[key]
@@ -179,14 +180,14 @@ def _legacy(file: IO[bytes], data: mmap.mmap | bytes) -> tuple[dict[str, Tensor]
 
 
 def _state_dict(found: Any) -> dict[str, Tensor]:
-    """Check that a pickle is a dict of tensors by name. Raises ValueError that names the key."""
+    """Check that a pickle is a dict of named tensors. Raises ValueError that names the key."""
     if not isinstance(found, dict):
-        raise ValueError(f"holds a {type(found).__name__}; expected a state dict, as model.state_dict() is")
+        raise ValueError(f"holds a {type(found).__name__}; expected a state dict, as from model.state_dict()")
     kinds: dict[str, tuple[type, int]] = {}
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"key {name!r} holds a {type(value).__name__}, not a tensor; expected a state dict alone: "
+                f"key {name!r} holds a {type(value).__name__}, not a tensor; expected only a state dict: "
                 "torch.save(model.state_dict(), path)"
             )
         dtype, key, count = value.storage
@@ -199,12 +200,12 @@ def _state_dict(found: Any) -> dict[str, Tensor]:
         if last >= count or math.prod(value.shape) > count:
             raise ValueError(f"key {name!r} reaches beyond its storage of {count} numbers (shape {list(value.shape)})")
         if kinds.setdefault(key, (dtype, count)) != (dtype, count):
-            raise ValueError(f"key {name!r} takes storage {key!r} for another one than a key before it")
+            raise ValueError(f"key {name!r} uses storage {key!r} with another dtype or length than an earlier key")
     return found
 
 
 def _array(view: Callable[..., np.ndarray], tensor: Tensor, start: int) -> np.ndarray:
-    """Return a tensor as an array, given the first byte of its storage."""
+    """Build the array of a tensor, given the offset of its storage."""
     (dtype, _, count), offset, shape, stride = tensor
     size = np.dtype(dtype).itemsize
     stride = tuple(step if n > 1 else 0 for n, step in zip(shape, stride, strict=True))
@@ -260,7 +261,7 @@ def _unpickle(file: Any) -> Any:
                     items = items or (pop(2) if name == "SETITEM" else [])
                     names = [_only(str, key, name) for key in items[::2]]
                     _only(dict, stack[-1], name).update(zip(names, items[1::2], strict=True))
-                case "BUILD":  # of an OrderedDict: the versions of the modules
+                case "BUILD":  # of an OrderedDict, with the versions of the modules
                     pop(1)
                     _only(dict, stack[-1], name)
                 case "GLOBAL":
@@ -286,7 +287,7 @@ def _only(kind: type, value: Any, opcode: str) -> Any:
 
 
 def _global(name: str) -> Global:
-    """Resolve an import of a pickle. Raises ValueError for names that do not belong to tensors."""
+    """Resolve an import of a pickle. Raises ValueError for a name that is not needed for tensors."""
     if name not in KNOWN:
         raise ValueError(f"its pickle asks for {name!r:.80}; {EXPECTED}")
     return Global(name)
@@ -299,11 +300,11 @@ def _storage(value: Any) -> Storage:
             "storage", Global(name), str(key), str(), int(count), None,
         ) if name in KINDS and count >= 0:  # fmt: skip
             return Storage(KINDS[name], key, count)
-    raise ValueError(f"its pickle has a persistent id that is no storage; {EXPECTED}")
+    raise ValueError(f"its pickle has a persistent id that is not a storage; {EXPECTED}")
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """Evaluate one of the known functions."""
+    """Evaluate a known function."""
     match function, arguments:
         case Global(name), () if name == ORDERED_DICT:
             return {}
