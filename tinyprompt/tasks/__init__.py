@@ -1,1 +1,1 @@
-"""Built-in tasks: their files, their texts, their metrics. Knows no model."""
+"""The built-in tasks: readers, text formats and metrics. This folder does not use a model."""

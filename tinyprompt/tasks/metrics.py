@@ -1,4 +1,4 @@
-"""Scores of predicted against wanted texts, as t5.evaluation.metrics computes them, but from 0 to 1."""
+"""Metrics between predicted and target texts, as in t5.evaluation.metrics, but from 0 to 1."""
 
 import re
 import statistics
@@ -10,47 +10,47 @@ import numpy as np
 
 
 def normalize(text: str) -> str:
-    """Lower the case and fold white space, before texts are compared."""
+    """Convert a text to lower case and collapse white space, for comparisons."""
     return " ".join(text.lower().split())
 
 
 def _pairs(predicted: Sequence, wanted: Sequence) -> zip:
-    """Zip both sequences. Raises ValueError if their lengths differ or are 0."""
+    """Zip predictions and targets. Raises ValueError if their lengths differ or are 0."""
     if len(predicted) != len(wanted) or not wanted:
         raise ValueError(f"score of {len(predicted)} predictions against {len(wanted)} targets")
     return zip(predicted, wanted, strict=True)
 
 
 def _classes(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays of normalised texts. Raises ValueError if their lengths differ or are 0."""
+    """Return both sequences as arrays of normalised texts. Raises ValueError if their lengths differ or are 0."""
     p, w = zip(*((normalize(p), normalize(w)) for p, w in _pairs(predicted, wanted)), strict=True)
-    return np.array(p, object), np.array(w, object)  # a numpy string would lose NULs at its end
+    return np.array(p, object), np.array(w, object)  # a NumPy string would drop trailing NULs
 
 
 def accuracy(predicted: Sequence[str], wanted: Sequence[str]) -> float:
-    """Compute the share of predictions that equal the wanted text after normalisation, 0 to 1.
+    """Compute the share of predictions that equal the target after normalisation, from 0 to 1.
 
-    For label words it is accuracy, for free text exact match. Raises ValueError on unequal lengths or none.
+    This is the accuracy of label words, and the exact match of free text. Raises ValueError if lengths differ or are 0.
     """
     p, w = _classes(predicted, wanted)
     return float(np.mean(p == w))
 
 
 def majority(train: Sequence[str], test: Sequence[str]) -> float:
-    """Compute the accuracy of the most frequent training target (ties: the first)."""
+    """Compute the accuracy of the most frequent training target. Of equally frequent targets, the first counts."""
     return accuracy([statistics.mode(train)] * len(test), test)
 
 
 def confusion(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> list[list[int]]:
-    """Count the answers (columns) for each wanted label (rows). Raises ValueError if lengths differ or are 0."""
+    """Count the answers (columns) for each target label (rows). Raises ValueError if lengths differ or are 0."""
     counts = Counter((w, p) for p, w in _pairs(predicted, wanted))
     return [[counts[w, p] for p in labels] for w in labels]
 
 
 def f1(predicted: Sequence[str], wanted: Sequence[str], positive: str) -> float:
-    """Compute F1 for one of two labels. Other predictions count as the wrong label. Without true positives it is 0.
+    """Compute the F1 score of one of two labels. Invalid predictions count as wrong. Without true positives it is 0.
 
-    T5's f1_score_with_invalid. Raises ValueError on unequal lengths or none.
+    It equals T5's f1_score_with_invalid. Raises ValueError if lengths differ or are 0.
     """
     p, w = _classes(predicted, wanted)
     right = w == normalize(positive)
@@ -59,9 +59,9 @@ def f1(predicted: Sequence[str], wanted: Sequence[str], positive: str) -> float:
 
 
 def label_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Compute F1 for each label against the rest. It is 0 for a label that never occurs.
+    """Compute the F1 score of each label against the rest. The F1 score of a label that never occurs is 0.
 
-    Raises ValueError on unequal lengths or none.
+    Raises ValueError if lengths differ or are 0.
     """
     p, w = _classes(predicted, wanted)
     each = {}
@@ -72,14 +72,14 @@ def label_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[s
 
 
 def macro_f1(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
-    """Compute the mean of `label_f1`, T5's mean_multiclass_f1. Raises ValueError on unequal lengths or none."""
+    """Compute the mean of `label_f1`, as T5's mean_multiclass_f1. Raises ValueError if lengths differ or are 0."""
     return statistics.fmean(label_f1(predicted, wanted, labels).values())
 
 
 def matthews(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[str]) -> float:
-    """Compute the Matthews correlation coefficient, -1 to 1. Other answers are one more class. Undefined is 0.
+    """Compute the Matthews correlation coefficient, from -1 to 1. Other answers form one more class. Undefined is 0.
 
-    For more than two classes: Gorodkin's R_K. Raises ValueError on unequal lengths or none.
+    For more than two classes, it is Gorodkin's R_K. Raises ValueError if lengths differ or are 0.
     """
     p, w = _classes(predicted, wanted)
     known = [normalize(label) for label in labels]
@@ -94,7 +94,7 @@ def matthews(predicted: Sequence[str], wanted: Sequence[str], labels: Sequence[s
 
 
 def group_exact_match(predicted: Sequence[str], wanted: Sequence[str], groups: Sequence[str]) -> float:
-    """Compute the share of groups whose predictions are all right. Raises ValueError if lengths differ or are 0."""
+    """Compute the share of groups with only correct predictions. Raises ValueError if lengths differ or are 0."""
     right: dict[str, bool] = {}
     p, w = _classes(predicted, wanted)
     for hit, group in _pairs((p == w).tolist(), groups):
@@ -103,20 +103,20 @@ def group_exact_match(predicted: Sequence[str], wanted: Sequence[str], groups: S
 
 
 def normalize_answer(text: str) -> str:
-    """Lower the case and remove ASCII punctuation, articles and extra white space, as SQuAD does."""
+    """Convert to lower case and remove ASCII punctuation, articles and extra white space, as SQuAD does."""
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def _token_f1(predicted: str, wanted: str) -> float:
-    """Compute F1 of the shared words of two normalised texts."""
+    """Compute the F1 score of the words of two normalised texts."""
     p, w = predicted.split(), wanted.split()
     shared = sum((Counter(p) & Counter(w)).values())
     return 2 * shared / (len(p) + len(w)) if shared else 0.0
 
 
 def _best(score: Callable[[str, str], float], predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Average the best score of each prediction against its answers, both normalised."""
+    """Return the mean over predictions of the best score with any of their answers. All texts are normalised."""
     return float(
         np.mean(
             [
@@ -130,14 +130,14 @@ def _best(score: Callable[[str, str], float], predicted: Sequence[str], answers:
 def answer_exact_match(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """Compute SQuAD's exact match: the share of predictions that equal an answer after `normalize_answer`.
 
-    Raises ValueError on unequal lengths, none, or no answer to a question.
+    Raises ValueError if lengths differ or are 0, or if a question has no answer.
     """
     return _best(lambda p, w: float(p == w), predicted, answers)
 
 
 def answer_f1(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Compute SQuAD's F1: shared words with the most similar answer, 0 to 1.
+    """Compute SQuAD's F1 score: the overlap of words with the most similar answer, from 0 to 1.
 
-    Raises ValueError on unequal lengths, none, or no answer to a question.
+    Raises ValueError if lengths differ or are 0, or if a question has no answer.
     """
     return _best(_token_f1, predicted, answers)

@@ -1,7 +1,7 @@
-"""Readers of data sets as they are distributed: from files to examples in T5's text formats.
+"""Readers of data sets in their published form. They convert files to examples in T5's text formats.
 
-The formats are those of t5.data.preprocessors without the task's name in front, as in Lester et al. 2021: the columns
-by name, "hypothesis: ... premise: ...", sorted (unless said otherwise). White space at both ends of a text is dropped.
+The formats are those of t5.data.preprocessors without the task name, as in Lester et al. 2021. Columns appear with
+their names, "hypothesis: ... premise: ...", in sorted order by default. Texts are stripped of white space.
 """
 
 import io
@@ -19,7 +19,7 @@ BLANKS = re.compile(r"[\t\n\f\r ]+")
 
 
 class Example(NamedTuple):
-    """A row of a file. The target is the code or the word of a label, or text; None if the file has none."""
+    """A row of a file. The target is the code or the word of a label, or a text, or None if it is missing."""
 
     where: str
     input: str
@@ -29,7 +29,7 @@ class Example(NamedTuple):
 
 
 def label_of(value: Any, labels: Sequence[str], where: str) -> str:
-    """Return the label word of a word or of a code 0, 1, ..., which may be a string or a bool. Raises DataError."""
+    """Return the label word for a word or a code 0, 1, ... (also as a string or a bool). Raises DataError."""
     if value in labels and isinstance(value, str):
         return value
     code = int(value) if isinstance(value, bool) or str(value) in map(str, range(len(labels))) else None
@@ -40,7 +40,7 @@ def label_of(value: Any, labels: Sequence[str], where: str) -> str:
 
 
 def _get(record: Any, key: str, kind: type, where: str, empty: bool = False) -> Any:
-    """Return a value of a JSON object or a table record. `empty` allows empty strings. Raises DataError."""
+    """Return a value of a JSON object or a record. `empty` permits empty strings. Raises DataError."""
     if not isinstance(record, dict) or key not in record:
         found = ", ".join(map(repr, record)) if isinstance(record, dict) else repr(record)[:40]
         raise DataError(f"{where}: expected {key!r}, found {found}; is this a file of that task (--task)?")
@@ -52,28 +52,31 @@ def _get(record: Any, key: str, kind: type, where: str, empty: bool = False) -> 
 
 
 def cola(path: Path) -> Iterator[Example]:
-    """Read CoLA's files: source, label, mark, sentence, no header; the test file has a header, index, sentence."""
+    """Read CoLA's files: source, label, mark, sentence, without header. The test file has a header."""
     first = tables.read_text(path).partition("\n")[0].split("\t")
     header = None if "sentence" in first else ("source", "label", "mark", "sentence")
     return table("sentence", header=header)(path)
 
 
 def _many(record: dict, key: str, where: str) -> list:
-    """Return the list under a key, which may be missing. Raises DataError."""
+    """Return the list under an optional key. Raises DataError."""
     return [] if record.get(key) is None else _get(record, key, list, where)
 
 
 def _unknown(value: Any) -> bool:
-    """Return whether a label says that the row has none."""
+    """Return whether the value of a label means that the row has no label."""
     return value is None or value in ("", -1, "-1")
 
 
 def table(*keys: str, label: str = "label", header: Sequence[str] | None = None, broken: bool = False, **columns: str):
-    """Build the reader of a file of columns. Each text follows the name of its key.
+    """Build a reader for a file with columns. In the input, each text follows the name of its key.
 
-    columns: another name that a file may have for a key. label: the names it may have for the label, between "|".
-    header: the names of all columns, for a file without a header line. broken: rows with other numbers of fields, of
-    which the data set has some, are left out, and their number is logged.
+    Args:
+        *keys: The names of the text columns, in order.
+        label: The possible names of the label column, separated by "|".
+        header: The names of all columns, for a file without a header line.
+        broken: Skip rows with the wrong number of fields, which some data sets contain, and log their number.
+        **columns: Alternative column names by key.
     """
 
     def examples(path: Path) -> Iterator[Example]:
@@ -84,17 +87,19 @@ def table(*keys: str, label: str = "label", header: Sequence[str] | None = None,
             texts = [f"{key}: {_get(record, name, str, where)}" for key, name in names.items()]
             target = next((record[name] for name in label.split("|") if name in record), None)
             if target is None and "answer" in record and "passage" in keys:
-                raise DataError(f"{where}: has 'answer' for 'label': BoolQ as first released; name SuperGLUE's file")
+                raise DataError(
+                    f"{where}: has 'answer' instead of 'label', as in the first release of BoolQ; name SuperGLUE's file"
+                )
             yield Example(where, " ".join(texts), None if _unknown(target) else target)
         if skipped:
-            told = f"left out {len(skipped)} rows with too many or too few fields, the first at line {skipped[0]}"
+            told = f"skipped {len(skipped)} rows with too many or too few fields, the first at line {skipped[0]}"
             logging.getLogger("tinyprompt").warning("warning: %s: %s", path, told)
 
     return examples
 
 
 def multirc(path: Path) -> Iterator[Example]:
-    """Yield one example for each candidate answer. The answers to a question are a group. Tags are removed."""
+    """Yield one example for each candidate answer, without tags. The answers to a question form a group."""
     for number, record in tables.records(path):
         where = f"{path}: row {number}"
         passage = _get(record, "passage", dict, where)
@@ -130,9 +135,9 @@ def record(path: Path) -> Iterator[Example]:
 
 
 def wsc(path: Path) -> Iterator[Example]:
-    """Yield the text with its *pronoun* marked, and the referent, which is an answer only if it is the true one.
+    """Yield the text with its *pronoun* marked, and the referent, which is a target only if it is the true referent.
 
-    Some spans of the files are not in their texts, and some indices are off by one: as TFDS and T5, this fixes them.
+    Some spans do not occur in their texts, and some indices are off by one. They are corrected as in TFDS and T5.
     """
     for number, record in tables.records(path):
         where = f"{path}: row {number}"
@@ -156,14 +161,14 @@ def wsc(path: Path) -> Iterator[Example]:
 
 
 def squad(path: Path) -> Iterator[Example]:
-    """Yield one example for each question of a SQuAD v1.1 .json or MRQA .jsonl file, with spaced punctuation."""
+    """Yield one example for each question of a SQuAD v1.1 .json or MRQA .jsonl file, with spaces around punctuation."""
     for where, context, qa in _questions(path):
         question = _get(qa, "question", str, where)
         answers = [_get(a, "text", str, where) if isinstance(a, dict) else a for a in _many(qa, "answers", where)]
         if not all(isinstance(answer, str) and answer.strip() for answer in answers):
             raise DataError(f"{where}: expected answers that are texts, found {answers!r:.60}")
         if qa.get("is_impossible") is True:
-            raise DataError(f"{where}: has no answer (is_impossible): this is SQuAD 2.0; v1.1 and MRQA's are read")
+            raise DataError(f"{where}: has no answer (is_impossible): SQuAD 2.0 is not supported; use v1.1 or MRQA")
         first = [_get(found, "text", str, where) for found in _many(qa, "detected_answers", where)][:1] or answers[:1]
         target = spaced(first[0]) if answers else None
         joined = f"question: {spaced(question)} context: {spaced(context)}"
@@ -171,12 +176,12 @@ def squad(path: Path) -> Iterator[Example]:
 
 
 def spaced(text: str) -> str:
-    """Put spaces around punctuation and fold white space."""
+    """Put spaces around punctuation and collapse white space."""
     return BLANKS.sub(" ", PUNCTUATION.sub(r" \1 ", text)).strip(" ")
 
 
 def _questions(path: Path) -> Iterator[tuple[str, str, dict]]:
-    """Yield the place of each question, its context, and its object."""
+    """Yield the location of each question, its context, and its object."""
     if ".jsonl" in path.suffixes:
         for number, line in tables.records(path):
             where = f"{path}: row {number}"
@@ -197,7 +202,7 @@ TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 
 def trec(path: Path) -> Iterator[Example]:
-    """Read lines "COARSE:fine question" in Latin-1, with six coarse classes."""
+    """Read Latin-1 lines "COARSE:fine question" with six coarse classes."""
     for number, line in enumerate(io.StringIO(tables.read_text(path, "latin-1"), newline=None), 1):
         if not line.strip():
             continue
@@ -212,7 +217,7 @@ def trec(path: Path) -> Iterator[Example]:
 def agnews(path: Path) -> Iterator[Example]:
     """Read the .csv files of Zhang et al. 2015, with or without a header: class 1 to 4, title, description.
 
-    Also .tsv files without one: description, class.
+    Also read .tsv files without a header: description, class.
     """
     if ".tsv" in path.suffixes:
         yield from table("description", header=("description", "label"))(path)

@@ -1,4 +1,4 @@
-"""Rows of any source: files of columns, files of built-in tasks, lists, DataFrames and Datasets."""
+"""Read rows from any source: files with columns, files of built-in tasks, lists, DataFrames and Datasets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from tinyprompt.errors import DataError
 from tinyprompt.files import tables
 from tinyprompt.tasks import registry
 
-Source = Any  # a file name, several for a mixture; Rows, pairs, dicts; a DataFrame; a Dataset
+Source = Any  # a file name, or several for a mixture; Rows, pairs or dicts; a DataFrame; a Dataset
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How rows are read: the task, the columns, and the label words that replace targets."""
+    """Options for reading rows: the task, the columns, and label words that replace targets."""
 
     task: str = "auto"
     input: str = "input"
@@ -30,7 +30,7 @@ class Reader:
             raise ValueError(f"setting task: {error}") from None
 
     def columns(self) -> dict[str, Any]:
-        """Return the options that differ from their defaults, without the task."""
+        """Return the options that differ from their defaults, except the task."""
         found = {"input": self.input, "target": self.target, "words": dict(self.words or {})}
         return {name: value for name, value in found.items() if value and value != name}
 
@@ -38,15 +38,15 @@ class Reader:
         """Read the rows of a source.
 
         Args:
-            source: the name of a file, or one name for each task of a mixture; `Row`s, pairs or dicts; a DataFrame or
+            source: The name of a file, or one name per task of a mixture; `Row`s, pairs or dicts; a DataFrame or
                 Dataset with the columns `input` and `target`.
-            training: read what a task learns from: one row for each right answer of ReCoRD, the true referents of WSC.
-            labelled: False: targets may be missing, and are empty.
-            named: put the name of the task in front of each input, as in a mixture.
+            training: Read training examples: one row per correct answer of ReCoRD, and the true referents of WSC.
+            labelled: Set to False to allow missing targets, which become empty.
+            named: Prefix each input with the name of the task, as in a mixture.
 
         Raises:
             DataError: A row cannot be used. The message names the file and the row.
-            ValueError: The number of files is not the number of tasks, or an option does not apply.
+            ValueError: The numbers of files and tasks differ, or an option does not apply.
         """
         if isinstance(source, str | Path):
             source = [source]
@@ -55,32 +55,34 @@ class Reader:
         names = self.task.split(",")
         if len(names) != len(source):
             found = f"{len(names)} task{'s' * (len(names) > 1)}, found {len(source)} file{'s' * (len(source) > 1)}"
-            raise ValueError(f"--task {self.task}: {found}: {', '.join(map(str, source))}; name one for each")
+            raise ValueError(f"--task {self.task}: {found}: {', '.join(map(str, source))}; name one file per task")
         if named or len(names) > 1:
             if self.words or not set(names) <= registry.TASKS.keys():
-                raise ValueError(f"--task {self.task}: a mixture has built-in tasks with their own words, no --words")
+                raise ValueError(
+                    f"--task {self.task}: a mixture consists of built-in tasks with their own words; omit --words"
+                )
             parts = [registry.read(*of, training, None, labelled) for of in zip(names, source, strict=True)]
             return registry.mixed(names, parts)
         if self.task not in registry.TASKS:
             return tables.read_rows(source[0], self.input, self.target if labelled else None, self.words)
         if (self.input, self.target) != ("input", "target"):
-            raise ValueError(f"--input and --target are for files of columns: use --task auto, not {self.task}")
+            raise ValueError(f"--input and --target need a file with columns: use --task auto, not {self.task}")
         return registry.read(self.task, source[0], training, self.words, labelled)
 
     def label_words(self, rows: Sequence[Row]) -> tuple[str, ...] | None:
-        """Return the label words of the task, or those found in the rows; None for free text."""
+        """Return the label words of the task or of the rows, or None for free text."""
         if self.task in registry.TASKS:
             return registry.task_labels(self.task, self.words)
         return data.label_words(rows, self.task)
 
     def name(self, source: Source) -> str:
-        """Name a source in a message."""
+        """Return the name of a source for messages."""
         if isinstance(source, str | Path):
             return str(source)
         return str(source[0]) if isinstance(source, list | tuple) and isinstance(source[0], str | Path) else "the rows"
 
     def _from_memory(self, source: Any, labelled: bool) -> list[Row]:
-        """Rows of a list, a DataFrame or a Dataset."""
+        """Return the rows of a list, a DataFrame or a Dataset."""
         rows = []
         for number, item in enumerate(_items(source), 1):
             if isinstance(item, Row):
@@ -101,7 +103,7 @@ class Reader:
 
 
 def _items(source: Any) -> Iterable[Any]:
-    """The rows of a source: of a DataFrame or a Dataset, a dict for each."""
+    """Return the items of a source. The items of a DataFrame or a Dataset are dicts."""
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
         columns = [str(name) for name in source.columns]
         return (dict(zip(columns, row, strict=True)) for row in source.itertuples(index=False, name=None))

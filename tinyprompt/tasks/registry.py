@@ -1,4 +1,4 @@
-"""The built-in tasks: the reader, the label words and the metrics of each."""
+"""The built-in tasks: the reader, the label words and the metrics of each task."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from tinyprompt.tasks import metrics
 from tinyprompt.tasks.readers import Example, agnews, cola, label_of, multirc, record, squad, table, trec, wsc
 
 PLAIN = data.TASKS
-DEMO = Path(__file__).parents[1] / "demo"  # files of rows, TASK.PART.tsv
+DEMO = Path(__file__).parents[1] / "demo"  # demo rows: TASK.PART.tsv
 DEMO_TASKS = ("topic", "sentiment")
 
 
 class Task(NamedTuple):
-    """How files become examples, and how answers are scored. Without label words the answer is free text."""
+    """The reader and the metrics of a task. Without label words, answers are free text."""
 
     examples: Callable[[Path], Iterator[Example]]
     metrics: dict[str, Callable[[Sequence[str], Sequence[Row], Sequence[str]], float]]
-    labels: tuple[str, ...] | None = None  # in the order of their codes; of two, the second is the positive one
-    init: tuple[str, ...] = ()  # words for the first prompt, if there are no label words
-    training: Callable[[Example], Iterator[Example]] = lambda example: iter([example])  # what is learned from one
+    labels: tuple[str, ...] | None = None  # in the order of their codes; the second of two is the positive class
+    init: tuple[str, ...] = ()  # words that initialise the prompt if there are no label words
+    training: Callable[[Example], Iterator[Example]] = lambda example: iter([example])  # training examples of one
 
 
 def read(
@@ -33,9 +33,15 @@ def read(
 ) -> list[Row]:
     """Read the rows of a file of the task.
 
-    training: what is learned from: one row for each right answer of ReCoRD, the true referents of WSC.
-    words: other label words, {"equivalent": "duplicate", ...}. labelled: without it targets may be missing, and are "".
-    Raises DataError that names the file and the row.
+    Args:
+        path: The path of the file.
+        task: The task.
+        words: Label words that replace the task's own, for example {"equivalent": "duplicate", ...}.
+        training: Read training examples: one row per correct answer of ReCoRD, and the true referents of WSC.
+        labelled: Set to False to allow missing targets, which become "".
+
+    Raises:
+        DataError: A row cannot be used. The message names the file and the row.
     """
     task, rows = TASKS[name], []
     named = dict(zip(task.labels or (), task_labels(name, words) or (), strict=True))
@@ -45,7 +51,7 @@ def read(
             if not labelled:
                 target = ""
             elif target is None:
-                raise DataError(f"{one.where}: has no label or answer; name a file that does, such as train or val")
+                raise DataError(f"{one.where}: has no label or answer; name a file with labels, such as train or val")
             elif task.labels:
                 target = named[label_of(target, task.labels, one.where)]
             rows.append(Row(one.input.strip(), target.strip(), one.answers, one.group))
@@ -55,9 +61,9 @@ def read(
 
 
 def mixed(names: Sequence[str], parts: Sequence[Sequence[Row]]) -> list[Row]:
-    """Join the rows of several tasks, with the task's name in front of each input and free-text answers, as T5 does.
+    """Join the rows of several tasks as T5 does: the task name prefixes each input, and answers are free text.
 
-    All rows of each: that is T5's mixing in proportion to their numbers, below its limit of 2**19 rows a task
+    All rows are kept. This equals T5's mixing in proportion to the sizes, below its limit of 2**19 rows per task
     (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2).
     """
     return [
@@ -68,21 +74,21 @@ def mixed(names: Sequence[str], parts: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def task_labels(name: str, words: Mapping[str, str] | None = None) -> tuple[str, ...] | None:
-    """Return the label words of a task, or their replacements; None for free text. Raises DataError."""
+    """Return the label words of a task, or their replacements, or None for free text. Raises DataError."""
     labels = TASKS[name].labels
     if words and set(words) != set(labels or ()):
         expected = ", ".join(labels or ()) or "nothing: its answers are free text"
-        raise DataError(f"task {name}: expected words for {expected}; found some for {', '.join(words)}")
+        raise DataError(f"task {name}: expected words for {expected}; found words for {', '.join(words)}")
     if not words or not labels:
         return labels
     found = tuple(words[label] for label in labels)
     if len(set(found)) < len(found) or (set(found) == set(labels) and found != labels):
-        raise DataError(f"task {name}: expected different words, none in another's place, found {', '.join(found)}")
+        raise DataError(f"task {name}: expected distinct words that do not swap labels, found {', '.join(found)}")
     return found
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError unless this is a built-in task, several ("a,b"), or a way to read files of columns."""
+    """Raise ValueError unless `name` is a built-in task, a mixture ("a,b"), or a way to read files with columns."""
     known = TASKS if "," in name else (*PLAIN, *TASKS)
     for part in name.split(","):
         if part not in known:
@@ -91,17 +97,17 @@ def check_name(name: str) -> None:
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """The metrics of a task by name, and their mean, which is the dev score (section 3.1)."""
+    """The metrics of a task by name, and their mean, which is the dev score (section 3.1 of the paper)."""
 
     metrics: dict[str, float]
     mean: float
     rows: int
-    name: str  # of the mean
+    name: str  # name of the mean
     labels: tuple[str, ...] = ()  # empty for free text
-    confusion: list[list[int]] | None = None  # rows by target (down) and answer (across); None for free text
+    confusion: list[list[int]] | None = None  # counts by target (row) and answer (column); None for free text
 
     def as_dict(self) -> dict[str, Any]:
-        """The scores as --json prints them."""
+        """Return the scores as --json prints them."""
         return {"metric": self.name, "score": self.mean, "scores": self.metrics, "rows": self.rows}
 
     def __repr__(self) -> str:
@@ -119,7 +125,14 @@ class Scores:
 def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None) -> Scores:
     """Score answers with every metric of a task. The score of a mixture, "boolq,rte", is the mean over its tasks.
 
-    labels: in the task's order, or None for free text. Raises ValueError on unequal lengths or none.
+    Args:
+        name: The name of the task.
+        predicted: The answers.
+        rows: The rows with their targets.
+        labels: The label words in the order of the task, or None for free text.
+
+    Raises:
+        ValueError: The numbers of answers and rows differ or are 0.
     """
     if "," in name:
         parts = {part: score(part, said, of, None) for part, said, of in _parts(name, predicted, rows)}
@@ -136,7 +149,7 @@ def score(name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequ
 def _metrics(
     name: str, predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str] | None
 ) -> dict[str, float]:
-    """Compute every metric of one task."""
+    """Compute every metric of a single task."""
     if name in PLAIN:
         return {"accuracy" if labels else "exact match": metrics.accuracy(predicted, [row.target for row in rows])}
     task = TASKS[name]
@@ -158,18 +171,18 @@ DETERMINERS = set(
 
 
 def _words(text: str) -> set[str]:
-    """Return the distinct words of a text in lower case, without determiners."""
+    """Return the distinct lower-case words of a text, without determiners."""
     return set(text.lower().split()) - DETERMINERS
 
 
 def _means(predicted: str, referent: str) -> bool:
-    """Return whether an answer means a referent: one contains the other's words, and both or neither is a genitive."""
+    """Test whether an answer denotes a referent: one contains the other's words, and both or neither are genitives."""
     one, other = _words(predicted), _words(referent)
     return ("'" in predicted) == ("'" in referent) and bool(one and other) and (one <= other or other <= one)
 
 
 def _referent_accuracy(predicted: Sequence[str], rows: Sequence[Row], labels: Sequence[str]) -> float:
-    """Compute the share of rows whose answer means the referent exactly if it is the true one."""
+    """Compute the share of rows where the answer denotes the referent exactly if the referent is the true one."""
     said = [str(_means(p, row.target)) if _words(p) else "" for p, row in zip(predicted, rows, strict=True)]
     return metrics.accuracy(said, [str(bool(row.answers)) for row in rows])
 
