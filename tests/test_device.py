@@ -31,7 +31,7 @@ from tinyprompt.tree import flatten, freeze, nest
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
 onnx = pytest.importorskip("onnx")
-SLOWER = "warning: a graph is not recorded for the GPU, and runs more slowly: CUDA failure 901"
+SLOWER = "warning: a graph could not be recorded for the GPU and runs more slowly: CUDA failure 901"
 PROMPT = "encoder.prompt.embedding"
 
 
@@ -303,7 +303,7 @@ def test_a_gpu_is_tried_before_it_is_used(gpu, monkeypatch):
     providers._try.__wrapped__("cuda")
     wrong = lower(lambda x: (2 * x @ x).max(-1), np.ones((2, 2), np.float32))
     monkeypatch.setattr(lowering, "lower", lambda function, x: wrong)
-    with pytest.raises(DeviceError, match=r"a product of 2 x 2 came out as \[6.0, 22.0\]; update the driver"):
+    with pytest.raises(DeviceError, match=r"a 2 x 2 product returned \[6.0, 22.0\]; update the driver"):
         providers._try.__wrapped__("cuda")
 
 

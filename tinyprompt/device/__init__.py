@@ -3,7 +3,7 @@
     step = compile(train.loss_and_grads, "cpu", frozen="params")
     loss, grads = step(trainable, params, config, batch)    # the result of loss_and_grads
 
-A device is one word of DEVICES. It says where a function runs, and how exactly.
+A device is a name in DEVICES. It selects where a function runs, and the precision.
 """
 
 from tinyprompt.device.providers import (

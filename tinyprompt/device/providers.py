@@ -1,7 +1,7 @@
 """The devices, and how ONNX Runtime opens a session on each.
 
-Everything that is particular to a provider of ONNX Runtime is a line of PROVIDERS. A device is a word: a provider, and
-how exactly it computes.
+PROVIDERS lists all properties of each provider of ONNX Runtime. The name of a device combines a provider and a
+precision.
 """
 
 import functools
@@ -27,10 +27,10 @@ def version(package: str) -> str | None:
 
 
 def threads() -> int:
-    """Threads of a session: OMP_NUM_THREADS, as BLAS libraries read it; 0 without it, ONNX Runtime's own choice.
+    """Return the number of threads of a session: OMP_NUM_THREADS as for BLAS libraries, or 0, ONNX Runtime's default.
 
-    ONNX Runtime itself reads neither that variable nor the affinity of the process. joblib, Dask and Ray set the
-    variable in their workers, which so share the cores.
+    ONNX Runtime reads neither that variable nor the CPU affinity of the process. joblib, Dask and Ray set the variable
+    in their workers, so that the workers share the cores.
     """
     found = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(found) if found.isdecimal() else 0
@@ -41,20 +41,20 @@ def threads() -> int:
 
 @dataclass(frozen=True)
 class Provider:
-    """A library that runs graphs, and how a session of it is opened."""
+    """An execution provider of ONNX Runtime, and the options of its sessions."""
 
-    name: str  # ONNX Runtime's own
-    packages: tuple[str, ...]  # needed beside onnx; the last one computes
-    extra: str  # of this package, with which these are installed
+    name: str  # the name in ONNX Runtime
+    packages: tuple[str, ...]  # required packages besides onnx; the last contains the provider
+    extra: str  # the extra of this package that installs them
     options: Callable[[str, bool], dict[str, str]] = lambda precision, capture: {}
-    entries: Mapping[str, str] = field(default_factory=dict)  # of the session's configuration
-    memory: str = "cpu"  # where its arrays lie
-    prepare: Callable[[], None] | None = None  # runs before the first session, which is tried by a small product
-    plugin: bool = False  # registered at run time, and given to a session as a device
-    constants: bool = True  # False: large constants of a graph become inputs, because it computes wrongly with them
-    wide: bool = True  # False: it computes numbers of 64 bits in 32, so that they are refused
-    in_place: bool = True  # an output may be written into the memory of an input
-    update: str = ""  # what to do if it computes wrongly
+    entries: Mapping[str, str] = field(default_factory=dict)  # entries of the session configuration
+    memory: str = "cpu"  # device memory of its arrays
+    prepare: Callable[[], None] | None = None  # called before the first session, which is tested with a small product
+    plugin: bool = False  # registered at run time, and passed to a session as a device
+    constants: bool = True  # False: large constants become inputs, because constants give wrong results
+    wide: bool = True  # False: 64-bit numbers are computed in 32 bits, so they are refused
+    in_place: bool = True  # whether an output may reuse the memory of an input
+    update: str = ""  # advice if results are wrong
 
 
 def _cuda_options(precision: str, capture: bool) -> dict[str, str]:
@@ -68,14 +68,14 @@ def _find_cuda() -> None:
 
 
 def _openvino_options(precision: str, capture: bool) -> dict[str, str]:
-    """Say the precision: by default, OpenVINO computes in bfloat16 where the processor has it."""
+    """Return the precision option. By default, OpenVINO computes in bfloat16 on processors that support it."""
     config = {"INFERENCE_PRECISION_HINT": precision} | ({"INFERENCE_NUM_THREADS": str(threads())} if threads() else {})
     return {"load_config": json.dumps({"CPU": config})}
 
 
 @functools.cache
 def _register(name: str, path: str) -> None:
-    """Register the library of a plug-in, which ONNX Runtime refuses to do twice."""
+    """Register the library of a plug-in once. ONNX Runtime refuses a second registration."""
     import onnxruntime as ort
 
     ort.register_execution_provider_library(name, path)
@@ -88,7 +88,7 @@ def _register_openvino() -> None:
     if all(x.ep_name != name for x in ort.get_ep_devices()):
         _register(name, importlib.import_module("onnxruntime_ep_openvino").get_library_path())
     if not processors(name):
-        raise DeviceError("device 'openvino': its plug-in finds no processor here; some versions know Intel's only")
+        raise DeviceError("device 'openvino': its plug-in finds no processor here; some versions support only Intel")
 
 
 PROVIDERS = {
@@ -112,23 +112,23 @@ PROVIDERS = {
         plugin=True,
         constants=False,
         wide=False,
-        in_place=False,  # not tried
+        in_place=False,  # not tested
         update="update onnxruntime-ep-openvino",
     ),
 }
 
 
 class Device:
-    """A word of --device: where a function runs, and how exactly."""
+    """A device name of --device: the provider and the precision."""
 
     def __init__(self, place: str, precision: str = "f32", **lowering: Any) -> None:
-        self.place = place  # "numpy", or a provider
-        self.precision = precision  # of the provider's own arithmetic
-        self.lowering = lowering  # options of `lower`
+        self.place = place  # "numpy" or the name of a provider
+        self.precision = precision  # precision of the provider itself
+        self.lowering = lowering  # options for `lower`
 
 
-# In int8: the encoder, which does nearly all of the work; the gradient that comes from an output head has spikes beside
-# which 8 bits leave nothing. A function that writes has no gradient, and is in int8 as a whole (see `compile`).
+# int8 covers the encoder, which does almost all of the work. The gradient from an output head has outliers that 8 bits
+# cannot resolve. A function that only generates has no gradient, so all its weights are quantised (see `compile`).
 DEVICES = {
     "numpy": Device("numpy"),
     "cpu": Device("cpu"),
@@ -140,7 +140,7 @@ DEVICES = {
 }
 
 
-# ---- what can be used here ----
+# ---- availability ----
 
 
 def default_device() -> str:
@@ -149,7 +149,7 @@ def default_device() -> str:
 
 
 def check_device(device: str) -> str:
-    """Return the place of a device: "numpy" or a provider. Raises DeviceError if it cannot be used here."""
+    """Return the place of a device: "numpy" or a provider. Raises DeviceError if it is not available."""
     if device not in DEVICES:
         raise DeviceError(f"device {device!r}: expected one of {', '.join(DEVICES)}")
     place = DEVICES[device].place
@@ -159,7 +159,7 @@ def check_device(device: str) -> str:
     if version("onnxruntime") and version("onnxruntime-gpu"):
         raise DeviceError(
             f"device {device!r}: onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
-            f"uninstall both (pip uninstall onnxruntime onnxruntime-gpu), then install {provider.packages[0]} alone"
+            f"uninstall both (pip uninstall onnxruntime onnxruntime-gpu), then install only {provider.packages[0]}"
         )
     for package in ("onnx", *provider.packages):
         if not version(package) and not (package == "onnxruntime" and version("onnxruntime-gpu")):
@@ -171,7 +171,7 @@ def check_device(device: str) -> str:
 
 
 def describe_device(device: str) -> str:
-    """Describe a device in one line: the library that computes, and its version. Raises DeviceError."""
+    """Describe a device in one line: the computing library and its version. Raises DeviceError."""
     place = check_device(device)
     if place == "numpy":
         hint = "" if default_device() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt-t5[ort]'"
@@ -183,22 +183,22 @@ def describe_device(device: str) -> str:
 
 
 def processors(name: str) -> list[Any]:
-    """List the processors that a registered plug-in offers."""
+    """List the processors of a registered plug-in."""
     import onnxruntime as ort
 
     return [x for x in ort.get_ep_devices() if x.ep_name == name and x.device.type == ort.OrtHardwareDeviceType.CPU]
 
 
 def capabilities(name: str) -> list[str]:
-    """List the precisions in which a plug-in says that the processors here compute."""
+    """List the precisions that a plug-in reports for the processors of this machine."""
     return [x.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "") for x in processors(name)]
 
 
 @functools.cache
 def _try(place: str) -> None:
-    """Run a product and a maximum. ONNX Runtime lists providers that cannot compute.
+    """Test a provider with a product and a maximum, because ONNX Runtime lists providers that cannot compute.
 
-    A session of CUDA opens without cuDNN, which only a reduction needs, and without cuBLAS's kernels for this GPU.
+    A CUDA session opens even without cuDNN, which only reductions need, and without cuBLAS kernels for this GPU.
     """
     from tinyprompt import lowering
     from tinyprompt.device.values import to_value
@@ -214,7 +214,7 @@ def _try(place: str) -> None:
     except Exception as error:
         raise DeviceError(f"device {place!r}: ONNX Runtime cannot compute on it: {error}") from None
     if found.tolist() != [3.0, 11.0]:
-        raise DeviceError(f"device {place!r}: a product of 2 x 2 came out as {found.tolist()}; {provider.update}")
+        raise DeviceError(f"device {place!r}: a 2 x 2 product returned {found.tolist()}; {provider.update}")
 
 
 # ---- sessions ----
@@ -222,7 +222,7 @@ def _try(place: str) -> None:
 
 @functools.cache
 def _share_memory() -> None:
-    """Let all sessions share one memory arena."""
+    """Let all sessions share a memory arena."""
     import onnxruntime as ort
 
     cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -230,10 +230,18 @@ def _share_memory() -> None:
 
 
 def open_session(graph, device: str, capture: bool = False, weights: Mapping[str, Any] | None = None):
-    """An onnxruntime.InferenceSession of a lowered graph. Raises DeviceError.
+    """Open an onnxruntime.InferenceSession for a lowered graph.
 
-    capture: on the GPU, record the kernels of a run as a CUDA graph and launch that from then on (see `Captured`).
-    weights: what is derived from frozen inputs, to be copied into the layout that products read (see `Packed`).
+    Args:
+        graph: The graph.
+        device: A device of DEVICES.
+        capture: Record the kernels of a run as a CUDA graph on the GPU, and launch the CUDA graph in later runs (see
+            `Captured`).
+        weights: Arrays derived from frozen inputs, which the session copies into the layout of its products (see
+            `Packed`).
+
+    Raises:
+        DeviceError: ONNX Runtime cannot open the session.
     """
     import onnxruntime as ort
 
@@ -242,16 +250,16 @@ def open_session(graph, device: str, capture: bool = False, weights: Mapping[str
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads()
-    # The graph is lean already. Prepacking and constant folding would copy the weights, the memory pattern doubles
-    # what a gradient step holds.
+    # The graph is already optimised. Prepacking and constant folding would copy the weights, and the memory pattern
+    # would double the memory of a gradient step.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = False
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # as written: what is computed again waits till then
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # in the written order, so recomputation happens late
     options.add_session_config_entry("session.disable_prepacking", "0" if weights else "1")
     if weights:
         options.add_external_initializers([*weights], [*weights.values()])
-    # Threads may wait by spinning within a run, but not after it, when NumPy or another session wants the cores. (One
-    # pool for all sessions would forbid everybody else in the process to open a plain session.)
+    # Threads may spin during a run, but not after it, when NumPy or another session needs the cores. (A global thread
+    # pool would prevent other code in the process from opening a session without it.)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.use_env_allocators", "1")
     for entry in provider.entries.items():
@@ -263,7 +271,7 @@ def open_session(graph, device: str, capture: bool = False, weights: Mapping[str
         model = graph.to_onnx(within=bool(weights), constants=provider.constants).SerializeToString()
         providers = None if provider.plugin else [(provider.name, settings)]
         session = ort.InferenceSession(model, options, providers, enable_fallback=0)
-    except Exception as error:  # ONNX Runtime's own exceptions have no common base below this one
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class below Exception
         raise DeviceError(f"device {device!r}: ONNX Runtime cannot open a session: {error}") from None
     if session.get_providers()[0] != provider.name:
         raise DeviceError(f"device {device!r}: ONNX Runtime would fall back to {session.get_providers()[0]}")

@@ -1,8 +1,8 @@
-"""Open graphs, and `compile`, which keeps one for every set of shapes.
+"""Sessions for graphs, and `compile`, which keeps a session for every set of shapes.
 
-The first call with new shapes lowers the function and opens a session; later calls with the same shapes only run it.
-Frozen weights are read where they lie (also in a mapped file); a GPU copies them once, and all sessions share them.
-Results of which a function says so stay on the device, as `Held`, and are arguments of the next call.
+The first call with new shapes lowers the function and opens a session. Later calls with the same shapes only run it.
+Frozen weights are read in place (even from a mapped file). A GPU copies them once for all sessions. If a function
+declares it, results stay on the device as `Held` arrays, which the next call accepts as arguments.
 """
 
 import functools
@@ -21,8 +21,8 @@ from tinyprompt.errors import DeviceError
 from tinyprompt.tree import leaves, refill
 
 WARM_UP = 2  # runs before the kernels of a graph are recorded
-SESSIONS = 40  # open at once for one function; the least recently used is closed first
-PACKED = 4  # of those that hold weights
+SESSIONS = 40  # open sessions per function; the least recently used session is closed first
+PACKED = 4  # open sessions per function that contain weights
 WIDE, LARGEST = (np.int64, np.uint64, np.uint32), 2**31 - 1
 
 
@@ -50,7 +50,7 @@ class Session:
 
 
 def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, Any], device: str) -> list[Any]:
-    """Run an open graph on OrtValues, made of `arrays`. The outputs that stay on the device are `Held`."""
+    """Run a session with `arrays` as OrtValues. Outputs that stay on the device are `Held`."""
     if not graph.kept:
         return [x.numpy() for x in session.run_with_ort_values(None, inputs)]
     binding, provider = session.io_binding(), PROVIDERS[DEVICES[device].place]
@@ -68,7 +68,7 @@ def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, 
 
 
 def derived_inputs(graph, arrays: Mapping[str, np.ndarray], memory: str) -> dict[str, Any]:
-    """Compute the inputs that derive from other inputs, once for each array."""
+    """Compute the inputs that derive from other inputs, once per array."""
     out: dict[str, Any] = {}
     for (source, recipe), parts in graph.derived.items():
         values = derived(arrays[source], recipe, memory)
@@ -77,7 +77,7 @@ def derived_inputs(graph, arrays: Mapping[str, np.ndarray], memory: str) -> dict
 
 
 class ByWeights:
-    """What belongs to each set of weights, dropped when one of its arrays is deleted."""
+    """A cache by set of weights. An entry is dropped when one of its arrays is deleted."""
 
     def __init__(self) -> None:
         self.bound: dict[tuple[int, ...], Any] = {}
@@ -95,14 +95,14 @@ class ByWeights:
 
 
 class Packed(ByWeights):
-    """A session on the CPU that holds the weights of 8 bits, in the layout that products read.
+    """A CPU session that contains the int8 weights in the layout of its products.
 
-    With few rows, as in decoding, laying out a weight anew takes longer than its product. So each set of weights has a
-    session of its own, with a copy of them in it.
+    With few rows, as in decoding, rearranging a weight takes longer than its product. Each set of weights therefore has
+    its own session with a copy of the weights.
     """
 
     def __init__(self, graph):
-        super().__init__()  # sessions, by the arrays that the weights are made of
+        super().__init__()  # sessions by source weights
         self.graph = graph
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -122,23 +122,23 @@ class Packed(ByWeights):
 
 
 class Captured(Session, ByWeights):
-    """A session on the GPU whose kernels are recorded as a CUDA graph in the first run, and launched at once after it.
+    """A GPU session that records its kernels as a CUDA graph in the first run and launches the CUDA graph afterwards.
 
-    A recorded graph reads and writes where it did when it was recorded. So all but the weights is copied to fixed
-    places, and for the weights of another model it is recorded again. A graph with dropout is not recorded, because its
-    masks change place in every run. Nothing can allocate memory while it is recorded: runs before that make the arena
-    large enough. A graph that fails all the same is run as any other from then on.
+    A recorded graph reads and writes fixed addresses. All inputs except the weights are therefore copied to fixed
+    buffers, and another model needs another recording. A graph with dropout is not recorded, because the address of its
+    masks changes in every run. Memory cannot be allocated during a recording, so earlier runs enlarge the arena. A
+    graph that cannot be recorded runs like any other.
     """
 
     def __init__(self, graph):
         Session.__init__(self, graph, "cuda", capture=True)
-        ByWeights.__init__(self)  # (binding, options, inputs, outputs), by the places of the weights
+        ByWeights.__init__(self)  # (binding, options, inputs, outputs) by the addresses of the weights
         self.recorded, self.refused = 0, False
-        self.lock = threading.Lock()  # a recorded graph has one set of places
+        self.lock = threading.Lock()  # a recorded graph has a single set of buffers
 
     @staticmethod
     def fits(graph) -> bool:
-        """Whether a graph derives arrays from frozen inputs only, no array is empty, and none stays on the GPU."""
+        """Return whether all derived arrays come from frozen inputs, no array is empty, and none stays on the GPU."""
         arrays = (*graph.all_inputs(), *graph.outputs)
         fixed = all(x.size for x in arrays) and all(source in graph.frozen for source, _ in graph.derived)
         return fixed and not graph.kept
@@ -149,17 +149,17 @@ class Captured(Session, ByWeights):
         try:
             with self.lock:
                 return self.launch(arrays)
-        except Exception as error:  # ONNX Runtime's own exceptions have no common base below this one
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             self.refused = True
             self.bound.clear()
             self.session = open_session(self.graph, self.device)
-            found = super().run(arrays)  # if the inputs are wrong, this says so
-            said = "warning: a graph is not recorded for the GPU, and runs more slowly: %s"
+            found = super().run(arrays)  # raises if the inputs are invalid
+            said = "warning: a graph could not be recorded for the GPU and runs more slowly: %s"
             logging.getLogger("tinyprompt").warning(said, error)
             return found
 
     def launch(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Launch the recorded graph. The first call for a set of weights records it."""
+        """Launch the recorded graph. The first call with a set of weights records it."""
         from tinyprompt import lowering
 
         given = {name: x if isinstance(x, np.ndarray) else np.array(x) for name, x in arrays.items()}
@@ -171,7 +171,7 @@ class Captured(Session, ByWeights):
         new = places not in self.bound
         if new:
             self.bound[places] = self.bind(values, {name: x for name, x in given.items() if name not in weights})
-            self.forget_with(weights.values(), places)  # or the GPU would keep what nobody uses
+            self.forget_with(weights.values(), places)  # frees unused weights on the GPU
         binding, options, inputs, outputs = self.bound[places]
         for name, (value, known) in inputs.items():
             x = given[name]
@@ -200,7 +200,7 @@ class Captured(Session, ByWeights):
 
 
 def _unrecorded() -> Any:
-    """Return the options of a run that is not recorded."""
+    """Return the options of a run without recording."""
     import onnxruntime as ort
 
     options = ort.RunOptions()
@@ -209,11 +209,11 @@ def _unrecorded() -> Any:
 
 
 def _nothing() -> None:
-    """A weak reference that is always dead."""
+    """Return a weak reference that is always dead."""
 
 
 def open_graph(graph, device: str, packed: bool) -> Session | Packed | None:
-    """Open the kind of session that a graph has on a device; None for a graph without outputs."""
+    """Open the appropriate session for a graph on a device, or return None for a graph without outputs."""
     if not graph.outputs:
         return None
     if packed and graph.derived:
@@ -230,25 +230,28 @@ def compile(
     frozen: str | tuple[str, ...] | None = None,
     keeps: bool = False,
 ) -> Callable:
-    """`function` on a device, one word of DEVICES: same positional arguments, same results.
+    """Compile a function for a device. The result takes the same positional arguments and returns the same results.
 
-    Arguments that are no arrays must be hashable; they become part of the graph, and so does whatever the function
-    reads from elsewhere.
+    Arguments other than arrays must be hashable. They become part of the graph, like all values from the function's
+    closure.
 
     Args:
-        function: A NumPy function that lowers.
-        device: A word of DEVICES.
-        writes: The function has no gradient and takes few rows, so a device of 8 bits quantises all frozen weights.
-        frozen: Names of the parameters whose arrays are frozen weights. By default, arrays that are read-only are.
-            The values that a device derives from a weight are made once for an array of `tree.freeze`; any other
-            array is looked at in every call.
-        keeps: The function returns a pair, and the arrays in the second part stay on the device. They come back as
-            objects that the next call takes as arrays, and that `numpy.asarray` copies. An argument that stays on the
-            device may be overwritten by the result that `ops.put` makes of it.
+        function: A NumPy function that can be lowered.
+        device: A device of DEVICES.
+        writes: The function has no gradient and few rows, so an int8 device quantises all frozen weights.
+        frozen: Names of the parameters whose arrays are frozen weights. By default, read-only arrays are frozen.
+            Values derived from a weight are computed once for an array of `tree.freeze`. Any other array is compared
+            with its earlier contents in every call.
+        keeps: The function returns a pair, and the arrays in its second part stay on the device. They are returned as
+            objects that the next call accepts as arrays, and that `numpy.asarray` copies. The result of `ops.put` may
+            overwrite an argument that stays on the device.
+
+    Returns:
+        The compiled function.
 
     Raises:
-        DeviceError: The device cannot be used here, or ONNX Runtime cannot run the function.
-        LoweringError: A step of the function has no rule, or a name in `frozen` is no parameter.
+        DeviceError: The device is not available, or ONNX Runtime cannot run the function.
+        LoweringError: A step of the function has no rule, or a name in `frozen` is not a parameter.
 
     Example:
         >>> step = compile(loss_and_grads, "cpu", frozen="params")
@@ -256,7 +259,7 @@ def compile(
     """
     if check_device(device) == "numpy":
         return function
-    from tinyprompt import lowering  # imported when a device first needs it
+    from tinyprompt import lowering  # deferred until a device needs it
 
     sessions: OrderedDict[Any, Any] = OrderedDict()
     lock = threading.Lock()
@@ -273,12 +276,12 @@ def compile(
         if entry is None:
             graph, result = lowering.lower(function, *arrays, **how, frozen=frozen)
             names = [name for name, x in lowering.named(function, arrays) if isinstance(x, np.ndarray | np.generic)]
-            graph.finish(x for x in graph.outputs if x.value is None)  # a constant is known, and may be empty
+            graph.finish(x for x in graph.outputs if x.value is None)  # a constant output is known, and may be empty
             graph.drop_unread_inputs()
             if keeps:
                 graph.keep(x for _, x in leaves(result[1]) if isinstance(x, lowering.Traced))
             entry = open_graph(graph, device, packed), names, result
-        with lock:  # another thread may close the session of this key at any time
+        with lock:  # another thread may close the session at any time
             sessions[key] = entry
             sessions.move_to_end(key)
             if len(sessions) > (PACKED if packed else SESSIONS):

@@ -1,4 +1,4 @@
-"""Arrays as ONNX Runtime takes them, and what is made of frozen weights once."""
+"""Convert arrays for ONNX Runtime, and cache the values derived from frozen weights."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -9,27 +9,27 @@ from ml_dtypes import bfloat16
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
-_made: dict[tuple[int, Any, str], tuple[Any, list[Any]]] = {}  # (id of an array, recipe, memory): its state, the values
+_made: dict[tuple[int, Any, str], tuple[Any, list[Any]]] = {}  # (id of an array, recipe, memory) -> state, values
 
 
 class Held:
-    """An array that stays on a device. A graph reads it, and may write into it; `numpy.asarray` copies it."""
+    """An array that stays on a device. Graphs read it and may overwrite it; `numpy.asarray` copies it."""
 
     def __init__(self, value: Any, dtype: np.dtype) -> None:
-        self.value, self.dtype, self.shape = value, dtype, tuple(value.shape())  # an OrtValue
+        self.value, self.dtype, self.shape = value, dtype, tuple(value.shape())  # value is an OrtValue
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.value.numpy(), dtype)
 
     def stand_in(self) -> np.ndarray:
-        """An array of this shape and dtype that takes no memory."""
+        """Return an array of this shape and dtype without allocating memory."""
         return np.broadcast_to(np.zeros((), self.dtype), self.shape)
 
 
 def on_device(array: np.ndarray | np.generic | Held, memory: str) -> Any:
-    """An array as an OrtValue: on the GPU for an array that cannot change, copied once, else a view on the CPU.
+    """Return an array as an OrtValue. An immutable array is copied to the GPU once; others become CPU views.
 
-    ONNX Runtime itself copies the inputs of a run to the GPU, without waiting for each.
+    ONNX Runtime copies the inputs of a run to the GPU asynchronously.
     """
     if isinstance(array, Held):
         return array.value
@@ -42,12 +42,12 @@ def on_device(array: np.ndarray | np.generic | Held, memory: str) -> Any:
 
 
 def held(array: np.ndarray | Held, memory: str) -> Held:
-    """An array that is on the device, or is copied to it."""
+    """Return an array that is on the device, or copy it there."""
     return array if isinstance(array, Held) else Held(to_value(array, memory), array.dtype)
 
 
 def derived(array: np.ndarray, recipe: Callable, memory: str) -> list[Any]:
-    """The arrays `recipe(array)` as OrtValues, made once for as long as the array lives and keeps its contents."""
+    """Return the arrays `recipe(array)` as OrtValues. They are cached while the array lives and keeps its contents."""
     from tinyprompt import lowering
 
     key, state = (id(array), recipe, memory), lowering.state_of(array)
@@ -64,7 +64,7 @@ def _itself(array: np.ndarray) -> tuple[np.ndarray]:
 
 
 def to_value(array: np.ndarray | np.generic, memory: str) -> Any:
-    """An array as an OrtValue."""
+    """Convert an array to an OrtValue."""
     import onnxruntime as ort
 
     if array.dtype != bfloat16:
@@ -85,11 +85,11 @@ def allocate(shape: Sequence[int], dtype: np.dtype) -> Any:
 
 
 def fill(value: Any, array: np.ndarray | np.generic) -> None:
-    """Copy an array to its place on the GPU."""
+    """Copy an array to its buffer on the GPU."""
     value.update_inplace(_bits(array))
 
 
 def _bits(array: np.ndarray | np.generic) -> np.ndarray:
-    """An array as ONNX Runtime takes it: contiguous, and bfloat16, which it does not know, as 16 bits."""
+    """Return a contiguous array. bfloat16, which ONNX Runtime's Python API does not support, becomes uint16."""
     array = np.asarray(array, order="C")
     return array.view(np.uint16) if array.dtype == bfloat16 else array
