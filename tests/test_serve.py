@@ -317,7 +317,7 @@ def test_the_name_of_a_file_may_be_no_text(model, folder, tmp_path):
         assert (
             client.post("/predict", json=body_of(("none", "soup")))
             .json()["error"]
-            .endswith(r"'topic', 'x\udcff'; /tasks has them all")
+            .endswith(r"'topic', 'x\udcff'; see /tasks")
         )
         assert 'task="x\\\\udcff"' in client.get("/metrics").text
 
@@ -430,7 +430,7 @@ def test_a_full_queue_and_a_late_answer_are_told(model, folder):
                 time.sleep(0.01)
             full = client.post("/predict", json=body_of(*[("topic", "c")] * 2))
             assert full.status_code == 503
-            assert "3 rows wait already, of at most 4" in full.json()["error"]
+            assert "3 rows are waiting, the limit is 4" in full.json()["error"]
             for reply in (late.result(), waits.result()):
                 assert reply.status_code == 504
                 assert "no answer within 0.5 s" in reply.json()["error"]
@@ -456,7 +456,7 @@ def test_what_the_model_raises_is_one_sentence(model, folder):
             client.post("/predict", json=body_of(("topic", "unknown")))  # goes to the log
         quiet = TestClient(client.app, raise_server_exceptions=False, headers=AS_JSON)
         reply = quiet.post("/predict", json=body_of(("topic", "unknown")))
-        assert (reply.status_code, reply.json()) == (500, {"error": "the server has a fault; its log says more"})
+        assert (reply.status_code, reply.json()) == (500, {"error": "internal server error; see the log of the server"})
 
 
 def test_tasks_health_and_metrics(model, folder, tmp_path):
@@ -550,7 +550,7 @@ def test_prompts_are_read_again_and_never_in_part(model, folder, tmp_path):
         asked(client)
         told.clear()
         path.write_bytes(whole[: len(whole) // 2])
-        until("what was read before stays in use")
+        until("earlier prompts stay in use")
         asked(client)  # with the one that was read before
         assert "topic.safetensors" in client.get("/tasks").json()["errors"]
         told.clear()
@@ -794,7 +794,7 @@ def test_connections_are_bounded(tight):
         time.sleep(0.1)
         status, told = post(tight, body_of(("topic", "soup")))
         assert status == 503
-        assert "6 connections are open already" in told["error"]
+        assert "6 connections are open" in told["error"]
     time.sleep(0.1)
     assert post(tight, body_of(("topic", "soup")))[0] == 200
 

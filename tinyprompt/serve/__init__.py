@@ -1,1 +1,1 @@
-"""Answers over HTTP: one frozen model, and a folder of prompts."""
+"""An HTTP server for one frozen model and a folder of prompts."""

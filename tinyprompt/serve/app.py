@@ -38,29 +38,29 @@ from tinyprompt.serve.metrics import Measured, Metrics
 from tinyprompt.settings import Settings
 
 HERE = Path(__file__).parent
-SHOWN = 60  # characters of what a client sent that an error repeats
-LISTED = 5  # tasks or keys that an error lists
-LONGEST = 400  # characters of an error
-KEEP_ALIVE = 5.0  # seconds until the head of a request must have arrived, if a request may take as long
-LINGER = 1.0  # seconds in which a client that was turned away can read why
-BACKLOG = 128  # connections that are accepted before any of them is looked at
-OWN_FILES = 64  # that the process opens beside connections
+SHOWN = 60  # length limit of a client's input that an error quotes
+LISTED = 5  # number of tasks or keys that an error lists
+LONGEST = 400  # length limit of an error
+KEEP_ALIVE = 5.0  # seconds for the head of a request
+LINGER = 1.0  # seconds in which a rejected client can read the reason
+BACKLOG = 128  # pending connections of the socket
+OWN_FILES = 64  # open files besides connections
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = SHOWN
-# Pages load nothing from elsewhere, and what is in them cannot either.
+# Pages load no external resources, and neither can their content.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-FAILURES = (ValueError, FloatingPointError, DeviceError)  # of a model or a prompt that is damaged
+FAILURES = (ValueError, FloatingPointError, DeviceError)  # errors of a damaged model or prompt
 BUSY = {"Retry-After": "1"}
-CLOSE = {"Connection": "close"}  # where a part of the body was not read
+CLOSE = {"Connection": "close"}  # because a part of the body was not read
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: names of files and texts of clients may not be valid UTF-8."""
+    """JSON in ASCII, because file names and texts of clients may be invalid UTF-8."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False).encode()
@@ -69,13 +69,18 @@ class Json(JSONResponse):
 class Service:
     """A model and a folder of prompts behind HTTP.
 
-    tell: is given a line when a prompt was read, or cannot be.
+    Args:
+        model: The frozen model.
+        prompts: The folder of prompts.
+        limits: The limits of the server.
+        device: A device of DEVICES.
+        tell: Called with a line when a prompt was read or cannot be read.
     """
 
     def __init__(self, model: Model, prompts: Prompts, limits: Limits, device: str, tell: Callable[[str], None]):
         self.model, self.prompts, self.limits, self.device, self.tell = model, prompts, limits, device, tell
-        self.tasks: dict[str, Prompt] = {}  # replaced as a whole: a request sees the old ones or the new ones
-        self.errors: dict[str, str] = {}  # of prompts that can be read, but do not answer
+        self.tasks: dict[str, Prompt] = {}  # replaced atomically: a request sees either the old or the new dict
+        self.errors: dict[str, str] = {}  # errors of prompts that can be read but not used
         self.metrics = Metrics()
         self.batcher = Batcher(self.work, limits)
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
@@ -89,8 +94,8 @@ class Service:
         """Build the ASGI application.
 
         Args:
-            hosts: The names of the server that a request may ask for. Empty: any name.
-            origins: Other sites whose pages may ask, such as "https://example.org".
+            hosts: The accepted host names of the server. If empty, every name is accepted.
+            origins: Other sites whose pages may send requests, such as "https://example.org".
         """
         routes = [
             Route("/", static("page.html", "text/html")),
@@ -113,7 +118,7 @@ class Service:
             exception_handlers={HTTPException: refuse, ClientDisconnect: gone, Exception: broken},
             lifespan=self.lifespan,
         )
-        app.router.redirect_slashes = False  # a redirect would lead to whatever host the client names
+        app.router.redirect_slashes = False  # a redirect would use the host name that the client sent
         return app
 
     @contextlib.asynccontextmanager
@@ -133,28 +138,28 @@ class Service:
             await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:
-        """Read changed prompts again, and log new problems."""
+        """Reload changed prompts, and log new problems."""
         before, folder = self.problems, str(self.prompts.folder)
         self.errors.pop(folder, None)
         try:
             self.take(self.prompts.refresh())
         except CheckpointError as error:
             self.errors[folder] = str(error)
-        except Exception as error:  # the next look may find the folder in order
+        except Exception as error:  # the next check may succeed
             self.errors[folder] = f"{folder}: {type(error).__name__}: {error}"
         for name, told in self.problems.items():
             if before.get(name) != told:
-                self.tell(f"warning: {told}; what was read before stays in use")
+                self.tell(f"warning: {told}; earlier prompts stay in use")
 
     @property
     def problems(self) -> dict[str, str]:
-        """The problems of the folder, by the name of a file or a prompt."""
+        """Return the problems of the folder by file name or prompt name."""
         return self.prompts.errors | self.errors
 
     def take(self, changed: Iterable[str]) -> None:
-        """Use new and changed prompts if they answer a row, and drop deleted ones.
+        """Activate new and changed prompts that can answer a row, and drop deleted prompts.
 
-        The row also opens a first graph, so that the first client need not wait for it.
+        The row also opens a graph, so that the first client need not wait for it.
         """
         tasks = {name: prompt for name, prompt in self.tasks.items() if name in self.prompts}
         for name in changed:
@@ -167,7 +172,7 @@ class Service:
                 self.batcher.submit([(self.prompts[name], "")], urgent=True).result()
                 tasks[name] = self.prompts[name]
                 self.tell(f"{name}: ready")
-            except Exception as error:  # the other prompts must stay in use
+            except Exception as error:  # the other prompts stay in use
                 self.errors[name] = f"{self.prompts.folder}: prompt {name!r}: {error or type(error).__name__}"
         self.tasks = tasks
 
@@ -192,7 +197,7 @@ class Service:
         except TimeoutError:
             raise stage from None
         except Full:
-            told = f"{self.batcher.waiting} rows wait already, of at most {self.limits.max_waiting}; try again later"
+            told = f"{self.batcher.waiting} rows are waiting, the limit is {self.limits.max_waiting}; try again later"
             raise HTTPException(503, told, BUSY) from None
         except FAILURES as error:
             raise HTTPException(500, " ".join(str(error).split())) from None
@@ -206,7 +211,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while rows are answered."""
-        reason = None if self.batcher.alive else "no rows are answered any more; start the server again"
+        reason = None if self.batcher.alive else "the server has stopped answering rows; restart it"
         try:
             self.model.check_files()
         except CheckpointError as error:
@@ -237,10 +242,10 @@ def about(prompt: Prompt) -> dict[str, Any]:
 
 
 class Guard:
-    """ASGI middleware that refuses pages of other sites, names of other hosts, and bodies of unknown or excessive size.
+    """ASGI middleware that refuses pages of other sites, unknown host names, and bodies of unknown or excessive size.
 
-    A page of another site cannot read an answer, but it can send requests. It can also read answers if its own host
-    name leads here (DNS rebinding), so the names of the server are checked. Pages of `origins` may do both.
+    A page of another site cannot read answers, but it can send requests. If its own host name resolves to this server
+    (DNS rebinding), it can also read answers, so host names are checked. Pages of `origins` are exempt.
     """
 
     def __init__(self, app: Any, hosts: Sequence[str], origins: Sequence[str], most: int):
@@ -251,7 +256,7 @@ class Guard:
         await (refused or self.app)(scope, receive, send)
 
     def refused(self, headers: Headers) -> Response | None:
-        """Return the response to a request that is refused for its headers."""
+        """Return the response to a request with refused headers, or None."""
         host, origin = headers.get("host", "").lower(), headers.get("origin")
         advice = "if you trust it, start the server with --origin"
         if self.hosts and re.sub(r":\d*$", "", host) not in self.hosts:
@@ -259,21 +264,21 @@ class Guard:
             return error_of(403, f"the host {shown(host)} is not this server ({here}); {advice} https://HOST", CLOSE)
         foreign = headers.get("sec-fetch-site") == "cross-site"
         if origin not in self.origins and (foreign if origin is None else foreign or host_of(origin) != host):
-            return error_of(403, f"the page of another site ({shown(origin)}) may not ask; {advice} ORIGIN", CLOSE)
+            return error_of(403, f"pages of {shown(origin)} are refused; {advice} ORIGIN", CLOSE)
         if "transfer-encoding" in headers:
-            return error_of(411, "a body needs a Content-Length; it is not read in chunks", CLOSE)
+            return error_of(411, "a body needs a Content-Length; chunked bodies are not supported", CLOSE)
         if int(headers.get("content-length", 0)) > self.most:
             return error_of(413, f"the body has more than {self.most:,} bytes; send fewer rows", CLOSE)
         return None
 
 
 def host_of(origin: str) -> str:
-    """Return the host of an origin with its port, as a Host header has it."""
+    """Return the host and port of an origin, in the form of a Host header."""
     return origin.partition("://")[2].lower()
 
 
 def hosts_of(host: str, origins: Sequence[str]) -> list[str]:
-    """Return the names of a server at a loopback address. At any other address every name is accepted: empty.
+    """Return the host names of a server at a loopback address. At other addresses it is empty, and all are accepted.
 
     Example: `hosts_of("127.0.0.1", ["https://example.org"])`.
     """
@@ -284,7 +289,7 @@ def hosts_of(host: str, origins: Sequence[str]) -> list[str]:
 
 
 def check_format(headers: Headers) -> None:
-    """Raise HTTPException if a body is compressed. Its Content-Type is not asked for: `curl --data` names another."""
+    """Raise HTTPException if a body is compressed. Its Content-Type is ignored, because `curl --data` sends another."""
     coding = headers.get("content-encoding", "").lower()
     if coding not in ("", "identity"):
         raise HTTPException(415, f"Content-Encoding: expected none, found {shown(coding)}; send the JSON uncompressed")
@@ -303,10 +308,10 @@ def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list
     for number, row in enumerate(rows, 1):
         name, text = fields(row, f"row {number}", {"task": str, "input": str})
         if name not in tasks:
-            known = f"the tasks are: {listed(sorted(tasks))}; /tasks has them all" if tasks else "there are no tasks"
+            known = f"the tasks are: {listed(sorted(tasks))}; see /tasks" if tasks else "there are no tasks"
             raise HTTPException(404, f"row {number}: no task {shown(name)}; {known}")
         if len(text) > limits.max_characters:
-            told = f"has {len(text):,} characters; at most {limits.max_characters:,} are taken"
+            told = f"has {len(text):,} characters; at most {limits.max_characters:,} are accepted"
             raise HTTPException(422, f"row {number}: 'input' {told}")
         try:
             check_text(text, f"row {number}: 'input'")
@@ -320,7 +325,7 @@ def rows_of(body: bytes, tasks: dict[str, Prompt], limits: Limits) -> tuple[list
 
 
 def fields(value: Any, where: str, expected: dict[str, type]) -> list[Any]:
-    """Return the values of a JSON object with exactly these keys. Raises HTTPException."""
+    """Return the values of a JSON object with exactly the expected keys. Raises HTTPException."""
     if not isinstance(value, dict) or value.keys() != expected.keys():
         found = f"the keys {listed(value) or 'none'}" if isinstance(value, dict) else shown(value)
         raise HTTPException(422, f"{where}: expected an object with {' and '.join(map(repr, expected))}, found {found}")
@@ -332,7 +337,7 @@ def fields(value: Any, where: str, expected: dict[str, type]) -> list[Any]:
 
 
 def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Read a JSON object without duplicate keys. Raises ValueError."""
+    """Build a dict from the pairs of a JSON object. Raises ValueError for a repeated key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key occurs twice")
@@ -340,23 +345,23 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def no_json(name: str) -> None:
-    """Refuse NaN and infinities, which Python would read. Raises ValueError."""
+    """Refuse NaN and infinity, which Python's parser accepts. Raises ValueError."""
     raise ValueError(f"{name} is not JSON")
 
 
 def shown(value: Any) -> str:
-    """Quote input of a client in an error: short, of little depth, and in ASCII."""
+    """Quote a client's input for an error: shortened, of limited depth, in ASCII."""
     text = SHORT.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def listed(names: Collection[str]) -> str:
-    """Quote the first of some names."""
+    """Quote the first names of a collection."""
     return ", ".join([*map(shown, itertools.islice(names, LISTED)), *["..."] * (len(names) > LISTED)])
 
 
 def error_of(status: int, told: str, headers: Mapping[str, str] | None = None) -> Json:
-    """Build the response to a refused request: one sentence of bounded length."""
+    """Build the response to a refused request: one sentence of limited length."""
     return Json({"error": told if len(told) <= LONGEST else f"{told[:LONGEST]}..."}, status, headers)
 
 
@@ -369,36 +374,36 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def gone(request: Request, error: Exception) -> Response:
-    """Build the response to a client that has left."""
+    """Build the response to a client that has disconnected."""
     return error_of(400, "the client closed the connection")
 
 
 async def broken(request: Request, error: Exception) -> Response:
-    """Build the response to an internal error. The traceback is logged."""
-    return error_of(500, "the server has a fault; its log says more")
+    """Build the response to an internal error. Its traceback is logged."""
+    return error_of(500, "internal server error; see the log of the server")
 
 
 class Connection(H11Protocol):
-    """A connection that is cut off in time, however slowly a client sends or reads.
+    """A connection with time limits for slow clients.
 
-    The head of a request has the keep-alive time, and the request with its answer has twice the timeout. A connection
-    beyond the limit is told so and closed.
+    The head of a request must arrive within the keep-alive time, and the request with its answer within twice the
+    timeout. A connection beyond the limit gets an error and is closed.
     """
 
     limits = Limits()
-    leaving: ClassVar[set[Any]] = set()  # that were turned away, and not closed yet
-    ended = False  # whether the client sends no more
+    leaving: ClassVar[set[Any]] = set()  # rejected connections that are still open
+    ended = False  # whether the client has stopped sending
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        transport.max_size = 2**14  # bytes that are read, and parsed, before other connections have their turn
+        transport.max_size = 2**14  # bytes that are read and parsed before other connections get their turn
         self.timer = self.loop.call_later(self.timeout_keep_alive, transport.abort)
         if len(self.connections) > self.limits.max_connections:
-            told = f"{self.limits.max_connections} connections are open already; try again later"
+            told = f"{self.limits.max_connections} connections are open, the limit; try again later"
             self.turn_away(error_of(503, told, BUSY | CLOSE))
 
     def turn_away(self, response: Response) -> None:
-        """Answer without a request, and close. A client may send a while longer; else it could not read the answer."""
+        """Send an error and close. The client may keep sending for a while; otherwise it could not read the error."""
         for event in (
             h11.Response(status_code=response.status_code, headers=response.raw_headers),
             h11.Data(data=bytes(response.body)),
@@ -426,7 +431,7 @@ class Connection(H11Protocol):
             self.start_timer()
 
     def eof_received(self) -> Any:
-        """Keep the connection if a request has arrived completely: its client waits for the answer."""
+        """Keep the connection if a complete request has arrived, because its client waits for the answer."""
         self.ended = True
         return self.under_way and not self.cycle.more_body
 
@@ -443,11 +448,11 @@ class Connection(H11Protocol):
 
     @property
     def under_way(self) -> bool:
-        """Whether a request is being read or answered."""
+        """Return whether a request is being read or answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def start_timer(self) -> None:
-        """Cut the connection off if the next step takes too long."""
+        """Close the connection if the next step takes too long."""
         self.timer.cancel()
         if self not in self.leaving:
             seconds = 2 * self.limits.timeout if self.under_way else self.timeout_keep_alive
@@ -455,7 +460,7 @@ class Connection(H11Protocol):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket. Raises ValueError if there is none."""
+    """Open a listening socket. Raises ValueError if that fails."""
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
@@ -466,9 +471,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_open_files(limits: Limits) -> None:
-    """Let the process open as many files as the limits need. Raises ValueError if it may not.
+    """Raise the limit of open files to what `limits` needs. Raises ValueError if the system forbids it.
 
-    A server that cannot accept a connection logs a traceback for each that waits, and answers nobody.
+    A server that cannot accept a connection logs a traceback for each pending connection, and answers nobody.
     """
     try:
         import resource
@@ -481,15 +486,15 @@ def check_open_files(limits: Limits) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         except (OSError, ValueError):
             raise ValueError(
-                f"setting max_connections: {limits.max_connections} need {needed} open files, and `ulimit -n` allows "
-                f"{hard}; expected fewer connections or a higher limit"
+                f"setting max_connections: {limits.max_connections} need {needed} open files, but `ulimit -n` "
+                f"allows {hard}; expected fewer connections or a higher limit"
             ) from None
 
 
 def run(service: Service, sock: socket.socket, origins: Sequence[str] = ()) -> None:
     """Serve until SIGTERM or SIGINT, then answer pending requests and return.
 
-    origins: other sites whose pages may ask; their host names are also accepted as names of the server.
+    origins: Other sites whose pages may send requests. Their host names are also accepted as names of the server.
     """
     protocol = type("Connection", (Connection,), {"limits": service.limits, "leaving": set()})
     server = uvicorn.Server(
@@ -499,7 +504,7 @@ def run(service: Service, sock: socket.socket, origins: Sequence[str] = ()) -> N
             loop="asyncio",
             ws="none",
             lifespan="on",
-            log_level="error",  # warnings are about what clients send, so their number has no bound
+            log_level="error",  # clients cause warnings, so their number is unlimited
             backlog=BACKLOG,
             access_log=False,
             server_header=False,
@@ -507,6 +512,6 @@ def run(service: Service, sock: socket.socket, origins: Sequence[str] = ()) -> N
             timeout_graceful_shutdown=math.ceil(service.limits.timeout) + 1,
         )
     )
-    for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises again, in the end, the signal that stopped it
+    for name in (signal.SIGTERM, signal.SIGINT):  # at the end, uvicorn raises the signal again
         signal.signal(name, lambda *_: None)
     server.run([sock])

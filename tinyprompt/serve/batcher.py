@@ -1,4 +1,4 @@
-"""Rows that arrive together share a batch: a bounded queue, and one thread that works on it."""
+"""Batches of rows that arrive together: a bounded queue, and a worker thread."""
 
 import contextlib
 import math
@@ -13,23 +13,23 @@ from tinyprompt.serve.limits import Limits
 
 
 class Full(Exception):
-    """The queue has no room for these rows, or is closed."""
+    """The queue is closed, or does not have room for these rows."""
 
 
 class Place(NamedTuple):
-    """A waiting row: its request, its number, and the time of its arrival."""
+    """A waiting row: its request, its index, and its time of arrival."""
 
     future: Future
-    results: list[tuple[Any] | None]  # of all rows that came with it; None as long as one is not known
+    results: list[tuple[Any] | None]  # results of all rows of the request; None for pending rows
     at: int
     row: Any
     since: float
 
 
 class Batcher:
-    """Calls `work(rows)`, a result for each row, from one thread: for the rows of several callers at once.
+    """Call `work(rows)`, which returns a result for each row, in one thread for the rows of several callers.
 
-    A row waits at most `limits.batch_wait` seconds for others. A batch has at most `limits.batch_rows` rows.
+    A row waits at most `limits.batch_wait` seconds for other rows. A batch has at most `limits.batch_rows` rows.
 
     Example: `Batcher(lambda rows: [row + 1 for row in rows], Limits()).submit([1, 2]).result()`.
     """
@@ -44,19 +44,23 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """The number of rows in the queue."""
+        """Return the number of rows in the queue."""
         return len(self._queue)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is running."""
+        """Return whether the thread is running."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, rows: Sequence[Any], urgent: bool = False) -> Future:
-        """A future of the results of some rows, in their order. One that is cancelled is not computed.
+        """Queue rows. Returns a future of their results in order. Rows of a cancelled future are not computed.
 
-        urgent: the rows come before all others, wait for none, and always fit. Raises Full if the rows do not fit into
-        the queue: all are taken, or none.
+        Args:
+            rows: The rows, which are queued together or not at all.
+            urgent: Process the rows first and without waiting for others. They always fit into the queue.
+
+        Raises:
+            Full: The rows do not fit into the queue.
         """
         future: Future = Future()
         results: list[tuple[Any] | None] = [None] * len(rows)
@@ -76,7 +80,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Take no more rows, and return when the waiting ones are answered."""
+        """Refuse further rows, and return when the waiting rows are answered."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -87,7 +91,7 @@ class Batcher:
             self._answer(batch)
 
     def _take(self) -> list[Place] | None:
-        """Return the next batch, without cancelled rows. None: closed and empty."""
+        """Return the next batch without cancelled rows, or None if the queue is closed and empty."""
         size = self._limits.batch_rows
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
@@ -102,11 +106,11 @@ class Batcher:
             return batch
 
     def _answer(self, batch: list[Place]) -> None:
-        """Compute a batch. If it fails, compute each row alone, so that one row fails only its own request."""
+        """Compute a batch. If it fails, compute each row separately, so that a row fails only its own request."""
         try:
             results = self._work([place.row for place in batch]) if batch else []
             found = list(zip(batch, results, strict=True))
-        except BaseException as error:  # also what a library in Rust raises: the thread must go on
+        except BaseException as error:  # including panics of Rust libraries, because the thread must continue
             if len(batch) == 1:
                 settle(batch[0].future.set_exception, error)
             for place in batch if len(batch) > 1 else ():

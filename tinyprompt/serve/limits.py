@@ -1,4 +1,4 @@
-"""The limits of a server. The command line, the checks and the docs read one line for each."""
+"""The limits of a server. The command line, the checks and the docs use this one definition."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from tinyprompt.settings import COUNT, NOT_NEGATIVE, POSITIVE, check_fields, set
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes, and how it makes batches. Raises TypeError or ValueError that names the limit.
+    """The limits of requests and batches. Raises TypeError or ValueError that names the limit.
 
     Example: `Limits(max_rows=64, timeout=10.0)`.
     """
@@ -16,12 +16,12 @@ class Limits:
     max_bytes: int = setting(2**20, "limits", "bytes of a request's body", COUNT)
     max_rows: int = setting(64, "limits", "rows of a request", COUNT)
     max_characters: int = setting(10_000, "limits", "characters of a row", COUNT)
-    max_waiting: int = setting(256, "limits", "rows that wait to be answered; more are refused", COUNT)
+    max_waiting: int = setting(256, "limits", "rows waiting for an answer; more are refused", COUNT)
     max_connections: int = setting(256, "limits", "connections at once; more are refused", COUNT)
-    timeout: float = setting(30.0, "limits", "seconds for a request, until it is answered", POSITIVE)
-    batch_rows: int = setting(32, "batches", "rows that are computed together", COUNT)
-    batch_wait: float = setting(0.005, "batches", "seconds that a row waits for others", NOT_NEGATIVE)
-    reload_every: float = setting(1.0, "batches", "seconds between two looks at the folder", POSITIVE)
+    timeout: float = setting(30.0, "limits", "seconds from a request to its answer", POSITIVE)
+    batch_rows: int = setting(32, "batches", "rows computed together", COUNT)
+    batch_wait: float = setting(0.005, "batches", "seconds that a row waits for other rows", NOT_NEGATIVE)
+    reload_every: float = setting(1.0, "batches", "seconds between two checks of the folder", POSITIVE)
     # fmt: on
 
     def __post_init__(self):

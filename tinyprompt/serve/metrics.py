@@ -13,7 +13,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """The counters of one server, in a registry of its own."""
+    """The counters of one server, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -32,11 +32,11 @@ class Metrics:
         )
         self.waiting = Gauge("tinyprompt_rows_waiting", "Rows in the queue.", registry=registry)
         self.tasks = Gauge("tinyprompt_tasks", "Prompts in use.", registry=registry)
-        self.total: Count[str] = Count()  # also of prompts that are deleted
+        self.total: Count[str] = Count()  # includes deleted prompts
         self.errors = Gauge("tinyprompt_prompt_errors", "Files of the folder that cannot be used.", registry=registry)
 
     def answered(self, tasks: Sequence[str], known: Container[str]) -> None:
-        """Count answered rows by task. A task that is deleted meanwhile counts in the total only."""
+        """Count answered rows by task. Rows of a deleted task count only in the total."""
         self.total["rows"] += len(tasks)
         for name, rows in Count(tasks).items():
             if name in known:
@@ -58,12 +58,12 @@ class Metrics:
 
 
 def label(task: str) -> str:
-    """Return the label of a task: the name of a file may hold bytes that are not UTF-8."""
+    """Return the label of a task. Bytes of its name that are not UTF-8 are escaped."""
     return task.encode(errors="backslashreplace").decode()
 
 
 class Measured:
-    """ASGI middleware that counts requests: known paths by name, all others together."""
+    """ASGI middleware that counts requests: known paths by name, other paths together."""
 
     def __init__(self, app: Any, metrics: Metrics, paths: Sequence[str]):
         self.app, self.metrics, self.paths = app, metrics, paths
