@@ -237,7 +237,7 @@ def test_a_whole_run_on_random_weights(study, capsys):
         ("z_loss = 0.0\n", "", (), "z_loss 0.0001"),
         ('model = ["tiny"]', 'method = ["none"]', (), "method 'none': time is compared only with method 'prompt'"),
         ('dev = "dev.tsv"\n', 'dev = "dev.tsv"\ntask = "generate"\n', (), "free text"),
-        ("", "", ("--batch-size", "4"), "--batch-size: goes with one step"),
+        ("", "", ("--batch-size", "4"), "--batch-size: for single steps"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(study, capsys, old, new, words, message):

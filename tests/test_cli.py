@@ -143,8 +143,8 @@ def test_free_text_is_written_as_predict_is_told(call, fails, models, prompt, tm
     assert call("predict", path, "a film", *model, "--num-beams", "3", "--length-penalty", "0.5")[0]
     call("eval", path, rows, *model, "--num-beams", "2", "--max-new-tokens", "3")
     for wrong in (("--json",), ("--num-beams", "2")):
-        assert "--stream: goes with free text" in fails("predict", path, "a film", *model, "--stream", *wrong)
-    assert "--stream: goes with free text" in fails("predict", prompt, "a film", *model, "--stream")
+        assert "--stream: needs free text" in fails("predict", path, "a film", *model, "--stream", *wrong)
+    assert "--stream: needs free text" in fails("predict", prompt, "a film", *model, "--stream")
     assert "setting num_beams: expected 1 to 100, found 0" in fails(
         "predict", path, "a film", *model, "--num-beams", "0"
     )
@@ -188,7 +188,7 @@ def test_examples_in_the_input_in_place_of_a_prompt(call, fails, models, tmp_pat
             ("--k", "2", "--max-input-tokens", "40"),
             "examples, but only 40 are read; take fewer or shorter examples, or read",
         ),
-        (("--k", "21"), "20 rows, expected at least the 21 of --k"),
+        (("--k", "21"), "20 rows, expected at least --k 21"),
         (("--k", "-1"), "--k: expected 0 or more, found -1"),
         (("--seed", "-1"), "setting seed: expected 0 or more, found -1"),
         (("--task", "nonsense"), "task 'nonsense': expected one of auto, classify, generate, boolq"),
@@ -302,7 +302,7 @@ def test_predict_takes_texts_that_begin_with_a_dash(call, fails, models, prompt,
             assert [one["input"] for one in found] == [word for word in words if word != "--"]
     assert len(call("predict", prompt, "a", *model, "b", "--", "--c")[0]["predictions"]) == 3
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
-    assert "--data: goes without texts" in fails("predict", prompt, "a", "--data", rows, *model[:2])
+    assert "--data: cannot be combined with texts" in fails("predict", prompt, "a", "--data", rows, *model[:2])
 
 
 def test_a_tuned_prompt_starts_another_run(call, models, prompt, tmp_path):
@@ -376,13 +376,13 @@ def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
     out, err = call("convert", adapter, google, "--json")
     assert out["shapes"] == {PROMPT: [5, 20]}
     assert out.keys() == {"source", "target", "kind", "model", "label_words", "shapes"}
-    assert err.startswith(f"warning: {google} holds the vectors only")
+    assert err.startswith(f"warning: {google} stores only the vectors")
     scored, err = call("eval", google, rows, *model, "--json")
     assert scored["metric"] == "exact match"  # it writes freely: no label words are known
-    assert f"warning: {google} does not say which weights" in err
+    assert f"warning: {google} does not store the fingerprint" in err
     out, err = call("convert", google, ours, "--label-words", "bad", "good", *model, "--json")
     assert (out["model"], out["label_words"]) == ("one", ["bad", "good"])
-    unknown = "warning: {} does not say which weights it was tuned on; only its shape was checked\n"
+    unknown = "warning: {} does not store the fingerprint of its model; only its shape was checked\n"
     assert err == unknown.format(google)
     assert call("inspect", google, *model)[1] == unknown.format(google)
     assert prompts.load_prompt(ours).fingerprint == prompts.load_prompt(prompt).fingerprint
@@ -390,7 +390,7 @@ def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
     assert (scored["metric"], scored["score"]) == ("accuracy", wanted)
     assert "warning" not in err
     _, err = call("export", "--prompt", google, "--out", tmp_path / "out", *model)
-    assert err == f"warning: {google} does not say which weights it was tuned on; only its shape was checked\n"
+    assert err == f"warning: {google} does not store the fingerprint of its model; only its shape was checked\n"
     for path in (adapter, google):
         more = ("--init", "file", "--init-file", path, "--out", tmp_path / "q.safetensors", *QUICK)
         call("tune", rows, "--dev", rows, *model, *more)
@@ -499,9 +499,9 @@ def test_eval_and_predict_fail_in_one_line(fails, models, prompt, tmp_path, comm
     [
         (
             ["{models[0]}", "{tmp}/m", "--label-words", "a"],
-            "one: is no prompt; --model and --label-words go with prompts only",
+            "one: is not a prompt; --model and --label-words apply only to prompts",
         ),
-        (["{prompt}", "{tmp}/a.npy", "--tokenizer", "t"], "--tokenizer goes with models only"),
+        (["{prompt}", "{tmp}/a.npy", "--tokenizer", "t"], "--tokenizer applies only to models"),
         (["{prompt}", "{tmp}/a.npy", "--label-words", "a", "a "], "--label-words: expected different words"),
         (["{prompt}", "{tmp}/a.npy", "--label-words", ""], "--label-words: expected different words"),
         (["{prompt}", "{tmp}/a.npy", "--model", "{models[1]}"], "tuned on 'one'"),
@@ -556,7 +556,7 @@ def test_the_rows_that_eval_writes_can_be_read_again(call, fails, models, prompt
     assert last == (odd[-1][0] if ending == "csv" else r"tab\tand\r\nbreak")
     before = answers.read_bytes()
     told = fails("eval", prompt, answers, *model, "--rows", tmp_path / "." / answers.name)
-    assert "is the file that the rows are read from; name another" in told
+    assert "is also the input file; name another" in told
     assert answers.read_bytes() == before
 
 
@@ -595,7 +595,7 @@ def test_a_size_that_the_method_does_not_have_is_refused(fails, models, tmp_path
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     out = ("--model", models[0], "--out", tmp_path / "p.safetensors")
     told = fails("tune", rows, *out, "--method", method, option, "4")
-    assert f"{option}: method '{method}' has no such size" in told
+    assert f"{option}: method '{method}' does not use it" in told
 
 
 def test_text_and_file_of_the_first_prompt_imply_it(call, models, prompt, tmp_path):
@@ -628,7 +628,7 @@ def test_what_is_odd_about_the_rows_is_said(call, models, tmp_path):
     assert "all targets are 'good'" in call("tune", one, "--dev", one, *more)[1]
     long = write_rows(tmp_path / "long.tsv", [(f"{i}", f"{i} " * 9) for i in range(9)])
     said = call("tune", long, "--dev", long, *more, "--max-new-tokens", 4, "--max-input-tokens", 1)[1]
-    assert "9 of 9 dev targets have more than the 4 tokens that are written" in said
+    assert "9 of 9 dev targets have more than 4 tokens, the limit of an answer" in said
     assert "18 of 18 inputs lose their end at 1 tokens" in said
 
 
@@ -775,9 +775,7 @@ def test_a_panic_of_a_library_is_one_line(fails, models, prompt, monkeypatch):
         raise PanicException("index out of bounds")
 
     monkeypatch.setattr(ByteTokenizer, "encode", panic)
-    assert "the tokenizers library broke off: index out of bounds" in fails(
-        "predict", prompt, "a", "--model", models[0]
-    )
+    assert "the tokenizers library failed: index out of bounds" in fails("predict", prompt, "a", "--model", models[0])
 
 
 LONG = [(text, {"bad": "Not GOOD at all", "good": "Rather nice"}[word]) for text, word in NAMED]
@@ -836,7 +834,7 @@ def test_tune_without_a_name_overwrites_nothing(call, models, tmp_path, monkeypa
     call("tune", rows, "--model", models[0], *QUICK)
     before = Path("prompt.safetensors").read_bytes()
     _, err = call("tune", rows, "--model", models[0], *QUICK)
-    assert "prompt.safetensors is there; the new prompt goes to prompt-2.safetensors" in err
+    assert "prompt.safetensors exists; the new prompt is written to prompt-2.safetensors" in err
     assert Path("prompt.safetensors").read_bytes() == before
     assert prompts.load_prompt("prompt-2.safetensors").label_words == ("bad", "good")
 

@@ -193,7 +193,7 @@ def test_a_model_is_printed_with_its_blocks_folded(call, tmp_path):
 def test_what_is_neither(fails, tmp_path):
     (text := tmp_path / "text.txt").write_text("This is no prompt.")
     for path in (text, tmp_path / "nothing", BUILT_IN / "model.safetensors"):
-        assert "inspect takes files of prompts, " in fails(path)
+        assert "inspect accepts prompt files, " in fails(path)
     assert "has no config.json, so it is not a model directory" in fails(tmp_path)
     assert "tinyprompt pull org/name" in fails("org/name")
     assert "--top: expected at least 1" in fails(text, "--top", "0")

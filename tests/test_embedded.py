@@ -151,9 +151,9 @@ def test_errors_name_what_to_do(tmp_path, capsys, monkeypatch):
         assert main(["export", *map(str, words)]) == 2
         return capsys.readouterr().err
 
-    assert "--c: is a folder of its own; leave out --plain" in told("--c", tmp_path / "c", "--plain")
-    assert "--rows: goes with --c" in told("--rows", "a.tsv")
-    assert "takes one or two files" in told("--c", tmp_path / "c", "--rows", "a", "b", "c")
+    assert "--c: has its own folder; leave out --plain" in told("--c", tmp_path / "c", "--plain")
+    assert "--rows: needs --c" in told("--rows", "a.tsv")
+    assert "needs --c and one or two files" in told("--c", tmp_path / "c", "--rows", "a", "b", "c")
     monkeypatch.setattr(embedded, "version", lambda package: None)
     assert "pip install 'tinyprompt-t5[embedded]'" in told("--c", tmp_path / "c")
     assert not (tmp_path / "c").exists()

@@ -79,8 +79,8 @@ def test_from_one_command_with_seeds_to_the_table(tmp_path, folder, capsys):
     ]
     for wrong, message in (
         (["--seeds", "0"], "expected 1 or more"),
-        (["--seeds", "2", "--plot", "x.png"], "goes without --resume and --plot"),
-        (["--seeds", "2", "--resume", paths[0]], "goes without --resume and --plot"),
+        (["--seeds", "2", "--plot", "x.png"], "cannot be combined with --resume or --plot"),
+        (["--seeds", "2", "--resume", paths[0]], "cannot be combined with --resume or --plot"),
     ):
         assert main([*tune, *wrong]) == 2
         assert message in capsys.readouterr().err

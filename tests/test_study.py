@@ -683,7 +683,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(start, tmp_path):
     assert process.wait(30) == 130
     err = (tmp_path / "err").read_text()
     assert "Traceback" not in err
-    assert err.splitlines()[-1].endswith("/out; the same command goes on")
+    assert err.splitlines()[-1].endswith("/out; repeat the command to continue")
     assert 0 < len(finished(tmp_path / "out")) < 1 + 2 * (3 + KILLS)
 
 
@@ -692,7 +692,7 @@ def test_a_worker_that_is_killed_is_told(at, tmp_path, monkeypatch):
         os.kill(os.getpid(), 9)
 
     monkeypatch.setattr(cells, "run_cell", dies)
-    with pytest.raises(DeviceError, match="finished cells are kept; the same command goes on"):
+    with pytest.raises(DeviceError, match="finished cells are kept; repeat the command to continue"):
         list(cells.run(read(at, tmp_path).cells, tmp_path / "out", jobs=2))
 
 

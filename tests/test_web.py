@@ -642,7 +642,7 @@ def test_what_a_folder_cannot_be_made_of(tmp_path, capsys, monkeypatch, folder):
         assert not out.exists()
         return capsys.readouterr().err
 
-    assert "--web: is a folder of its own; leave out --out" in refused("--out", "other")
+    assert "--web: has its own folder; leave out --out" in refused("--out", "other")
     assert "the page reads tokenizers of the kind" in refused("--model", folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")

@@ -1,1 +1,1 @@
-"""The command line. Knows arguments and what is printed, and computes nothing."""
+"""The command line: arguments, help and output. Computation is in the other folders."""

@@ -1,4 +1,4 @@
-"""Commands that use a prompt: `eval`, `predict`, `few-shot` and `ensemble`."""
+"""The commands that use a prompt: `eval`, `predict`, `few-shot` and `ensemble`."""
 
 import argparse
 import csv
@@ -49,10 +49,10 @@ from tinyprompt.predict import Answer, answer, predict, stream
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics, registry
 
-ENDINGS = (".tsv", ".csv")  # of --rows
-IN_TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})  # characters that a field of a .tsv cannot hold
-CONFUSION = 10  # labels up to which a confusion matrix is printed
-# The lines of the table of `ensemble`: average, best and majority are the paper's table 3.
+ENDINGS = (".tsv", ".csv")  # suffixes for --rows
+IN_TSV = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})  # not allowed in a field of a .tsv
+CONFUSION = 10  # largest number of labels for which a confusion matrix is printed
+# The lines of the table of `ensemble`. Average, best and majority correspond to the paper's table 3.
 TABLE_3 = {"average": "average", "best": "best alone", "majority": "majority vote", "mean": "mean score"}
 
 
@@ -69,11 +69,11 @@ TABLE_3 = {"average": "average", "best": "best alone", "majority": "majority vot
     options("text", names=["max_input_tokens"]),
 )
 def evaluate(args: argparse.Namespace) -> Output:
-    """Score a saved prompt on rows of a file."""
+    """Score a saved prompt on the rows of a file."""
     started = time.perf_counter()
     check_ending(args.rows, *ENDINGS)
     if args.rows and Path(args.rows).resolve() in [Path(path).resolve() for path in args.data]:
-        raise ValueError(f"--rows {args.rows}: is the file that the rows are read from; name another")
+        raise ValueError(f"--rows {args.rows}: is also the input file; name another file")
     job, prompt = open_job(args)
     rows = job.read(args.data)
     job.check_targets(", ".join(args.data), rows, prompt.label_words)
@@ -111,7 +111,7 @@ def evaluate(args: argparse.Namespace) -> Output:
 
 
 def bare_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings of reading, for the frozen model without a prompt."""
+    """Return the settings that also apply to the frozen model without a prompt."""
     return {"max_input_tokens": settings.max_input_tokens, "length_penalty": settings.length_penalty}
 
 
@@ -123,7 +123,7 @@ def answers(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> 
 def write_rows(path: Path, rows: Sequence[Row], found: Sequence[Answer]) -> None:
     """Write a line for each row: input, target, answer, and the probability of each label.
 
-    A .csv is quoted. A .tsv is read without quotes, so tabs and line breaks are written as \\t and \\n.
+    A .csv file is quoted. A .tsv file is not, so tabs and line breaks are written as \\t and \\n.
     """
     table = [["input", "target", "answer", *(f"p({word})" for word in found[0].probabilities)]]
     for row, one in zip(rows, found, strict=True):
@@ -137,7 +137,7 @@ def write_rows(path: Path, rows: Sequence[Row], found: Sequence[Answer]) -> None
 
 
 def confusion_text(counts: list[list[int]], words: Sequence[str]) -> str:
-    """Return the confusion matrix as text: a row for each target, a column for each answer."""
+    """Format a confusion matrix: a row for each target, a column for each answer."""
     wide = max(6, *(len(word) for word in words))
     lines = [("target", *words), *((word, *map(str, row)) for word, row in zip(words, counts, strict=True))]
     return "\n".join(["rows by target and answer", *("  ".join(f"{cell:>{wide}}" for cell in line) for line in lines)])
@@ -147,19 +147,19 @@ def confusion_text(counts: list[list[int]], words: Sequence[str]) -> str:
     "predict",
     'mine.safetensors "Was the soup any good?"',
     PROMPT,
-    argument("text", metavar="TEXT", nargs="*", help="texts to answer (lines on standard input)"),
-    argument("--data", metavar="FILE", help="file of rows to take the texts from"),
+    argument("text", metavar="TEXT", nargs="*", help="texts to answer (default: the lines of standard input)"),
+    argument("--data", metavar="FILE", help="file of rows with the texts"),
     TASK,
     INPUT,
     model_argument(),
-    argument("--stream", action="store_true", help="print free text while it is written"),
+    argument("--stream", action="store_true", help="print free text while it is generated"),
     DEVICE,
     options("text", names=["max_input_tokens"]),
 )
 def predict_texts(args: argparse.Namespace) -> Output:
     """Answer texts with a saved prompt."""
     if args.text and args.data:
-        raise ValueError("--data: goes without texts; give one or the other")
+        raise ValueError("--data: cannot be combined with texts; give one or the other")
     job, prompt = open_job(args)
     texts = [row.input for row in job.read([args.data], labelled=False)] if args.data else args.text
     file = next((text for text in texts if Path(text).suffix in (".tsv", ".csv", ".jsonl") and is_file(text)), None)
@@ -170,7 +170,7 @@ def predict_texts(args: argparse.Namespace) -> Output:
         raise DataError("nothing to predict: give a text, --data FILE, or lines on standard input")
     data.check_texts(texts)
     if args.stream and (args.json or prompt.label_words or job.settings.num_beams > 1):
-        raise ValueError("--stream: goes with free text, written with one beam and without --json")
+        raise ValueError("--stream: needs free text and one beam, without --json")
     say(describe_device(args.device))
     job.warn_of_cut(texts)
     found: list[str] = []
@@ -193,7 +193,7 @@ def is_file(text: str) -> bool:
 
 
 def show(pieces: Iterable[str]) -> str:
-    """Print the pieces of a text in one line while they arrive, and return the text."""
+    """Print the pieces of a text in one line as they arrive, and return the text."""
     text = ""
     for piece in pieces:
         put(visible(piece).replace("\n", "\\n"), end="")
@@ -205,17 +205,17 @@ def show(pieces: Iterable[str]) -> str:
 @command(
     "few-shot",
     "train.tsv test.tsv --k 4",
-    argument("train", metavar="TRAIN", help=f"rows to take the examples from: {ROWS}"),
+    argument("train", metavar="TRAIN", help=f"rows with the examples: {ROWS}"),
     argument("data", metavar="DATA", help="rows to score"),
     model_argument(),
     argument("--k", type=int, metavar="N", default=4, help="examples in front of every row"),
-    argument("--template", metavar="TEXT", default=data.TEMPLATE, help="how an example reads"),
+    argument("--template", metavar="TEXT", default=data.TEMPLATE, help="format of an example"),
     DEVICE,
     COLUMNS,
     options("text", names=["task", "max_input_tokens", "seed"]),
 )
 def few_shot(args: argparse.Namespace) -> Output:
-    """Score the frozen model on rows with solved examples in front of each: prompt design, without training."""
+    """Score the frozen model with solved examples in front of each row: prompt design, without training."""
     if args.k < 0:
         raise ValueError(f"--k: expected 0 or more, found {args.k}")
     settings = Settings(**{"max_input_tokens": 512} | given(args))
@@ -227,7 +227,7 @@ def few_shot(args: argparse.Namespace) -> Output:
     words = job.reader.label_words(rows)
     job.check_targets(args.data, test, words)
     if args.k > len(rows):
-        raise DataError(f"{args.train}: {len(rows)} rows, expected at least the {args.k} of --k")
+        raise DataError(f"{args.train}: {len(rows)} rows, expected at least --k {args.k}")
     shots = [rows[i] for i in np.random.default_rng(settings.seed).choice(len(rows), args.k, replace=False)]
     tokenizer = job.model.tokenizer
     texts = data.in_context([r.input for r in test], shots, args.template, tokenizer, settings.max_input_tokens)
@@ -235,7 +235,7 @@ def few_shot(args: argparse.Namespace) -> Output:
     found = answers(job.model, Prompt(label_words=words, settings=asdict(settings)), texts, args.device)
     scores = registry.score(settings.task, [one.text for one in found], test, words)
     result = {**scores.as_dict(), "k": args.k, "seed": settings.seed, "first": texts[0]}
-    return Output(result, f"{scores}\n{args.k} examples in front of each; the first one read:\n{texts[0]}")
+    return Output(result, f"{scores}\n{args.k} examples in front of each row; the first input:\n{texts[0]}")
 
 
 @command(
@@ -252,7 +252,7 @@ def few_shot(args: argparse.Namespace) -> Output:
 def score_ensemble(args: argparse.Namespace) -> Output:
     """Score several prompts of one task: average, best, majority vote and mean score.
 
-    All prompts answer in one pass over the rows. Average, best and majority are the paper's table 3.
+    All prompts answer in one pass over the rows. Average, best and majority correspond to the paper's table 3.
     """
     loaded = [prompts.load_prompt(path) for path in args.prompts]
     model = open_model(args.model, loaded[0])
@@ -260,14 +260,14 @@ def score_ensemble(args: argparse.Namespace) -> Output:
     (job, first), found = opened[0], [prompt for _, prompt in opened]
     for path, (own, other) in zip(args.prompts, opened, strict=True):
         if own.settings.task != job.settings.task:
-            told = f"{args.prompts[0]} is of task {job.settings.task!r}, {path} of {own.settings.task!r}"
-            raise ValueError(f"{told}; an ensemble is of one task, name it with --task")
+            told = f"{args.prompts[0]} has task {job.settings.task!r}, {path} has task {own.settings.task!r}"
+            raise ValueError(f"{told}; an ensemble has one task; name it with --task")
         if frozenset(other.label_words or ()) != frozenset(first.label_words or ()):
             odd = [
                 f"{p} has {', '.join(x.label_words or ('free text',))}"
                 for p, x in ((args.prompts[0], first), (path, other))
             ]
-            raise DataError(f"an ensemble needs prompts of the same label words: {'; '.join(odd)}")
+            raise DataError(f"an ensemble needs prompts with the same label words: {'; '.join(odd)}")
     rows = job.read([args.data])
     job.check_targets(args.data, rows, first.label_words)
     say(describe_device(args.device))

@@ -25,18 +25,18 @@ from tinyprompt.study.grid import read_study
     "check",
     "path/to/t5",
     model_argument("model", nargs="?"),
-    argument("--batch", metavar="FILE", help="a .npz file: prompt and the arrays of a batch"),
+    argument("--batch", metavar="FILE", help="a .npz file with a prompt and the arrays of a batch"),
     argument("--gradient", metavar="FILE", help="a .npy file: your gradient of its loss with respect to its prompt"),
-    argument("--device", choices=DEVICES, help="check this device alone beside NumPy and torch (all in float32)"),
-    argument("--save", metavar="FILE", help="write a batch there, for a gradient computed elsewhere"),
+    argument("--device", choices=DEVICES, help="check only this device beside NumPy and torch (all float32 devices)"),
+    argument("--save", metavar="FILE", help="file for a batch, to compute its gradient elsewhere"),
 )
 def check(args: argparse.Namespace) -> Output:
-    """Compare logits, loss and prompt gradient of every engine with NumPy in float64; exit status 1 if one is wrong.
+    """Compare logits, loss and prompt gradient of every engine with NumPy in float64. Exit status 1 if one is wrong.
 
-    Without --batch, it draws three random batches. With --gradient, it checks your gradient of the batch's loss.
+    Without --batch, three random batches are drawn. With --gradient, your gradient of the batch's loss is checked.
     """
     if args.save and args.gradient:
-        raise ValueError("--save: leave it out with --gradient, which is judged by the batch of --batch")
+        raise ValueError("--save: leave it out with --gradient, which needs the batch of --batch")
     if args.device:
         check_device(args.device)
     folder = hub.find(args.model) if args.model else models.default_model()
@@ -46,7 +46,7 @@ def check(args: argparse.Namespace) -> Output:
         ledger.save_case(cases[0], args.save)
         return Output({"saved": args.save}, f"{args.save}: {', '.join(('prompt', *Batch._fields))}")
     if args.gradient and not args.batch:
-        raise ValueError("--gradient: add --batch FILE, the batch of this gradient; --save FILE writes one")
+        raise ValueError("--gradient: add --batch FILE, the batch of this gradient; --save FILE writes a batch")
     if args.gradient:
         report = ledger.check_gradient(read_array(args.gradient), model, *cases[0], name=args.gradient)
     else:
@@ -56,22 +56,22 @@ def check(args: argparse.Namespace) -> Output:
 
 @command("devices", "--json")
 def devices(args: argparse.Namespace) -> Output:
-    """List the devices: which can be used here, the error of loss and gradient, and steps in a second.
+    """List the devices: availability, the error of loss and gradient, and steps per second.
 
-    The error is relative to NumPy in float64, on the built-in model `tiny`. The speed is that of a step of the default
-    model with 8 rows of 32 tokens and 20 vectors, measured for about a second. A wrong device is exit status 1.
+    The error is relative to NumPy in float64, on the built-in model `tiny`. The speed is measured for about a second on
+    the default model, with steps of 8 rows, 32 tokens and 20 vectors. Exit status 1 if a device is wrong.
     """
     survey = survey_devices()
     return Output(survey.as_dict(), survey, all(line.right or bool(line.why) for line in survey.lines))
 
 
 def survey_devices() -> Survey:
-    """Try all devices on the built-in models."""
+    """Measure all devices on the built-in models."""
     return Survey.of(models.load("tiny"), models.load(None), report=lambda x: say(f"trying {x}"))
 
 
 def choose_device(auto: str) -> str:
-    """Return the fastest right device for a word of AUTO, and say which."""
+    """Return and report the fastest correct device for a name of AUTO."""
     line = survey_devices().fastest(auto)
     say(f"device {auto}: {line.device}, at {line.steps_per_second:.3g} steps a second (tinyprompt devices)")
     return line.device
@@ -86,7 +86,7 @@ def read_array(path: str) -> np.ndarray:
 
 
 def problem_arguments() -> list[Argument]:
-    """The arguments of a Problem."""
+    """Return the arguments for the fields of a Problem."""
     out = []
     for field in fields(bench.Problem):
         choices = {"size": bench.SIZES, "storage": bench.STORAGE, "device": bench.ENGINES}.get(field.name)
@@ -103,16 +103,16 @@ ENGINES = ", ".join(dict.fromkeys(name for names in bench.ENGINES.values() for n
 @command(
     "bench",
     "--size small --rounds 3",
-    argument("--engines", metavar="A,B", help=f"some of {ENGINES} (all that can run here)"),
-    argument("--rounds", type=int, metavar="N", default=5, help="turns of every engine"),
-    argument("--task", metavar="STUDY", help="time whole runs: the cells of this study, as `study` reads it"),
+    argument("--engines", metavar="A,B", help=f"some of {ENGINES} (default: all that can run here)"),
+    argument("--rounds", type=int, metavar="N", default=5, help="number of rounds"),
+    argument("--task", metavar="STUDY", help="measure whole runs: the cells of this study, a file as for `study`"),
     problem_arguments(),
 )
 def measure(args: argparse.Namespace) -> Output:
-    """Time NumPy, ONNX Runtime and, where installed, PEFT on one frozen T5 with random weights.
+    """Measure NumPy, ONNX Runtime and, if installed, PEFT on a frozen T5 with random weights.
 
-    With --task: whole runs of tuning, from the start of Python to the last dev score, and the time to the accuracy that
-    all runs come to. --size then puts random weights of that shape in the place of the study's model.
+    With --task, whole tuning runs are measured, from the start of Python to the last dev score, and the time to the
+    accuracy that all runs reach. --size then replaces the study's model by random weights of that size.
     """
     if args.rounds < 1:
         raise ValueError(f"--rounds: expected at least 1, found {args.rounds}")
@@ -120,7 +120,7 @@ def measure(args: argparse.Namespace) -> Output:
     given = {f.name: getattr(args, f.name) for f in fields(bench.Problem) if getattr(args, f.name) is not None}
     if args.task:
         for name in given.keys() - {"size"}:
-            raise ValueError(f"--{name.replace('_', '-')}: goes with one step; of a whole run, {args.task} says it")
+            raise ValueError(f"--{name.replace('_', '-')}: for single steps; for whole runs, set it in {args.task}")
         cells = read_study(Path(args.task), "cpu").cells
         found = bench_tuning.measure(cells, engines or bench_tuning.engines_here(), args.rounds, say, args.size)
         return Output(found, "\n\n".join(f"{run['cell']}\n{bench.table(run)}" for run in found["runs"]))

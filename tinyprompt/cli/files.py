@@ -1,4 +1,4 @@
-"""Commands about files of models and prompts."""
+"""Commands for files of models and prompts."""
 
 import argparse
 import os
@@ -29,16 +29,16 @@ from tinyprompt.tasks.reading import Reader
     argument("--revision", metavar="NAME", help="a branch, tag or commit (main)"),
 )
 def pull(args: argparse.Namespace) -> Output:
-    """Fetch a T5 or a PEFT adapter from the Hugging Face hub, to use it by its name.
+    """Download a T5 or a PEFT adapter from the Hugging Face hub, to use it by name.
 
-    HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE apply as in huggingface_hub.
     """
     folder = hub.pull(args.name, args.revision)
     files = {name: (folder / name).stat().st_size for name in hub.wanted(os.listdir(folder))}
     name = f"{args.name}@{args.revision}" if args.revision else args.name
     option = "--model " if "config.json" in files else "tinyprompt inspect "
     lines = [str(folder), *(f"  {file:<40}{size:>17,} bytes" for file, size in files.items())]
-    lines.append(f"its name is as good as this path: {option}{name}")
+    lines.append(f"use it by its name: {option}{name}")
     return Output({"name": name, "folder": str(folder), "files": files}, "\n".join(lines))
 
 
@@ -46,13 +46,13 @@ def pull(args: argparse.Namespace) -> Output:
     "inspect",
     "mine.safetensors --top 3",
     argument("thing", metavar="THING", nargs="+", help="prompts, a model directory or name, an .onnx file"),
-    argument("--model", metavar="MODEL", help="model that the prompts belong to (the built-in one, if it fits)"),
+    argument("--model", metavar="MODEL", help="model of the prompts (default: the built-in model, if it fits)"),
     argument("--top", type=int, metavar="N", default=5, help="nearest pieces of each vector"),
 )
 def inspect_things(args: argparse.Namespace) -> Output:
-    """Show the content of prompts, of a frozen model's directory, or of an .onnx file.
+    """Describe prompts, the directory of a frozen model, or an .onnx file.
 
-    Several prompts are compared; of one alone, the nearest pieces of all its vectors are shown.
+    Several prompts are compared. For a single prompt, the nearest pieces of all its vectors are shown.
     """
     if args.top < 1:
         raise ValueError(f"--top: expected at least 1, found {args.top}")
@@ -75,7 +75,7 @@ def inspect_things(args: argparse.Namespace) -> Output:
 
 
 def describe_prompts(args: argparse.Namespace, found: dict[str, Prompt]) -> dict[str, Any]:
-    """Describe prompts, the vocabulary, and the similarity of prompts."""
+    """Describe prompts, the vocabulary, and the similarity of the prompts."""
     model, described, vocabulary = models.load(args.model, stored=True), {}, None
     for name, prompt in found.items():
         described[name] = describe.describe_prompt(prompt, name)
@@ -84,14 +84,14 @@ def describe_prompts(args: argparse.Namespace, found: dict[str, Prompt]) -> dict
         except CheckpointError:
             if args.model:
                 raise
-            continue  # of another model than the built-in one
+            continue  # the prompt belongs to another model than the built-in one
         warn_if_unknown(prompt, name)
         if "norm" in described[name]:
             described[name] |= describe.read_prompt(prompt, name, model, args.top)
             vocabulary = vocabulary or describe.describe_vocabulary(model)
     soft = {name: prompt.array for name, prompt in found.items() if "norm" in described[name]}
     names, cosines = describe.similarity(soft)
-    rows = [[None if c != c else round(c, 4) for c in row] for row in cosines.tolist()]  # JSON has no nan
+    rows = [[None if c != c else round(c, 4) for c in row] for row in cosines.tolist()]  # JSON does not support NaN
     return {"prompts": described, "vocabulary": vocabulary, "similarity": {"names": names, "cosine": rows}}
 
 
@@ -100,7 +100,7 @@ def open_prompts(thing: str, taken: Container[str]) -> dict[str, Prompt]:
     try:
         found = prompts.load_prompts(thing)
     except CheckpointError as error:
-        expected = "inspect takes files of prompts, adapter and model directories, names of pulled ones, .onnx files"
+        expected = "inspect accepts prompt files, adapter and model directories, names of pulled models, .onnx files"
         raise CheckpointError(f"{error}; {expected}") from None
     if len(found) == 1:
         return dict(zip([thing], found.values(), strict=True))
@@ -112,30 +112,30 @@ def open_prompts(thing: str, taken: Container[str]) -> dict[str, Prompt]:
     "mine.safetensors mine-for-peft",
     argument("source", metavar="SOURCE", help="prompt (also all.npz:NAME or a PEFT directory), or model"),
     argument("target", metavar="TARGET", help="name.safetensors, name.npy, or a directory"),
-    argument("--model", metavar="MODEL", help="model that the prompt belongs to, if it does not say so"),
-    argument("--label-words", nargs="+", metavar="WORD", help="label words that the prompt does not know"),
+    argument("--model", metavar="MODEL", help="model of the prompt, if the prompt does not store it"),
+    argument("--label-words", nargs="+", metavar="WORD", help="label words of the prompt, if it does not store them"),
     argument("--tokenizer", metavar="PATH", help="tokenizer file or folder, for a model without one"),
 )
 def convert(args: argparse.Namespace) -> Output:
-    """Write a prompt, or a frozen model, in another format. The name of the target selects it.
+    """Convert a prompt or a frozen model. The name of the target selects the format.
 
-    A prompt: .safetensors, .npy, or without suffix a directory for PEFT. A model: a Hugging Face directory.
+    A prompt: .safetensors, .npy, or a name without suffix for a PEFT directory. A model: a Hugging Face directory.
     """
     source, target = hub.find(args.source), Path(args.target)
     if source.is_dir() and not (source / "adapter_config.json").exists():
         if args.model or args.label_words:
-            raise ValueError(f"{source}: is no prompt; --model and --label-words go with prompts only")
+            raise ValueError(f"{source}: is not a prompt; --model and --label-words apply only to prompts")
         path, about = models.convert(source, target, args.tokenizer), {"kind": "model"}
     else:
         if args.tokenizer:
-            raise ValueError(f"{source}: is a prompt; --tokenizer goes with models only")
+            raise ValueError(f"{source}: is a prompt; --tokenizer applies only to models")
         path, about = convert_prompt(args, target)
     found = {"source": args.source, "target": str(path), **about}
     return Output(found, f"{args.source} written to {path}")
 
 
 def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[str, Any]]:
-    """Write a prompt, with the model and the label words of the arguments."""
+    """Write a prompt with the model and the label words of the arguments."""
     prompt = prompts.load_prompt(args.source)
     if args.model:
         model = models.load(args.model)
@@ -150,7 +150,7 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
             wanted = f"expected {len(prompt.label_words)}, one for each of its vectors"
             raise ValueError(f"--label-words: {wanted}, found {len(words)}")
         prompt = replace(prompt, label_words=tuple(words))
-        if args.model:  # raises for two that its tokenizer cannot tell apart
+        if args.model:  # raises if the tokenizer cannot distinguish two label words
             target_ids(model.tokenizer, words, methods.has_label_head(model.config, prompt.params))
     for_peft = not target.suffix and prompt.settings.get("method") in adapters.KINDS.values()
     if target.suffix != ".safetensors" and not for_peft:
@@ -162,10 +162,10 @@ def convert_prompt(args: argparse.Namespace, target: Path) -> tuple[Path, dict[s
 
 
 SHAPES = {
-    "batch_size": "rows of a step, always",
-    "input_tokens": "length of input_ids, always",
-    "target_tokens": "length of labels, always",
-    "prompt_length": "vectors, if no --prompt brings its own",
+    "batch_size": "fixed number of rows of a step",
+    "input_tokens": "fixed length of input_ids",
+    "target_tokens": "fixed length of labels",
+    "prompt_length": "number of vectors, if --prompt is omitted",
 }
 
 
@@ -173,18 +173,18 @@ SHAPES = {
     "export",
     "--prompt mine.safetensors --batch-size 8",
     model_argument(),
-    argument("--prompt", metavar="PROMPT", help="saved prompt of any format (a first one)"),
+    argument("--prompt", metavar="PROMPT", help="saved prompt of any format (default: an initial prompt)"),
     argument("--out", metavar="DIR", help="folder for the files (tinyprompt-export)"),
     argument(
         "--plain",
         nargs="?",
         choices=PLAIN,
         const=PLAIN[0],
-        help="operators of ONNX only, for any runtime; weights inside each graph in float32, or beside as stored",
+        help="only ONNX operators, for any runtime; float32 weights in each graph, or stored weights beside it",
     ),
-    argument("--c", metavar="DIR", help="folder for C that trains a prompt, in place of --out"),
-    argument("--rows", metavar="FILE", nargs="+", help="with --c: rows to learn from, and rows to test"),
-    argument("--web", metavar="DIR", help="folder for a page that trains a prompt in a browser, in place of --out"),
+    argument("--c", metavar="DIR", help="folder for C code that trains a prompt, instead of --out"),
+    argument("--rows", metavar="FILE", nargs="+", help="with --c: training rows and test rows"),
+    argument("--web", metavar="DIR", help="folder for a page that trains a prompt in a browser, instead of --out"),
     [
         argument(
             f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"{SHAPES[name]} ({size}; --web: {of_page})"
@@ -193,18 +193,18 @@ SHAPES = {
     ],
 )
 def export_graphs(args: argparse.Namespace) -> Output:
-    """Write graphs for ONNX Runtime, or by --plain for any runtime: a training step, and the score of given targets.
+    """Write graphs for ONNX Runtime, or with --plain for any runtime: a training step, and scores of given targets.
 
-    Every shape is fixed: fill up with id 0, and with 0 in attention_mask and weights.
-    --c writes the same as C, with a program that trains: make && ./train rows.bin
-    --web writes them with a page for any web server: python -m http.server --directory DIR
+    All shapes are fixed: pad ids with 0, and attention_mask and weights with 0.
+    --c writes C code with a training program: make && ./train rows.bin
+    --web writes a page for any web server: python -m http.server --directory DIR
     """
     for name in ("web", "c"):
         other = next((x for x in ("out", "plain", "web", "c") if x != name and getattr(args, x)), None)
         if getattr(args, name) and other:
-            raise ValueError(f"--{name}: is a folder of its own; leave out --{other}")
+            raise ValueError(f"--{name}: has its own folder; leave out --{other}")
     if args.rows and not (args.c and len(args.rows) <= 2):
-        raise ValueError("--rows: goes with --c, and takes one or two files: rows to learn from, and rows to test")
+        raise ValueError("--rows: needs --c and one or two files: training rows and test rows")
     shape = web.SHAPE if args.web else Shape()
     shape = shape._replace(**{name: n for name in Shape._fields if (n := getattr(args, name)) is not None})
     if args.c:

@@ -16,11 +16,11 @@ from tinyprompt.device import check_device, default_device
 from tinyprompt.errors import TinypromptError
 from tinyprompt.version import VERSION
 
-TEXTS = {"text", "init_text", "template", "words", "input", "target"}  # arguments that are not names of files
-# Options that people know from elsewhere.
+TEXTS = {"text", "init_text", "template", "words", "input", "target"}  # arguments that are not file names
+# Options of other tools, with our counterparts.
 HINTS = {
-    "--epochs": "training is counted in steps: epochs x rows / batch size; use --steps",
-    "--precision": "it is part of the device: --device cpu-int8, --device cuda-bf16",
+    "--epochs": "training is measured in steps: epochs x rows / batch size; use --steps",
+    "--precision": "the precision is part of the device: --device cpu-int8, --device cuda-bf16",
     "--rate": "use --learning-rate",
     "--length": "use --prompt-length",
     "--batch": "use --batch-size",
@@ -63,7 +63,7 @@ def refuse(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
 
 
 def open_streams() -> None:
-    """Make printing possible: to closed streams, and of characters that the terminal cannot show."""
+    """Prepare the standard streams: reopen closed ones, and escape characters that the terminal cannot show."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -73,7 +73,7 @@ def open_streams() -> None:
 
 
 def as_utf8(value: Any) -> Any:
-    """Decode an argument as UTF-8 where the locale has another encoding. Other bytes keep the locale's decoding."""
+    """Decode an argument as UTF-8 if the locale has another encoding. Other bytes keep the locale's decoding."""
     if isinstance(value, list):
         return [as_utf8(one) for one in value]
     if not isinstance(value, str):
@@ -85,18 +85,18 @@ def as_utf8(value: Any) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """Return the message of an error in one line, with the file first."""
+    """Return the message of an error in one line, beginning with the file."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input is one line on standard error and exit status 2; a failed check is 1."""
+    """Run a command. Invalid input gives one line on standard error and exit status 2; a failed check gives 1."""
     open_streams()
     try:
         return run(argv)
-    except BrokenPipeError:  # the reader has seen enough, as `head` has
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         discard_output()
         return 0
     except (TinypromptError, ValueError, FloatingPointError, OSError, ImportError) as error:
@@ -111,14 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"tinyprompt: stopped; {str(stop) or 'nothing was saved'}")
         return 130
     except BaseException as panic:
-        if type(panic).__name__ != "PanicException":  # of a library in Rust, which is no Exception
+        if type(panic).__name__ != "PanicException":  # a panic of a Rust library, which is not an Exception
             raise
-        say(f"tinyprompt: the tokenizers library broke off: {panic}")
+        say(f"tinyprompt: the tokenizers library failed: {panic}")
         return 2
 
 
 def discard_output() -> None:
-    """Let standard output go nowhere, so that its buffer cannot fail again when Python ends."""
+    """Redirect standard output to nowhere, so that flushing its buffer cannot fail when Python exits."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -130,9 +130,9 @@ def run(argv: Sequence[str] | None) -> int:
         parser().print_help()
         return 0
     args, rest = parser().parse_known_args(argv)
-    end = rest.index("--") if "--" in rest else len(rest)  # what stands behind it is no option
+    end = rest.index("--") if "--" in rest else len(rest)  # arguments after "--" are not options
     if "text" in args and not any(word.startswith("-") and " " not in word for word in rest[:end]):
-        args.text += rest[:end] + rest[end + 1 :]  # argparse wants them all before the options
+        args.text += rest[:end] + rest[end + 1 :]  # argparse expects all texts before the options
     elif rest:
         refuse(args.parser, rest)
     for name in TEXTS & vars(args).keys():

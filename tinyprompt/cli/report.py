@@ -1,4 +1,4 @@
-"""Declaration of commands, options from the settings, and printing."""
+"""Declaration of commands, options for settings, and output."""
 
 import argparse
 import sys
@@ -13,22 +13,22 @@ from tinyprompt.device import DEVICES
 from tinyprompt.files import hub
 from tinyprompt.settings import Settings
 
-STDOUT = "standard output"  # in place of the name of a file
-CHUNK = 256  # texts that are answered before anything is printed
+STDOUT = "standard output"  # replaces the file name in errors
+CHUNK = 256  # number of texts answered per printed chunk
 ALIASES = {"learning_rate": ["--lr"], "prompt_length": ["--num-virtual-tokens"]}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Output(NamedTuple):
-    """The result of a command: an object for --json, and its text."""
+    """The result of a command: an object for --json, and a text."""
 
     data: dict[str, Any]
-    text: Any = None  # what is printed, as str() makes it
-    ok: bool = True  # False: a check found a fault, which is exit status 1
+    text: Any = None  # printed with str()
+    ok: bool = True  # False if a check failed, which gives exit status 1
 
 
 class Argument(NamedTuple):
-    """An argument of argparse, and its group in the help."""
+    """An argument for argparse, with its group in the help."""
 
     flags: tuple[str, ...]
     options: dict[str, Any]
@@ -36,7 +36,7 @@ class Argument(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command: its function, an example, its arguments."""
+    """A command: its function, an example and its arguments."""
 
     run: Callable[[argparse.Namespace], Output]
     example: str
@@ -47,14 +47,14 @@ COMMANDS: dict[str, Command] = {}
 
 
 def argument(*flags: str, group: str = "", **options: Any) -> Argument:
-    """Declare an argument. A default that is a number or a text is shown in its help."""
+    """Declare an argument. Its help shows a default that is a number or a text."""
     if isinstance(options.get("default"), int | str):
         options["help"] = f"{options['help']} ({options['default']})"
     return Argument(flags, options, group)
 
 
 def command(name: str, example: str, *arguments: Argument | list[Argument]) -> Callable:
-    """Declare a command with its arguments, in front of the function that runs it."""
+    """Declare a command with its arguments, as a decorator of its function."""
 
     def declare(run: Callable[[argparse.Namespace], Output]) -> Callable:
         flat = [one for some in arguments for one in ([some] if isinstance(some, Argument) else some)]
@@ -65,10 +65,10 @@ def command(name: str, example: str, *arguments: Argument | list[Argument]) -> C
 
 
 def settings(*groups: str, names: Sequence[str] = (), of: Any = Settings) -> list[Argument]:
-    """Build options for the settings of some groups or names. Omitted options are not in the namespace."""
+    """Build the options for the settings of some groups or names. Omitted options are missing in the namespace."""
     out = []
     for f in fields(of):
-        about, kind = f.metadata, (get_args(f.type) or (f.type,))[0]  # of `float | None`: float
+        about, kind = f.metadata, (get_args(f.type) or (f.type,))[0]  # `float | None` -> float
         if about["group"] not in groups and f.name not in names:
             continue
         options: dict[str, Any] = dict(type=kind, default=argparse.SUPPRESS, dest=f.name, help=about["help"])
@@ -80,7 +80,7 @@ def settings(*groups: str, names: Sequence[str] = (), of: Any = Settings) -> lis
 
 
 def model(*flags: str, **options: Any) -> Argument:
-    """Build the argument of a model."""
+    """Build the argument that names a model."""
     sizes = ", ".join(hub.BUILT_IN)
     help = f"a Hugging Face T5 directory, a built-in size ({sizes}), or a pulled model (the prompt's, or base)"
     return argument(*(flags or ("--model",)), metavar="MODEL", help=help, **options)
@@ -89,7 +89,7 @@ def model(*flags: str, **options: Any) -> Argument:
 DEVICE = argument(
     "--device",
     choices=[*DEVICES, *AUTO],
-    help="where to compute, and how exactly; auto tries all (cpu, with ONNX Runtime)",
+    help="device and precision; auto measures all (cpu, if ONNX Runtime is installed)",
 )
 INPUT = argument("--input", metavar="NAME", help="column of the input text (input, or the prompt's)", group="columns")
 COLUMNS = [
@@ -98,11 +98,11 @@ COLUMNS = [
     argument("--words", nargs="+", metavar="TARGET=WORD", help="label words for codes: 0=bad 1=good", group="columns"),
 ]
 PROMPT = argument("prompt", metavar="PROMPT", help="saved prompt of any format")
-TASK = argument("--task", metavar="TASK", help="another task than the prompt was tuned on")
+TASK = argument("--task", metavar="TASK", help="task of the rows, if it differs from the prompt's task")
 
 
 def given(args: argparse.Namespace, of: Any = Settings) -> dict[str, Any]:
-    """Return the settings that were given as options. --init-text and --init-file imply their --init."""
+    """Return the settings of the given options. --init-text and --init-file imply their --init."""
     found = {f.name: getattr(args, f.name) for f in fields(of) if getattr(args, f.name, None) is not None}
     for name in ("text", "file"):
         if f"init_{name}" in found:
@@ -113,7 +113,7 @@ def given(args: argparse.Namespace, of: Any = Settings) -> dict[str, Any]:
 def visible(text: Any, most: int | None = None) -> str:
     """Escape control characters and lone surrogates for a terminal. Line breaks are kept.
 
-    most: characters after which it is cut.
+    most: Number of characters after which the text is truncated.
     """
     text = str(text)
     text = text if most is None or len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
@@ -121,7 +121,7 @@ def visible(text: Any, most: int | None = None) -> str:
 
 
 def put(text: str, end: str = "\n") -> None:
-    """Print a text on standard output, and name it in an OSError."""
+    """Print a text on standard output. An OSError names standard output as its file."""
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
@@ -136,7 +136,7 @@ def say(text: Any) -> None:
 
 
 def chunks(texts: Sequence[str], show: bool = True) -> Iterator[Sequence[str]]:
-    """Yield texts in parts, with a progress bar if there are several."""
+    """Yield texts in chunks, with a progress bar if there are several."""
     starts = range(0, len(texts), CHUNK)
     for start in tqdm(
         starts, unit="batch", dynamic_ncols=True, disable=not show or len(starts) < 2 or not sys.stderr.isatty()

@@ -19,24 +19,25 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client")
 @command(
     "serve",
     "prompts --port 8000",
-    argument("folder", metavar="FOLDER", help="folder of saved prompts; the name of a file is the name of its task"),
+    argument("folder", metavar="FOLDER", help="folder of saved prompts; each file name is a task name"),
     model_argument(),
-    argument("--host", metavar="HOST", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of them"),
-    argument("--port", type=int, metavar="N", default=8000, help="port to listen at; 0 is any that is free"),
+    argument("--host", metavar="HOST", default="127.0.0.1", help="address to listen at; 0.0.0.0 means all addresses"),
+    argument("--port", type=int, metavar="N", default=8000, help="port to listen at; 0 means any free port"),
     argument(
         "--origin",
         metavar="URL",
         action="append",
         default=[],
-        help="a site whose pages may ask, such as https://example.org, also if it is a proxy; may be repeated",
+        help="a site or proxy whose pages may send requests, such as https://example.org; may be repeated",
     ),
     DEVICE,
     options("limits", "batches", of=Limits),
 )
 def serve(args: argparse.Namespace) -> Output:
-    """Answer over HTTP: many tasks, one frozen model.
+    """Answer requests over HTTP: many tasks, one frozen model.
 
-    Prompts are read again when the folder changes. SIGTERM or Ctrl-C answers what has arrived, and ends.
+    Changes in the folder of prompts take effect while the server runs. On SIGTERM or Ctrl-C, the server answers pending
+    requests and exits.
     """
     missing = [name for name in NEEDED if not importlib.util.find_spec(name)]
     if missing:
@@ -49,20 +50,20 @@ def serve(args: argparse.Namespace) -> Output:
     model = models.load(args.model)
     prompts = Prompts(args.folder, model)
     if not prompts:
-        say(f"warning: {args.folder}: no prompt yet; one that is put there is read")
+        say(f"warning: {args.folder}: no prompts yet; prompts are read when they are added")
     with app.listen(args.host, args.port) as sock:
         service = app.Service(model, prompts, limits, args.device, say)
         host, port = sock.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(describe_device(args.device))
-        say(f"{len(service.tasks)} tasks at {url} (page), {url}/docs (API); Ctrl-C ends")
+        say(f"{len(service.tasks)} tasks at {url} (page), {url}/docs (API); Ctrl-C stops the server")
         app.run(service, sock, origins)
     found: dict[str, Any] = service.metrics.totals()
     return Output(found, f"answered {found['rows']:,} rows of {found['requests']:,} requests")
 
 
 def check_origin(url: str) -> str:
-    """Return an origin as browsers write it. Raises ValueError."""
+    """Return an origin in the form that browsers send. Raises ValueError."""
     if not re.fullmatch(r"https?://[^/\s?#@*]+/?", url):
         raise ValueError(f"--origin: expected a scheme and a host, such as https://example.org, found {url!r}")
     return url.rstrip("/").lower()

@@ -1,4 +1,4 @@
-"""The work that commands share: rows, columns, label words, prompts and warnings."""
+"""Code that several commands share: rows, columns, label words, prompts and warnings."""
 
 import argparse
 import contextlib
@@ -22,23 +22,23 @@ from tinyprompt.tasks import registry
 from tinyprompt.tasks.reading import Reader
 from tinyprompt.train import TaskData
 
-ROWS = "a .tsv, .csv or .jsonl file, or the task's own; for a mixture a,b one file each"
-LARGE = 500  # prompt vectors or rows of a batch from which a warning names the cost
+ROWS = "a .tsv, .csv or .jsonl file, or a file of the task; for a mixture a,b one file per task"
+LARGE = 500  # number of prompt vectors or rows per batch that causes a warning
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command on rows: the model, the settings, and how rows are read."""
+    """A command on rows: the model, the settings, and how to read rows."""
 
     args: argparse.Namespace
     model: Model
     settings: Settings
     mixture: bool = False  # the prompt was tuned on a mixture: inputs begin with the name of their task
-    columns: Mapping[str, Any] = field(default_factory=dict)  # those of the prompt
+    columns: Mapping[str, Any] = field(default_factory=dict)  # columns of the prompt
 
     @property
     def reader(self) -> Reader:
-        """The reader of the task, with the columns and words of the arguments, or of the prompt."""
+        """Return the reader of the task, with the columns and words of the arguments or of the prompt."""
         given = {"words": words_of(self.args)} | {name: getattr(self.args, name, None) for name in ("input", "target")}
         columns = {} if self.settings.task in registry.TASKS else dict(self.columns)
         return Reader(self.settings.task, **columns | {name: value for name, value in given.items() if value})
@@ -54,7 +54,7 @@ class Job:
             raise DataError(f"{path}: target {wrong!r} is not a label word ({', '.join(words)}); map it with --words")
 
     def say_targets(self, rows: Sequence[Row], task: TaskData) -> None:
-        """Say why targets are free text, which labels are learned as other words, and which labels look alike."""
+        """Report why targets are free text, which labels are replaced by words, and which labels look alike."""
         found = {row.target for row in rows}
         if not task.label_words and self.settings.task == "auto":
             why = f"{len(found)} distinct targets in {len(rows)} rows"
@@ -70,7 +70,7 @@ class Job:
                 say(f"warning: labels that differ in case or spaces only: {', '.join(map(repr, labels))}")
 
     def warn_of_cut(self, texts: Sequence[str]) -> None:
-        """Warn about inputs that are longer than the model reads."""
+        """Warn about inputs that exceed the input length of the model."""
         limit = self.settings.max_input_tokens
         cut = sum(len(self.model.tokenizer.encode(text)) > limit for text in texts)
         if cut:
@@ -81,9 +81,9 @@ class Job:
         times = Counter(row.target for row in rows)
         rare = [repr(word) for word in words or () if times[word] == 1]
         if rare:
-            say(f"warning: targets of one row only, perhaps typing errors: {', '.join(rare[:5])}")
+            say(f"warning: targets that occur only once, perhaps typing errors: {', '.join(rare[:5])}")
         if not words and len(times) == 1:
-            say(f"warning: all targets are {next(iter(times))!r}; with nothing to choose from, answers are free text")
+            say(f"warning: all targets are {next(iter(times))!r}; a choice needs two labels, so answers are free text")
         if words and len(dev) > 1 and len({row.target for row in dev}) == 1:
             say(f"warning: all {len(dev)} dev rows have the target {dev[0].target!r}; a dev score says little")
         settings = self.settings
@@ -94,7 +94,7 @@ class Job:
         limit = settings.max_new_tokens
         long = sum(len(self.model.tokenizer.encode(row.target)) > limit for row in dev) if not words else 0
         if long:
-            found = f"{long} of {len(dev)} dev targets have more than the {limit} tokens that are written"
+            found = f"{long} of {len(dev)} dev targets have more than {limit} tokens, the limit of an answer"
             say(f"warning: {found}, so their answers cannot be right (--max-new-tokens)")
 
 
@@ -105,7 +105,7 @@ def open_job(args: argparse.Namespace) -> tuple[Job, Prompt]:
 
 
 def open_model(name: str | None, prompt: Prompt | None = None) -> Model:
-    """Open the named model; without a name, the one that the prompt was tuned on if it can be found, else "base"."""
+    """Open the named model. Without a name, open the model of the prompt if it can be found, else "base"."""
     if name is None and prompt and prompt.model and prompt.fingerprint:
         with contextlib.suppress(CheckpointError):
             model = models.load(prompt.model)
@@ -115,21 +115,21 @@ def open_model(name: str | None, prompt: Prompt | None = None) -> Model:
 
 
 def bind(args: argparse.Namespace, path: str, prompt: Prompt, model: Model) -> tuple[Job, Prompt]:
-    """Return the job of a prompt that belongs to the model, and the prompt with the settings of the arguments."""
+    """Return the job of a prompt, and the prompt with the settings of the arguments.."""
     check_fit(prompt, model, path)
     warn_if_unknown(prompt, path)
-    Settings(**given(args))  # so that an error names the option, and not the file
+    Settings(**given(args))  # raises errors that name the option, not the file
     settings = Settings.saved(prompt.settings | given(args), path)
     check_task(settings.task, "--task" if args.task else path)
     mixture = "," in str(prompt.settings.get("task"))
     if "," in settings.task and not mixture:
-        raise ValueError(f"--task {settings.task}: {path} was tuned without the names of tasks; name one")
-    changed = {name: value for name, value in given(args).items() if name != "task"}  # the task of the rows
+        raise ValueError(f"--task {settings.task}: {path} was tuned without task names; name one task")
+    changed = {name: value for name, value in given(args).items() if name != "task"}  # the task of the rows is kept
     return Job(args, model, settings, mixture, prompt.columns), replace(prompt, settings=prompt.settings | changed)
 
 
 def check_task(task: str, where: str) -> None:
-    """Raise ValueError, with `where`, for a task that does not exist."""
+    """Raise ValueError, with `where`, for an unknown task."""
     try:
         registry.check_name(task)
     except ValueError as error:
@@ -137,13 +137,13 @@ def check_task(task: str, where: str) -> None:
 
 
 def check_ending(path: str | None, *endings: str) -> None:
-    """Raise ValueError for the name of a file with another ending."""
+    """Raise ValueError for a file name with another suffix."""
     if path is not None and Path(path).suffix not in endings:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(endings)}")
 
 
 def check_plot(path: str | None) -> None:
-    """Raise ValueError if a picture cannot be written, before anything is computed."""
+    """Raise ValueError before the computation if a plot cannot be written."""
     check_ending(path, ".png", ".pdf", ".svg")
     if path is not None and not importlib.util.find_spec("matplotlib"):
         raise ValueError("--plot: matplotlib is not installed; pip install 'tinyprompt-t5[plot]'")
@@ -163,19 +163,19 @@ def words_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def warn_if_unknown(prompt: Prompt, path: str) -> None:
-    """Warn if a prompt does not say which model it belongs to."""
+    """Warn if a prompt does not store the model that it belongs to."""
     if prompt.fingerprint is None:
-        say(f"warning: {path} does not say which weights it was tuned on; only its shape was checked")
+        say(f"warning: {path} does not store the fingerprint of its model; only its shape was checked")
 
 
 def warn_of_loss(prompt: Prompt, path: Path) -> None:
-    """Warn if a file cannot hold all of a prompt."""
+    """Warn if a format cannot store all parts of a prompt."""
     if path.suffix == ".npy" and (prompt.model or prompt.label_words or prompt.train_state):
-        say(f"warning: {path} holds the vectors only, without the name of the model, label words and training state")
+        say(f"warning: {path} stores only the vectors, without the name of the model, label words and training state")
 
 
 def lines_of_standard_input() -> list[str]:
-    """Return the lines that are piped in, stripped: UTF-8 under any locale, as in files. Raises DataError."""
+    """Return the stripped lines of standard input, UTF-8 in any locale. Raises DataError."""
     if sys.stdin is None:
         return []
     text = tables.decoded(sys.stdin.buffer.read(), "standard input")

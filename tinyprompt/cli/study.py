@@ -1,4 +1,4 @@
-"""Commands for the paper's tables: `study` computes a grid of tuning runs, `count` counts parameters."""
+"""The commands `study`, which computes a grid of tuning runs, and `count`, which counts parameters."""
 
 import argparse
 import importlib.util
@@ -21,7 +21,7 @@ from tinyprompt.settings import Settings
 from tinyprompt.study import cells, figures, summary
 from tinyprompt.study.grid import Cell, Study, read_study
 
-LENGTHS = (1, 5, 20, 50, 100, 150)  # of the paper's table 4
+LENGTHS = (1, 5, 20, 50, 100, 150)  # the prompt lengths of the paper's table 4
 
 
 @command(
@@ -29,15 +29,15 @@ LENGTHS = (1, 5, 20, 50, 100, 150)  # of the paper's table 4
     "study.toml --jobs 4",
     argument("file", metavar="FILE", help="the study: settings, tasks and a grid, a .toml file"),
     argument("--out", metavar="DIR", help="folder for the rows, the table's plot and the cells (FILE without .toml)"),
-    argument("--jobs", type=int, metavar="N", help="processes, which share the cores (1; of a cluster: all)"),
-    argument("--backend", choices=[*cells.BACKENDS], default="loky", help="joblib's: processes here, or a cluster"),
-    argument("--dry-run", action="store_true", help="check the study, count its cells, and compute none"),
+    argument("--jobs", type=int, metavar="N", help="number of processes (1; on a cluster: all workers)"),
+    argument("--backend", choices=[*cells.BACKENDS], default="loky", help="processes of joblib here, or a cluster"),
+    argument("--dry-run", action="store_true", help="check the study and count its cells without computing them"),
     DEVICE,
 )
 def study(args: argparse.Namespace) -> Output:
-    """Tune over a grid of methods, lengths, models, seeds and tasks; print the table of the scores.
+    """Tune over a grid of methods, lengths, models, seeds and tasks, and print a table of the scores.
 
-    A cell that is finished is kept. The same command goes on where it was stopped.
+    Finished cells are kept. Repeat the same command to continue a stopped study.
     """
     cells.check_workers(args.backend, args.jobs)
     path = Path(args.file)
@@ -67,7 +67,7 @@ def study(args: argparse.Namespace) -> Output:
 
 
 def compute(waiting: Sequence[Cell], folder: Path, args: argparse.Namespace) -> dict[str, str]:
-    """Compute cells with a progress bar. Prints and returns the errors of failed cells."""
+    """Compute cells with a progress bar. Print and return the errors of failed cells."""
     named, errors = {cell.key: str(cell) for cell in waiting}, {}
     try:
         with tqdm(total=len(waiting), unit="cell", dynamic_ncols=True, disable=not waiting) as bar:
@@ -77,14 +77,14 @@ def compute(waiting: Sequence[Cell], folder: Path, args: argparse.Namespace) -> 
                     errors[named[outcome.key]] = outcome.error
                 bar.set_postfix_str(named[outcome.key], refresh=False)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"finished cells are in {folder}; the same command goes on") from None
+        raise KeyboardInterrupt(f"finished cells are in {folder}; repeat the command to continue") from None
     for name, error in errors.items():
         say(f"failed: {name}: {error}")
     return errors
 
 
 def estimate(all_cells: Sequence[Cell], waiting: Sequence[Cell], found: Mapping[str, Any]) -> str:
-    """Estimate the time of the waiting cells from finished ones of their method and model."""
+    """Estimate the time for the waiting cells from finished cells with the same method and model."""
     seconds: dict[tuple, list[float]] = {}
     for cell in all_cells:
         if cell.key in found:
@@ -104,23 +104,23 @@ def draw(table: summary.Summary, path: Path) -> bool:
 
 
 def odd(one: Study, found: Mapping[str, Any]) -> str:
-    """Warn if the rows were made by several versions of tinyprompt."""
+    """Return a warning if several versions of tinyprompt computed the rows."""
     made = {found[cell.key]["versions"]["tinyprompt"] for cell in one.cells if cell.key in found}
-    return f"\nwarning: the rows were made by several versions: {', '.join(sorted(made))}" if len(made) > 1 else ""
+    return f"\nwarning: rows of several versions of tinyprompt: {', '.join(sorted(made))}" if len(made) > 1 else ""
 
 
 @command(
     "count",
     "--prompt-length 20 --plot figure4.png",
     argument("--labels", type=int, metavar="N", default=2, help="label words"),
-    argument("--model", metavar="MODEL", help="of which only config.json is read (all sizes of T5 1.1)"),
-    argument("--plot", metavar="FILE", help="where to draw the paper's figure 4, a .png file"),
+    argument("--model", metavar="MODEL", help="model to count (all sizes of T5 1.1); only config.json is read"),
+    argument("--plot", metavar="FILE", help="file for a plot like the paper's figure 4, a .png file"),
     options(names=["prompt_length", "rank", "hidden"]),
 )
 def count(args: argparse.Namespace) -> Output:
     """Count the parameters that every method trains and stores, for each size of T5 1.1 or for --model.
 
-    These are the figures of the paper's table 4 and figure 4.
+    The counts correspond to the paper's table 4 and figure 4.
     """
     settings = Settings(**given(args))
     if args.labels < 1:
@@ -139,10 +139,10 @@ def count(args: argparse.Namespace) -> Output:
         for length in LENGTHS:
             found = methods.count(config, replace(settings, prompt_length=length))
             table.append({"size": name, "length": length, **found._asdict(), "percent": found.percent})
-    lines = ["a prompt: vectors, parameters, those of the model with them, percent (table 4)"]
+    lines = ["a prompt: vectors, parameters, parameters of the model with the prompt, percent (table 4)"]
     lines += ["{size:<8}{length:>5}{stored:>12,}{model:>18,}{percent:>12.5f}".format(**one) for one in table]
     numbers = f"{settings.prompt_length} vectors, rank {settings.rank}, hidden {settings.hidden}, {args.labels} labels"
-    lines.append(f"what each method stores: {numbers}")
+    lines.append(f"parameters stored by each method: {numbers}")
     for one in rows:
         more = "   trained: {trained:,}".format(**one) if one["trained"] > one["stored"] else ""
         lines.append("{size:<8}{method:<14}{stored:>16,}{percent:>12.5f}".format(**one) + more)

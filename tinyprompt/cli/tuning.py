@@ -34,14 +34,14 @@ DEMO_SETTINGS = Settings(
 @command(
     "demo",
     "--task sentiment --model small",
-    argument("--task", choices=DEMO_TASKS, default="topic", help="which built-in data"),
+    argument("--task", choices=DEMO_TASKS, default="topic", help="name of the built-in data"),
     model_argument(),
-    argument("--seed", type=int, metavar="N", default=0, help="seed of the first values and the order of the rows"),
+    argument("--seed", type=int, metavar="N", default=0, help="seed of the initial values and the order of the rows"),
     argument("--out", metavar="DIR", default="tinyprompt-demo", help="folder for the prompt and the curve"),
     DEVICE,
 )
 def demo(args: argparse.Namespace) -> Output:
-    """Tune a prompt on built-in data; compare it with no prompt and the majority class."""
+    """Tune a prompt on built-in data, and compare it with the frozen model and the majority class."""
     started, path = time.perf_counter(), Path(args.out) / f"{args.task}.safetensors"
     prompts.check_target(path)
     model, settings = models.load(args.model), replace(DEMO_SETTINGS, seed=args.seed)
@@ -78,7 +78,7 @@ def demo(args: argparse.Namespace) -> Output:
 def tuned(
     args: argparse.Namespace, model: Model, task: TaskData, settings: Settings, path: Path, resume: Prompt | None = None
 ) -> Result:
-    """Tune, and save the best prompt at every dev score, and where Ctrl-C stops the run."""
+    """Tune a prompt. Save the best prompt at every dev score, and when Ctrl-C stops the run."""
     started, progress, steps = time.perf_counter(), None, run_task(model, task, settings, args.device, resume)
     try:
         with io.claimed(path):
@@ -103,25 +103,23 @@ def tuned(
     "tune",
     "train.tsv --dev dev.tsv --out mine.safetensors",
     argument("train", metavar="TRAIN", nargs="+", help=f"training rows: {ROWS}"),
-    argument("--dev", metavar="FILE", action="append", help="dev rows (a fifth of the training rows)"),
+    argument("--dev", metavar="FILE", action="append", help="dev rows (default: a fifth of the training rows)"),
     model_argument(),
-    argument("--out", metavar="FILE", help="where the prompt goes (prompt.safetensors, or that of --resume)"),
-    argument("--seeds", type=int, metavar="N", help="tune N prompts, with seeds from --seed on: FILE-0 to FILE-(N-1)"),
-    argument(
-        "--folds", type=int, metavar="N", help="also tune N prompts, each without a part of the rows, to score it"
-    ),
+    argument("--out", metavar="FILE", help="file for the prompt (prompt.safetensors, or the file of --resume)"),
+    argument("--seeds", type=int, metavar="N", help="tune N prompts, seeds from --seed: FILE-0 to FILE-(N-1)"),
+    argument("--folds", type=int, metavar="N", help="also tune N prompts for cross-validation over all rows"),
     argument("--learning-curve", action="store_true", help="also tune on a quarter and on half of the rows"),
     argument("--resume", metavar="PROMPT", help="saved prompt whose training continues (--steps may grow)"),
-    argument("--plot", metavar="FILE", help="where to draw the learning curve, a .png file"),
+    argument("--plot", metavar="FILE", help="file for a plot of the learning curve, a .png file"),
     DEVICE,
     COLUMNS,
     options("data", "method", "optimiser", "text"),
 )
 def tune(args: argparse.Namespace) -> Output:
-    """Tune a prompt, or the arrays of another method, on rows of a file.
+    """Tune a prompt, or the arrays of another method, on the rows of a file.
 
-    Steps, batch size and prompt length suit the number of rows, unless they are given; from 2,000 rows on they are the
-    paper's. The best prompt is saved at every dev score and by Ctrl-C, with the state that --resume needs.
+    Steps, batch size and prompt length depend on the number of rows, unless they are given; from 2,000 rows on they
+    are the paper's. The best prompt is saved at every dev score and on Ctrl-C, with the state that --resume needs.
     """
     check_plot(args.plot)
     resume = prompts.load_prompt(args.resume) if args.resume else None
@@ -137,7 +135,7 @@ def tune(args: argparse.Namespace) -> Output:
         number = getattr(args, option)
         least = 1 if option == "seeds" else 2
         if number is not None and (number < least or args.resume or args.plot):
-            wrong = f"expected {least} or more" if number < least else "goes without --resume and --plot"
+            wrong = f"expected {least} or more" if number < least else "cannot be combined with --resume or --plot"
             raise ValueError(f"--{option} {number}: {wrong}")
     if args.seeds is not None:
         seeds = [*range(settings.seed, settings.seed + args.seeds)]
@@ -158,12 +156,12 @@ def tune(args: argparse.Namespace) -> Output:
 
 
 def free_name(name: str) -> Path:
-    """Return a path that is not there: the name itself, or with -2, -3 and so on."""
+    """Return an unused path: the name itself, or with -2, -3 and so on."""
     path, number = Path(name), 2
     while path.exists():
         path, number = Path(name).with_stem(f"{Path(name).stem}-{number}"), number + 1
     if path.name != name:
-        say(f"{name} is there; the new prompt goes to {path} (--out names another file)")
+        say(f"{name} exists; the new prompt is written to {path} (--out names another file)")
     return path
 
 
@@ -176,7 +174,7 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
         job = replace(job, settings=Settings.for_rows(len(rows), **chosen))
     settings = job.settings
     if not args.dev:
-        say(f"no --dev: {len(dev)} of the training rows, drawn with seed {settings.seed}, are the dev rows")
+        say(f"no --dev: {len(dev)} of the training rows become dev rows, drawn with seed {settings.seed}")
     task = prepare(model, job.reader, settings, (rows, dev), resume, drawn=not args.dev)
     words = task.label_words
     say(describe_device(args.device))
@@ -208,7 +206,7 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
 
 
 def check_assessment(args: argparse.Namespace, settings: Settings, task: TaskData) -> None:
-    """Raise ValueError, before anything is computed, if --folds or --learning-curve cannot be done on these rows."""
+    """Raise ValueError before the computation if --folds or --learning-curve does not apply to these rows."""
     if (args.folds or args.learning_curve) and not (task.label_words and settings.task in data.TASKS):
         raise ValueError("--folds and --learning-curve: expected a file of columns whose targets are labels")
     number = len({row.input for row in (*task.train, *task.dev)})
@@ -217,7 +215,7 @@ def check_assessment(args: argparse.Namespace, settings: Settings, task: TaskDat
 
 
 def worth(job: Job, task: TaskData, result: Result) -> tuple[dict[str, Share], list[str]]:
-    """Compare a tuned prompt with three baselines on the dev rows; with --folds, on all rows."""
+    """Compare a tuned prompt with three baselines on the dev rows, and with --folds on all rows."""
     args, model, settings = job.args, job.model, job.settings
     rows, dev = [*task.train], [*task.dev]
     bare = Prompt(label_words=task.label_words, verbalizer=dict(task.verbalizer), settings=asdict(settings))
@@ -265,9 +263,9 @@ def worth(job: Job, task: TaskData, result: Result) -> tuple[dict[str, Share], l
 
 
 def check_sizes(args: argparse.Namespace, settings: Settings, model: Model) -> None:
-    """Raise ValueError for a size that the method does not have."""
+    """Raise ValueError for an option that the method does not use."""
     shapes = methods.trained_shapes(model.config, settings, 2)
     for name in given(args).keys() & {"prompt_length", "rank", "hidden"}:
         other = replace(settings, **{name: getattr(settings, name) + 1})
         if methods.trained_shapes(model.config, other, 2) == shapes:
-            raise ValueError(f"--{name.replace('_', '-')}: method {settings.method!r} has no such size; leave it out")
+            raise ValueError(f"--{name.replace('_', '-')}: method {settings.method!r} does not use it; leave it out")
