@@ -264,14 +264,14 @@ def test_numbers_that_are_equal_are_one_label(write):
     with pytest.raises(DataError, match=r"found (np\.True_|True)"):
         tables.row_of({"input": "a", "target": np.True_}, "input", "target", None, where)
     rows = [Row(str(i), target) for i, target in enumerate(["1", "1.0", "2", "2.5"] * 4)]
-    with pytest.raises(DataError, match=r"the targets '1' and '1\.0' are one number"):
+    with pytest.raises(DataError, match=r"the targets '1' and '1\.0' are the same number"):
         data.label_words(rows)
     assert data.label_words(rows, "generate") is None
 
 
 def test_half_a_character_of_rows_in_memory_is_named():
     for record in ({"input": "\ud83d", "target": "b"}, {"input": "a", "target": "\ud83d"}):
-        with pytest.raises(DataError, match=r"row 1: column '(input|target)': holds"):
+        with pytest.raises(DataError, match=r"row 1: column '(input|target)': contains"):
             tables.row_of(record, "input", "target", None, "row 1")
 
 
@@ -498,7 +498,7 @@ def test_a_column_may_have_a_semicolon_in_its_name(write):
 
 def test_half_of_a_character_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"input": "fine", "target": "x"}\n{"input": "\\ud83d", "target": "x"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl: row 2: holds .ud83d, half of a character"):
+    with pytest.raises(DataError, match=r"a\.jsonl: row 2: contains .ud83d, an unpaired surrogate"):
         tables.read_rows(tmp_path / "a.jsonl")
 
 

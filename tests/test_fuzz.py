@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(folder, t
         time.sleep(rng.uniform(0, 0.4) if kills else 0.1)
         process.send_signal(signal.SIGKILL) if kills < 4 * MORE else process.wait()
         _, err = process.communicate()
-        if process.returncode == 0 or b"that are done" in err:
+        if process.returncode == 0 or b"completed steps" in err:
             break
         kills += process.returncode == -signal.SIGKILL
         assert process.returncode == -signal.SIGKILL, err.decode()

@@ -272,7 +272,7 @@ def test_it_begins_near_the_frozen_model(method, family, tmp_path):
 def test_unknown_methods_and_sizes(folder):
     with pytest.raises(ValueError, match=r"setting method: expected one of prompt, .*, found 'soft'"):
         Settings(method="soft")
-    with pytest.raises(ValueError, match="prompt init 'file': method 'lora' has no prompt"):
+    with pytest.raises(ValueError, match="prompt init 'file': method 'lora' does not train a prompt"):
         methods.init_params(models.load(folder), Settings(method="lora", init="file", init_file="nowhere"), None)
     with pytest.raises(ValueError, match="setting rank: expected at least 1, found 0"):
         Settings(rank=0)

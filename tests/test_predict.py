@@ -221,7 +221,7 @@ def test_what_cannot_share_a_batch():
         answer(model, [(lora, "a")])
     with pytest.raises(CheckpointError, match="does not fit"):
         answer(model, [(Prompt({PROMPT: np.ones((2, 19), np.float32)}), "a")])
-    with pytest.raises(DataError, match="label word 'a' is given twice"):
+    with pytest.raises(DataError, match="label word 'a' is repeated"):
         answer(model, [(Prompt(label_words=("a", "a")), "a")])
     with pytest.raises(FloatingPointError, match="not finite"):
         answer(model, [(Prompt({PROMPT: np.full((2, 20), np.nan, np.float32)}, label_words=("a", "b")), "a")], "numpy")

@@ -260,7 +260,7 @@ REFUSED = {
         "row 2: no task 'x'; the tasks are",
     ),
     "half a character in a task": (b'{"rows": [{"task": "\\ud800", "input": ""}]}', 404, r"no task '\ud800'"),
-    "half a character": (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422, "half of a character"),
+    "half a character": (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422, "an unpaired surrogate"),
     "a long row": (json.dumps(body_of(("topic", "x" * 101))).encode(), 422, "has 101 characters; at most 100"),
     "a long task": (json.dumps(body_of(("t" * 9999, ""))).encode(), 404, "row 1: no task"),
     "NaN": (b'{"rows": [NaN]}', 400, "NaN is not JSON"),
@@ -628,7 +628,7 @@ def test_a_prompt_that_cannot_answer_is_not_used(model, folder, tmp_path):
     with serving(model, at) as client:
         found = client.get("/tasks").json()
         assert "same" not in [one["task"] for one in found["tasks"]]
-        assert "label word 'a' is given twice" in found["errors"]["same"]
+        assert "label word 'a' is repeated" in found["errors"]["same"]
         assert client.post("/predict", json=body_of(("lora", "soup"))).json()["answers"][0]["text"] in ("a", "b")
         assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 200
 

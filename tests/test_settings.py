@@ -21,7 +21,7 @@ def test_every_setting_has_a_help_and_a_default_within_its_bounds():
         ({"steps": True}, TypeError, "setting steps: expected int, found True"),
         ({"dropout": 1.0}, ValueError, "setting dropout: expected 0 to below 1, found 1.0"),
         ({"method": "loar"}, ValueError, "setting method: expected one of prompt,"),
-        ({"init_text": "a", "init": "vocab"}, ValueError, "setting init_text: goes with init 'text', found 'vocab'"),
+        ({"init_text": "a", "init": "vocab"}, ValueError, "setting init_text: needs init 'text', found 'vocab'"),
         ({"num_virtual_tokens": 3}, TypeError, "setting 'num_virtual_tokens' does not exist"),
         ({"prompt_lenght": 3}, TypeError, "did you mean 'prompt_length'"),
     ],

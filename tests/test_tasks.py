@@ -465,7 +465,7 @@ def test_a_prompt_remembers_its_task(call, tmp_path):
     )
     assert "task 'mnli': expected one of auto, classify" in call("eval", prompt, other, "--task", "mnli")
     assert "--input and --target need a file with columns" in call("eval", prompt, train, "--input", "text_a")
-    assert "setting task: expected 'qqp', as the run to resume had" in call(
+    assert "setting task: expected 'qqp' as in the run to resume" in call(
         "tune", other, "--dev", other, "--task", "mrpc", "--resume", prompt, "--steps", 3
     )
 

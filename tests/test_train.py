@@ -243,7 +243,7 @@ def test_early_stopping_goes_on_counting(model):
     whole = tune(model, wrong, rows_of(6, 1), settings, LABELS, each=saver(kept))
     assert len(whole.history) < 100
     same_run(tune(model, wrong, rows_of(6, 1), settings, LABELS, resume=kept[0]), whole)
-    with pytest.raises(ValueError, match=f"stopped early at step {len(whole.history) - 1}; give more"):
+    with pytest.raises(ValueError, match=f"stopped early at step {len(whole.history) - 1}; increase it"):
         tune(model, wrong, rows_of(6, 1), settings, LABELS, resume=kept[-1])
     longer = replace(settings, patience=4)
     more = tune(model, wrong, rows_of(6, 1), longer, LABELS, resume=kept[-1])
@@ -273,7 +273,7 @@ def test_what_cannot_be_resumed(model):
         tune(model, rows, dev, more, ("a", "b", "c"), resume=prompt)
     with fail("no training state"):
         tune(model, rows, dev, more, LABELS, resume=replace(prompt, train_state=None))
-    with fail("more than the 6 that are done"):
+    with fail("more than the 6 completed steps"):
         tune(model, rows, dev, SHORT, LABELS, resume=prompt)
     for others in ((rows_of(9), dev), (rows, rows_of(6, 2)), (rows[::-1], dev)):
         with fail("the train or dev rows differ", kind=DataError):
@@ -294,7 +294,7 @@ def test_what_is_no_text_or_no_list_of_texts_is_an_error(model):
     for wrong, told in ((None, "None"), (b"++", "b'\\+\\+'"), (Row("++", "a"), "Row")):
         with pytest.raises(TypeError, match=f"text 2: expected a text, found {told}"):
             tinyprompt.predict(model, prompt, ["++", wrong], "numpy")
-    with pytest.raises(DataError, match=r"text 1: holds \\ud800, half of a character"):
+    with pytest.raises(DataError, match=r"text 1: contains \\ud800, an unpaired surrogate"):
         tinyprompt.predict(model, prompt, "a\ud800", "numpy")
     for function in (tinyprompt.ensemble, label_scores):
         with pytest.raises(TypeError, match=r"expected a list of texts, found the text '\+\+'"):
@@ -313,7 +313,7 @@ def test_what_is_no_text_or_no_list_of_texts_is_an_error(model):
 def test_a_target_that_is_no_label_is_named(model, part):
     parts = {"train": rows_of(8), "dev": rows_of(4)}
     parts[part] = [*parts[part], Row("so so", "fair")]
-    more = ", or add train rows that have it" if part == "dev" else ""
+    more = ", or add train rows with it" if part == "dev" else ""
     with pytest.raises(
         DataError, match=rf"^{part} row 'so so': target 'fair' is not a label word \(a, b\); correct it{more}$"
     ):

@@ -61,8 +61,8 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
     ("targets", "told"),
     [
         (("one < two", "3 apples"), ""),
-        (("select 好 1", "3 apples"), "right answers would score 0.500, for example 'select 1' for 'select 好 1'"),
-        (("CAF\u00c9", "caf\u00e9"), "right answers would score 0.000"),  # the tokenizer drops accents
+        (("select 好 1", "3 apples"), "correct answers would score 0.500, for example 'select 1' for 'select 好 1'"),
+        (("CAF\u00c9", "caf\u00e9"), "correct answers would score 0.000"),  # the tokenizer drops accents
     ],
 )
 def test_targets_that_the_tokenizer_cannot_write_are_said(caplog, targets, told):

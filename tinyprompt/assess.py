@@ -1,4 +1,4 @@
-"""The worth of a tuned prompt on few rows: baselines, standard errors and cross-validation."""
+"""Assess a prompt on few rows: baselines, standard errors and cross-validation."""
 
 import math
 import re
@@ -11,7 +11,7 @@ import numpy as np
 
 from tinyprompt.data import Row
 
-MOST_ROWS, MOST_WORDS = 5_000, 10_000  # of a bag of words, which is a dense matrix; the most frequent words
+MOST_ROWS, MOST_WORDS = 5_000, 10_000  # limits of the bag of words, a dense matrix; the most frequent words are kept
 
 
 class Share(NamedTuple):
@@ -22,7 +22,7 @@ class Share(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The standard error of a share: sqrt(p (1 - p) / n). If all or none are right, p is half a row off."""
+        """The standard error sqrt(p (1 - p) / n). If p is 0 or 1, half a row is added or subtracted."""
         half = 0.5 / self.rows
         p = min(max(self.value, half), 1 - half)
         return math.sqrt(p * (1 - p) / self.rows)
@@ -37,7 +37,7 @@ def share(answers: Sequence[str], rows: Sequence[Row]) -> Share:
 
 
 def table(shares: Mapping[str, Share]) -> list[str]:
-    """Format shares, a line for each."""
+    """Format shares, one per line."""
     return [f"  {name:<26}{one}" for name, one in shares.items()]
 
 
@@ -47,9 +47,9 @@ def majority(train: Sequence[Row], test: Sequence[Row]) -> Share:
 
 
 def bag_of_words(train: Sequence[Row], test: Sequence[Row], steps: int = 300) -> list[str]:
-    """Answer test rows by logistic regression on tf-idf of the words of the training rows.
+    """Answer test rows by logistic regression on tf-idf features of the training words.
 
-    The weights are learned by gradient descent with momentum on the mean cross entropy and a small L2 penalty.
+    The weights are trained by gradient descent with momentum on the mean cross entropy with a small L2 penalty.
     """
     documents = [Counter(re.findall(r"\w+", row.input.lower())) for row in (*train, *test)]
     seen = Counter(word for document in documents[: len(train)] for word in document)
@@ -93,8 +93,8 @@ def cross_validate(
     """Return the accuracy over all rows, each answered by a prompt that was tuned without it.
 
     Args:
-        number: of folds.
-        answer: tunes on the first rows and answers the second.
+        number: Number of folds.
+        answer: A function that tunes on its first argument and answers its second.
     """
     answers: list[str] = []
     held_out: list[Row] = []

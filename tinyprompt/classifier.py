@@ -16,19 +16,19 @@ from tinyprompt.tuning import tune
 
 
 class PromptClassifier:
-    """Tune a prompt with `fit`, and answer with `predict`: the interface of a scikit-learn classifier.
+    """A scikit-learn classifier: `fit` tunes a prompt, and `predict` answers.
 
     It works in `cross_val_score`, `GridSearchCV` and pipelines. scikit-learn is not imported.
 
     Args:
-        model: a Model, or a name or folder that `load` opens.
-        device: a name in `device.DEVICES`; None is the fastest that is installed.
-        settings: fields of `Settings`, such as `steps=200`.
+        model: A Model, or a name or folder for `load`.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+        **settings: Fields of `Settings`, such as `steps=200`.
 
     Attributes:
-        classes_: the distinct labels, sorted.
-        prompt_: the tuned Prompt.
-        result_: the Result of the run.
+        classes_: The distinct labels in sorted order.
+        prompt_: The tuned Prompt.
+        result_: The Result of the run.
 
     Example:
         >>> classifier = PromptClassifier(model="base", steps=60, prompt_length=20)
@@ -43,9 +43,14 @@ class PromptClassifier:
         self.set_params(**settings)
 
     def fit(self, X: Sequence[str], y: Sequence[Any]) -> "PromptClassifier":
-        """Tune a prompt on texts and their labels. A fifth of the rows are the dev rows.
+        """Tune a prompt on texts and their labels. A fifth of the rows becomes dev rows.
 
-        Labels may be strings, numbers or booleans; `predict` returns the same kind.
+        Args:
+            X: The texts.
+            y: The labels: strings, numbers or booleans. `predict` returns the same type.
+
+        Raises:
+            ValueError: The numbers of texts and labels differ, or there is only one class.
         """
         texts, labels = list(X), np.asarray(y)
         if len(texts) != len(labels):
@@ -65,7 +70,7 @@ class PromptClassifier:
         return self
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
-        """Return the likeliest label of each text, as an array of the labels' kind."""
+        """Return the most likely label of each text, as an array of the type of the labels."""
         model = self._fitted()
         return self.classes_[self._columns(predict(model, self.prompt_, list(X), self.device))]
 
@@ -80,12 +85,12 @@ class PromptClassifier:
         return float(np.mean(self.predict(X) == np.asarray(y)))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters: model, device and every field of Settings. None: chosen by the number of rows."""
+        """Return the parameters: model, device and every field of Settings. None depends on the number of rows."""
         chosen = {f.name: self._settings.get(f.name) for f in fields(Settings)}
         return {"model": self.model, "device": self.device, **chosen}
 
     def set_params(self, **params: Any) -> "PromptClassifier":
-        """Change parameters. Raises TypeError or ValueError that names the parameter."""
+        """Set parameters. Raises TypeError or ValueError that names the parameter."""
         for name in ("model", "device"):
             if name in params:
                 setattr(self, name, params.pop(name))
@@ -103,13 +108,13 @@ class PromptClassifier:
         return self._model
 
     def __sklearn_clone__(self) -> "PromptClassifier":
-        return PromptClassifier(**self.get_params())  # with the same model: scikit-learn would copy its weights
+        return PromptClassifier(**self.get_params())  # shares the model, whose weights scikit-learn would copy
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prompt_")
 
     def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # scikit-learn itself is asking
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # called by scikit-learn only
 
         return Tags(
             estimator_type="classifier",

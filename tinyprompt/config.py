@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-PAD, EOS, UNK = 0, 1, 2  # token ids, the same in every T5
+PAD, EOS, UNK = 0, 1, 2  # the same token ids in every T5
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Config:
-    """The fields of a Hugging Face `config.json` that the model depends on."""
+    """The fields of a Hugging Face `config.json` that affect the model."""
 
     vocab_size: int
     d_model: int
@@ -23,7 +23,7 @@ class Config:
     layer_norm_epsilon: float = 1e-6
     gated: bool = True  # gated gelu, else relu (T5 1.0)
     tied_head: bool = False  # the output head is the embedding table (T5 1.0)
-    scaled_logits: bool = False  # times d_model ** -0.5; goes with the tied head
+    scaled_logits: bool = False  # logits are multiplied by d_model ** -0.5; only with a tied head
     bias_in_every_layer: bool = False  # UMT5
 
 

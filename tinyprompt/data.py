@@ -1,4 +1,4 @@
-"""Rows, and batches from rows."""
+"""Rows of text, and batches of ids."""
 
 import re
 from collections import Counter
@@ -14,9 +14,9 @@ from tinyprompt.model import Tokenizer
 from tinyprompt.settings import Settings
 
 MAX_LABELS = 50
-TEMPLATE = "{input} answer: {target}"  # of a solved example in front of an input
+TEMPLATE = "{input} answer: {target}"  # a solved example before an input
 FUNCTION_WORDS = ("a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "the", "to")
-TASKS = ("auto", "classify", "generate")  # for files of columns: are targets label words?
+TASKS = ("auto", "classify", "generate")  # for files with columns: whether targets are label words
 NO_IDS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
@@ -26,12 +26,12 @@ class Row(NamedTuple):
     input: str
     target: str
     answers: tuple[str, ...] = ()  # all correct answers to a question
-    group: str = ""  # rows of one group are scored, and split, together
-    task: str = ""  # the task of the row, in a mixture
+    group: str = ""  # rows of a group are scored and split together
+    task: str = ""  # name of the row's task, in a mixture
 
 
 class Batch(NamedTuple):
-    """The padded ids of rows. Shapes: input_ids, attention_mask (B, L); labels, weights (B, T)."""
+    """Padded ids of rows. Shapes: input_ids and attention_mask (B, L), labels and weights (B, T)."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -40,37 +40,40 @@ class Batch(NamedTuple):
 
 
 def check_text(text: str, where: str) -> None:
-    """Raise DataError for a text with half a character (a lone surrogate), which UTF-8 cannot encode."""
+    """Raise DataError for a text with a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         broken = text[error.start : error.end].encode("unicode_escape").decode()
-        raise DataError(f"{where}: holds {broken}, half of a character; write the text in UTF-8") from None
+        raise DataError(f"{where}: contains {broken}, an unpaired surrogate; write the text in UTF-8") from None
 
 
 def label_words(rows: Sequence[Row], task: str = "auto") -> tuple[str, ...] | None:
-    """Return the distinct targets, sorted, if they are labels; None for free text.
+    """Return the distinct targets in sorted order if they are labels, or None for free text.
 
     Args:
-        task: "classify": targets are labels. "generate": they are text. "auto": they are labels if there are at most
-            50, and each occurs twice on average.
+        rows: Rows with targets.
+        task: "classify": targets are labels. "generate": targets are free text. "auto": targets are labels if there are
+            at most 50, and each occurs twice on average.
 
-    Raises DataError if two labels are one number, as 1 and 1.0.
+    Raises:
+        DataError: Two labels are the same number, such as 1 and 1.0.
     """
     found = sorted({row.target for row in rows})
     labels = task == "classify" or (task == "auto" and 2 <= len(found) <= min(MAX_LABELS, len(rows) / 2))
     same = [word for word in found if re.fullmatch(r"-?\d+\.0+", word) and word.partition(".")[0] in found]
     if labels and same:
-        told = f"the targets {same[0].partition('.')[0]!r} and {same[0]!r} are one number"
-        raise DataError(f"{told}; write it in one way, or map both with words")
+        told = f"the targets {same[0].partition('.')[0]!r} and {same[0]!r} are the same number"
+        raise DataError(f"{told}; write it the same way everywhere, or map both with words")
     return tuple(found) if labels else None
 
 
 def verbalizer(labels: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
-    """Choose a shorter text for each label of several pieces, which train more slowly.
+    """Choose a shorter text for each label that consists of several pieces, because such labels train more slowly.
 
-    It is the first word of the label, in lower case, that no other label has and that is not a function word such as
-    "or". A label without such a word, or whose word has as many pieces, keeps its text and is left out.
+    The text is the first word of the label, in lower case, that no other label contains, function words such as "or"
+    apart. If there is no such word, or if it has as many pieces, the label keeps its own text and is omitted from the
+    result.
 
     Example:
         >>> verbalizer(["TECH ISSUE", "Lost or damaged parcel"], model.tokenizer)
@@ -88,15 +91,15 @@ def verbalizer(labels: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split rows at random. The second part has `share` of them, at least one, and of every frequent target.
+    """Split rows at random. The second part gets a `share` of all rows (at least one) and of every frequent target.
 
-    Rows with the same input stay together. Raises DataError if this leaves no row for the first part.
+    Rows with the same input stay together. Raises DataError if the first part would be empty.
     """
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     of: dict[str, list[int]] = {}
     for i in order:
         of.setdefault(rows[i].target, []).append(i)
-    # The rows of each target are spread evenly over 0 to 1. Those below the share are the second part.
+    # The rows of each target are spread evenly over 0 to 1. Rows below the share go to the second part.
     place = {i: (k + 0.5) / len(places) for places in of.values() for k, i in enumerate(places)}
     order = sorted(order, key=place.__getitem__)
     copies: dict[str, list[int]] = {}
@@ -114,7 +117,7 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
 
 
 def width(longest: int) -> int:
-    """Round a length up to one of few widths, because each width compiles a graph. Lengths up to 4 stay exact."""
+    """Round a length up to one of few widths, because a new width compiles a graph. Lengths up to 4 stay exact."""
     multiple = 1 if longest <= 4 else 4 if longest <= 32 else 8
     return -(-longest // multiple) * multiple
 
@@ -132,7 +135,7 @@ def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> tuple[
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Raise TypeError or DataError for a value that is not a text, with its number."""
+    """Raise TypeError or DataError for a value that is not a text. The message has its index."""
     if isinstance(texts, str):
         raise TypeError(f"expected a list of texts, found the text {texts!r:.60}")
     for i, text in enumerate(texts, 1):
@@ -142,7 +145,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def encode_inputs(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
-    """Return the ids of each text. A text of more than `max_tokens` loses its end, but keeps eos."""
+    """Return the ids of each text. A text with more than `max_tokens` ids is truncated, but keeps eos."""
     return [
         ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in map(tokenizer.encode, texts)
     ]
@@ -154,37 +157,37 @@ def target_ids(
     label_head: bool = False,
     verbalizer: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, tuple[int, ...]]:
-    """Return the ids of each label word: its tokens and eos, or its number if the output head has a row per label.
+    """Return the ids of each label word: its tokens and eos, or its index if the output head has a row per label.
 
     Args:
-        verbalizer: the text to encode for a label word, if it is another.
+        verbalizer: Texts to encode in place of label words.
 
     Raises:
-        DataError: Two words have the same ids, or a word is given twice.
-        TypeError: One string instead of several.
+        DataError: Two words have the same ids, or a word is repeated.
+        TypeError: A string was given instead of several words.
     """
     if isinstance(label_words, str):
         raise TypeError(f"label words: expected several, as ('bad', 'good'), found the text {label_words!r}")
     for word in (label_words := tuple(label_words or ())):
         if label_words.count(word) > 1:
-            raise DataError(f"label word {word!r} is given twice; give each once")
+            raise DataError(f"label word {word!r} is repeated; give each word once")
     words = enumerate(label_words)
     found = {word: (i,) if label_head else tuple(tokenizer.encode(verbalizer.get(word, word))) for i, word in words}
     by_ids = {ids: word for word, ids in found.items()}
     for word, ids in found.items():
         if by_ids[ids] != word:
             told = f"label words {word!r} and {by_ids[ids]!r} are the same to the tokenizer (ids {list(ids)})"
-            raise DataError(f"{told}, so no answer could tell them apart; choose others, or map them with --words")
+            raise DataError(f"{told}, so answers could not distinguish them; choose others, or map them with --words")
     return found
 
 
 def in_context(
     texts: Sequence[str], shots: Sequence[Row], template: str, tokenizer: Tokenizer, max_tokens: int
 ) -> list[str]:
-    """Put solved examples in front of each text, as GPT-3 is prompted (Brown et al. 2020, arXiv:2005.14165, section 2).
+    """Prepend solved examples to each text, like prompts for GPT-3 (Brown et al. 2020, arXiv:2005.14165, section 2).
 
     Args:
-        template: an example, with {input} and then {target}. The text itself ends before its target.
+        template: The format of an example, with {input} and then {target}. The text itself ends before its target.
 
     Raises:
         DataError: The template lacks a field, or a text with its examples exceeds max_tokens.
@@ -204,13 +207,13 @@ def in_context(
     if tokens > max_tokens:
         raise DataError(
             f"the input that ends in {longest[-40:]!r} has {tokens} tokens with its {len(shots)} examples, but only "
-            f"{max_tokens} are read; take fewer or shorter examples, or read more tokens"
+            f"{max_tokens} are read; use fewer or shorter examples, or increase --max-input-tokens"
         )
     return out
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
-    """Return indices in batches of `size`, in order of length, so that there is little padding."""
+    """Return batches of at most `size` indices in order of length, to minimise padding."""
     order = np.argsort(np.asarray(lengths), kind="stable")
     return [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -218,7 +221,20 @@ def by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
 def batch_of(
     rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int, target_ids: Mapping[str, Sequence[int]] = NO_IDS
 ) -> Batch:
-    """Encode rows as one batch. `target_ids` has the ids of targets that are not tokenized."""
+    """Encode rows as a batch.
+
+    Args:
+        rows: Rows with an input and a target.
+        tokenizer: The tokenizer of the model.
+        max_tokens: Longer inputs are truncated to this number of ids.
+        target_ids: Ids for targets that are not tokenized, such as the indices of labels.
+
+    Returns:
+        The padded ids: input_ids and attention_mask (B, L), labels and weights (B, T).
+
+    Example:
+        >>> batch = batch_of([Row("Two goals.", "sport")], model.tokenizer, 256)
+    """
     check_texts([row.input for row in rows])
     input_ids, mask = pad(encode_inputs([row.input for row in rows], tokenizer, max_tokens))
     labels, weights = pad([target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows])
@@ -226,7 +242,7 @@ def batch_of(
 
 
 def batches_in_order_of_length(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int) -> Iterator[Batch]:
-    """Return all rows once, in batches of 64 with little padding."""
+    """Yield all rows once, in batches of 64 with little padding."""
     lengths = [len(tokenizer.encode(row.input)) for row in rows]
     return (batch_of([rows[i] for i in chosen], tokenizer, max_tokens) for chosen in by_length(lengths, 64))
 
@@ -234,10 +250,10 @@ def batches_in_order_of_length(rows: Sequence[Row], tokenizer: Tokenizer, max_to
 def training_batches(
     rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings, target_ids: Mapping[str, Sequence[int]] = NO_IDS
 ) -> Iterator[Batch]:
-    """Yield full batches for ever. Every epoch is shuffled, and rows of similar length share a batch.
+    """Yield full batches without end. Rows are shuffled in every epoch, and rows of similar length share a batch.
 
-    A pool of eight batches is taken from the shuffled rows and sorted by length: batches stay random and have little
-    padding. The last rows of an epoch are used in the next one.
+    Eight batches at a time are taken from the shuffled rows and sorted by length, so batches are random and have little
+    padding. The remaining rows of an epoch are used in the next epoch.
     """
     size = settings.batch_size
     check_texts([row.input for row in rows])
@@ -258,7 +274,7 @@ def training_batches(
 
 
 def random_batch(vocab_size: int, rows: int, tokens: int, targets: int, seed: int = 0) -> Batch:
-    """Draw a random batch. The first row is full, the last is padded on the left, the others on the right.
+    """Draw a random batch. The first row is full, the last row is padded on the left, and the others on the right.
 
     Shapes: input_ids (rows, tokens), labels (rows, targets).
     """

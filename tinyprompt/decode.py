@@ -1,7 +1,7 @@
 """Decoding: the key-value cache, greedy search, beam search, and the scores of given labels.
 
-Search asks a `step(tokens, origin, pick)` for the next tokens. `tokens` (B,) holds the newest token of every row, pad
-at first. `origin` (B,), unless it is None, holds for each row the row whose past it continues. The result is `pick` of
+Search calls `step(tokens, origin, pick)` for the next tokens. `tokens` (B,) contains the newest token of every row,
+initially pad. `origin` (B,), unless it is None, maps each row to the row that it continues. The result is `pick` of
 the logits (B, V). `Cache` is the step of a T5. Tests use tables instead.
 
 Dimensions: B batch   T decoder positions   S encoder positions   V vocabulary   H heads   K d_kv   N labels
@@ -19,8 +19,8 @@ from tinyprompt.config import EOS, PAD, Config
 from tinyprompt.device import compile
 from tinyprompt.tree import Flat, Tree, merge
 
-SLOTS = 32  # positions of a new cache
-LOGITS = 2**19  # logits of the labels of a row that are computed at once
+SLOTS = 32  # initial number of positions of a cache
+LOGITS = 2**19  # largest number of label logits of a row that are computed at once
 
 Pick = Callable[[Any], Any]
 Step = Callable[[np.ndarray, np.ndarray | None, Pick], Any]
@@ -31,10 +31,10 @@ LogitsOf = Callable[[np.ndarray], np.ndarray]
 
 
 def first_cache(params: Tree, config: Config, states, num_beams: int, width: int) -> tuple[None, Flat]:
-    """Compute the keys and values that are known before the first token: cross-attention, and prefixes.
+    """Compute the keys and values that do not depend on tokens: those of the cross-attention and of prefixes.
 
     Shapes: states (B, S, D); each array (B * num_beams, H, P + S, K), or (B * num_beams, H, P + width, K) in
-    self-attention, where `width` slots are zero.
+    self-attention, with `width` empty slots.
     """
     cache: Flat = {}
     for i, block in params["decoder"]["block"].items():
@@ -55,18 +55,21 @@ def wider(cache: Flat, more: int) -> tuple[None, Flat]:
 def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, width: int, mask, origin, pick: Pick):
     """Run the decoder over one token per row. The logits equal those of `t5.decode` at that position.
 
-    A graph has no state, so the whole state is passed: nine parameters.
+    A graph has no state, so the whole state is passed as nine parameters.
 
     Args:
-        cache: the keys and values so far, with `width` slots in each self-attention.
+        params: The weights.
+        config: The sizes of the model.
+        cache: The keys and values so far, with `width` slots in each self-attention.
         tokens: (B,), the tokens at `position`.
-        position: integer (1,).
-        mask: the mask of `t5.encode`.
-        origin: the row that each row continues, integer (B,), or None. The beams of an input share its cross-attention.
-        pick: returns the wanted part of the logits (B, V).
+        position: Integer (1,).
+        width: The number of slots.
+        mask: The mask from `t5.encode`.
+        origin: The row that each row continues, integer (B,), or None. The beams of an input share its cross-attention.
+        pick: A function that selects a part of the logits (B, V).
 
     Returns:
-        The picked part, and the self-attention of the cache with the new keys and values at `position`.
+        The selected part, and the self-attention cache with the new keys and values at `position`.
     """
     x = ops.embedding(params["shared"]["weight"], tokens[:, None])
     own = {name: keys for name, keys in cache.items() if "SelfAttention" in name}
@@ -91,31 +94,33 @@ def all_logits(logits):
 
 
 def likeliest(logits):
-    """Pick the likeliest token of every row: (B, V) -> (B,)."""
+    """Pick the most likely token of every row: (B, V) -> (B,)."""
     return np.argmax(logits, axis=-1)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pick the likeliest tokens of every row: their log probabilities in descending order, and their ids."""
+    """Pick the most likely tokens of every row: their log probabilities in descending order, and their ids."""
 
     number: int
 
     def __call__(self, logits):
-        """(B, V) -> two arrays (B, min(number, V))."""
+        """Select from logits (B, V). Returns two arrays (B, min(number, V))."""
         return ops.largest(ops.log_softmax(logits), self.number)
 
 
 class Cache:
-    """The keys and values of the tokens so far. Calling it with the newest tokens returns the next logits.
+    """The keys and values of the tokens so far. A call with the newest tokens returns the next logits.
 
-    They stay on the device. The cache doubles when it is full, so few shapes need compiling.
+    The arrays stay on the device. The cache doubles when it is full, so few shapes need compiling.
 
     Args:
-        params, config: the model, with the arrays of its tuning method applied.
-        input_ids, attention_mask: what the encoder reads, as in `t5.encode`.
-        num_beams: decoder rows for each encoder row.
-        device: a name in `device.DEVICES`.
+        params: The weights, with the arrays of the tuning method applied.
+        config: The sizes of the model.
+        input_ids: The input of the encoder, as in `t5.encode`.
+        attention_mask: Its mask, as in `t5.encode`.
+        num_beams: Number of decoder rows for each encoder row.
+        device: A device of `device.DEVICES`.
     """
 
     def __init__(self, params: Tree, config: Config, input_ids, attention_mask, num_beams=1, device="numpy"):
@@ -128,7 +133,7 @@ class Cache:
         self.params = {name: part for name, part in params.items() if name != "encoder"}
 
     def __call__(self, tokens: np.ndarray, origin: np.ndarray | None = None, pick: Pick = all_logits) -> Any:
-        """Append the newest token (B,) of every row, and pick from the logits (B, V) of the next one."""
+        """Append the newest token (B,) of every row, and select from the logits (B, V) of the next token."""
         if self.position == self.width:
             self.arrays |= self.wider({k: x for k, x in self.arrays.items() if "SelfAttention" in k}, self.width)[1]
             self.width *= 2
@@ -143,7 +148,7 @@ class Cache:
 
 
 def stream(step: Step, rows: int, max_tokens: int) -> Iterator[np.ndarray]:
-    """Yield the likeliest next tokens (B,) until every row has written eos, or `max_tokens`."""
+    """Yield the most likely next tokens (B,) until every row has reached eos, or `max_tokens`."""
     tokens, done = np.full(rows, PAD), np.zeros(rows, bool)
     for _ in range(max_tokens):
         tokens = np.where(done, PAD, step(tokens, None, likeliest))
@@ -154,21 +159,21 @@ def stream(step: Step, rows: int, max_tokens: int) -> Iterator[np.ndarray]:
 
 
 def greedy(step: Step, rows: int, max_tokens: int) -> list[list[int]]:
-    """Return the ids that `stream` yields, for each row up to its eos."""
+    """Return the ids from `stream`, for each row up to its eos."""
     return to_eos(np.stack(list(stream(step, rows, max_tokens)), axis=1))
 
 
 def beam_search(step: Step, rows: int, max_tokens: int, num_beams: int, length_penalty: float) -> list[list[int]]:
-    """Return the best hypothesis of each row, up to its eos, as transformers 5 finds it.
+    """Return the best hypothesis of each row, up to its eos, as in transformers 5.
 
-    The score of a finished hypothesis is its log probability divided by `length ** length_penalty`; eos counts.
-    A row is done when no running beam can beat its worst finished hypothesis. `step` reads rows * num_beams tokens;
-    the beams of a row are adjacent. One beam is greedy search.
+    The score of a finished hypothesis is its log probability divided by `length ** length_penalty`, including eos.
+    A row is done when no running beam can beat its worst finished hypothesis. `step` receives rows * num_beams tokens;
+    the beams of a row are adjacent. With one beam, it is greedy search.
     """
     K, row = num_beams, np.arange(rows)[:, None]
     running, finished = np.full((2, rows, K, max_tokens + 1), PAD)
     scores, best = np.full((2, rows, K), -np.inf)
-    scores[:, 0] = 0  # the beams are equal before the first token: only the first may branch
+    scores[:, 0] = 0  # all beams are equal before the first token, so only the first may branch
     unfinished, origin = np.ones(rows, bool), None
     for length in range(1, max_tokens + 1):
         log_p, ids = step(running[..., length - 1].reshape(-1), origin, Candidates(2 * K))
@@ -179,7 +184,7 @@ def beam_search(step: Step, rows: int, max_tokens: int, num_beams: int, length_p
         candidates = running[row, beam]
         candidates[..., length] = token
         ends = (token == EOS) | (length == max_tokens)
-        # Running hypotheses: at most K of the 2 K candidates end, one for each beam.
+        # Running hypotheses: of the 2 K candidates, at most K (one per beam) have ended.
         scores, kept = ops.largest(np.where(ends, -np.inf, candidate_scores), K)
         running, origin = candidates[row, kept], (row * K + beam[row, kept]).reshape(-1)
         # Finished hypotheses: a candidate counts if it is among the K best and its row is not done.
@@ -204,8 +209,8 @@ def to_eos(ids: np.ndarray) -> list[list[int]]:
 def ranked(params: Tree, config: Config, input_ids, attention_mask, labels, weights):
     """Compute the log probability of each label of each row: (B, N), float32.
 
-    Shapes: labels and weights (B, N, T), as in `rank`. The decoder reads the labels of a row side by side, in chunks of
-    at most LOGITS logits a row.
+    Shapes: labels and weights (B, N, T), as in `rank`. The decoder processes the labels of a row side by side, in
+    chunks of at most LOGITS logits per row.
     """
     encoded, logits_of = t5.encode(params, config, input_ids, attention_mask), partial(t5.logits, params, config)
     chunk = max(1, LOGITS // (config.vocab_size * labels.shape[2]))
@@ -223,9 +228,9 @@ def rank(logits_of: LogitsOf, states: np.ndarray, labels: np.ndarray, weights: n
     All labels of a row share the logits of their first token, which are computed once.
 
     Args:
-        logits_of: the output head, (..., D) -> (..., V).
-        states: decoder states (B, N, T, D) of `t5.shift_right(labels)`.
-        labels: ids (B, N, T), eos included, padded on the right.
+        logits_of: The output head, (..., D) -> (..., V).
+        states: Decoder states (B, N, T, D) for `t5.shift_right(labels)`.
+        labels: Ids (B, N, T) including eos, padded on the right.
         weights: (B, N, T), 1 at the tokens of a label and 0 at padding.
     """
     first = np.take_along_axis(ops.log_softmax(logits_of(states[:, 0, 0])), labels[..., 0], -1)

@@ -1,4 +1,4 @@
-"""What a terminal and a notebook show: progress, learning curves and small HTML tables."""
+"""Output for terminals and notebooks: progress, learning curves and small HTML tables."""
 
 import html
 import sys
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tinyprompt.train import Progress
 
 SMOOTHING = 20  # steps of the moving average of a loss curve
-REDRAWN = 20  # times that the curve of a notebook is redrawn in a run
-SHOWN = 20  # rows of a table
+REDRAWN = 20  # number of times a notebook redraws the curve in a run
+SHOWN = 20  # rows shown of a table
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
-    """Return an HTML table. Cells are escaped."""
+    """Return an HTML table with escaped cells."""
 
     def line(cells: Sequence[Any], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
@@ -29,7 +29,7 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
 
 
 def in_notebook() -> bool:
-    """Return whether the code runs in a notebook, and not in a terminal."""
+    """Return whether the code runs in a notebook instead of a terminal."""
     try:
         return get_ipython().__class__.__name__ == "ZMQInteractiveShell"  # type: ignore[name-defined]
     except NameError:
@@ -37,7 +37,7 @@ def in_notebook() -> bool:
 
 
 def followed(run: Iterator["Progress"], steps: int) -> Iterator["Progress"]:
-    """Show the progress of a run while it is read: a bar, and in a notebook with matplotlib a moving loss curve."""
+    """Show the progress of a run while iterating: a bar, and in a notebook with matplotlib a live loss curve."""
     curve = _Curve(steps) if in_notebook() else None
     if not curve and not sys.stderr.isatty():
         yield from _as_lines(run, steps)
@@ -54,7 +54,7 @@ def followed(run: Iterator["Progress"], steps: int) -> Iterator["Progress"]:
 
 
 def _as_lines(run: Iterator["Progress"], steps: int) -> Iterator["Progress"]:
-    """Print a line for each dev score, where the output is a file or a pipe."""
+    """Print a line for each dev score if the output is a file or a pipe."""
     started = time.perf_counter()
     for progress in run:
         if progress.dev is not None:
@@ -64,7 +64,7 @@ def _as_lines(run: Iterator["Progress"], steps: int) -> Iterator["Progress"]:
 
 
 class _Curve:
-    """A picture of the losses so far, drawn again a few times in a run."""
+    """A plot of the losses so far, redrawn a few times in a run."""
 
     def __init__(self, steps: int):
         self.every, self.handle = max(1, steps // REDRAWN), None
@@ -89,7 +89,7 @@ class _Curve:
         plt.close(figure)
 
     def close(self) -> None:
-        """Remove the picture: `Result.plot` draws the whole curve."""
+        """Remove the plot, because `Result.plot` draws the whole curve."""
         if self.handle is not None:
             from IPython.display import HTML
 
@@ -99,8 +99,7 @@ class _Curve:
 def plot_curve(history: Sequence[dict[str, Any]], best_step: int, path: str | Path | None = None) -> Any:
     """Draw training loss and dev score over the steps.
 
-    Returns matplotlib's axes, or None if a `path` is given, to which the picture is written. Raises ImportError without
-    matplotlib.
+    Returns matplotlib's axes, or None if the plot is written to `path`. Raises ImportError without matplotlib.
     """
     import matplotlib.pyplot as plt
 

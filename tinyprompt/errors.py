@@ -1,8 +1,8 @@
-"""Errors that a user can cause. A message names the file, the key or the row, the expectation, and the remedy."""
+"""Errors that a user can cause. Each message names the file, key or row, the expected value, and the remedy."""
 
 
 class TinypromptError(Exception):
-    """Base class of the errors below."""
+    """Base class of all errors of tinyprompt."""
 
 
 class CheckpointError(TinypromptError, ValueError):
@@ -14,4 +14,4 @@ class DataError(TinypromptError, ValueError):
 
 
 class DeviceError(TinypromptError, RuntimeError):
-    """A device cannot be used here."""
+    """A device is not available, or fails."""

@@ -15,13 +15,13 @@ SELF_ATTENTION = re.compile(r"decoder\.block\.\d+\.layer\.0\.SelfAttention")
 
 
 def check_fit(prompt: Prompt, model: Model, path: Any = "this prompt") -> None:
-    """Raise CheckpointError, with the file, if a prompt was tuned on another model or cannot fit this one.
+    """Raise CheckpointError, with the file, if a prompt was tuned on another model or does not fit this model.
 
-    Of a prompt that does not say what it was tuned on, only the shapes are checked.
+    If the prompt does not store its model, only shapes are checked.
     """
     if prompt.fingerprint is not None:
         _check_fingerprint(prompt.fingerprint, prompt, model, path)
-    of_peft = bool(prompt.params) and PROMPT not in prompt.params  # LoRA or IA3, whose settings name the method
+    of_peft = bool(prompt.params) and PROMPT not in prompt.params  # LoRA or IA3; their settings name the method
     if "method" in prompt.settings and (prompt.fingerprint is not None or of_peft):
         _check_method(prompt, model, path)
     else:
@@ -29,7 +29,7 @@ def check_fit(prompt: Prompt, model: Model, path: Any = "this prompt") -> None:
 
 
 def _check_fingerprint(known: str, prompt: Prompt, model: Model, path: Any) -> None:
-    """Compare the weights, and the tokenizers where both are known."""
+    """Compare the digests of the weights, and of the tokenizers if both are known."""
     weights, _, tokenizer = known.partition("-")
     own_weights, _, own_tokenizer = model.fingerprint.partition("-")
     if weights != own_weights:
@@ -40,13 +40,13 @@ def _check_fingerprint(known: str, prompt: Prompt, model: Model, path: Any) -> N
         )
     if tokenizer and own_tokenizer and tokenizer != own_tokenizer:
         raise CheckpointError(
-            f"{path}: was tuned on {prompt.model!r} with another tokenizer than {model.name!r} has now, so texts "
-            "become other ids; restore the tokenizer files of the model, or tune again"
+            f"{path}: was tuned on {prompt.model!r} with another tokenizer than {model.name!r} now has, so texts "
+            "get other ids; restore the tokenizer files of the model, or tune again"
         )
 
 
 def _check_method(prompt: Prompt, model: Model, path: Any) -> None:
-    """Check the arrays of a method: names and shapes."""
+    """Check the names and shapes of a method's arrays."""
     settings = Settings.saved(prompt.settings, path)
     try:
         expected = stored_shapes(model.config, settings, len(prompt.label_words or ()))
@@ -62,7 +62,7 @@ def _check_method(prompt: Prompt, model: Model, path: Any) -> None:
 def _check_shapes(prompt: Prompt, model: Model, path: Any) -> None:
     """Check a soft prompt or a prefix of unknown origin.
 
-    A prefix in more self-attentions than the decoder has fits: the surplus is not used, as by PEFT.
+    A prefix for more self-attentions than the decoder has is accepted. The surplus is ignored, as in PEFT.
     """
     c, shapes, advice = model.config, weight_shapes(model.config), "name the model that it was tuned on"
     prefixes: dict[str, dict[str, np.ndarray]] = {}
@@ -80,7 +80,7 @@ def _check_shapes(prompt: Prompt, model: Model, path: Any) -> None:
     if layers and not layers >= used:
         raise CheckpointError(
             f"{path}: this prefix is for {len(layers)} decoder layers, {model.name!r} has {c.num_decoder_layers} "
-            f"and needs one for each; {advice}"
+            f"and needs a prefix for each; {advice}"
         )
     width = c.num_heads * c.d_kv
     for name, parts in prefixes.items():

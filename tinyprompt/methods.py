@@ -1,9 +1,9 @@
-"""Tuning methods. A method adds keys to the frozen weights, or replaces some.
+"""Tuning methods. A method adds keys to the frozen weights, or replaces some of them.
 
     trainable = init_params(model, Settings(method="lora", rank=4), ("bad", "good"))   # the optimiser updates these
     params = apply(model.params, stored(trainable, model.config))                      # t5.py computes with these
 
-The *trained* arrays become the *stored* ones (a network is replaced by its output), and these are *applied* (a low-rank
+The *trained* arrays become the *stored* arrays (a network is replaced by its output), which are *applied* (a low-rank
 product is added to its weight). Both steps are differentiable. For most methods they change nothing.
 """
 
@@ -21,12 +21,12 @@ from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.tree import Flat, Tree, flatten, merge
 
 HEAD = "lm_head.weight"
-FREQUENT = 5000  # the paper samples from the 5,000 most common pieces; vocabularies are in that order
-SPECIAL = 3  # ids of pad, eos and unk, before the first piece
+FREQUENT = 5000  # the paper samples from the 5,000 most frequent pieces; vocabularies are sorted by frequency
+SPECIAL = 3  # ids of pad, eos and unk precede the first piece
 
 
 class Options(Protocol):
-    """The settings that a method reads: a part of `settings.Settings`."""
+    """The settings that a method uses: a part of `settings.Settings`."""
 
     @property
     def method(self) -> str: ...
@@ -47,12 +47,12 @@ class Options(Protocol):
 
 
 class Start(NamedTuple):
-    """The input of a function that makes first values."""
+    """The input of an initialiser."""
 
     model: Model
     settings: Options
     label_words: Sequence[str]
-    prompt: Prompt | None  # the saved one of init "file"
+    prompt: Prompt | None  # the saved prompt of init "file"
     rng: onp.random.Generator
 
 
@@ -60,7 +60,7 @@ Init = Callable[[Start, tuple[int, ...]], onp.ndarray]
 
 
 class Leaf(NamedTuple):
-    """A trained array: its shape, and the function that makes its first value from a Start and the shape."""
+    """A trained array: its shape, and the initialiser that maps a Start and the shape to its initial value."""
 
     shape: tuple[int, ...]
     init: Init
@@ -69,37 +69,37 @@ class Leaf(NamedTuple):
 Leaves = Iterable[tuple[str, Leaf]]
 
 
-# ---- first values ----
+# ---- initialisers ----
 
 
 def zeros(start: Start, shape):
-    """Return zeros: training starts at the frozen model."""
+    """Return zeros, so that training starts at the frozen model."""
     return onp.zeros(shape)
 
 
 def ones(start: Start, shape):
-    """Return ones: factors that change nothing."""
+    """Return ones, factors without an effect."""
     return onp.ones(shape)
 
 
 def normal(start: Start, shape):
-    """Return random numbers that keep the scale of their input."""
+    """Return normal random numbers that preserve the scale of their input."""
     return start.rng.normal(0, shape[-1] ** -0.5, shape)
 
 
 def embeddings(model: Model, ids):
-    """Return rows of the embedding table."""
+    """Return the embeddings of ids."""
     return ops.embedding(model.params["shared"]["weight"], onp.asarray(ids))
 
 
 def from_vocabulary(start: Start, shape):
-    """Return the embeddings of pieces drawn from the 5,000 most frequent."""
+    """Return the embeddings of random pieces among the 5,000 most frequent."""
     top = min(FREQUENT, len(start.model.tokenizer) - SPECIAL)
     return embeddings(start.model, SPECIAL + start.rng.choice(top, shape[0], replace=shape[0] > top))
 
 
 def from_labels(start: Start, shape):
-    """Return the mean embedding of the pieces of each label word, then rows as "vocab" (the paper's default)."""
+    """Return the mean embedding of the pieces of each label word, then random embeddings (the paper's default)."""
     words, encode = start.label_words, start.model.tokenizer.encode
     if not all(word.strip() for word in words):
         raise ValueError(f"prompt init 'labels': expected words, found an empty label in {list(words)}")
@@ -108,7 +108,7 @@ def from_labels(start: Start, shape):
 
 
 def from_text(start: Start, shape):
-    """Return the embedded pieces of a text, repeated or cut to the length."""
+    """Return the embedded pieces of a text, repeated or truncated to the prompt length."""
     ids = start.model.tokenizer.encode(start.settings.init_text or "")[:-1]
     if not ids:
         raise ValueError("prompt init 'text': the text is empty; give one with init_text")
@@ -116,7 +116,7 @@ def from_text(start: Start, shape):
 
 
 def from_file(start: Start, shape):
-    """Return a saved soft prompt. Its frozen model may be another one with the same d_model."""
+    """Return a saved soft prompt. It may come from another model with the same d_model."""
     if start.prompt is None:
         raise ValueError("prompt init 'file': a saved prompt is missing; name it with init_file (--init-file)")
     found, path = start.prompt.vectors(start.settings.init_file), start.settings.init_file
@@ -127,7 +127,7 @@ def from_file(start: Start, shape):
     return found
 
 
-# First vectors of a soft prompt (Lester et al. 2021, section 3.2). Uniform: as in the paper, and in its released code.
+# Initialisers of a soft prompt (Lester et al. 2021, section 3.2). Uniform: of the paper, and of its released code.
 INITS: dict[str, Init] = {
     "labels": from_labels,
     "vocab": from_vocabulary,
@@ -139,17 +139,17 @@ INITS: dict[str, Init] = {
 
 
 def as_set(start: Start, shape):
-    """Return first values as the setting `init` says."""
+    """Return the initial value selected by the setting `init`."""
     return INITS[start.settings.init](start, shape)
 
 
 def frozen_weight(name: str) -> Init:
-    """Build a function that returns a weight of the frozen model."""
+    """Return an initialiser that copies a weight of the frozen model."""
     return lambda start, shape: flatten(start.model.params)[name]
 
 
 def prefix_of(attention: str, part: str) -> Init:
-    """Build a function that returns the keys or values of frequent pieces in an attention."""
+    """Return an initialiser with the keys or values of frequent pieces in an attention."""
 
     def init(start: Start, shape):
         weights, config = flatten(start.model.params), start.model.config
@@ -161,28 +161,28 @@ def prefix_of(attention: str, part: str) -> Init:
 
 
 def head_rows(start: Start, shape):
-    """Return the row of the output head for each label word, averaged over its pieces."""
+    """Return the mean row of the output head over the pieces of each label word."""
     params, config = flatten(start.model.params), start.model.config
     head = params["shared.weight" if config.tied_head else HEAD]
     pieces = [onp.asarray(start.model.tokenizer.encode(word)[:-1]) for word in start.label_words]
     return onp.stack([ops.widen(head[ids]).mean(0) for ids in pieces])
 
 
-# ---- methods: each yields named leaves, given a Config, the settings and the number of label words ----
+# ---- methods: each yields named leaves for a Config, the settings and the number of label words ----
 
 
 def attentions(config: Config) -> list[str]:
-    """List the names of all attentions, up to `.SelfAttention` and `.EncDecAttention`."""
+    """Return the names of all attentions, up to `.SelfAttention` and `.EncDecAttention`."""
     return [name.removesuffix(".q.weight") for name in weight_shapes(config) if name.endswith(".q.weight")]
 
 
 def prompt(config: Config, settings: Options, labels: int) -> Leaves:
-    """Yield P vectors in front of the embedded input (Lester et al. 2021, arXiv:2104.08691, section 2)."""
+    """Yield P vectors that precede the embedded input (Lester et al. 2021, arXiv:2104.08691, section 2)."""
     yield PROMPT, Leaf((settings.prompt_length, config.d_model), as_set)
 
 
 def layer_prompts(config: Config, settings: Options, labels: int) -> Leaves:
-    """Yield P vectors in front of the input of every encoder layer. They replace the states of the previous ones.
+    """Yield P vectors that precede the input of every encoder layer and replace those of the previous layer.
 
     Liu et al. 2022, arXiv:2110.07602.
     """
@@ -192,7 +192,7 @@ def layer_prompts(config: Config, settings: Options, labels: int) -> Leaves:
 
 
 def prefix(config: Config, settings: Options, labels: int) -> Leaves:
-    """Yield P keys and P values in front of those of every attention (Li and Liang 2021, arXiv:2101.00190)."""
+    """Yield P keys and P values that precede those of every attention (Li and Liang 2021, arXiv:2101.00190)."""
     shape = (settings.prompt_length, config.num_heads * config.d_kv)
     for at in attentions(config):
         for part in ("key", "value"):
@@ -200,7 +200,7 @@ def prefix(config: Config, settings: Options, labels: int) -> Leaves:
 
 
 def prefix_mlp(config: Config, settings: Options, labels: int) -> Leaves:
-    """Yield P vectors and a network that turns them into a prefix (Li and Liang 2021, section 4.3).
+    """Yield P vectors and a network that maps them to a prefix (Li and Liang 2021, section 4.3).
 
     The network has two layers with tanh between them.
     """
@@ -209,7 +209,7 @@ def prefix_mlp(config: Config, settings: Options, labels: int) -> Leaves:
 
 
 def p_tuning(config: Config, settings: Options, labels: int) -> Leaves:
-    """Yield P vectors and a network that turns them into a prompt (Liu et al. 2021, arXiv:2103.10385).
+    """Yield P vectors and a network that maps them to a prompt (Liu et al. 2021, arXiv:2103.10385).
 
     The network has three layers with relu between them, as in PEFT.
     """
@@ -227,7 +227,7 @@ def network(name: str, config: Config, settings: Options, widths: Sequence[int])
 def warp(config: Config, settings: Options, labels: int) -> Leaves:
     """Yield a prompt, and an output head with a row for each label (Hambardzumyan et al. 2021, arXiv:2101.00121).
 
-    The answer is one decoding step, not a word.
+    The answer is a single decoding step instead of a word.
     """
     if not labels:
         raise ValueError("method 'warp' learns a vector for each label word: it needs a classification task")
@@ -236,7 +236,7 @@ def warp(config: Config, settings: Options, labels: int) -> Leaves:
 
 
 def adapter(config: Config, settings: Options, labels: int) -> Leaves:
-    """Yield a bottleneck behind every attention and feed-forward layer (Houlsby et al. 2019, arXiv:1902.00751).
+    """Yield a bottleneck after every attention and feed-forward layer (Houlsby et al. 2019, arXiv:1902.00751).
 
     The layer output y becomes `y + up(relu(down(y)))`.
     """
@@ -294,7 +294,7 @@ class Method(NamedTuple):
     leaves: Callable[..., Leaves]
     learning_rate: float
     optimizer: str = "adafactor-t5x"
-    label_head: bool = False  # the output head has one row for each label word
+    label_head: bool = False  # the output head has one row per label word
 
 
 METHODS = {
@@ -311,7 +311,7 @@ METHODS = {
     "full": Method(full, 1e-3, "adafactor-scaled"),
 }
 
-# The prefix of a network's names, the method whose arrays it makes, and the function between its layers.
+# Name prefix of a network -> the method whose arrays it computes, and its activation function.
 NETWORKS: dict[str, tuple[Callable[..., Leaves], Callable]] = {
     "prompt_network.": (prompt, ops.relu),
     "prefix_network.": (prefix, np.tanh),
@@ -319,12 +319,12 @@ NETWORKS: dict[str, tuple[Callable[..., Leaves], Callable]] = {
 
 
 def network_of(names: Iterable[str]) -> str | None:
-    """Return the prefix of the network's names among those of trained arrays; None without a network."""
+    """Return the name prefix of the network among trained arrays, or None without a network."""
     return next((start for name in names for start in NETWORKS if name.startswith(start)), None)
 
 
 def has_label_head(config: Config, params: Flat) -> bool:
-    """Return whether the arrays of a method replace the output head by one row per label word."""
+    """Return whether a method replaces the output head by a head with one row per label word."""
     return len(params.get(HEAD, ())) not in (0, config.vocab_size)
 
 
@@ -334,21 +334,24 @@ def has_label_head(config: Config, params: Flat) -> bool:
 def init_params(
     model: Model, settings: Options, label_words: Sequence[str] | None, init: Sequence[str] | Prompt = ()
 ) -> Flat:
-    """Make the first values of the arrays that a method trains, float32.
+    """Initialise the arrays that a method trains, in float32.
 
     Args:
-        model: the frozen model.
-        settings: the method, its sizes, and `init`.
-        label_words: the label words; None for free text.
-        init: words for the first prompt if there are no label words, or the saved prompt of init "file".
+        model: The frozen model.
+        settings: The method, its sizes, and `init`.
+        label_words: The label words, or None for free text.
+        init: Words that initialise the prompt if there are no label words, or the saved prompt of init "file".
+
+    Returns:
+        The trained arrays by name.
 
     Raises:
-        ValueError: The argument of `init` is missing, or the method has no prompt.
+        ValueError: The argument of `init` is missing, or the method does not train a prompt.
         CheckpointError: The saved prompt has another shape.
     """
     leaves = dict(METHODS[settings.method].leaves(model.config, settings, len(label_words or ())))
     if settings.init != "labels" and not any(leaf.init is as_set for leaf in leaves.values()):
-        raise ValueError(f"prompt init {settings.init!r}: method {settings.method!r} has no prompt")
+        raise ValueError(f"prompt init {settings.init!r}: method {settings.method!r} does not train a prompt")
     prompt = init if isinstance(init, Prompt) else None
     words = label_words or (() if isinstance(init, Prompt) else init)
     start = Start(model, settings, words, prompt, onp.random.default_rng(settings.seed))
@@ -361,7 +364,7 @@ def trained_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes
 
 
 def stored_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes:
-    """Return the names and shapes of the stored arrays: for a network, those of its output."""
+    """Return the names and shapes of the stored arrays. For a network, these are its outputs."""
     shapes = trained_shapes(config, settings, labels)
     start = network_of(shapes)
     return (
@@ -374,7 +377,7 @@ class Count(NamedTuple):
 
     trained: int
     stored: int
-    model: int  # frozen plus added; replacements are counted once
+    model: int  # frozen and added parameters; replaced ones count once
 
     @property
     def percent(self) -> float:
@@ -383,14 +386,14 @@ class Count(NamedTuple):
 
 
 def count(config: Config, settings: Options, labels: int = 0) -> Count:
-    """Count the parameters that a method trains and stores. This needs no weights."""
+    """Count the parameters that a method trains and stores, without loading weights."""
     frozen, stored = weight_shapes(config), stored_shapes(config, settings, labels)
     trained = trained_shapes(config, settings, labels)
     return Count(*(sum(map(math.prod, shapes.values())) for shapes in (trained, stored, stored | frozen)))
 
 
 def stored(trainable: Flat, config: Config) -> Flat:
-    """Return the arrays to store: the trained ones, or the prompt or prefix that a network makes."""
+    """Return the arrays to store: the trained arrays, or the prompt or prefix that a network computes."""
     start = network_of(trainable)
     if start is None:
         return trainable
@@ -406,7 +409,7 @@ def stored(trainable: Flat, config: Config) -> Flat:
 
 
 def apply(params: Tree, added: Flat) -> Tree:
-    """Return the weights for a forward pass: with keys added or replaced, products added, and factors applied."""
+    """Return the weights for a forward pass: add or replace keys, add low-rank products, and apply factors."""
     frozen = {} if all(".lora." not in name and ".ia3." not in name for name in added) else flatten(params)
     out: Flat = {}
     for name, value in added.items():

@@ -1,4 +1,4 @@
-"""A frozen model, and a prompt that was tuned on it."""
+"""A frozen model, and a prompt tuned on it."""
 
 import functools
 import hashlib
@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 
 
 def _tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Return 16 digits of the sha256 of all pieces, and of the ids and the texts that the tokenizer makes of them."""
+    """Return 16 hexadecimal digits of the sha256 of all pieces, and of the ids and texts of PROBE."""
     pieces = [tokenizer.piece(i) for i in range(len(tokenizer))]
     texts = [PROBE, *(" ".join(pieces[i : i + 1000]) for i in range(0, len(pieces), 1000))]
     found = [(ids := tokenizer.encode(text), tokenizer.decode(ids)) for text in texts]
@@ -48,7 +48,7 @@ def _tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Model:
-    """A frozen T5: its configuration, its weights under their checkpoint names, its tokenizer."""
+    """A frozen T5: its configuration, its weights under their checkpoint names, and its tokenizer."""
 
     config: Config
     params: Tree
@@ -58,10 +58,10 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Two sha256 in hexadecimal, joined by a hyphen: of all weights, and (16 digits) of the tokenizer.
+        """Two sha256 digests in hexadecimal, joined by a hyphen: of all weights, and (16 digits) of the tokenizer.
 
-        The first covers names, shapes, dtypes and values; 16-bit weights are widened. The second is left out for a
-        model without a tokenizer.
+        The first covers names, shapes, dtypes and values, with 16-bit weights widened. A model without a tokenizer
+        lacks the second.
 
         Raises:
             CheckpointError: A weight is not finite.
@@ -83,30 +83,30 @@ class Model:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Prompt:
-    """A tuned prompt, or the arrays of another method, with everything that is needed to use it.
+    """A tuned prompt, or the arrays of another method, with all data required to use it.
 
-    `Prompt(label_words=("bad", "good"))` is empty, and stands for the bare frozen model.
+    `Prompt(label_words=("bad", "good"))` is empty and represents the frozen model alone.
     """
 
     params: Flat = field(default_factory=dict)  # {PROMPT: (P, d_model)}, or the keys of another method (methods.py)
-    model: str | None = None  # name of the frozen model; None: unknown
-    fingerprint: str | None = None  # of the frozen model; None: unknown
+    model: str | None = None  # name of the frozen model, if known
+    fingerprint: str | None = None  # fingerprint of the frozen model, if known
     label_words: tuple[str, ...] | None = None  # None: the answer is free text
-    settings: dict[str, Any] = field(default_factory=dict)  # how it was tuned (settings.py)
+    settings: dict[str, Any] = field(default_factory=dict)  # settings of its tuning run (settings.py)
     train_state: Flat | None = None  # needed to resume training (resume.py)
-    verbalizer: dict[str, str] = field(default_factory=dict)  # label: the text the model learns for it, if another
-    columns: dict[str, Any] = field(default_factory=dict)  # the options of `Reader` with which its rows were read
+    verbalizer: dict[str, str] = field(default_factory=dict)  # label -> text that the model learns instead
+    columns: dict[str, Any] = field(default_factory=dict)  # options of `Reader` for its rows
 
     @property
     def array(self) -> np.ndarray:
-        """The vectors of a soft prompt, float32 (P, d_model). Raises CheckpointError if another method made it."""
+        """The vectors of a soft prompt, float32 (P, d_model). Raises CheckpointError for another method."""
         return self.vectors("this prompt")
 
     def vectors(self, path: Any) -> np.ndarray:
-        """Return `array`. The error names the file."""
+        """Return `array`. An error names the file."""
         if self.params.keys() != {PROMPT}:
             found = next((name for name in self.params if name != PROMPT), "nothing")
-            raise CheckpointError(f"{path}: expected a soft prompt, {PROMPT!r} and nothing else; found {found!r}")
+            raise CheckpointError(f"{path}: expected a soft prompt, {PROMPT!r} only; found {found!r}")
         return np.asarray(self.params[PROMPT], np.float32, order="C")
 
     def __repr__(self) -> str:

@@ -1,11 +1,11 @@
 """The primitives of the model, each with its own vector-Jacobian product (VJP).
 
-autograd differentiates `+`, `*`, `@`, `reshape`, `transpose` and `concatenate`. This file has the operations whose VJP
-is shorter, faster or more exact when written by hand: autograd's rules for `mean`, `max`, `where` and `tanh` turn
-float32 into float64.
+autograd differentiates `+`, `*`, `@`, `reshape`, `transpose` and `concatenate`. This file defines the operations for
+which a hand-written VJP is shorter, faster or more accurate: autograd's rules for `mean`, `max`, `where` and `tanh`
+turn float32 into float64.
 
-Every primitive keeps the dtype of its input, forward and backward. Frozen weights may be stored in 16 bits (float16 or
-bfloat16). Each is widened where it is used.
+Every primitive preserves the dtype of its input, forward and backward. Frozen weights may be stored in 16 bits (float16
+or bfloat16). They are widened where they are used.
 
 Each primitive is a formula, followed by `defvjp` with one rule for each differentiable argument. In a rule, `ans` is
 the output and `g` is the gradient with respect to it.
@@ -21,7 +21,7 @@ from ml_dtypes import bfloat16
 
 
 def primitive(function, kind=autograd.extend.primitive):
-    """Declare a primitive of autograd. An array with `__array_primitive__` may replace `function` (see lowering)."""
+    """Declare an autograd primitive. An array with `__array_primitive__` may override `function` (see lowering)."""
 
     @functools.wraps(function)
     @kind
@@ -120,7 +120,7 @@ def _rms_norm_vjp(ans, x, weight, eps):
 
 
 def _rms_norm_weight_vjp(ans, x, weight, eps):
-    rows = x.size // x.shape[-1]  # a product sums more exactly than sum(0)
+    rows = x.size // x.shape[-1]  # a matrix product sums more accurately than sum(0)
     return lambda g: np.ones(rows, x.dtype) @ (g * x * _inverse_rms(x, eps)).reshape(rows, -1)
 
 
@@ -182,7 +182,7 @@ defvjp(gelu, lambda y, x: lambda g: g * _gelu_and_slope(x)[1])
 def geglu(x, y):
     """Compute `gelu(x) * y`, the gated unit of T5 1.1 (Shazeer 2020, arXiv:2002.05202).
 
-    The gradient computes gelu(x) again. This costs little, and the largest arrays of a layer need not be stored.
+    The gradient recomputes gelu(x). This is cheap, and the largest arrays of a layer need not be stored.
     """
     return gelu(x) * y
 
@@ -242,10 +242,10 @@ defvjp(cross_entropy, _cross_entropy_vjp, argnums=(0,))
 
 @functools.partial(primitive, kind=autograd.extend.notrace_primitive)
 def keep(x, rate, key, name):
-    """Draw a mask of the shape and dtype of x: 0 with probability `rate`, else 1. It has no gradient.
+    """Draw a mask of the shape and dtype of x: 0 with probability `rate`, else 1. It is not differentiated.
 
     Args:
-        key: Non-negative integers (n,). The key and the name are the seed of the mask.
+        key: Non-negative integers (n,). Key and name seed the mask.
     """
     return mask(key, x.shape, rate, name).astype(x.dtype)
 
@@ -256,7 +256,7 @@ def mask(key, shape, rate, name):
     return np.random.default_rng(seed).random(shape, np.float32) >= rate
 
 
-# ---- without a gradient: decoding ----
+# ---- for decoding, without a gradient ----
 
 
 @functools.partial(primitive, kind=autograd.extend.notrace_primitive)

@@ -66,15 +66,15 @@ def adafactor(
     There are two modes, because the two common implementations differ:
 
     - "t5x": second moments are factored only if the second largest dimension is at least 128, so prompts of up to 127
-      vectors keep full ones. Weight decay is `(1 - weight_decay) * p`, not multiplied by the learning rate.
+      vectors keep full moments. Weight decay is `(1 - weight_decay) * p`, without the learning rate.
     - "huggingface": every matrix is factored. Weight decay is multiplied by the learning rate.
 
     The seven parameters are the constants of the implementations.
 
     Args:
-        first_step: steps before this run. The paper continued from step 1,100,000 of the checkpoint, where the second
-            moment hardly decays and every update is clipped.
-        scale_parameters: multiply the learning rate by the root mean square of each array, at least 1e-3 (section 8).
+        first_step: Number of steps before this run. The paper continued from step 1,100,000 of the checkpoint, where
+            the second moment hardly decays and every update is clipped.
+        scale_parameters: Multiply the learning rate by the root mean square of each array, at least 1e-3 (section 8).
 
     Raises:
         ValueError: The mode is unknown.
@@ -123,9 +123,9 @@ SCHEDULES = ("constant", "linear")
 
 
 def schedule(kind: str, rate: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
-    """Build the learning rate of each step, counted from 0: "constant" (the paper's), or "linear" down to 0 at `steps`.
+    """Return a function from the step, counted from 0, to the learning rate.
 
-    Both rise linearly over the first `warmup` steps.
+    "constant" is the paper's schedule. "linear" falls to 0 at `steps`. Both rise over the first `warmup` steps.
 
     Raises:
         ValueError: The kind is unknown.

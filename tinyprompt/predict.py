@@ -1,7 +1,7 @@
 """Answers of a frozen model with a prompt: label words by rank classification, or free text.
 
-`answer` is the engine: rows of many prompts in, texts and probabilities out. `predict`, `label_scores` and `ensemble`
-are views of it.
+`answer` is the engine. It takes rows of many prompts, and returns texts and probabilities. `predict`, `label_scores`
+and `ensemble` are views of it.
 
 Dimensions: B batch   L encoder positions   D d_model   P prompt vectors   N labels   T tokens of a label
 """
@@ -22,15 +22,15 @@ from tinyprompt.settings import Settings
 from tinyprompt.tree import Flat, Tree, flatten, freeze, nest
 
 WRITING_BATCH = 64
-RANKING_BATCH = 16  # rows; a CPU's cache holds about so many
+RANKING_BATCH = 16  # rows that fit into the cache of a CPU
 GPU_RANKING_BATCH = 64
 
 
 class Answer(NamedTuple):
-    """The answer to one text."""
+    """The answer to a text."""
 
     text: str
-    probabilities: dict[str, float]  # of each label word; they sum to 1. Empty for free text
+    probabilities: dict[str, float]  # probability of each label word, with sum 1; empty for free text
 
 
 @overload
@@ -40,16 +40,16 @@ def predict(  # type: ignore[overload-overlap]  # a string is a sequence of stri
 @overload
 def predict(model: Model, prompt: Prompt, texts: Sequence[str], device: str | None = None) -> list[str]: ...
 def predict(model: Model, prompt: Prompt, texts: str | Sequence[str], device: str | None = None) -> str | list[str]:
-    """Answer one text or several: the likeliest label word of the prompt, or free text.
+    """Answer one text or several with the most likely label word of the prompt, or with free text.
 
     Args:
-        model: the frozen model.
-        prompt: a tuned prompt. `Prompt(label_words=("bad", "good"))` asks the bare model.
-        texts: a string, or a sequence of strings.
-        device: a name in `device.DEVICES`; None is the fastest that is installed.
+        model: The frozen model.
+        prompt: A tuned prompt. `Prompt(label_words=("bad", "good"))` uses the frozen model alone.
+        texts: A string, or a sequence of strings.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
 
     Returns:
-        A string for a string, a list for a sequence.
+        A string for a string, and a list for a sequence.
 
     Raises:
         CheckpointError: The prompt belongs to another model.
@@ -70,12 +70,17 @@ def answer(
 ) -> list[Answer]:
     """Answer texts, each with its own prompt: one frozen model, many tasks (Lester et al. 2021, section 1).
 
-    Soft prompts of all lengths and tasks share batches. Each other method has batches of its own, because it changes
-    the weights.
+    Soft prompts of all lengths and tasks share batches. Prompts of other methods need separate batches, because they
+    change the weights.
 
     Args:
-        rows: pairs of a prompt and a text.
-        few_shapes: round batch sizes and lengths up, as a server needs: every new shape compiles a graph.
+        model: The frozen model.
+        rows: Pairs of a prompt and a text.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+        few_shapes: Round batch sizes and lengths up, so that a server compiles few graphs.
+
+    Returns:
+        An Answer for each row, in order.
 
     Raises:
         CheckpointError: A prompt belongs to another model.
@@ -97,14 +102,25 @@ def answer(
 
 
 def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str | None = None) -> np.ndarray:
-    """Compute the log probability of each label word for each text: (texts, labels), float32.
+    """Compute the log probability of each label word for each text.
 
-    With the setting `length_penalty` it is divided by that power of the label's number of tokens.
+    Args:
+        model: The frozen model.
+        prompt: A prompt with label words.
+        texts: The texts.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+
+    Returns:
+        The log probabilities (texts, labels), float32. With the setting `length_penalty`, each is divided by the number
+        of tokens of its label to that power.
 
     Raises:
         CheckpointError: The prompt belongs to another model.
         DataError: The prompt has no label words.
         FloatingPointError: The log probabilities are not finite.
+
+    Example:
+        >>> label_scores(model, prompt, ["Two goals."]).argmax(-1)
     """
     if not prompt.label_words:
         raise DataError("label_scores: this prompt has no label words, so its answers are free text; use predict")
@@ -117,24 +133,24 @@ def label_scores(model: Model, prompt: Prompt, texts: Sequence[str], device: str
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
-    """Normalise log probabilities of labels (..., N) over the last axis."""
+    """Normalise the log probabilities of labels (..., N) over the last axis."""
     return np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
 
 
-# ---- prompts that are bound to a model ----
+# ---- prompts bound to a model ----
 
 
 class Bound(NamedTuple):
     """A prompt that fits a model, ready to answer."""
 
-    params: Tree  # the weights that the model computes with
-    vectors: np.ndarray | None  # a soft prompt (P, D); None for another method, whose arrays are in `params`
-    words: dict[str, tuple[int, ...]]  # the ids of each label word; empty for free text
+    params: Tree  # weights of the forward pass
+    vectors: np.ndarray | None  # a soft prompt (P, D), or None for another method, whose arrays are in `params`
+    words: dict[str, tuple[int, ...]]  # ids of each label word; empty for free text
     settings: Settings
 
     @classmethod
     def of(cls, model: Model, prompt: Prompt) -> "Bound":
-        """Bind a prompt to a model. Raises CheckpointError if they do not belong together."""
+        """Bind a prompt to a model. Raises CheckpointError if the prompt does not belong to the model."""
         check_fit(prompt, model)
         settings, label_head = Settings.saved(prompt.settings), methods.has_label_head(model.config, prompt.params)
         words = target_ids(model.tokenizer, prompt.label_words, label_head, prompt.verbalizer)
@@ -148,16 +164,16 @@ class Bound(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The number of vectors in front of a text."""
+        """The number of vectors before a text."""
         return 0 if self.vectors is None else len(self.vectors)
 
     @property
     def search(self) -> tuple:
-        """The settings of decoding. Rows that agree in them are written together."""
+        """The settings of decoding. Rows with equal settings are decoded together."""
         return self.settings.num_beams, self.settings.max_new_tokens, self.settings.length_penalty
 
     def scaled(self, scores: np.ndarray) -> np.ndarray:
-        """Divide the log probabilities by a power of the labels' lengths; drop those of padding.
+        """Divide log probabilities by a power of the label lengths, and drop those of padding.
 
         Raises FloatingPointError if they are not finite.
         """
@@ -168,20 +184,20 @@ class Bound(NamedTuple):
         return scores.astype(np.float32)
 
     def choose(self, scores: np.ndarray) -> Answer:
-        """Return the likeliest label word and the probability of each."""
+        """Return the most likely label word, and the probability of each label word."""
         scores, words = self.scaled(scores), list(self.words)
         return Answer(words[scores.argmax()], dict(zip(words, probabilities(scores).tolist(), strict=True)))
 
 
 class Question(NamedTuple):
-    """One row of `answer`."""
+    """A row of `answer`."""
 
     task: Bound
-    ids: list[int]  # of the text, behind one pad for each prompt vector
+    ids: list[int]  # ids of the text after one pad for each prompt vector
 
 
 def bind(model: Model, prompts: Sequence[Prompt]) -> list[Bound]:
-    """Bind each prompt to the model, equal ones once."""
+    """Bind each prompt to the model. Equal prompts are bound once."""
     bound = {id(prompt): Bound.of(model, prompt) for prompt in {id(prompt): prompt for prompt in prompts}.values()}
     return [bound[id(prompt)] for prompt in prompts]
 
@@ -201,7 +217,7 @@ def encode_rows(model: Model, tasks: Sequence[Bound], texts: Sequence[str]) -> l
 def rank_labels(
     model: Model, rows: Sequence[Question], device: str, few_shapes: bool = False
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the index of each row with label words, and the log probability of each label, padding included."""
+    """Yield the index of each row with label words, and the log probabilities of its labels, including padding."""
     rank = compile(decode.ranked, device, frozen="params")
     size = GPU_RANKING_BATCH if DEVICES[device].place == "cuda" else RANKING_BATCH
     for group in groups((i for i, row in enumerate(rows) if row.task.words), rows):
@@ -215,7 +231,7 @@ def rank_labels(
 def write_texts(
     model: Model, rows: Sequence[Question], device: str, few_shapes: bool = False
 ) -> Iterator[tuple[int, str]]:
-    """Yield the index of each row without label words, and the text that answers it."""
+    """Yield the index of each row without label words, and the text of its answer."""
     for group in groups((i for i, row in enumerate(rows) if not row.task.words), rows, by_search=True):
         settings = rows[group[0]].task.settings
         for chosen, params, batch in batches(model, rows, group, WRITING_BATCH, few_shapes):
@@ -225,7 +241,7 @@ def write_texts(
 
 
 def groups(indices: Iterable[int], rows: Sequence[Question], by_search: bool = False) -> list[list[int]]:
-    """Group the rows that may share a batch: soft prompts with each other, another method with itself."""
+    """Group the rows that may share a batch: all soft prompts, and rows with the same prompt of another method."""
     found: dict[Any, list[int]] = {}
     for i in indices:
         task = rows[i].task
@@ -239,8 +255,8 @@ def batches(
 ) -> Iterator[tuple[list[int], Tree, tuple[np.ndarray, np.ndarray]]]:
     """Yield rows of similar length together: their indices, the weights, and the encoder's input and mask.
 
-    The input is vectors (B, L, D) for soft prompts, else ids (B, L). A soft prompt is directly in front of the tokens;
-    padding is behind them. With `few_shapes`, the last row is repeated, and sizes are rounded up.
+    The input is vectors (B, L, D) for soft prompts, else ids (B, L). A soft prompt directly precedes the tokens, and
+    padding follows them. With `few_shapes`, the last row is repeated, and sizes are rounded up.
     """
     params, vectors, *_ = rows[group[0]].task
     for part in by_length([len(rows[i].ids) for i in group], size):
@@ -260,7 +276,7 @@ def batches(
 
 
 def round_up(size: int, least: int = 1) -> int:
-    """Round up to a power of two of at least `least`, or to three quarters of a larger power."""
+    """Round up to a power of two of at least `least`, or to three quarters of a larger power of two."""
     power = max(least, 1 << (size - 1).bit_length())
     return power * 3 // 4 if max(size, least) <= power * 3 // 4 else power
 
@@ -282,11 +298,11 @@ def pad_labels(
     return labels, weights
 
 
-# ---- free text, and a look inside ----
+# ---- free text, and intermediate values ----
 
 
 def search(step: decode.Step, rows: int, settings: Settings) -> list[list[int]]:
-    """Write free text as the settings say, and return the ids of each row."""
+    """Generate free text according to the settings. Returns the ids of each row."""
     if settings.num_beams == 1:
         return decode.greedy(step, rows, settings.max_new_tokens)
     length_penalty = 1.0 if settings.length_penalty is None else settings.length_penalty
@@ -294,7 +310,21 @@ def search(step: decode.Step, rows: int, settings: Settings) -> list[list[int]]:
 
 
 def stream(model: Model, prompt: Prompt, text: str, device: str | None = None) -> Iterator[str]:
-    """Yield the greedy free-text answer to one text piece by piece, while it is written."""
+    """Yield the greedy free-text answer to a text in pieces, as they are generated.
+
+    Args:
+        model: The frozen model.
+        prompt: A tuned prompt.
+        text: The text to answer.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+
+    Raises:
+        CheckpointError: The prompt belongs to another model.
+
+    Example:
+        >>> for piece in stream(model, prompt, "Two goals in the last minute."):
+        ...     print(piece, end="", flush=True)
+    """
     rows = encode_rows(model, bind(model, [prompt]), [text])
     ((_, params, batch),) = batches(model, rows, [0], 1, few_shapes=False)
     step = decode.Cache(params, model.config, *batch, 1, device or default_device())
@@ -303,7 +333,7 @@ def stream(model: Model, prompt: Prompt, text: str, device: str | None = None) -
     for (token,) in decode.stream(step, 1, rows[0].task.settings.max_new_tokens):
         ids += [] if token == EOS else [int(token)]
         text = model.tokenizer.decode(ids)
-        if text.startswith(shown):  # else a multi-byte character is incomplete: wait
+        if text.startswith(shown):  # otherwise a multi-byte character is incomplete
             yield text[len(shown) :]
             shown = text
 
@@ -311,12 +341,18 @@ def stream(model: Model, prompt: Prompt, text: str, device: str | None = None) -
 def intermediates(model: Model, prompt: Prompt, texts: str | Sequence[str], targets: str | Sequence[str] = "") -> Flat:
     """Run a forward pass in NumPy and return every hidden state and attention weight by name.
 
-    Names follow the layers: `encoder.block.0.layer.0.attention_weights` (B, H, T, L), `.hidden_states` (B, T, D), and
-    `logits` (B, T, V).
-
     Args:
-        texts: one text or several.
-        targets: the decoder's text: one for each input, or one for all.
+        model: The frozen model.
+        prompt: A tuned prompt.
+        texts: One text or several.
+        targets: The text of the decoder, for each input or for all.
+
+    Returns:
+        The values by the name of their layer: `encoder.block.0.layer.0.attention_weights` (B, H, T, L),
+        `.hidden_states` (B, T, D), and `logits` (B, T, V).
+
+    Raises:
+        CheckpointError: The prompt belongs to another model.
 
     Example:
         >>> values = intermediates(model, prompt, "Two goals.", "sport")

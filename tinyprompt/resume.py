@@ -14,12 +14,12 @@ from tinyprompt.tree import Flat, leaves, refill
 
 
 def pack(state: TrainState) -> Flat:
-    """Return the leaves of a state as arrays of floats by name. A file of tensors holds nothing else."""
+    """Return the leaves of a state as float arrays by name, because a safetensors file stores only tensors."""
     return {name: np.atleast_1d(value) * 1.0 for name, value in leaves(state)}
 
 
 def unpack(packed: Flat, like: TrainState) -> TrainState:
-    """Return the packed state, with the structure of `like`.
+    """Return a packed state with the structure of `like`.
 
     Raises:
         CheckpointError: An array is missing, has another shape or is not finite.
@@ -41,7 +41,7 @@ def unpack(packed: Flat, like: TrainState) -> TrainState:
 
 
 def resumed(model: Model, task: TaskData, settings: Settings, saved: Prompt) -> TrainState:
-    """Return the state of a saved prompt, from which the same run continues. Only steps and patience may differ.
+    """Return the state of a saved prompt, to continue the same run. Only steps and patience may differ.
 
     Raises:
         CheckpointError: The prompt belongs to another model, or its state is damaged.
@@ -54,14 +54,14 @@ def resumed(model: Model, task: TaskData, settings: Settings, saved: Prompt) -> 
     for name, value in (asdict(settings) | {"labels": task.label_words}).items():
         before = saved.label_words if name == "labels" else asdict(Settings.saved(saved.settings))[name]
         if name not in ("steps", "patience") and value != before:
-            raise ValueError(f"setting {name}: expected {before!r}, as the run to resume had, found {value!r}")
+            raise ValueError(f"setting {name}: expected {before!r} as in the run to resume, found {value!r}")
     shapes = methods.trained_shapes(model.config, settings, len(task.label_words or ()))
     like = first_state(model, task, settings, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     state = unpack(saved.train_state, like)
     if state.rows != like.rows:
         raise DataError("the train or dev rows differ from those of the run to resume; name the same files")
     if out_of_patience(state, settings):
-        raise ValueError(f"setting patience: the run stopped early at step {state.step}; give more, or 0, to continue")
+        raise ValueError(f"setting patience: the run stopped early at step {state.step}; increase it, or set it to 0")
     if state.step >= settings.steps:
-        raise ValueError(f"setting steps: expected more than the {state.step} that are done, found {settings.steps}")
+        raise ValueError(f"setting steps: expected more than the {state.step} completed steps, found {settings.steps}")
     return state

@@ -1,4 +1,4 @@
-"""The settings of a tuning run. The command line, the checks and the docs read one line for each."""
+"""The settings of a tuning run. The command line, the checks and the docs use this one definition."""
 
 import difflib
 import math
@@ -12,7 +12,7 @@ from tinyprompt.optim import OPTIMIZERS, SCHEDULES
 
 
 class Bound(NamedTuple):
-    """The bound of a number, as a test and in words."""
+    """The bound of a number, as a predicate and in words."""
 
     holds: Callable[[float], bool]
     words: str
@@ -53,7 +53,7 @@ def check_fields(found: Any) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a method is tuned. The defaults are the paper's (section 2, appendix A), except for `steps` (30,000 there).
+    """The settings of a tuning run. The defaults are the paper's (section 2, appendix A), except for `steps` (30,000).
 
     Raises:
         TypeError, ValueError: A value has the wrong type or is out of range. The message names the setting.
@@ -65,25 +65,25 @@ class Settings:
 
     # fmt: off
     task: str = setting("auto", "data", "a built-in task, a mixture (a,b), or for columns: auto, classify, generate")
-    max_input_tokens: int = setting(256, "data", "longest input, in tokens; longer ones are cut", COUNT)
+    max_input_tokens: int = setting(256, "data", "longest input, in tokens; longer inputs are truncated", COUNT)
     method: str = setting("prompt", "method", "tuning method", choices=METHODS)
     prompt_length: int = setting(100, "method", "vectors of the prompt (num_virtual_tokens in PEFT)", COUNT)
     rank: int = setting(8, "method", "rank of lora's products, width of an adapter", COUNT)
     hidden: int = setting(512, "method", "width of the network of p-tuning and prefix-mlp", COUNT)
-    init: str = setting("labels", "method", "first values of the prompt", choices=INITS)
+    init: str = setting("labels", "method", "initialisation of the prompt", choices=INITS)
     init_text: str | None = setting(None, "method", "text for --init text")
     init_file: str | None = setting(None, "method", "saved prompt for --init file")
     steps: int = setting(1000, "optimiser", "training steps", COUNT)
     batch_size: int = setting(32, "optimiser", "rows of a batch", ROWS)
-    optimizer: str | None = setting(None, "optimiser", "the method's own; a prompt: adafactor-t5x", choices=OPTIMIZERS)
-    learning_rate: float | None = setting(None, "optimiser", "the method's own; a prompt: 0.3", POSITIVE)
-    schedule: str = setting("constant", "optimiser", "of the learning rate; linear falls to 0", choices=SCHEDULES)
+    optimizer: str | None = setting(None, "optimiser", "the method's; a prompt: adafactor-t5x", choices=OPTIMIZERS)
+    learning_rate: float | None = setting(None, "optimiser", "the method's; a prompt: 0.3", POSITIVE)
+    schedule: str = setting("constant", "optimiser", "learning rate schedule; linear falls to 0", choices=SCHEDULES)
     warmup_steps: int = setting(0, "optimiser", "steps over which the learning rate rises", NOT_NEGATIVE)
     z_loss: float = setting(1e-4, "optimiser", "weight of the squared log of the softmax denominator", NOT_NEGATIVE)
     dropout: float = setting(0.0, "optimiser", "dropout rate of the model during training", SHARE)
     eval_every: int = setting(50, "optimiser", "steps between two dev scores", COUNT)
     patience: int = setting(0, "optimiser", "dev scores without improvement before stopping; 0: never", NOT_NEGATIVE)
-    seed: int = setting(0, "optimiser", "seed of the first values, the order of the rows, and dropout", NOT_NEGATIVE)
+    seed: int = setting(0, "optimiser", "seed of the initial values, the order of the rows, and dropout", NOT_NEGATIVE)
     max_new_tokens: int = setting(32, "text", "longest free-text answer, in tokens", COUNT)
     num_beams: int = setting(1, "text", "beams for free text; 1 is greedy", BEAMS)
     length_penalty: float | None = setting(
@@ -94,19 +94,21 @@ class Settings:
         check_fields(self)
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), int) and float in (f.type, *get_args(f.type)):
-                object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are one setting
+                object.__setattr__(self, f.name, float(value))  # 1 and 1.0 are the same setting
         for name in ("text", "file"):
             if getattr(self, f"init_{name}") is not None and self.init != name:
-                raise ValueError(f"setting init_{name}: goes with init {name!r}, found {self.init!r}")
+                raise ValueError(f"setting init_{name}: needs init {name!r}, found {self.init!r}")
 
     @classmethod
     def for_rows(cls, rows: int, **given: Any) -> "Settings":
-        """Build Settings that suit a number of training rows. A value in `given` overrides the choice.
+        """Build Settings for a number of training rows. From 2,000 rows on, they are the paper's.
 
-        From 2,000 rows on, the choice is the paper's.
+        Args:
+            rows: Number of training rows.
+            **given: Settings that override the choice.
 
         Raises:
-            TypeError, ValueError: A given value is wrong. The message names the setting.
+            TypeError, ValueError: A given value is invalid. The message names the setting.
         """
         chosen: dict[str, Any] = {}
         if rows < 2000:
@@ -120,7 +122,7 @@ class Settings:
 
     @classmethod
     def saved(cls, values: Mapping[str, Any], path: Any = "this prompt") -> "Settings":
-        """Build Settings from those of a saved prompt. Missing fields take their defaults. Raises CheckpointError."""
+        """Build Settings of a saved prompt. Missing fields take their defaults. Raises CheckpointError."""
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:
@@ -128,7 +130,7 @@ class Settings:
 
     @classmethod
     def changed(cls, values: Mapping[str, Any], changes: Mapping[str, Any]) -> "Settings":
-        """Build Settings from values and changes. `init_text` and `init_file` imply their `init`.
+        """Build Settings from values and changes to them. `init_text` and `init_file` imply their `init`.
 
         Raises TypeError or ValueError that names the setting.
         """

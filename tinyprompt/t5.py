@@ -4,8 +4,8 @@ It covers T5 1.0, T5 1.1 (LM-adapted, Flan), mT5, UMT5 and ByT5. These models di
 (relu or gated gelu), the output head (a matrix of its own, or the embedding table, and then the logits are scaled), and
 the relative position bias (one for each layer, or one for all).
 
-Each function takes its part of the tree by `**`, so its signature is the list of its weights. Some functions therefore
-have more than six parameters.
+Each function receives its part of the tree by `**`, so its signature is the list of its weights. Some functions
+therefore have more than six parameters.
 
 The last letters of a name are its dimensions:
     B batch   P prompt   S encoder positions (P + tokens)   T decoder positions   L keys
@@ -33,18 +33,18 @@ Visit = Callable[[str, Any], Any]
 
 
 def unchanged(name: str, x):
-    """Return the value unchanged."""
+    """Return a value unchanged."""
     return x
 
 
 class Dropout(NamedTuple):
-    """A visit for inverted dropout: a share `rate` of the entries becomes 0, the rest is divided by 1 - rate.
+    """A visit that applies inverted dropout: a share `rate` of the entries becomes 0, the rest is divided by 1 - rate.
 
-    A mask depends on the key and on the name of the value only, so it is the same on every device.
+    A mask depends only on the key and the name of the value, so it is the same on every device.
     """
 
     rate: float
-    key: onp.ndarray  # integers (n,), such as the seed of a run and the number of the step
+    key: onp.ndarray  # integers (n,), such as the seed of the run and the step number
 
     def __call__(self, name: str, x: Any) -> Any:
         if name.endswith("hidden_states"):  # T5 applies dropout to the output of a layer, not to the residual sum
@@ -53,12 +53,12 @@ class Dropout(NamedTuple):
 
 
 def dropout(rate: float, *key: int) -> Dropout | Visit:
-    """Build the visit for a dropout rate; a rate of 0 changes nothing."""
+    """Return the visit for a dropout rate, or `unchanged` for a rate of 0."""
     return Dropout(rate, onp.array(key)) if rate else unchanged
 
 
 def recorder(values: Flat) -> Visit:
-    """Build a visit that records values by name, such as `encoder.block.0.layer.0.attention_weights`."""
+    """Return a visit that records values by name, such as `encoder.block.0.layer.0.attention_weights`."""
 
     def visit(name, x):
         values[name] = x
@@ -80,7 +80,7 @@ def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, ma
     else:
         distance = onp.maximum(-distance, 0)
     exact = num_buckets // 2
-    # float32 on purpose: rounding decides at the edge of a bucket, and checkpoints were trained with it.
+    # float32 on purpose: rounding decides at the edges of buckets, and checkpoints were trained with it.
     ratio = onp.log(onp.maximum(distance, 1).astype(onp.float32) / onp.float32(exact))
     far = exact + (ratio / onp.float32(math.log(max_distance / exact)) * onp.float32(num_buckets - exact)).astype(int)
     return bucket + onp.where(distance < exact, distance, onp.minimum(far, num_buckets - 1))
@@ -190,7 +190,7 @@ def stack(
 
     x = visit("embedding", x)
     for i, bias in enumerate(biases):
-        if "prompt" in block[str(i)]:  # replaces the states of the prompt of the layer before
+        if "prompt" in block[str(i)]:  # replaces the prompt states of the previous layer
             learned = block[str(i)]["prompt"]["embedding"]
             learned = ops.broadcast_to(learned, (len(x), *learned.shape[-2:]))
             x = np.concatenate([learned, x[:, learned.shape[1] :]], axis=1)
@@ -211,7 +211,7 @@ def stack(
 
 
 def scoped(visit: Visit, scope: str) -> Visit:
-    """Build a visit that puts a scope in front of names."""
+    """Return a visit that prefixes names with a scope."""
     return lambda name, x: visit(f"{scope}.{name}", x)
 
 
@@ -219,19 +219,21 @@ def encode(params: Tree, config: Config, input_ids, attention_mask, visit: Visit
     """Run the encoder. A soft prompt, `encoder.prompt.embedding` in `params`, precedes the input.
 
     Args:
-        input_ids: integer (B, L), or vectors (B, L, D) (`inputs_embeds` in transformers).
+        params: Nested dict of weights.
+        config: Sizes of the model.
+        input_ids: Integer (B, L), or vectors (B, L, D) (`inputs_embeds` in transformers).
         attention_mask: (B, L), 0 at padding.
-        visit: receives every intermediate value.
+        visit: Called with every intermediate value.
 
     Returns:
         The encoder states (B, S, D) and their mask (B, S), where S = P + L. The prompt is (P, D), or (B, P, D) with a
         prompt for each row.
 
     Raises:
-        ValueError: A row has no token. A lowered graph cannot check this.
+        ValueError: A row contains no tokens. A lowered graph cannot check this.
     """
     if isinstance(attention_mask, onp.ndarray) and not attention_mask.any(1).all():
-        raise ValueError(f"row {int(attention_mask.any(1).argmin())} has no token: its attention_mask is 0 everywhere")
+        raise ValueError(f"row {int(attention_mask.any(1).argmin())} contains no tokens: its attention_mask is all 0")
     weights = params["encoder"]
     x = input_ids if input_ids.ndim == 3 else ops.embedding(params["shared"]["weight"], input_ids)
     mask = attention_mask
@@ -299,7 +301,7 @@ def shift_right(labels: onp.ndarray) -> onp.ndarray:
     return onp.concatenate([onp.full_like(labels[..., :1], PAD), labels[..., :-1]], axis=-1)
 
 
-# ---- faster forms of `attend`, each tested against it ----
+# ---- faster equivalents of `attend`, each tested against it ----
 
 
 def attend_short(queries, states, wk, wv, bias, visit: Visit = unchanged):

@@ -1,6 +1,6 @@
-"""Text to ids and back: `tokenizer.json`, `spiece.model`, or ByT5's bytes.
+"""Tokenizers: `tokenizer.json`, `spiece.model`, or ByT5's bytes.
 
-All three are built from a Hugging Face directory by `load`. Ids: pad 0, eos 1, unk 2.
+`load` builds each of them from a Hugging Face directory. The ids of pad, eos and unk are 0, 1 and 2.
 """
 
 import json
@@ -22,12 +22,12 @@ NO_TOKENS: Mapping[int, AddedToken] = MappingProxyType({})
 class PieceTokenizer:
     """A `tokenizers` pipeline as a `Tokenizer`.
 
-    With `ids_of` the pipeline only finds the added tokens, and `ids_of` returns the ids of each text between them.
+    If `ids_of` is given, the pipeline only finds added tokens, and `ids_of` encodes the text between them.
     """
 
     def __init__(self, pipeline: tokenizers.Tokenizer, ids_of: Callable[[str], list[int]] | None = None):
         self.pipeline, self.ids_of = pipeline, ids_of
-        # A file may ask for padding or cutting; both are the batch's business here.
+        # A file may request padding or truncation, which batches handle here.
         pipeline.no_padding()
         pipeline.no_truncation()
         self.added: dict[int, AddedToken] = pipeline.get_added_tokens_decoder()
@@ -62,9 +62,9 @@ class ByteTokenizer(PieceTokenizer):
         pipeline.add_special_tokens([AddedToken(token, lstrip=True, rstrip=True) for token in special])
         pipeline.add_special_tokens([f"<extra_id_{i}>" for i in range(extra_ids)])
         if word := next((token.content for token in added.values() if token.single_word), None):
-            told = "which means another thing for ByT5 than elsewhere; add it without"  # transformers asks for spaces
+            told = "which has another meaning for ByT5; add it without"  # transformers asks for spaces
             raise ValueError(f"{path}: added token {word!r} is single_word, {told}")
-        plain = {  # there is no normaliser to wait for
+        plain = {  # there is no normaliser, so all tokens are plain
             id: AddedToken(t.content, lstrip=t.lstrip, rstrip=t.rstrip, special=t.special, normalized=False)
             for id, t in added.items()
         }
@@ -80,21 +80,22 @@ class ByteTokenizer(PieceTokenizer):
 
 
 def byte_ids(text: str) -> list[int]:
-    """Return the ids of a text's bytes."""
+    """Return the ids of the bytes of a text."""
     return [b + 3 for b in text.encode()]
 
 
 def finder(vocabulary: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """Build a pipeline that finds added tokens. A text between two of them is one unknown word."""
+    """Build a pipeline that finds added tokens. The text between two tokens becomes one unknown word."""
     pipeline = tokenizers.Tokenizer(models.WordLevel(dict(vocabulary), unk_token="<unk>"))
     pipeline.pre_tokenizer = pre_tokenizers.Metaspace("\0", prepend_scheme="always", split=False)  # no piece has a NUL
     return pipeline
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """Load the tokenizer of a Hugging Face directory, or of one file (`.json`, else sentencepiece).
+    """Load the tokenizer of a Hugging Face directory, or of a single file (`.json`, else sentencepiece).
 
-    Raises ValueError or FileNotFoundError that names the file.
+    Raises:
+        ValueError, FileNotFoundError: The tokenizer cannot be loaded. The message names the file.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -122,9 +123,10 @@ def load(folder: str | Path) -> Tokenizer:
 
 
 def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Return the tokens of tokenizer_config.json, or else of added_tokens.json, by their ids, as transformers does.
+    """Return the added tokens by id, from tokenizer_config.json or else from added_tokens.json, as in transformers.
 
-    Raises ValueError for anything but a map of tokens and ids.
+    Raises:
+        ValueError: The file does not map ids and tokens.
     """
     path = folder / "added_tokens.json"
     try:
@@ -133,7 +135,7 @@ def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedTo
             return {int(id): AddedToken(**token) for id, token in decoder.items()}
         found = dict(json.loads(path.read_text(encoding="utf-8")).items()) if path.exists() else {}
         if not all(type(id) is int for id in found.values()):
-            raise ValueError("an id is not a whole number")
+            raise ValueError("an id is not an integer")
         special = str({k: v for k, v in settings.items() if k.endswith(("_token", "_special_tokens"))})
         return {
             id: AddedToken(token, special=repr(token) in special, normalized=repr(token) not in special)
@@ -144,9 +146,10 @@ def added_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[int, AddedTo
 
 
 def with_added(pipeline: tokenizers.Tokenizer, added: Mapping[int, AddedToken], path: Path) -> tokenizers.Tokenizer:
-    """Add tokens with given ids and flags to a pipeline. A token that the pipeline has already keeps its flags.
+    """Add tokens with given ids and flags to a pipeline. An existing token keeps its flags.
 
-    Raises ValueError if an id cannot be had.
+    Raises:
+        ValueError: A token cannot get its id.
     """
     before = {token.content for token in pipeline.get_added_tokens_decoder().values()}
     for id, token in sorted(added.items()):
@@ -160,7 +163,7 @@ def with_added(pipeline: tokenizers.Tokenizer, added: Mapping[int, AddedToken], 
 def _from_json(path: Path, added: Mapping[int, AddedToken]) -> Tokenizer:
     try:
         pipeline = tokenizers.Tokenizer.from_file(str(path))
-    except BaseException as error:  # the library raises bare Exception, and its panics are no Exception at all
+    except BaseException as error:  # the library raises bare Exception, and panics that are not an Exception
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ValueError(f"{path}: not a file of the tokenizers library: {error}") from None
@@ -173,11 +176,13 @@ def _from_json(path: Path, added: Mapping[int, AddedToken]) -> Tokenizer:
 def from_sentencepiece(
     path: str | Path, extra_ids: int | None = None, added: Mapping[int, AddedToken] = NO_TOKENS
 ) -> PieceTokenizer:
-    """Load a sentencepiece model file. The library sentencepiece encodes, so that all settings of the file count.
+    """Load a sentencepiece model file. The sentencepiece library encodes, so all settings of the file apply.
 
-    The sentinels <extra_id_0> ... are appended as T5 does, <extra_id_0> with the highest id: 100 unless said otherwise,
-    or none if the file holds its own, as mT5's does. Raises ValueError for a file that is no model, or whose pad, eos
-    or unk is not T5's.
+    The sentinels <extra_id_0> ... are appended as in T5, with the highest id for <extra_id_0>. Their number is 100 by
+    default, or 0 if the file already contains sentinels, as for mT5.
+
+    Raises:
+        ValueError: The file is not a sentencepiece model, or the ids of pad, eos or unk are not T5's.
     """
     from sentencepiece import SentencePieceProcessor
 
@@ -186,7 +191,7 @@ def from_sentencepiece(
         model = SentencePieceProcessor(model_proto=data)
         pieces = model.id_to_piece(list(range(len(model))))
     except (RuntimeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a sentencepiece model, or cut short ({error})") from None
+        raise ValueError(f"{path}: not a sentencepiece model, or truncated ({error})") from None
     vocabulary = {piece: id for id, piece in enumerate(pieces)}
     for token, id in (("<pad>", PAD), ("</s>", EOS), ("<unk>", UNK)):
         if vocabulary.setdefault(token, id) != id:
@@ -205,7 +210,7 @@ def from_sentencepiece(
 
 
 def _protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield field number and raw value of a valid protobuf message: int for a varint, else bytes."""
+    """Yield the field number and the raw value of each field of a protobuf message: int for a varint, else bytes."""
     at = 0
 
     def varint() -> int:

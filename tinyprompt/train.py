@@ -1,4 +1,4 @@
-"""Training: the loss and the loop. The arrays with the best dev score are kept.
+"""Training: the loss and the loop. The loop keeps the arrays with the best dev score.
 
 The loop is a generator. It reads no files and opens no device: the caller passes the step and the dev score.
 """
@@ -25,13 +25,15 @@ from tinyprompt.tree import Flat, Tree
 def loss(
     trainable: Flat, params: Tree, config: Config, batch: Batch, visit: t5.Visit = t5.unchanged, z_loss: float = 0.0
 ):
-    """Compute the mean cross entropy of the target tokens, teacher-forced. Differentiable in `trainable`.
+    """Compute the mean cross entropy of the target tokens with teacher forcing. Differentiable in `trainable`.
 
     Args:
-        trainable: the arrays that a method trains, by name.
-        params: the frozen weights.
-        visit: dropout, or any other `t5.Visit`.
-        z_loss: weight of the squared log of the softmax denominator.
+        trainable: The arrays that a method trains, by name.
+        params: The frozen weights.
+        config: The sizes of the model.
+        batch: The batch.
+        visit: Dropout, or another `t5.Visit`.
+        z_loss: The weight of the squared log of the softmax denominator.
     """
     params = methods.apply(params, methods.stored(trainable, config))
     shifted = t5.shift_right(batch.labels)
@@ -43,18 +45,18 @@ loss_and_grads = update_wrapper(value_and_grad(loss), loss, assigned=())  # its 
 
 
 class TaskData(NamedTuple):
-    """The rows to learn from, and the score of answers to the dev rows."""
+    """The rows of a task, and the metric for answers to its dev rows."""
 
     train: Sequence[Row]
     dev: Sequence[Row]
-    label_words: tuple[str, ...] | None  # None: the answers are free text
-    score: Callable[[Sequence[str], Sequence[Row]], float]  # of answers to the dev rows; larger is better
-    init: Sequence[str] | Prompt = ()  # first prompt: words if there are no label words, or a saved prompt
-    verbalizer: Mapping[str, str] = MappingProxyType({})  # label word: the text the model learns for it, if another
-    columns: Mapping[str, Any] = MappingProxyType({})  # how the rows were read; a prompt remembers it
+    label_words: tuple[str, ...] | None  # None for free text
+    score: Callable[[Sequence[str], Sequence[Row]], float]  # score of answers to the dev rows; larger is better
+    init: Sequence[str] | Prompt = ()  # words that initialise the prompt if there are no label words, or a saved prompt
+    verbalizer: Mapping[str, str] = MappingProxyType({})  # label word -> text that the model learns instead
+    columns: Mapping[str, Any] = MappingProxyType({})  # options of `Reader`, stored with the prompt
 
     def check(self) -> None:
-        """Raise DataError for no rows, or a target that is not a label word."""
+        """Raise DataError if there are no rows, or if a target is not a label word."""
         if not self.train or not self.dev:
             found = f"{len(self.train)} train rows and {len(self.dev)} dev rows"
             raise DataError(f"{found}: expected at least one of each")
@@ -62,16 +64,16 @@ class TaskData(NamedTuple):
             wrong = next((row for row in rows if row.target not in (self.label_words or (row.target,))), None)
             if wrong:
                 found = f"{part} row {wrong.input[:40]!r}: target {wrong.target!r} is not a label word"
-                advice = "correct it" + (", or add train rows that have it" if part == "dev" else "")
+                advice = "correct it" + (", or add train rows with it" if part == "dev" else "")
                 raise DataError(f"{found} ({', '.join(self.label_words or ())}); {advice}")
 
     def checksum(self) -> int:
-        """CRC-32 of the rows."""
+        """Return the CRC-32 of the rows."""
         return zlib.crc32(repr(([*map(tuple, self.train)], [*map(tuple, self.dev)])).encode())
 
 
 class TrainState(NamedTuple):
-    """Everything that training needs to continue (resume.py stores it)."""
+    """All data that training needs to continue (stored by resume.py)."""
 
     step: int
     trainable: Flat
@@ -84,38 +86,38 @@ class TrainState(NamedTuple):
 
     @property
     def best_score(self) -> tuple[float, float]:
-        """The dev score of the best step, and minus its dev loss."""
+        """The dev score of the best step and its negative dev loss."""
         ((_, score, dev_loss),) = self.scores[self.scores[:, 0] == self.best_step]
         return score, -dev_loss
 
     def with_score(self, score: float, dev_loss: float) -> "TrainState":
-        """Add a dev score. The lower dev loss breaks a tie of scores; the later step breaks a tie of both."""
+        """Add a dev score. Of equal scores, the lower dev loss counts; of equal losses, the later step."""
         better = not len(self.scores) or (score, -dev_loss) >= self.best_score
         state = self._replace(scores=np.vstack([self.scores, [self.step, score, dev_loss]]))
         return state._replace(best=self.trainable, best_step=self.step) if better else state
 
 
 class Progress(NamedTuple):
-    """One step of a run."""
+    """The state of a run after a step."""
 
     state: TrainState
-    prompt: Prompt | None  # the best so far; None between two dev scores
-    resumable: TrainState  # `state`, without a dev score that is off the schedule of `eval_every`
-    best: Callable[[], Prompt]  # makes the best prompt so far, at any step
+    prompt: Prompt | None  # the best prompt so far, at steps with a dev score
+    resumable: TrainState  # `state` without a dev score outside the schedule of `eval_every`
+    best: Callable[[], Prompt]  # returns the best prompt so far, at any step
 
     @property
     def step(self) -> int:
-        """The number of steps so far; 0 before the first."""
+        """The number of completed steps."""
         return self.state.step
 
     @property
     def loss(self) -> float | None:
-        """The training loss of this step; None before the first."""
+        """The training loss of this step, or None before the first step."""
         return float(self.state.losses[-1]) if self.step else None
 
     @property
     def dev(self) -> float | None:
-        """The dev score of this step; None between two dev scores."""
+        """The dev score of this step, or None if it was not evaluated."""
         last, score, _ = self.state.scores[-1]
         return float(score) if last == self.step else None
 
@@ -132,12 +134,15 @@ def run(
     dev_score: Callable[[Prompt], tuple[float, float]],
     start: TrainState | None = None,
 ) -> Iterator[Progress]:
-    """Train step by step. Yields a Progress before the first step and after each. A `break` stops early.
+    """Train step by step. Yields a Progress before the first step and after every step. A `break` stops early.
 
     Args:
+        model: The frozen model.
+        task: The rows and their metric.
+        settings: The settings of the run.
         compute: `loss_and_grads`, or its compiled form.
-        dev_score: the score and the loss of a prompt on the dev rows.
-        start: the state to continue from; None starts a run.
+        dev_score: Computes the score and the loss of a prompt on the dev rows.
+        start: The state to continue from. None starts a new run.
 
     Raises:
         DataError: The rows cannot be used.
@@ -168,7 +173,7 @@ def run(
         drop = t5.dropout(settings.dropout, settings.seed, step)
         value, grads = compute(state.trainable, model.params, model.config, next(batches), drop, settings.z_loss)
         if not np.isfinite(value):
-            advice = "lower the learning rate" if step > 1 else "nothing was learned yet: check the model and the rows"
+            advice = "lower the learning rate" if step > 1 else "this is the first step: check the model and the rows"
             raise FloatingPointError(f"the loss is {value} at step {step}; {advice}")
         trainable, opt_state = optimizer.update(state.trainable, grads, state.opt_state, learning_rate(step - 1))
         losses = np.append(state.losses, value)
@@ -187,12 +192,12 @@ def run(
 
 
 def out_of_patience(state: TrainState, settings: Settings) -> bool:
-    """Return whether the last `patience` dev scores brought no better one."""
+    """Return whether the last `patience` dev scores did not improve on the best score."""
     return bool(settings.patience) and state.step - state.best_step >= settings.patience * settings.eval_every
 
 
 def first_state(model: Model, task: TaskData, settings: Settings, trainable: Flat | None = None) -> TrainState:
-    """Return the state before the first step, with the method's first values unless others are given."""
+    """Return the state before the first step, with the initial values of the method unless `trainable` is given."""
     if trainable is None:
         words = task.label_words and [task.verbalizer.get(word, word) for word in task.label_words]
         trainable = methods.init_params(model, settings, words, task.init)
@@ -201,5 +206,5 @@ def first_state(model: Model, task: TaskData, settings: Settings, trainable: Fla
 
 
 def optimizer_of(settings: Settings) -> optim.Optimizer:
-    """Return the optimiser of the settings, or the method's own."""
+    """Return the optimiser of the settings, or the method's default."""
     return optim.OPTIMIZERS[settings.optimizer or methods.METHODS[settings.method].optimizer]()

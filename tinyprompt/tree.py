@@ -1,4 +1,4 @@
-"""Parameters: a flat dict of dotted names, as in a file, or a nested dict, as the model reads them."""
+"""Parameters as a flat dict of dotted names, as in a file, or as a nested dict, as in the model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ def nest(flat: Flat) -> Tree:
     """Turn `{"a.b": x}` into `{"a": {"b": x}}`.
 
     Raises:
-        ValueError: A name is also the beginning of another name.
+        ValueError: A name is also a prefix of another name.
     """
     tree: Tree = {}
     for name, value in flat.items():
@@ -22,9 +22,9 @@ def nest(flat: Flat) -> Tree:
         for part in path:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ValueError(f"parameter {name!r}: a shorter name {part!r} already holds an array")
+                raise ValueError(f"parameter {name!r}: the shorter name {part!r} is also a parameter")
         if last in node:
-            raise ValueError(f"parameter {name!r} is also the beginning of another name")
+            raise ValueError(f"parameter {name!r} is also a prefix of another name")
         node[last] = value
     return tree
 
@@ -47,7 +47,7 @@ def merge(tree: Tree, delta: Flat) -> Tree:
 
 
 def freeze(array: np.ndarray) -> np.ndarray:
-    """A read-only view that cannot be made writable again, as `array.flags.writeable = True` does with other arrays."""
+    """Return a permanently read-only view. Setting `array.flags.writeable = True` raises an error."""
     bits = array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array  # bfloat16 has no buffer
     buffer: Any = bits
     return np.asarray(memoryview(buffer).toreadonly()).view(array.dtype)
@@ -59,7 +59,7 @@ def count(flat: Flat) -> int:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every leaf of nested dicts, lists, tuples and named tuples, with its dotted name."""
+    """Yield every leaf of nested dicts, lists, tuples and named tuples with its dotted name."""
     if isinstance(value, dict):
         children = list(value.items())
     elif isinstance(value, list | tuple):
@@ -72,7 +72,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def refill(value: Any, new: Iterator[Any]) -> Any:
-    """Return the same dicts, lists and tuples with new leaves, in the order of `leaves`."""
+    """Return the same nested containers with new leaves, in the order of `leaves`."""
     if isinstance(value, dict):
         return {key: refill(child, new) for key, child in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

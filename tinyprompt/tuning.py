@@ -24,13 +24,13 @@ from tinyprompt.tasks.registry import Scores
 from tinyprompt.train import Progress, TaskData
 from tinyprompt.tree import Flat
 
-DEV_SHARE = 0.2  # of the training rows, if there are no dev rows
+DEV_SHARE = 0.2  # share of the training rows used as dev rows, if there are none
 COLUMNS = ("input", "target", "words")  # options of `Reader`
 
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """A tuned prompt and its learning curve. A notebook shows it as a table."""
+    """A tuned prompt and its learning curve. A notebook shows a table."""
 
     prompt: Prompt
     history: list[dict[str, Any]]  # of every step {"step", "loss", "dev"}; loss is None at step 0, dev between scores
@@ -41,7 +41,7 @@ class Result:
     @classmethod
     def of(cls, progress: Progress, seconds: float) -> "Result":
         """Build the result of a finished run."""
-        assert progress.prompt is not None  # a run ends with a dev score
+        assert progress.prompt is not None  # every run ends with a dev score
         state = progress.state
         dev = {int(step): float(score) for step, score, _ in state.scores}
         losses = [None, *state.losses.tolist()]
@@ -67,8 +67,14 @@ class Result:
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw loss and dev score over the steps.
 
-        Returns matplotlib's axes, or None if a `path` is given, to which the picture is written. Raises ImportError
-        without matplotlib.
+        Args:
+            path: File for the plot, a .png file.
+
+        Returns:
+            matplotlib's axes, or None if `path` is given.
+
+        Raises:
+            ImportError: matplotlib is not installed.
         """
         return display.plot_curve(self.history, self.best_step, path)
 
@@ -85,21 +91,24 @@ def tune(
     progress: bool = True,
     **options: Any,
 ) -> Result:
-    """Learn a soft prompt by backpropagation, and keep the best on the dev rows.
+    """Tune a soft prompt by backpropagation. The result is the prompt with the best dev score.
 
-    Few distinct targets are label words, which are ranked; other targets are written as free text.
+    If there are few distinct targets, they are label words, which are ranked. Other targets are generated as free text.
 
     Args:
-        model: the frozen model.
-        train: training rows: the name of a file, or several for a mixture of tasks; `Row`s, pairs, dicts; a pandas
+        model: The frozen model.
+        train: Training rows: the name of a file, or several for a mixture of tasks; `Row`s, pairs, dicts; a pandas
             DataFrame; a `datasets.Dataset`.
-        dev: dev rows of the same kinds; None takes a fifth of the training rows.
-        settings: a Settings object; it may also be the third argument.
-        device: a name in `device.DEVICES`; None is the fastest that is installed.
-        callback: a function that receives the `Progress` of every step.
-        resume: a saved prompt whose run continues.
-        progress: show a progress bar; in a notebook, a loss curve.
-        options: fields of `Settings` (`steps=200`), and those of `Reader` (`input`, `target`, `words`).
+        dev: Dev rows of the same kinds. The default is a fifth of the training rows.
+        settings: A Settings object. It may also be the third argument.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+        callback: A function that receives the `Progress` of every step.
+        resume: A saved prompt, to continue its run.
+        progress: Show a progress bar, and in a notebook a loss curve.
+        **options: Fields of `Settings` (`steps=200`) and of `Reader` (`input`, `target`, `words`).
+
+    Returns:
+        The best prompt and the learning curve.
 
     Raises:
         DataError: A row cannot be used.
@@ -130,9 +139,23 @@ def run(
     resume: Prompt | str | Path | None = None,
     **options: Any,
 ) -> Iterator[Progress]:
-    """Tune step by step: yield a `Progress` before the first step and after each. The arguments are those of `tune`.
+    """Tune step by step. Yields a `Progress` before the first step and after every step.
 
     At a dev score, `Progress.prompt` is the best prompt so far, with the state that `resume` needs.
+
+    Args:
+        model: The frozen model.
+        train: Training rows, as for `tune`.
+        dev: Dev rows, as for `tune`.
+        settings: A Settings object. It may also be the third argument.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+        resume: A saved prompt, to continue its run.
+        **options: Fields of `Settings` and of `Reader`, as for `tune`.
+
+    Raises:
+        DataError: A row cannot be used.
+        FloatingPointError: The loss is not finite.
+        TypeError, ValueError: A setting is unknown or out of range.
 
     Example:
         >>> for progress in run(model, "train.tsv", steps=200):
@@ -144,7 +167,7 @@ def run(
 
 
 def _prepared(model, train, dev, settings, resume, options) -> tuple[Settings, TaskData, Prompt | None]:
-    """Turn the arguments of `run` into the settings, the rows and the prompt to resume."""
+    """Convert the arguments of `run` to the settings, the rows and the prompt to resume."""
     saved = load_prompt(resume) if isinstance(resume, str | Path) else resume
     if isinstance(dev, Settings):
         if settings is not None:
@@ -171,12 +194,12 @@ def prepare(
     saved: Prompt | None,
     drawn: bool,
 ) -> TaskData:
-    """Join the rows of a run with its label words, their verbalizer and the first values.
+    """Build the task of a run: its rows, label words, verbalizer and initialisation.
 
     Args:
-        parts: training rows and dev rows.
-        saved: the prompt whose run continues.
-        drawn: the dev rows were drawn from the training rows, so they count when targets are told from free text.
+        parts: Training rows and dev rows.
+        saved: The prompt whose run continues.
+        drawn: The dev rows were drawn from the training rows, so they also decide whether targets are labels.
     """
     rows, dev = parts
     words = reader.label_words([*rows, *dev] if drawn else rows)
@@ -189,7 +212,7 @@ def prepare(
 
 
 def split(reader: Reader, train: Source, dev: Source | None, settings: Settings) -> tuple[list[Row], list[Row]]:
-    """Read training and dev rows. Without dev rows, a fifth of the training rows are taken. Raises DataError."""
+    """Read training and dev rows. Without dev rows, a fifth of the training rows is used. Raises DataError."""
     rows = reader.read(train, training=True)
     if dev is not None:
         return rows, reader.read(dev)
@@ -203,7 +226,7 @@ def split(reader: Reader, train: Source, dev: Source | None, settings: Settings)
 def task_data(
     settings: Settings, rows: Sequence[Row], dev: Sequence[Row], words: tuple[str, ...] | None, start: bool = True
 ) -> TaskData:
-    """Join rows, label words, the metrics of the task and the words or the prompt of the first values."""
+    """Combine rows, label words, the metrics of the task, and words or a prompt for initialisation."""
     init: Any = registry.TASKS[settings.task].init if settings.task in registry.TASKS else ()
     if settings.init == "file" and settings.init_file and start:
         init = load_prompt(settings.init_file)
@@ -213,8 +236,8 @@ def task_data(
 def run_task(
     model: Model, task: TaskData, settings: Settings, device: str | None = None, saved: Prompt | None = None
 ) -> Iterator[Progress]:
-    """Train on rows that are read. Yields as `run` does."""
-    warn_of_unwritable(model, task)  # now, and not when the progress bar asks for the first step
+    """Train on rows that have been read. Yields like `run`."""
+    warn_of_unwritable(model, task)  # here, before the progress bar requests the first step
     return _steps(model, task, settings, device, saved)
 
 
@@ -236,22 +259,22 @@ def _steps(
 
 
 def interrupted(progress: Progress) -> Prompt:
-    """Return the best prompt of a run that stopped at any step, with the state that `resume` needs."""
+    """Return the best prompt of a stopped run, with the state that `resume` needs."""
     return replace(progress.best(), train_state=resume.pack(progress.resumable))
 
 
 def warn_of_unwritable(model: Model, task: TaskData) -> None:
-    """Warn if the tokenizer cannot write the dev targets, so that right answers would not get the full score."""
+    """Warn if the tokenizer cannot represent the dev targets, because correct answers would lose score."""
     targets = [row.target for row in task.dev] if not task.label_words else []
     written = [model.tokenizer.decode(model.tokenizer.encode(target)) for target in targets]
     if written != targets and (best := task.score(written, task.dev)) < task.score(targets, task.dev):
         first = next(pair for pair in zip(targets, written, strict=True) if pair[0] != pair[1])
-        told = f"right answers would score {best:.3f}, for example {first[1]!r:.60} for {first[0]!r:.60}"
-        logging.getLogger("tinyprompt").warning("warning: the tokenizer cannot write all dev targets: %s", told)
+        told = f"correct answers would score {best:.3f}, for example {first[1]!r:.60} for {first[0]!r:.60}"
+        logging.getLogger("tinyprompt").warning("warning: the tokenizer cannot represent all dev targets: %s", told)
 
 
 def dev_score(model: Model, prompt: Prompt, task: TaskData, device: str) -> tuple[float, float]:
-    """Compute the score of a prompt on the dev rows, and its loss there: per label, or per token of free text."""
+    """Compute the score of a prompt on the dev rows, and its loss per label, or per token of free text."""
     texts, words = [row.input for row in task.dev], task.label_words
     if words:
         found = label_scores(model, prompt, texts, device)
@@ -269,8 +292,14 @@ def evaluate(model: Model, prompt: Prompt, rows: Source, device: str | None = No
     """Score the answers of a prompt with the metrics of the task that it was tuned on.
 
     Args:
-        rows: rows of any kind that `tune` takes.
-        columns: `input`, `target` and `words` of `Reader`; those of the tuning run are the defaults.
+        model: The frozen model.
+        prompt: A tuned prompt.
+        rows: Rows of any kind that `tune` accepts.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+        **columns: `input`, `target` and `words` of `Reader`. The defaults are those of the tuning run.
+
+    Returns:
+        The metrics and their mean.
 
     Raises:
         DataError: A row cannot be used.
@@ -288,11 +317,11 @@ def evaluate(model: Model, prompt: Prompt, rows: Source, device: str | None = No
 
 @dataclass(frozen=True)
 class Gradient:
-    """A loss, and its gradient with respect to every array of a prompt. Unpacks as `loss, grads`."""
+    """A loss and its gradient with respect to every array of a prompt. It unpacks as `loss, grads`."""
 
     loss: float
     grads: Flat
-    batch: data.Batch  # the rows as the model read them
+    batch: data.Batch  # the encoded rows
     prompt: Prompt
 
     def __iter__(self) -> Iterator[Any]:
@@ -307,15 +336,22 @@ class Gradient:
 def gradient(model: Model, prompt: Prompt, rows: Source, device: str | None = None, **columns: Any) -> Gradient:
     """Compute the mean cross entropy of the targets, and its gradient with respect to the prompt, in float32.
 
-    The rows are one batch: the mean is over all target tokens, eos included. `check_gradient` judges the result.
+    The rows form one batch. The mean is over all target tokens, including eos. `check_gradient` checks the result.
 
     Args:
-        rows: rows of any kind that `tune` takes.
-        device: a name in `device.DEVICES`; None is the fastest that is installed.
-        columns: `input`, `target` and `words` of `Reader`.
+        model: The frozen model.
+        prompt: A prompt.
+        rows: Rows of any kind that `tune` accepts.
+        device: A device of `device.DEVICES`. The default is "cpu" with ONNX Runtime, else "numpy".
+        **columns: `input`, `target` and `words` of `Reader`.
+
+    Returns:
+        The loss, and the gradient with respect to each array of the prompt. `array` is the gradient (P, d_model) of a
+        soft prompt.
 
     Raises:
         CheckpointError: The prompt belongs to another model.
+        DataError: A row cannot be used.
 
     Example:
         >>> found = gradient(model, prompt, [("Two goals.", "sport")], "numpy")
