@@ -393,7 +393,7 @@ def test_without_an_array_of_floats_there_is_nothing_to_check(arguments, words):
 
 def test_without_a_rule_no_gradient_is_right():
     plain = primitive(lambda x, y: 2 * x + y)
-    with pytest.raises(ValueError, match="no gradient was checked: argument 0: no rule"):
+    with pytest.raises(ValueError, match="no gradient was checked: argument 0: its gradient has no rule"):
         check_vjp(plain, ARRAYS[0], ARRAYS[1])
     defvjp(plain, lambda ans, x, y: lambda g: 2 * g, argnums=(0,))
     report = check_vjp(plain, *ARRAYS)

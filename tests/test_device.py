@@ -279,7 +279,7 @@ def pretend(monkeypatch, *packages):
         ("cuda", ["onnx", "onnxruntime"], "onnxruntime-gpu is not installed"),
         ("openvino", ["onnx", "onnxruntime"], r"onnxruntime-ep-openvino is not installed; .*t5\[openvino\]"),
         ("cpu", ["onnx", "onnxruntime", "onnxruntime-gpu"], "uninstall both"),
-        ("cuda", ["onnx", "onnxruntime", "onnxruntime-gpu"], "install onnxruntime-gpu alone"),
+        ("cuda", ["onnx", "onnxruntime", "onnxruntime-gpu"], "install only onnxruntime-gpu"),
     ],
 )
 def test_a_device_that_cannot_be_used_says_what_to_do(monkeypatch, device, packages, message):
