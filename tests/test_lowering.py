@@ -263,6 +263,9 @@ CASES = {
     "gelu": (lambda x, y: ops.gelu(x) * y, True),
     "headwise": (lambda x, y: ops.headwise(x, np.swapaxes(y, 1, 2)), True),
     "embedding": (lambda x, y: ops.embedding(x[0], np.zeros((2, 3), int)), False),
+    "put": (lambda x, y: ops.put(x[None] * 2, x.argmax(-1)[0, :1] * 0 + x.shape[1] - 1, x[None, :, :1]), False),
+    "largest": (lambda x, y: ops.largest(x.reshape(x.shape[0], -1), 5)[0], False),
+    "places of the largest": (lambda x, y: ops.largest(x.reshape(x.shape[0], -1), 50)[1], False),
     "embedding of a constant": (lambda x, y: ops.embedding(np.eye(6, dtype=x.dtype), x.argmax(-1)), False),
     "embedding's gradient": (lambda x, y: ops.add_rows(x, np.indices(x.shape[:-1]).sum(0) % 3, 4), False),
     "cross_entropy": (
