@@ -1,5 +1,6 @@
 """Golden files: the same bytes everywhere, right by transformers, and a judge that finds the first fault."""
 
+import ctypes
 import hashlib
 import json
 import shutil
@@ -8,9 +9,12 @@ import sys
 
 import numpy as np
 import pytest
+from test_export import install
 
 from tinyprompt.cli.main import main
-from tinyprompt.device import default_device
+from tinyprompt.device import default_device, version
+from tinyprompt.errors import CheckpointError
+from tinyprompt.export import embedded, graphs
 from tinyprompt.files import models, safetensors
 from tinyprompt.golden import judge, suite
 
@@ -145,6 +149,81 @@ def test_our_float32_is_right(device, golden, tmp_path):
     assert report.ok, str(report)
     assert [found.missing for found in report.verdicts] == [[]] * len(BATCHES)
     assert all(1e-8 < found.worst < 3e-5 for found in report.verdicts)
+
+
+def exported(golden, name, kind, plain):
+    """The training step of `export` for a batch: the graph, its inputs."""
+    given = arrays(golden / name / f"{kind}.input.safetensors")
+    inputs = {key: given[key] for key in ("prompt", "input_ids", "attention_mask", "labels", "weights")}
+    model = models.load(golden / name, tokenizer=False)
+    return graphs.onnx_file(graphs.step, inputs, model, {}, plain=plain), inputs
+
+
+def assert_right(theirs, golden):
+    report = judge.judge(theirs, golden)
+    assert report.ok, str(report)
+    assert all(1e-8 < found.worst < 3e-5 for found in report.verdicts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (version("emx-onnx-cgen") and shutil.which("cc")), reason="needs a C compiler and emx-onnx-cgen"
+)
+@pytest.mark.parametrize("name", suite.FAMILIES)
+def test_the_generated_c_is_right(name, golden, tmp_path):
+    graph, inputs = exported(golden, name, "holes", plain=True)
+    source, weights = embedded.translated("step", graph)
+    (tmp_path / "step.c").write_text(source)
+    (tmp_path / "step.bin").write_bytes(weights)
+    command = ["cc", "-O1", "-shared", "-fPIC", "-o", tmp_path / "step.so", tmp_path / "step.c", "-lm"]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(tmp_path / "step.so"))
+    library.step_load.restype = ctypes.c_bool
+    assert library.step_load(str(tmp_path / "step.bin").encode())
+    outputs = np.zeros((), np.float32), np.zeros_like(inputs["prompt"])
+    pointers = [np.ascontiguousarray(x).ctypes.data_as(ctypes.c_void_p) for x in (*inputs.values(), *outputs)]
+    library.step(*pointers)
+    save(tmp_path, f"{name}/holes", {"loss": outputs[0], "gradient.prompt": outputs[1]})
+    assert_right(tmp_path, golden)
+
+
+STEPS = """
+import * as ort from "onnxruntime-web";
+import { readFileSync } from "node:fs";
+ort.env.wasm.numThreads = 1;
+const found = {};
+for (const [name, inputs] of Object.entries(JSON.parse(readFileSync("inputs.json")))) {
+  const session = await ort.InferenceSession.create(readFileSync(`${name}.onnx`));
+  const tensor = ([type, values, shape]) => new ort.Tensor(type, type === "int64" ? values.map(BigInt) : values, shape);
+  const feeds = Object.fromEntries(Object.entries(inputs).map(([key, value]) => [key, tensor(value)]));
+  const { loss, gradient } = await session.run(feeds);
+  found[name] = [[...loss.data], [...gradient.data]];
+}
+console.log(JSON.stringify(found));
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_the_runtime_of_the_page_is_right(golden, tmp_path):
+    try:
+        install(tmp_path)
+    except CheckpointError as error:
+        pytest.skip(f"needs the npm registry or its packages in the cache: {error}")
+    asked, shapes = {}, {}
+    for name in suite.FAMILIES:
+        graph, inputs = exported(golden, name, "holes", plain=False)
+        (tmp_path / f"{name}.onnx").write_bytes(graph)
+        asked[name] = {key: [str(x.dtype), x.ravel().tolist(), x.shape] for key, x in inputs.items()}
+        shapes[name] = inputs["prompt"].shape
+    (tmp_path / "inputs.json").write_text(json.dumps(asked))
+    (tmp_path / "steps.mjs").write_text(STEPS)
+    done = subprocess.run(["node", "steps.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    for name, (loss, gradient) in json.loads(done.stdout.splitlines()[-1]).items():
+        values = {"loss": loss[0], "gradient.prompt": np.reshape(gradient, shapes[name])}
+        save(tmp_path / "theirs", f"{name}/holes", {key: np.asarray(x, np.float32) for key, x in values.items()})
+    assert_right(tmp_path / "theirs", golden)
 
 
 @pytest.mark.slow
