@@ -88,7 +88,7 @@ def test_all_pages_and_all_public_names_are_there(site):
     assert set(tinyprompt.__all__) - modules - {"PROMPT"} <= described
     text = "".join(page.read_text(encoding="utf-8") for page in reference)
     assert "longest input, in tokens" in text  # the help of a setting
-    assert "rows of one group are scored" in text  # the comment of a field
+    assert "rows of a group are scored" in text  # the comment of a field
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "lessons").glob("*.ipynb")), ids=lambda path: path.stem)

@@ -674,7 +674,8 @@ def test_two_commands_at_once_share_the_cells(start, tmp_path):
     computed_once(tmp_path, 1 + 2 * (3 + KILLS))
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(start, tmp_path):
+def test_ctrl_c_says_that_the_same_command_goes_on(start, at, tmp_path):
+    written(at, tmp_path, LONGER.replace("steps = 30", "steps = 300"))  # else it may end before the signal comes
     process = start()
     until = time.time() + 120
     while not finished(tmp_path / "out") and time.time() < until:
