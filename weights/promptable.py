@@ -47,14 +47,14 @@ from transformers import T5ForConditionalGeneration
 
 TRAIN = ("train", "mixed", "made")  # sources
 TURNS = ("told", "choose", "told", "span", "tasks", "lm", "told", "read")
-LAST_TURNS = ("tasks",) * 6 + ("lm", "read")  # of a cooldown
+LAST_TURNS = ("tasks",) * 6 + ("lm", "read")  # the turns of a cooldown
 ASKED = dict(  # which source is asked what; only running text is continued
     choose=("train", "mixed", "train", "made"), span=("train",), lm=("train",), read=("made", "mixed", "train", "mixed")
 )
 RATES = dict(matrices=7e-4, rest=3e-3)  # of Adam: the matrices; the table and all vectors
 WARMUP = 100  # steps in which the rates rise
 LIVE, VISITED, ROWS = 32, 8, 8  # tasks at a time; of a batch; rows of each of these
-LAST_LIVE, LAST_VISITED, LAST_ROWS = 256, 16, 4  # of a cooldown
+LAST_LIVE, LAST_VISITED, LAST_ROWS = 256, 16, 4  # the same numbers in a cooldown
 LENGTH = 20  # vectors of a prompt
 LIFE = (20, 150)  # visits, after which a task is over
 PROMPT_RATE = (0.05, 0.3)  # of Adam; it falls to 0 over a task's life

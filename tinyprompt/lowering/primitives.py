@@ -59,7 +59,7 @@ def add_rows(g, ids, count) -> Traced:
 
 
 def put(x, position, values) -> Traced:
-    """Lower `ops.put` to a ScatterND. Its result may share the memory of x (see `sessions.Place`)."""
+    """Lower `ops.put` to a ScatterND. Its result may reuse the memory of x (see `Graph.keep`)."""
     grid = np.moveaxis(np.indices((*x.shape[:2], 1))[:2], 0, -1)
     position = np.broadcast_to(x.graph.array(position).astype(np.int64), (*grid.shape[:-1], 1))
     index = np.concatenate([grid, position], axis=-1)
