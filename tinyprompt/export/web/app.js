@@ -15,7 +15,9 @@ const state = {
   held: [], // to answer only
   words: [],
   test: [], // rows of the demo task that are answered only
+  tokens: new Map(), // how many each text has
   table: null, // lines of a file
+  notes: "", // what is to be known about its rows
   name: "mine",
   example: "", // the text to try, unless another one was typed
   losses: [],
@@ -39,13 +41,19 @@ function rows() {
   return { found, words };
 }
 
+// The number of tokens of a text. It is kept, for the rows are read again at every keystroke.
+function tokens(text) {
+  if (!state.tokens.has(text)) state.tokens.set(text, state.model.encode(text).length);
+  return state.tokens.get(text);
+}
+
 // Read the rows, say what they are, and make ready to train; or say what is wrong with them.
 function read() {
   at("train").disabled = true;
   try {
     const { found, words } = rows();
     const most = state.model.about.input_tokens;
-    const long = found.filter(row => state.model.encode(row.input).length > most).length;
+    const long = found.filter(row => tokens(row.input) > most).length;
     const cut = long ? `; ${long} longer than ${most} tokens, the end is cut (export --web --input-tokens)` : "";
     const tested = state.test.length > 0 && state.test.every(row => words.includes(row.target));
     const share = at("share").checkValidity() ? at("share").valueAsNumber / 100 : 0;
@@ -54,7 +62,7 @@ function read() {
     const others = String(words) !== String(state.words);
     Object.assign(state, { rows: kept, held, tested, words, majority: held.length ? majority(kept, held) : null });
     at("share-label").hidden = tested;
-    say("counted", `${found.length} rows${apart}; labels: ${words.join(", ")}${cut}${state.empty ?? ""}`);
+    say("counted", `${found.length} rows${apart}; labels: ${words.join(", ")}${cut}${state.notes}`);
     offer((held[0] ?? kept[0]).input);
     at("train").disabled = state.training;
     if (others) return reset();
@@ -81,7 +89,7 @@ async function begin() {
     );
     if (task !== at("task").value) return; // another was chosen meanwhile
     at("rows").value = all ? all.map(writeRow).join("\n") : OWN;
-    Object.assign(state, { test: test ?? [], table: null, empty: "", name: task || "mine", words: [] });
+    Object.assign(state, { test: test ?? [], table: null, notes: "", name: task || "mine", words: [] });
     at("columns").hidden = true;
     at("file").value = "";
     read();
@@ -126,9 +134,10 @@ async function take(file) {
 // Fill the text box with the chosen columns of the file.
 function fill() {
   const [text, label] = ["text-column", "label-column"].map(id => Number(at(id).value));
-  const { rows, empty } = rowsOf(state.table, { text, label, header: at("header").checked });
+  const { rows, empty, quoted } = rowsOf(state.table, { text, label, header: at("header").checked });
   at("rows").value = rows.map(writeRow).join("\n");
-  state.empty = empty ? `; ${empty} lines without a text or a label are left out` : "";
+  state.notes = empty ? `; ${empty} lines without a text or a label are left out` : "";
+  if (quoted) state.notes += `; ${quoted} rows look quoted, as in a .csv; the quotes were kept`;
   read();
 }
 

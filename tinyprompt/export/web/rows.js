@@ -4,6 +4,7 @@
 
 const TEXT = /^(text|input|sentence|review|question|content|message|document|title)s?$/i;
 const LABEL = /^(label|target|class|category|topic|sentiment|intent|answer|output|tag|y)(_?name|_?text)?s?$/i;
+const QUOTED = /^"(?:[^"]|"")*""(?:[^"]|"")*"$/; // quoted, with a quote inside
 const oneLine = text => text.replace(/\s+/g, " ").trim();
 
 // ---- lines: the label, a colon, the text; a label with a colon or a quote is quoted as in CSV ----
@@ -20,7 +21,7 @@ export function readRow(line, number) {
   return { input: input.trim(), target };
 }
 
-// ---- files: fields between tabs, commas or semicolons, quoted or not ----
+// ---- files: fields between tabs, commas or semicolons; between tabs a quote is a character, as in `tune` ----
 
 // The bytes of a file as { lines, numbers }: the fields of each line, and where it begins. Throws for other encodings,
 // a quote that is out of place, and lines of different lengths.
@@ -38,14 +39,18 @@ export function readTable(bytes) {
     .replace(/"[^"]*"/g, "");
   const counts = ["\t", ",", ";"].map(mark => head.split(mark).length);
   const mark = ["\t", ",", ";"][counts.indexOf(Math.max(...counts))];
-  const field = RegExp(`"([^"]*(?:""[^"]*)*)"(?=${mark}|[\\r\\n]|$)|([^${mark}\\r\\n]*)`, "y");
+  const quotes = `"(?<quoted>[^"]*(?:""[^"]*)*)"(?=${mark}|[\\r\\n]|$)|`;
+  const field = RegExp(`${mark === "\t" ? "" : quotes}(?<plain>[^${mark}\\r\\n]*)`, "y");
   const [lines, numbers] = [[], []];
   for (let at = 0, number = 1; at < text.length;) {
     const fields = [];
     const start = number;
     do {
       field.lastIndex = at;
-      const [all, quoted, plain] = field.exec(text);
+      const {
+        0: all,
+        groups: { quoted, plain },
+      } = field.exec(text);
       if (plain?.startsWith('"') && mark !== "\t")
         throw Error(`Line ${number}: a quote is out of place or never closed. Write a quote inside a text as two.`);
       fields.push(quoted?.replaceAll('""', '"') ?? plain);
@@ -84,13 +89,14 @@ export function guessColumns({ lines }) {
   return { text: text.i, label: label.i, header: LABEL.test(label.name) || !label.values.includes(lines[0][label.i]) };
 }
 
-// The rows of two columns, and how many lines lack a text or a label.
+// The rows of two columns, how many lines lack a text or a label, and how many rows look quoted as in CSV.
 export function rowsOf({ lines }, { text, label, header }) {
   const all = lines
     .slice(header ? 1 : 0)
     .map(fields => ({ input: oneLine(fields[text]), target: oneLine(fields[label]) }));
   const rows = all.filter(({ input, target }) => input && target);
-  return { rows, empty: all.length - rows.length };
+  const quoted = rows.filter(({ input, target }) => QUOTED.test(input) || QUOTED.test(target)).length;
+  return { rows, empty: all.length - rows.length, quoted };
 }
 
 // ---- held-out rows ----
