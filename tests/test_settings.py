@@ -3,6 +3,8 @@
 from dataclasses import asdict, fields
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.settings import Settings
@@ -47,3 +49,33 @@ def test_saved_settings_are_read_back_or_refused():
 def test_whole_numbers_are_the_floats_they_equal():
     one, other = Settings(learning_rate=1, dropout=0), Settings(learning_rate=1.0, dropout=0.0)
     assert repr(one) == repr(other)
+
+
+@given(st.integers(1, 1999), st.floats(2, 256))
+def test_a_run_on_few_rows_is_short(rows, tokens):
+    settings = Settings.for_rows(rows, tokens)
+    read = settings.steps * settings.batch_size
+    assert 60 <= settings.steps <= 400
+    assert read <= max(24 * rows, 100 * settings.batch_size)
+    assert read * (20 + tokens) <= max(220_000, 900 * rows, 60 * settings.batch_size * (20 + tokens))
+    assert settings.eval_every <= settings.steps / 7
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "steps", "batch_size"),
+    [(30, 15, 100, 8), (60, 15, 180, 8), (200, 15, 300, 16), (200, 250, 101, 8), (400, 20, 400, 16), (48, 250, 101, 8)],
+)
+def test_defaults_of_few_rows(rows, tokens, steps, batch_size):
+    settings = Settings.for_rows(rows, tokens)
+    assert (settings.steps, settings.batch_size) == (steps, batch_size)
+
+
+def test_many_rows_have_the_defaults_of_the_paper():
+    assert Settings.for_rows(2000, 250) == Settings()
+    assert Settings.for_rows(2000, steps=3) == Settings(steps=3)
+
+
+def test_a_given_setting_is_kept():
+    settings = Settings.for_rows(60, 250, batch_size=32, steps=500)
+    assert (settings.steps, settings.batch_size) == (500, 32)
+    assert Settings.for_rows(60, method="lora").optimizer == Settings().optimizer

@@ -182,7 +182,8 @@ def _prepared(model, train, dev, settings, resume, options) -> tuple[Settings, T
     reader = Reader(settings.task, **(saved.columns if saved else {}) | columns)
     parts = split(reader, train, dev, settings)
     if base is None:
-        settings = Settings.for_rows(len(parts[0]), **changes)
+        tokens = data.mean_tokens(parts[0], model.tokenizer, settings.max_input_tokens)
+        settings = Settings.for_rows(len(parts[0]), tokens, **changes)
     return settings, prepare(model, reader, settings, parts, saved, drawn=dev is None), saved
 
 

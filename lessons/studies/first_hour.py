@@ -96,6 +96,11 @@ def kinds(seed):
         of_words(few, 200, 60, rng),
         of_words(topic_test, 200, 60, rng),
     )
+    yield (
+        "five classes, 200 rows of 200 words",
+        of_words(balanced(topic, 80), 200, 200, rng),
+        of_words(topic_test, 200, 60, rng),
+    )
     long = lambda rows: [Row(row.input, LONG[row.target]) for row in rows]
     yield (
         "five classes, 200 rows, long labels",

@@ -171,7 +171,8 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
     rows, dev = split(job.reader, args.train, args.dev, job.settings)
     if not resume:
         chosen = {**given(args), "seed": job.settings.seed}
-        job = replace(job, settings=Settings.for_rows(len(rows), **chosen))
+        tokens = data.mean_tokens(rows, model.tokenizer, job.settings.max_input_tokens)
+        job = replace(job, settings=Settings.for_rows(len(rows), tokens, **chosen))
     settings = job.settings
     if not args.dev:
         say(f"no --dev: {len(dev)} of the training rows become dev rows, drawn with seed {settings.seed}")
@@ -231,7 +232,8 @@ def worth(job: Job, task: TaskData, result: Result) -> tuple[dict[str, Share], l
 
     def answers(some: list[Row], test: list[Row]) -> list[str]:
         part, held_out = data.split(some, DEV_SHARE, settings.seed)
-        chosen = Settings.for_rows(len(part), **{**given(args), "seed": settings.seed})
+        tokens = data.mean_tokens(part, model.tokenizer, settings.max_input_tokens)
+        chosen = Settings.for_rows(len(part), tokens, **{**given(args), "seed": settings.seed})
         *_, last = run_task(model, task._replace(train=part, dev=held_out), chosen, args.device)
         return predict(model, last.best(), [row.input for row in test], args.device)
 
