@@ -1,4 +1,4 @@
-"""Headless Chromium, and a folder over HTTP as `python -m http.server` serves it."""
+"""Headless Chromium, and a static file server like `python -m http.server`."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ WORDS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 
 @contextlib.contextmanager
 def chromium(*words, downloads=None):
-    """A browser with more arguments, which writes downloads to a folder. Skips the test where it is not there."""
+    """Start a browser that saves downloads in a folder. Skip the test if Chromium is not installed."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
     if None in CHROMIUM:
         pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
@@ -35,7 +35,7 @@ def chromium(*words, downloads=None):
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder, without a line for each."""
+    """Serve the files of a folder without logging requests."""
 
     def log_message(self, *_):
         pass
@@ -43,7 +43,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(folder):
-    """The address of a folder."""
+    """Serve a folder; yield its address."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -54,7 +54,7 @@ def served(folder):
 
 
 def look(browser, width=1100, dark=False, height=800):
-    """Show pages at a width, in light or dark."""
+    """Show pages at a given width, in light or dark mode."""
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}

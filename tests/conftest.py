@@ -1,11 +1,11 @@
-"""Fixtures that several modules share, and the number of examples drawn."""
+"""Fixtures that several modules share, and the number of examples that hypothesis draws."""
 
 import re
 
-import profiles  # noqa: F401 - sets how many examples are drawn
+import profiles  # noqa: F401 - sets the number of examples
 import pytest
 
-# Files whose tests start processes, compare with torch, or draw many models: `pytest -m "not slow"` leaves them out.
+# Tests in these files start processes, compare with torch or draw many models. `pytest -m "not slow"` skips them.
 SLOW = {
     *("bench", "check", "classifier", "cli", "cuda_kernels", "decode", "describe", "details", "device", "devices"),
     *("docs", "ensemble", "export", "frozen", "fuzz", "gradients", "halves", "hub", "lessons", "lowering", "methods"),
@@ -15,7 +15,7 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of slow files."""
+    """Mark the tests in slow files."""
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW:
             item.add_marker(pytest.mark.slow)
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small model directory."""
+    """Return a small model directory."""
     import files
 
     return files.write(tmp_path / "small", files.SMALL, files.weights())
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
-    """A directory that hypothesis may change again and again, and the bytes of its weights."""
+    """Return a directory that hypothesis may change repeatedly, and the original bytes of its weights."""
     import files
 
     folder = files.write(tmp_path_factory.mktemp("shared"), files.SMALL, files.weights())
@@ -42,7 +42,7 @@ drawn: dict[str, int] = {}
 
 
 def pytest_runtest_teardown(item):
-    """Count what hypothesis says of the test: '20 passing, 0 failing, and 0 invalid test cases'."""
+    """Read hypothesis's statistics of the test: '20 passing, 0 failing, and 0 invalid test cases'."""
     passing = re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))
     if passing:
         drawn[item.nodeid] = sum(map(int, passing))

@@ -1,9 +1,9 @@
-"""The operators that graphs need on CUDA, with their dtypes. `cuda_kernels.json` lists those that CUDA has.
+"""The operators that our graphs need on CUDA, with their dtypes. `cuda_kernels.json` lists the supported ones.
 
-    python tests/cuda_kernels.py      # on a machine where onnxruntime-gpu works: run every graph, write the list
+    python tests/cuda_kernels.py      # run every graph on a machine with onnxruntime-gpu, and write the list
 
-`test_cuda_kernels.py` fails where a graph has something that is not in the list. The graphs: training steps, ranking
-and decoding, of every family and method, with weights of every dtype, and products in float32 and in bfloat16.
+`test_cuda_kernels.py` fails if a graph needs an operator that is not in the list. The graphs are training steps,
+ranking and decoding of every family and method, with weights of every dtype, and products in float32 and bfloat16.
 """
 
 import json
@@ -42,7 +42,7 @@ def rows(length):
 
 
 def problems() -> Iterator[tuple[str, Any, tuple]]:
-    """A name, a function and its arguments, for everything that runs on a device."""
+    """Yield a name, a function and its arguments for each computation that runs on a device."""
     kinds = [("t5-1.0", np.float32), ("umt5", np.float32), *(("t5-1.1", x) for x in (np.float32, np.float16, bfloat16))]
     for family, dtype in kinds:
         config, params = model(family, dtype)
@@ -55,7 +55,7 @@ def problems() -> Iterator[tuple[str, Any, tuple]]:
 
 
 def of_method(name, config, params, method, given) -> Iterator[tuple[str, Any, tuple]]:
-    """A training step with and without dropout, ranking, and the three parts of decoding."""
+    """Yield a training step with and without dropout, ranking, and the three parts of decoding."""
     shapes = methods.trained_shapes(config, replace(SETTINGS, method=method), 3)
     trained = {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
     if method == "warp":
@@ -83,17 +83,17 @@ def of_method(name, config, params, method, given) -> Iterator[tuple[str, Any, t
 
 
 def kernels(graph) -> set[str]:
-    """Each operator of a graph with the dtypes of its inputs and its output."""
+    """Return each operator of a graph with the dtypes of its inputs and its output."""
 
-    def one(x):
+    def signature(x):
         attributes = [f"{k}={v}" for k, v in sorted(x.attributes.items()) if k in KERNEL_ATTRIBUTES]
         return f"{x.op}({', '.join([*(str(i.dtype) for i in x.inputs), *attributes])}) -> {x.dtype}"
 
-    return {one(x) for x in graph.nodes}
+    return {signature(x) for x in graph.nodes}
 
 
 def main():
-    """Run every graph on the GPU; write the list."""
+    """Run every graph on the GPU, and write the list."""
     from tinyprompt.device import sessions
 
     found, opened = set(), sessions.open_session
@@ -106,7 +106,7 @@ def main():
     sessions.open_session = open_session
     for name, function, arguments in problems():
         for where in ("cuda", "cuda-bf16"):
-            sessions.compile.cache_clear()  # so that what a session holds is given back
+            sessions.compile.cache_clear()  # free the memory of the session
             sessions.compile(function, where)(*arguments)
         print(f"{len(found):4} {name}", flush=True)
     LIST.write_text(json.dumps(sorted(found), indent=0) + "\n")

@@ -1,4 +1,4 @@
-"""Small files for the tests: a model directory, and safetensors written by hand."""
+"""Small files for the tests: a model directory, and safetensors files built by hand."""
 
 import json
 
@@ -8,13 +8,13 @@ from safetensors.numpy import save_file
 
 from tinyprompt.files.config import parse_config
 
-VOCAB = 384  # of ByT5, whose tokenizer needs no file but this:
+VOCAB = 384  # the vocabulary of ByT5; its tokenizer needs only this file:
 WORDS = json.dumps({"tokenizer_class": "ByT5Tokenizer"})
 SMALL = raw_config("t5-1.1", vocab_size=VOCAB, d_model=4, d_kv=2, d_ff=6, num_layers=1, num_decoder_layers=1)
 
 
 def write(folder, raw, flat):
-    """A model directory with these weights."""
+    """Write a model directory with the given weights."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer_config.json").write_text(WORDS)

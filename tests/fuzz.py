@@ -1,11 +1,12 @@
-"""Damaged files, and what the commands say of them.
+"""Damage files at random, and check how the commands handle them.
 
     python tests/fuzz.py --cases 2000            # --seed 0
     python tests/fuzz.py --cases 20 --only prompt
 
-Every case damages one file (bytes changed, cut, repeated, or put in from another file; other values in its JSON), and a
-command reads it. Right is exit status 0, 1 or 2 within 10 seconds, no traceback, less than 1 GiB,
-and a refusal in one last line that names a file. What is not right is printed, and ends with exit status 1.
+Each case damages one file (changes, cuts or repeats bytes, copies bytes from another file, or changes values in its
+JSON) and runs a command that reads it. A case passes if the exit status is 0, 1 or 2 within 10 seconds, without a
+traceback, in less than 1 GiB of memory, and if the last line of a refusal names a file. Failures are printed, and the
+exit status is then 1.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from tinyprompt.export import graphs as export
 from tinyprompt.files import models, prompts
 
 ROWS = "".join(f"film {i}\t{'bad' if i % 2 else 'good'}\n" for i in range(12))
-SECONDS, MEMORY = 10, 2**20  # of a case; KiB of the process
+SECONDS, MEMORY = 10, 2**20  # limits of a case: seconds, and KiB of the process
 ODD: list[Any] = [
     None,
     True,
@@ -72,7 +73,7 @@ TOKENS = [
 
 
 def prepare(folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """Whole files by kind, and a command that reads each."""
+    """Write a valid file of each kind; return its path and a command that reads it."""
     model = files.write(folder / "model", files.SMALL, files.weights())
     train = folder / "rows.tsv"
     train.write_text("input\ttarget\n" + ROWS)
@@ -90,7 +91,7 @@ def prepare(folder: Path) -> dict[str, tuple[Path, list[str]]]:
     case = ledger.draw(opened, length=2)
     ledger.save_case(case, folder / "case.npz")
     np.save(folder / "gradient.npy", case.prompt)
-    with contextlib.suppress(Exception):  # without onnx
+    with contextlib.suppress(Exception):  # onnx may be missing
         export.export(model, folder / "onnx", export.Shape(1, 3, 2, 2))
     use = ["--model", str(model), "--device", "numpy"]
     predict = lambda path: ["predict", str(path), "a film", *use]
@@ -119,7 +120,7 @@ def prepare(folder: Path) -> dict[str, tuple[Path, list[str]]]:
 
 
 def other_values(whole: bytes, rng: np.random.Generator) -> bytes | None:
-    """The same JSON, or the same file with a JSON header in front, with one or two other values; None without JSON."""
+    """Change one or two values in JSON, or in the JSON header of a file. Return None if there is no JSON."""
     size = int.from_bytes(whole[:8], "little")
     head = whole[8 : 8 + size] if size < len(whole) else whole
     try:
@@ -133,13 +134,13 @@ def other_values(whole: bytes, rng: np.random.Generator) -> bytes | None:
 
 
 def change(node: Any, rng: np.random.Generator) -> None:
-    """Change one value somewhere in lists and dicts: another kind of value, another name, or nothing."""
+    """Change one value somewhere in nested lists and dicts: replace it, rename its key, or delete it."""
     keys = list(node) if isinstance(node, dict) else list(range(len(node)))
     if not keys:
         return
     key = keys[rng.integers(len(keys))]
     inner = node[key]
-    if isinstance(inner, str) and inner[:1] in "[{" and rng.random() < 0.7:  # JSON in metadata
+    if isinstance(inner, str) and inner[:1] in "[{" and rng.random() < 0.7:  # JSON inside metadata
         with contextlib.suppress(ValueError):
             nested = json.loads(inner)
             change(nested, rng)
@@ -155,12 +156,12 @@ def change(node: Any, rng: np.random.Generator) -> None:
 
 
 def damaged(whole: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    """One to three changes of some bytes, or of some values of JSON where there is any."""
+    """Apply one to three changes to the bytes or, if the file contains JSON, to its values."""
     data = bytearray(whole)
     if rng.random() < 0.5 and (changed := other_values(whole, rng)):
         return changed
     for _ in range(rng.integers(1, 4)):
-        # Half of the changes fall on the beginning, where headers are.
+        # Half of the changes hit the beginning, where the headers are.
         at = int(rng.integers(0, len(data) + 1) if rng.random() < 0.5 else rng.integers(0, min(len(data), 400) + 1))
         size = int(rng.integers(1, 12))
         match rng.integers(0, 7):
@@ -183,7 +184,7 @@ def damaged(whole: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 
 class Hang(BaseException):
-    """A case that took too long."""
+    """A case exceeded its time limit."""
 
 
 def alarmed(*_):
@@ -191,7 +192,7 @@ def alarmed(*_):
 
 
 def quiet(words: list[str]) -> tuple[int, str]:
-    """Exit status and standard error of a command in this process."""
+    """Run a command in this process; return its exit status and standard error."""
     err = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
         try:
@@ -201,7 +202,7 @@ def quiet(words: list[str]) -> tuple[int, str]:
 
 
 def verdict(words: list[str], path: Path) -> str:
-    """ "ran", "refused", or what is wrong with what a command did."""
+    """Return "ran", "refused", or a description of the failure."""
     signal.alarm(SECONDS)
     try:
         status, err = quiet(words)
@@ -223,7 +224,7 @@ def verdict(words: list[str], path: Path) -> str:
 
 
 def run(kind: str, path: Path, words: list[str], seeds: range, other: bytes) -> list[tuple[int, str]]:
-    """The verdicts of some cases, in a process of its own: a fault there ends only these."""
+    """Run some cases in a child process, so that a crash ends only these; return their verdicts."""
     readable, writable = os.pipe()
     if os.fork() == 0:
         os.close(readable)
@@ -244,7 +245,7 @@ def run(kind: str, path: Path, words: list[str], seeds: range, other: bytes) -> 
 
 
 def fuzz(cases: int, seed: int, only: str) -> int:
-    """Run the cases and print a table. Exit status 1 if one is not right."""
+    """Run the cases and print a table. Return exit status 1 if a case fails."""
     with tempfile.TemporaryDirectory() as made:
         kinds = {kind: found for kind, found in prepare(Path(made)).items() if only in kind}
         each, wrong = -(-cases // len(kinds)), 0

@@ -1,10 +1,10 @@
 """The gradient of every NumPy function that docs/devices.md lists, lowered and compared with finite differences.
 
     python tests/gradient_table.py          # a table: right, refused, silently wrong, odd exceptions
-    python tests/gradient_table.py dot      # the functions of that name, case by case
+    python tests/gradient_table.py dot      # the cases of functions with this name
 
 Each case is written twice, with `numpy` and with `autograd.numpy`. It runs inside `grad` and `value_and_grad`, in
-float32 and float64, with and without a second term. The reference is the same case run by NumPy alone.
+float32 and float64, with and without a second term. The reference is the same case in plain NumPy.
 """
 
 import re
@@ -29,7 +29,7 @@ OUTCOMES = ("right", "refused", "silently wrong", "odd")
 LIMITS = {np.float32: 2e-4, np.float64: 1e-6}
 
 # A case is a function of a module, of w (2, 3), which is differentiated, of x (2, 3), which is traced too, of c (2, 3),
-# which is a constant of the graph, and of i (3,), traced integers. Operators and methods are cases of their functions.
+# a constant of the graph, and of i (3,), traced integers. Operators and methods are listed under their functions.
 CASES: dict[str, list[Callable]] = {
     "absolute": [
         lambda np, w, x, c, i: np.absolute(w - 1) * x,
@@ -499,13 +499,13 @@ class Trial(NamedTuple):
 
 
 def listed() -> list[str]:
-    """The names of the functions in docs/devices.md."""
+    """Return the names of the functions in docs/devices.md."""
     block = re.search(r"These functions of NumPy lower.*?```\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     return block[1].split() if block else []
 
 
 def arrays(dtype) -> tuple[np.ndarray, ...]:
-    """w, x, c and i. No two elements are equal, and none is near a kink of a case."""
+    """Return w, x, c and i. All elements differ, and none is near a kink of a case."""
     w = np.array([[0.62, 1.41, 0.87], [1.73, 0.56, 1.18]])
     x = np.array([[1.07, 0.78, 1.32], [0.49, 1.63, 0.91]])
     c = np.array([[0.83, 1.56, 1.12], [1.29, 0.71, 0.94]])
@@ -513,7 +513,7 @@ def arrays(dtype) -> tuple[np.ndarray, ...]:
 
 
 def loss_of(module, case: Callable, constant: np.ndarray, second_term: bool) -> Callable:
-    """A number that depends on every element of the case's result, as a function of w, x and i."""
+    """Return a scalar function of w, x and i that depends on every element of the case's result."""
 
     def loss(w, x, i):
         out = case(module, w, x, constant, i)
@@ -529,7 +529,7 @@ def loss_of(module, case: Callable, constant: np.ndarray, second_term: bool) -> 
 
 
 def slopes(loss: Callable, w: np.ndarray, *others) -> np.ndarray:
-    """Central differences of a loss in every element of w, in float64."""
+    """Return the central differences of a loss with respect to every element of w, in float64."""
     out, step = np.zeros_like(w), 1e-6
     for k in np.ndindex(w.shape):
         moved = np.zeros_like(w)
@@ -555,7 +555,7 @@ def trials(name: str) -> Iterator[Trial]:
 
 
 def judge(module: str, function: Callable, dtype, wrapper, second_term: bool, value, wanted) -> tuple[str, str]:
-    """The outcome of one trial, and the message of an exception."""
+    """Return the outcome of one trial, and the exception's message."""
     w, x, c, i = arrays(dtype)
     loss = loss_of(MODULES[module], function, c, second_term)
     try:
@@ -578,7 +578,7 @@ def judge(module: str, function: Callable, dtype, wrapper, second_term: bool, va
 
 
 def table(found: list[Trial]) -> str:
-    """The outcomes, counted by module and wrapper."""
+    """Count the outcomes by module and wrapper."""
     rows = [(module, wrapper) for module in MODULES for wrapper in ("grad", "value_and_grad")]
     lines = [f"{len({t.name for t in found})} functions, {len(found)} trials", ""]
     lines += [f"| module | inside | {' | '.join(OUTCOMES)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
@@ -589,7 +589,7 @@ def table(found: list[Trial]) -> str:
 
 
 def main(word: str = "") -> int:
-    """Print the table; exit status 1 if a trial is silently wrong or ends in an odd exception."""
+    """Print the table. Return exit status 1 if a trial is silently wrong or raises an odd exception."""
     found = [trial for name in listed() if word in name for trial in trials(name)]
     seen = set()
     for t in found:

@@ -1,10 +1,10 @@
-"""Clients that mean a server harm, and whether others are answered meanwhile.
+"""Attack a server, and check whether it still answers other clients.
 
-    python tests/hostile.py silent        # 2,000 connections that send nothing, more than the process may open files
+    python tests/hostile.py silent        # 2,000 silent connections, more than the process may open files
     python tests/hostile.py chunks        # a body of 1,000,000 chunks of one byte
-    python tests/hostile.py rebinding     # a page whose host name leads to this machine, and other pages of other sites
+    python tests/hostile.py rebinding     # requests of pages from other sites, also with DNS rebinding
 
-Each starts a server with a small model, prints figures, and has exit status 0 if all was right.
+Each attack starts a server with a small model and prints figures. The exit status is 0 if the server passes.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import body_of, post, small_model, started, three_prompts
 
-OPEN_FILES = 1024  # what the server may open, as usual
+OPEN_FILES = 1024  # a usual limit on the server's open files
 SOUP = body_of(("topic", "soup"))
 
 
 def ask(port):
-    """Status and seconds of one request."""
+    """Send one request; return its status and duration in seconds."""
     start = time.monotonic()
     try:
         status = post(port, SOUP, timeout=60)[0]
@@ -35,7 +35,7 @@ def ask(port):
 
 
 def say(port, text):
-    """The whole reply to some bytes."""
+    """Send some bytes; return the whole reply."""
     said = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         with contextlib.suppress(OSError):
@@ -47,7 +47,7 @@ def say(port, text):
 
 
 def lines(request, *headers):
-    """The head of a request."""
+    """Return the head of a request."""
     return "\r\n".join([f"{request} HTTP/1.1", *headers, "", ""]).encode()
 
 
@@ -56,7 +56,7 @@ def status_of(said):
 
 
 def silent(port, count=2000):
-    """Open connections that send nothing. Ask until another client is answered."""
+    """Open silent connections. Ask until another client is answered."""
     with contextlib.ExitStack() as stack:
         start = time.monotonic()
         socks = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(count)]
@@ -69,7 +69,7 @@ def silent(port, count=2000):
         told = 0
         for sock in socks:
             sock.setblocking(False)
-            with contextlib.suppress(OSError):  # nothing was sent, or the connection was cut off
+            with contextlib.suppress(OSError):  # the server may have cut off the connection
                 told += sock.recv(16).startswith(b"HTTP/1.1 503")
     return {
         "connections": count,
@@ -117,7 +117,7 @@ FOREIGN = [
 
 
 def rebinding(port):
-    """Ask as pages of other sites do, and as the own page does."""
+    """Send the requests that pages of other sites send, and those of the server's own page."""
     body = json.dumps(SOUP)
     kinds = ("application/json", "text/plain")
 

@@ -1,11 +1,12 @@
-"""A server under load, and whether any answer is lost or wrong.
+"""Put a server under load, and check that no answer is lost or wrong.
 
     python tests/load.py                                # all stages, --model base: about a quarter of an hour
     python tests/load.py --requests 1000 --seconds 20   # a quick look
-    python tests/load.py --only half --rate 100         # one stage; rate: requests a second that the server can take
+    python tests/load.py --only half --rate 100         # one stage; rate: requests per second that the server can take
 
-The requests are mixed: one to eight rows of five tasks, and one in fifty is refused as it should be. Every answer is
-compared with `predict` for its task alone: the same word or text, each probability within 1e-4. Right is exit status 0.
+The requests are mixed: they have one to eight rows of five tasks, and one in fifty is invalid and must be refused.
+Each answer is compared with that of `predict` for its task alone: the word or text must be equal, and each probability
+must agree within 1e-4. The exit status is 0 if all answers are right.
 """
 
 import argparse
@@ -37,11 +38,11 @@ from tinyprompt.predict import label_scores, predict, probabilities
 from tinyprompt.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-NEAR = 1e-4  # how far a probability may be from that of `predict`
-SIZES, SHARES = (1, 2, 4, 8), (0.6, 0.25, 0.1, 0.05)  # rows of a request
-TEXTS = 100  # of each task that are asked
-WORKERS = 240  # requests that are under way at most
-REFUSED = [  # what is refused, and how
+NEAR = 1e-4  # largest allowed difference of a probability from that of `predict`
+SIZES, SHARES = (1, 2, 4, 8), (0.6, 0.25, 0.1, 0.05)  # rows per request
+TEXTS = 100  # texts per task
+WORKERS = 240  # largest number of concurrent requests
+REFUSED = [  # invalid bodies and their statuses
     (b'{"rows": [{"task": "none", "input": "soup"}]}', 404),
     (b'{"rows": []}', 422),
     (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422),
@@ -58,16 +59,16 @@ class Wanted(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What became of a request. status 0: it was lost; found: None unless it was answered."""
+    """The outcome of a request. status 0: the request was lost; found is None unless it was answered."""
 
     status: int
     found: Any
-    seconds: float  # since it was due
-    body: Any  # its rows, or the status with which it should be refused
+    seconds: float  # since the due time
+    body: Any  # the rows of the request, or the expected status of an invalid one
 
 
 def prompts_of(model: Model) -> dict[str, Prompt]:
-    """Prompts of several lengths and label words, and one of free text, none of which needs training here."""
+    """Return untrained prompts of several lengths and label words, and one of free text."""
     found = {}
     for seed, (name, length, words) in enumerate(
         [
@@ -84,7 +85,7 @@ def prompts_of(model: Model) -> dict[str, Prompt]:
 
 
 def wanted_of(model: Model, prompt: Prompt, texts: list[str]) -> dict[str, Wanted]:
-    """What `predict` says to each text."""
+    """Return the answer of `predict` to each text."""
     said = predict(model, prompt, texts)
     shares: list[dict] = [{}] * len(texts)
     if prompt.label_words:
@@ -94,14 +95,14 @@ def wanted_of(model: Model, prompt: Prompt, texts: list[str]) -> dict[str, Wante
 
 
 def off(found: Any, wanted: Wanted) -> float:
-    """How far an answer is from the wanted one; infinity if it is another one."""
+    """Return the largest difference of a probability; infinity if the answers differ."""
     if found["text"] != wanted.text or found["probabilities"].keys() != wanted.probabilities.keys():
         return np.inf
     return max((abs(x - wanted.probabilities[word]) for word, x in found["probabilities"].items()), default=0.0)
 
 
 class Server:
-    """A server in a process of its own."""
+    """A server in a child process."""
 
     def __init__(self, model: str, folder: Path):
         self.words = [sys.executable, "-m", "tinyprompt", "serve", str(folder), "--model", model]
@@ -110,7 +111,7 @@ class Server:
         self.start()
 
     def start(self) -> float:
-        """Start it, and wait until it answers; the seconds that took."""
+        """Start the server, and wait until it answers. Return the seconds that this took."""
         started = time.monotonic()
         words = [*self.words, "--port", str(self.port)]
         self.process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -121,19 +122,19 @@ class Server:
         return time.monotonic() - started
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Stop it; its exit status."""
+        """Stop the server; return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(60)
 
     @property
     def memory(self) -> float:
-        """What it holds in memory, MiB."""
+        """Return the server's memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 def ask(port: int, body: bytes, kept: dict | None = None) -> tuple[int, Any]:
-    """Post a body; status and answers. kept: holds a connection that is used again. Status 0: no reply."""
+    """Post a body; return status and answers. kept: holds a connection for reuse. Status 0: no reply."""
     connection = (kept or {}).get("connection") or http.client.HTTPConnection("127.0.0.1", port, timeout=90)
     try:
         connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
@@ -144,21 +145,21 @@ def ask(port: int, body: bytes, kept: dict | None = None) -> tuple[int, Any]:
         return status, found.get("answers")
     except (OSError, http.client.HTTPException):
         connection.close()
-        if kept:  # the server may close a connection that is not in use: that one request is sent again
+        if kept:  # the server may close an idle connection: send that request again
             kept.clear()
             return ask(port, body, kept)
         return 0, None
 
 
 class Load:
-    """Requests that threads send to a server, and what became of each."""
+    """Requests that threads send to a server, and their outcomes."""
 
     def __init__(self, texts: dict[str, list[str]], seed: int = 0):
         self.rng, self.texts, self.lock = np.random.default_rng(seed), texts, threading.Lock()
         self.replies: list[Reply] = []
 
     def request(self) -> tuple[bytes, Any]:
-        """A body, and its rows, or the status with which it should be refused."""
+        """Return a body, and its rows or, for an invalid one, the expected status."""
         with self.lock:
             if self.rng.random() < 0.02:
                 return REFUSED[self.rng.integers(len(REFUSED))]
@@ -167,7 +168,7 @@ class Load:
         return json.dumps({"rows": [{"task": task, "input": text} for task, text in rows]}).encode(), rows
 
     def send(self, port: int, due: Iterator[float], clients: int) -> list[Reply]:
-        """Send a request at each time that is due (time.monotonic(); 0: at once), from some clients."""
+        """Send a request at each due time (time.monotonic(); 0: at once) from several clients."""
 
         def client() -> None:
             kept: dict = {}
@@ -191,12 +192,12 @@ class Load:
 
 
 class Verdict(NamedTuple):
-    """A count of what became of requests."""
+    """Counts of the outcomes of requests."""
 
     answered: int
     rows: int
-    refused: int  # as they should be
-    busy: int  # 503 or 504
+    refused: int  # correctly, since they were invalid
+    busy: int  # status 503 or 504
     lost: int
     wrong: int
     off: float  # the largest difference of a probability
@@ -212,7 +213,7 @@ class Verdict(NamedTuple):
 
 
 def judge(replies: list[Reply], right: Callable[[list, list], float]) -> Verdict:
-    """right: how far the answers to some rows are from what is right."""
+    """Count the outcomes. right: the function that returns the error of the answers to some rows."""
     counts: Counter[str] = Counter()
     most, times = 0.0, []
     for status, found, seconds, body in replies:
@@ -233,7 +234,7 @@ def judge(replies: list[Reply], right: Callable[[list, list], float]) -> Verdict
 
 
 class Bench:
-    """The stages: each prints a line, and returns whether all was right."""
+    """The stages. Each prints a line and returns whether all answers were right."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.folder, self.model = args, folder, models.load(args.model)
@@ -243,19 +244,19 @@ class Bench:
         self.texts = dict.fromkeys(self.prompts, some)
         self.wanted = {name: wanted_of(self.model, prompt, some) for name, prompt in self.prompts.items()}
         for name, prompt in self.prompts.items():
-            save_prompt(prompt, folder / (name if name == "short" else f"{name}.safetensors"))  # one as PEFT has it
+            save_prompt(prompt, folder / (name if name == "short" else f"{name}.safetensors"))  # a PEFT folder
         self.server = Server(args.model, folder)
         self.rate = args.rate
 
     def right(self, found: list, rows: list) -> float:
-        """How far answers are from those of `predict`."""
+        """Return the largest difference of answers from those of `predict`."""
         return max(off(one, self.wanted[task][text]) for one, (task, text) in zip(found, rows, strict=True))
 
     def say(self, stage: str, text: Any) -> None:
         print(f"{stage:<10}{text}", flush=True)
 
     def mixed(self) -> bool:
-        """Many requests, as fast as some clients can send them: that many a second the server can take."""
+        """Send many requests as fast as possible; their rate is the server's capacity."""
         started = time.monotonic()
         replies = Load(self.texts).send(self.server.port, itertools.repeat(0.0, self.args.requests), self.args.clients)
         seconds = time.monotonic() - started
@@ -266,7 +267,7 @@ class Bench:
         return not verdict.lost and not verdict.wrong and not verdict.busy and len(replies) == self.args.requests
 
     def steady(self, stage: str, share: float, seconds: float) -> Verdict:
-        """Requests at random times, so many a second on average, whatever becomes of them."""
+        """Send requests at random times with a given mean rate, however fast they are answered."""
         memory, done = [self.server.memory], threading.Event()
 
         def watch() -> None:
@@ -286,17 +287,17 @@ class Bench:
         return verdict
 
     def half(self) -> bool:
-        """Half of what it can take."""
+        """Send requests at half of the server's capacity."""
         verdict = self.steady("half", 0.5, min(self.args.seconds, 60))
         return not verdict.lost and not verdict.wrong and not verdict.busy
 
     def twice(self) -> bool:
-        """Twice what it can take."""
+        """Send requests at twice the server's capacity."""
         verdict = self.steady("twice", 2, self.args.seconds)
         return not verdict.lost and not verdict.wrong and verdict.busy > 0
 
     def replaced(self) -> bool:
-        """A prompt is replaced again and again: each request is answered by the one or by the other, whole."""
+        """Replace a prompt repeatedly. Each request must be answered entirely by one of the two versions."""
         other = replace(self.prompts["topic"], params={PROMPT: self.prompts["topic"].params[PROMPT][::-1].copy()})
         both = [self.wanted["topic"], wanted_of(self.model, other, self.texts["topic"])]
         used: Counter[int] = Counter()
@@ -330,7 +331,7 @@ class Bench:
         return not verdict.lost and not verdict.wrong and min(used[0], used[1]) > 0 and now <= NEAR
 
     def killed(self) -> bool:
-        """kill -9 under load, and a start at the same port: whoever asks again is answered."""
+        """Kill the server with -9 under load, and restart it at the same port. Repeated requests must be answered."""
         load, port, done = Load(self.texts, 3), self.server.port, threading.Event()
         due = itertools.takewhile(lambda _: not done.is_set(), itertools.repeat(0.0))
         sender = threading.Thread(target=load.send, args=(port, due, self.args.clients))
@@ -349,7 +350,7 @@ class Bench:
         return not verdict.wrong and after > 0 and self.server.process.poll() is None
 
     def stopped(self) -> bool:
-        """SIGTERM under load: what has arrived is answered."""
+        """Send SIGTERM under load. Requests that have arrived must be answered."""
         load, port = Load(self.texts, 4), self.server.port
         due = itertools.takewhile(lambda _: self.server.process.poll() is None, itertools.repeat(0.0))
         sender = threading.Thread(target=load.send, args=(port, due, self.args.clients))

@@ -1,17 +1,17 @@
-"""How many examples hypothesis draws.
+"""The number of examples that hypothesis draws.
 
-`pytest` draws the same ones every time; `pytest --hypothesis-profile long` draws twenty times as many, at random.
+`pytest` draws the same examples every time; `pytest --hypothesis-profile long` draws twenty times as many, at random.
 """
 
 from hypothesis import Phase, settings
 
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
-# For mutants.py: the first failure will do, however large.
+# For mutants.py, which needs any failure and not the smallest example.
 settings.register_profile("first", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("ci")
 
 
 def examples(number: int):
-    """Settings of a test that draws this many examples, or as many times more as the profile says."""
+    """Return settings that draw this many examples, or a multiple of it under the profile "long"."""
     return settings(max_examples=number * settings.default.max_examples // 100)

@@ -1,10 +1,10 @@
-"""Random models of every T5 family, and random batches. Needs nothing but tinyprompt."""
+"""Random models of every T5 family, and random batches. Depends on tinyprompt only."""
 
 import numpy as np
 
 from tinyprompt.config import weight_shapes
 
-# Every dimension different; d_model != num_heads * d_kv.
+# All dimensions differ, and d_model != num_heads * d_kv.
 SHAPE = dict(vocab_size=61, d_model=20, d_kv=6, d_ff=28, num_heads=3, num_layers=2, num_decoder_layers=3)
 FAMILIES = {
     "t5-1.0": dict(model_type="t5", feed_forward_proj="relu"),
@@ -17,25 +17,25 @@ FAMILIES = {
 
 
 def raw_config(family, **changes):
-    """A config.json dict of a small model of one family."""
+    """Return the config.json dict of a small model of one family."""
     return SHAPE | FAMILIES[family] | changes
 
 
 def random_weights(config, seed):
-    """Random float64 weights for a configuration, flat; scaled so that activations stay near 1."""
+    """Return flat float64 random weights for a configuration, scaled so that activations stay near 1."""
     rng = np.random.default_rng(seed)
 
-    def one(name, shape):
+    def drawn(name, shape):
         if name.endswith("layer_norm.weight"):
             return rng.uniform(0.5, 1.5, shape)
         scale = 1.0 if name == "shared.weight" or "bias" in name else shape[-1] ** -0.5
         return rng.normal(0, scale, shape)
 
-    return {name: one(name, shape) for name, shape in weight_shapes(config).items()}
+    return {name: drawn(name, shape) for name, shape in weight_shapes(config).items()}
 
 
 def batch(seed, vocab, rows, length, out, left=False):
-    """Random ids with padding in all rows but one. Returns input ids, mask, labels, label weights."""
+    """Return random input ids, mask, labels and label weights. One row at random is full; others may be padded."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, vocab, (rows, length))
     lengths = rng.integers(1, length + 1, rows)

@@ -1,10 +1,10 @@
-"""Random models of every T5 family in transformers, with the same float64 weights as those of `random_models`."""
+"""Random models of every T5 family in transformers, with the float64 weights of `random_models`."""
 
 import copy
 
 import numpy as np
 import pytest
-from random_models import FAMILIES, SHAPE, batch, random_weights, raw_config  # noqa: F401 - for who compares with them
+from random_models import FAMILIES, SHAPE, batch, random_weights, raw_config  # noqa: F401 - re-exported for comparisons
 
 from tinyprompt import tree
 from tinyprompt.files.config import parse_config
@@ -15,14 +15,14 @@ check_torch = pytest.importorskip("tinyprompt.check.torch_side")
 
 
 def hugging_face(raw, flat):
-    """The transformers model of a config.json dict with given weights, float64, no dropout."""
+    """Return the transformers model of a config.json dict with given weights: float64, no dropout."""
     name = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[raw["model_type"]]
     settings = {k: v for k, v in raw.items() if k != "model_type"}
     config = getattr(transformers, name + "Config")(
         **copy.deepcopy(settings), dropout_rate=0.0, decoder_start_token_id=0
     )
     model = getattr(transformers, name + "ForConditionalGeneration")(config).double().eval()
-    # transformers 5 ties every new model and sets this flag; put back what the file says.
+    # transformers 5 ties every new model and sets this flag; restore the value of the file.
     tied = raw["model_type"] != "mt5" and raw.get("tie_word_embeddings", True)
     model.config.tie_word_embeddings = tied
     if not tied:
@@ -39,7 +39,7 @@ def hugging_face(raw, flat):
 
 
 def pair(family, seed=0, **changes):
-    """(config, nested params, transformers model) with the same weights."""
+    """Return (config, nested params, transformers model) with the same weights."""
     raw = raw_config(family, **changes)
     config = parse_config(raw)
     flat = random_weights(config, seed)

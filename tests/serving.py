@@ -1,4 +1,4 @@
-"""A server in a process of its own, for tests; its prompts, and requests."""
+"""A server in a child process, its prompts, and requests to it."""
 
 import contextlib
 import http.client
@@ -26,7 +26,7 @@ def small_model(folder):
 
 
 def three_prompts(model, folder):
-    """A folder with two tasks of label words and one of free text."""
+    """Write a folder of two prompts with label words and one for free text."""
     save_prompt(a_prompt(model, ("food", "sport", "other")), folder / "topic.safetensors")
     save_prompt(a_prompt(model, ("bad", "good"), 1, 5), folder / "sentiment.safetensors")
     save_prompt(a_prompt(model, None, 2), folder / "free.safetensors")
@@ -45,7 +45,7 @@ def body_of(*pairs):
 
 @contextlib.contextmanager
 def started(model, folder, options, open_files=None):
-    """A server in a process: it, and its port. open_files: that it may open."""
+    """Start a server in a child process; yield it and its port. open_files: its limit on open files."""
     command = [sys.executable, "-m", "tinyprompt", "serve", str(folder), "--model", str(model), "--device", "numpy"]
     words = [f"--{name}={value}" for name, value in options.items()]
     shell = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh"] if open_files else []

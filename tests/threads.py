@@ -1,11 +1,11 @@
-"""Threads that switch as often as Python can."""
+"""Threads that switch as often as Python allows."""
 
 import sys
 import threading
 
 
 def hurry(work, count=4):
-    """Call `work(k)` in `count` threads at once, with a switch between threads every microsecond."""
+    """Call `work(k)` in `count` threads at once, and switch threads every microsecond."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

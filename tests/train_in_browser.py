@@ -1,10 +1,10 @@
-"""Train the demo's prompt in headless Chromium with the page of `export --web`, and score it with `tinyprompt eval`.
+"""Train the demo's prompt in headless Chromium on the page of `export --web`, and score it with `tinyprompt eval`.
 
     python tests/train_in_browser.py                        # the built-in model, topic, 100 steps
     python tests/train_in_browser.py --model small --pictures .   # and light.png, dark.png, phone.png
 
-Prints the seconds until the page is ready, steps a second, losses, and the accuracy in the page and by `tinyprompt
-eval`. Exit status 1 if these two differ.
+Prints the seconds until the page is ready, steps per second, losses, and the accuracies that the page and `tinyprompt
+eval` compute. The exit status is 1 if these two differ.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def said(browser, name):
 
 
 def train(browser, url, steps, init):
-    """Train as a visitor does, and return what the page says at the end."""
+    """Train as a visitor does; return the page's final message."""
     browser.get(url)
     until(lambda: said(browser, "status").startswith("ready"), 120)
     print(f"{said(browser, 'status')}; {said(browser, 'about')}")
@@ -47,7 +47,7 @@ def take_pictures(browser, folder):
         look(browser, width, dark)
         height = browser.execute_script("return document.documentElement.scrollHeight")
         look(browser, width, dark, height)
-        time.sleep(0.2)  # until it is drawn
+        time.sleep(0.2)  # wait for the drawing
         browser.save_screenshot(str(folder / f"{name}.png"))
 
 

@@ -1,4 +1,4 @@
-"""Tuning and answering in one call, for tests that name every part."""
+"""Tuning and answering in one call, for tests that pass every part by name."""
 
 from dataclasses import asdict
 
@@ -17,7 +17,7 @@ from tinyprompt.tuning import Result, run_task
 
 
 def byte_model(family="t5-1.1", dtype=np.float32, seed=0):
-    """A small random model that reads bytes, and is sure enough of itself to be taught."""
+    """Return a small random byte-level model whose logits are large enough for training to work."""
     config = parse_config(raw_config(family, vocab_size=384))
     flat = random_weights(config, seed)
     if "lm_head.weight" in flat:
@@ -26,12 +26,12 @@ def byte_model(family="t5-1.1", dtype=np.float32, seed=0):
 
 
 def right_answers(answers, rows):
-    """Accuracy of answers to rows."""
+    """Return the accuracy of answers to rows."""
     return accuracy(answers, [row.target for row in rows])
 
 
 def tune(model, rows, dev, settings, labels, device=None, resume=None, init=(), each=None):
-    """A whole run; `each` is given every Progress."""
+    """Run a whole tuning; call `each` with every Progress."""
     for progress in run_task(model, TaskData(rows, dev, labels, right_answers, init), settings, device, resume):
         if each:
             each(progress)
@@ -39,17 +39,17 @@ def tune(model, rows, dev, settings, labels, device=None, resume=None, init=(), 
 
 
 def saver(kept):
-    """For `each`: keep the prompts that a run would save."""
+    """Return an `each` that keeps the prompts that a run would save."""
     return lambda progress: kept.append(progress.prompt) if progress.prompt else None
 
 
 def prompt_of(model, params, labels=None, settings=None):
-    """A prompt as tuning leaves it."""
+    """Return the prompt that tuning would return."""
     return Prompt(dict(params), model.name, model.fingerprint, labels, asdict(settings or Settings()))
 
 
 def answer(model, texts, labels, params=(), settings=None, device=None):
-    """Answers with arrays of a method, or of the bare model."""
+    """Answer with a method's arrays, or with the bare model."""
     if not params:
         return predict(model, Prompt(label_words=labels, settings=asdict(settings or Settings())), texts, device)
     settings = settings or Settings(prompt_length=len(next(iter(dict(params).values()))))

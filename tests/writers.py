@@ -1,10 +1,10 @@
-"""Two writers and a reader: whether a prompt is ever read as a mixture of two versions.
+"""Two processes write a prompt and a third reads it: check that no read mixes two versions.
 
     python tests/writers.py                  # all stages, about a minute
     python tests/writers.py --seconds 60     # for each stage
 
-Two processes replace one prompt again and again, each by its own version. The versions differ in all vectors and in
-their label words. A stage prints its figures. The exit status is 0 if nothing was mixed and the server still answers.
+Two processes replace one prompt repeatedly, each with its own version. The versions differ in all vectors and in their
+label words. A stage prints its figures. The exit status is 0 if no version was mixed and the server still answers.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def rename(prompt, path):
 
 
 def overwrite(prompt, path):
-    """Write over a file in place, as `cp` does: it is empty first, and then filled in two parts."""
+    """Overwrite a file in place, as `cp` does: empty it, then write it in two parts."""
     source = save_prompt(prompt, path.parents[1] / f"{os.getpid()}.safetensors")
     whole = source.read_bytes()
     with open(path, "wb") as file:
@@ -55,7 +55,7 @@ def write_until(done, count, how, prompt, path):
 
 
 class Writers:
-    """Two processes that write two versions of a prompt to one path, while the context lasts."""
+    """Two processes that write two versions of a prompt to one path inside a `with` block."""
 
     def __init__(self, how, prompts, path):
         context = multiprocessing.get_context("spawn")
@@ -79,7 +79,7 @@ class Writers:
 
 
 def reads(prompts, path, seconds):
-    """Read a prompt that two writers replace by renaming; count the versions, the mixtures and the refusals."""
+    """Read a prompt that two writers replace by renaming; count the versions, mixtures and refusals."""
     found = Counter(first=0, second=0, mixed=0, refused=0)
     with Writers(rename, prompts, path):
         end = time.monotonic() + seconds
@@ -98,7 +98,7 @@ def reads(prompts, path, seconds):
 
 
 def answers(model, folder, how, prompts, seconds):
-    """Ask a server while two writers replace its prompt; count the versions that answered, and the writes."""
+    """Ask a server while two writers replace its prompt; count the writes, and the answers of each version."""
     at = folder / "prompts"
     at.mkdir()
     right = [answer(model, [(one, "soup")], "numpy")[0].probabilities for one in prompts]
