@@ -86,12 +86,12 @@ def prompts_of(model: Model) -> dict[str, Prompt]:
 
 def wanted_of(model: Model, prompt: Prompt, texts: list[str]) -> dict[str, Wanted]:
     """Return the answer of `predict` to each text."""
-    said = predict(model, prompt, texts)
+    answers = predict(model, prompt, texts)
     shares: list[dict] = [{}] * len(texts)
     if prompt.label_words:
         found = probabilities(label_scores(model, prompt, texts)).tolist()
         shares = [dict(zip(prompt.label_words, row, strict=True)) for row in found]
-    return {text: Wanted(*one) for text, one in zip(texts, zip(said, shares, strict=True), strict=True)}
+    return {text: Wanted(*answer) for text, answer in zip(texts, zip(answers, shares, strict=True), strict=True)}
 
 
 def off(found: Any, wanted: Wanted) -> float:
@@ -250,7 +250,7 @@ class Bench:
 
     def right(self, found: list, rows: list) -> float:
         """Return the largest difference of answers from those of `predict`."""
-        return max(off(one, self.wanted[task][text]) for one, (task, text) in zip(found, rows, strict=True))
+        return max(off(answer, self.wanted[task][text]) for answer, (task, text) in zip(found, rows, strict=True))
 
     def say(self, stage: str, text: Any) -> None:
         print(f"{stage:<10}{text}", flush=True)
@@ -304,7 +304,7 @@ class Bench:
 
         def one_of_both(found: list, rows: list) -> float:
             distances = [
-                max(off(one, wanted[text]) for one, (_, text) in zip(found, rows, strict=True)) for wanted in both
+                max(off(answer, wanted[text]) for answer, (_, text) in zip(found, rows, strict=True)) for wanted in both
             ]
             used[int(np.argmin(distances))] += 1
             return min(distances)
@@ -324,7 +324,7 @@ class Bench:
         time.sleep(2)
         rows = [("topic", text) for text in self.texts["topic"]]
         last = [ask(port, json.dumps({"rows": [{"task": t, "input": x}]}).encode())[1][0] for t, x in rows]
-        now = max(off(one, both[1][text]) for one, (_, text) in zip(last, rows, strict=True))
+        now = max(off(answer, both[1][text]) for answer, (_, text) in zip(last, rows, strict=True))
         self.say("", f"after the last one, all answers are its own: {now <= NEAR}")
         save_prompt(self.prompts["topic"], self.folder / "topic.safetensors")
         time.sleep(2)

@@ -30,7 +30,7 @@ WEIGHTS = "test_parity.py::test_the_gradient_of_every_weight_is_that_of_torch"
 FLOAT32 = "test_t5.py::test_float32_stays_float32"
 OPS = "test_ops.py::test_value_and_vjp_equal_torch"
 METHODS = "test_methods.py::test_its_gradient_is_that_of_torch"
-CACHE = "test_decode.py::test_with_a_cache_logits_are_those_without"
+CACHE = "test_decode.py::test_logits_with_a_cache_equal_those_without"
 LOWERED = "test_parity.py::test_the_lowered_graphs_compute_the_same"
 
 
@@ -162,14 +162,14 @@ MUTANTS = [
         "check/ledger",
         'if all(f.engine == "value" for f in findings):',
         "if False:",
-        "test_check.py::test_without_a_rule_no_gradient_is_right",
+        "test_check.py::test_a_primitive_without_a_rule_fails",
     ),
     Mutant(
         "finite differences of NaN are right",
         "check/ledger",
         'default=float("nan")',
         "default=0.0",
-        "test_check.py::test_a_value_that_is_not_finite_is_not_right",
+        "test_check.py::test_a_value_that_is_not_finite_fails",
     ),
     Mutant(
         "padding is attended to",
@@ -414,56 +414,56 @@ MUTANTS = [
         "decode",
         "candidate_scores / length**length_penalty",
         "candidate_scores / max(1, length - 1) ** length_penalty",
-        "test_decode.py::test_numpy_writes_what_transformers_does",
+        "test_decode.py::test_numpy_writes_the_texts_of_transformers",
     ),
     Mutant(
         "a search stops whatever the length penalty",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] > best[:, -1]",
-        "test_decode.py::test_a_search_ends_where_transformers_ends_it",
+        "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
         "a search stops by the length penalty's inverse",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] * length**length_penalty > best[:, -1]",
-        "test_decode.py::test_a_search_ends_where_transformers_ends_it",
+        "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
         "a search stops by the length that is yet to come",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] / (length + 1) ** length_penalty > best[:, -1]",
-        "test_decode.py::test_a_search_ends_where_transformers_ends_it",
+        "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
         "a search stops by the most tokens there may be",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] / max_tokens**length_penalty > best[:, -1]",
-        "test_decode.py::test_a_search_ends_where_transformers_ends_it",
+        "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
         "a search stops at its best finished text",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, 0]",
-        "test_decode.py::test_a_search_ends_where_transformers_ends_it",
+        "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
         "a search goes on from the worst running text",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, -1] / length**length_penalty > best[:, -1]",
-        "test_decode.py::test_a_search_ends_where_transformers_ends_it",
+        "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
         "a search takes more after its end",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished |= False",
-        "test_decode.py::test_a_search_ends_where_transformers_ends_it",
+        "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
         "the length penalty is ignored in rank classification",
@@ -568,7 +568,7 @@ MUTANTS = [
         "decode",
         "logits_of(states[:, 0, 0])",
         "logits_of(states[:, 0, -1])",
-        "test_decode.py::test_rank_is_the_sum_of_the_log_probabilities",
+        "test_decode.py::test_rank_sums_the_log_probabilities",
     ),
     Mutant(
         "a tie of an ensemble goes to the first prompt",
@@ -1203,7 +1203,7 @@ def fate(mutation: Mutation) -> str:
 
 def every_mutation() -> list[Mutation]:
     """All mutations of the core."""
-    return [one for module in TESTS for one in mutations(module)]
+    return [mutation for module in TESTS for mutation in mutations(module)]
 
 
 def draw(number: int, seed: int) -> int:
@@ -1212,7 +1212,7 @@ def draw(number: int, seed: int) -> int:
     Each has a number of its own, from the seed and its text, and the lowest are drawn: so a change of other lines draws
     no others.
     """
-    every = sorted(every_mutation(), key=lambda one: random.Random(f"{seed} {one[:5]}").random())
+    every = sorted(every_mutation(), key=lambda mutation: random.Random(f"{seed} {mutation[:5]}").random())
     with ThreadPoolExecutor(2) as pool:
         fates = Counter(pool.map(fate, every[:number]))
     print(

@@ -16,14 +16,14 @@ WORDS = {"food": ["soup", "bread", "salt", "kitchen"], "sport": ["goal", "match"
 
 
 def rows_of(number, seed):
-    """Rows of five words, three of which belong to the target."""
+    """Return rows of five words, three of which belong to the target."""
     rng = np.random.default_rng(seed)
     both = [word for words in WORDS.values() for word in words] + ["the", "a", "of"]
     targets = rng.choice([*WORDS], number)
     return [Row(" ".join([*rng.choice(WORDS[t], 3), *rng.choice(both, 2)]), str(t)) for t in targets]
 
 
-def test_a_bag_of_words_answers_as_that_of_scikit_learn():
+def test_bag_of_words_equals_scikit_learn():
     train, test = rows_of(60, 0), rows_of(200, 1)
     x = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit([row.input for row in train])
     theirs = LogisticRegression(C=10).fit(x.transform([r.input for r in train]), [r.target for r in train])
@@ -34,7 +34,7 @@ def test_a_bag_of_words_answers_as_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize(("value", "rows", "shown"), [(8 / 9, 9, "0.889 +- 0.105"), (1.0, 9, "1.000 +- 0.076")])
-def test_a_share_shows_its_standard_error(value, rows, shown):
+def test_an_accuracy_is_printed_with_its_standard_error(value, rows, shown):
     assert str(assess.Share(value, rows)) == shown
 
 
@@ -52,7 +52,7 @@ def test_folds_hold_out_every_row_once(number, rows, seed):
     assert sorted(held_out) == sorted(rows)
 
 
-def test_cross_validation_answers_rows_that_were_held_out():
+def test_cross_validation_answers_held_out_rows_only():
     rows = rows_of(12, 0)
 
     def answer(train, test):
@@ -76,11 +76,11 @@ def test_cross_validation_answers_rows_that_were_held_out():
             {"Customer was satisfied": "satisfied", "Customer was dissatisfied": "dissatisfied"},
         ),
         (("very good", "good"), {"very good": "very"}),
-        (("a b", "b a"), {}),  # no word of their own
+        (("a b", "b a"), {}),  # neither target has a distinctive word
         (("class_1", "class_2"), {"class_1": "1", "class_2": "2"}),
     ],
 )
-def test_a_long_label_is_learned_as_its_first_word_of_its_own(labels, words):
+def test_a_long_label_is_learned_as_its_first_distinctive_word(labels, words):
     assert verbalizer(labels, ByteTokenizer()) == words
 
 

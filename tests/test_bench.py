@@ -1,4 +1,4 @@
-"""The bench measures what it says, on a model that takes no time."""
+"""`tinyprompt bench` reports its quantities and ratios correctly, on a tiny model."""
 
 import importlib.util
 import json
@@ -20,8 +20,8 @@ from tinyprompt.study.grid import read_study
 from tinyprompt.tree import flatten
 
 SMALL = dict(batch_size=2, input_tokens=8, target_tokens=3, prompt_length=5, new_tokens=3)
-WHAT = {"loss", "first step", "step", "forward", "forward rate", "generate", "peak memory of step", "gradient error"}
-WHAT |= {"rate in a step", "share of the best"}
+QUANTITIES = {"loss", "first step", "step", "forward", "forward rate", "generate", "peak memory of step"}
+QUANTITIES |= {"gradient error", "rate in a step", "share of the best"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def one_cold_start(monkeypatch):
 
 @pytest.mark.parametrize("storage", bench.STORAGE)
 @pytest.mark.parametrize("gated", [True, False])
-def test_the_model_it_writes_can_be_opened(tmp_path, monkeypatch, storage, gated):
+def test_the_written_model_can_be_opened(tmp_path, monkeypatch, storage, gated):
     monkeypatch.setitem(bench.SIZES, "tiny", (*bench.SIZES["tiny"][:-1], gated))
     bench.write_model(tmp_path, "tiny", storage)
     model = models.load(tmp_path)
@@ -42,7 +42,7 @@ def test_the_model_it_writes_can_be_opened(tmp_path, monkeypatch, storage, gated
     assert 0.5 < np.std(model.params["shared"]["weight"]) < 1.5
 
 
-def test_flops_are_those_of_the_products():
+def test_flops_count_the_matrix_products():
     a, b = np.ones((3, 4, 5), np.float32), np.ones((7, 5), np.float32)
     graph, _ = lower(lambda a, b: (a @ b.T).sum(-1) + 1, a, b)
     assert bench.gemm_flops(graph) == 2 * 3 * 4 * 5 * 7
@@ -50,18 +50,18 @@ def test_flops_are_those_of_the_products():
     assert bench.gemm_flops(graph) == 2 * 3 * 5 * 4 * 5
 
 
-def test_the_precision_of_an_engine_is_that_of_its_products():
+def test_precision_of_each_engine():
     engines = "numpy", "ort", "peft-compile", "ort-int8", "ct2-int8", "peft-bf16", "ort-bf16"
     assert [bench.precision_of(name) for name in engines] == ["float32"] * 3 + ["int8"] * 2 + ["bfloat16"] * 2
 
 
-def test_numpy_beside_onnx_runtime():
+def test_rows_and_ratios_of_numpy_and_onnx_runtime():
     pytest.importorskip("onnxruntime")
-    said = []
-    out = bench.measure(bench.Problem("tiny", **SMALL), ["numpy", "ort", "ort-int8"], 2, said.append)
+    lines = []
+    out = bench.measure(bench.Problem("tiny", **SMALL), ["numpy", "ort", "ort-int8"], 2, lines.append)
     rows = {(row["engine"], row["what"]): row for row in out["rows"]}
-    assert {what for engine, what in rows if engine == "ort-int8"} == WHAT
-    assert {what for engine, what in rows if engine == "ort"} == WHAT | {"build", "cold start"}
+    assert {what for engine, what in rows if engine == "ort-int8"} == QUANTITIES
+    assert {what for engine, what in rows if engine == "ort"} == QUANTITIES | {"build", "cold start"}
     best = {}
     for name in bench.libraries("cpu"):
         for what in ("products in float32", "products in int8", "products in bfloat16"):
@@ -78,15 +78,15 @@ def test_numpy_beside_onnx_runtime():
     assert out["ratios"]["step_speedup_vs_numpy"] == steps[0] / steps[1]
     assert out["ratios"]["memory_vs_peft"] is None
     assert "step_speedup_vs_numpy" in bench.table(out)
-    assert any("round 2 of 2" in line for line in said)
+    assert any("round 2 of 2" in line for line in lines)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft: pip install '.[test]'")
-def test_beside_peft():
+def test_rows_and_ratios_of_peft():
     engines = ["numpy", "ort", "peft-fp32", "peft-bf16"]
     out = bench.measure(bench.Problem("tiny", **SMALL), engines, 1, lambda line: None)
     error = {row["engine"]: row["median"] for row in out["rows"] if row["what"] == "gradient error"}
-    assert max(error["ort"], error["peft-fp32"], error["numpy"]) < 1e-4  # the same gradient, whoever computes it
+    assert max(error["ort"], error["peft-fp32"], error["numpy"]) < 1e-4  # every engine computes the same gradient
     assert error["peft-bf16"] < 0.2
     needed = (
         "step_speedup_vs_peft_fp32",
@@ -99,7 +99,7 @@ def test_beside_peft():
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ctranslate2"), reason="needs ctranslate2: pip install '.[test]'")
-def test_beside_ctranslate2():
+def test_rows_and_ratios_of_ctranslate2():
     out = bench.measure(bench.Problem("tiny", **SMALL), ["ort", "ct2-fp32", "ct2-int8"], 1, lambda line: None)
     assert {row["what"] for row in out["rows"] if row["engine"].startswith("ct2")} == {"generate"}
     speed = {row["engine"]: row["median"] for row in out["rows"] if row["what"] == "generate"}
@@ -122,20 +122,20 @@ def test_the_command_prints_one_json_object(capsys, monkeypatch):
         (["--engines", "numpy,jax"], "engine 'jax': expected one of numpy"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, capsys):
+def test_bad_input_is_refused_in_one_line(arguments, message, capsys):
     assert main(["bench", "--size", "tiny", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_engine_that_fails_says_why(tmp_path):
-    bench.write_model(tmp_path, "tiny")  # but no prompt
+def test_a_failing_engine_reports_its_error(tmp_path):
+    bench.write_model(tmp_path, "tiny")  # without a prompt
     words = [*bench.command("numpy"), "numpy", tmp_path, json.dumps({"size": "tiny"})]
     with pytest.raises(ValueError, match=r"engine numpy: stopped .*prompt.safetensors: no such file"):
         Engine("numpy", words, tmp_path)
 
 
 @pytest.mark.parametrize("other", [1.03, 0.97, float("nan")])
-def test_engines_that_disagree_are_no_comparison(monkeypatch, other):
+def test_engines_with_different_losses_are_not_compared(monkeypatch, other):
     monkeypatch.setattr(Engine, "ask", lambda self, call: 1.0 if self.name == "numpy" else other)
     monkeypatch.setattr(bench, "available", lambda device: ["numpy", "numpy-too"])
     monkeypatch.setattr(bench, "command", lambda engine: ["echo", "ready"])
@@ -143,25 +143,25 @@ def test_engines_that_disagree_are_no_comparison(monkeypatch, other):
         bench.measure(bench.Problem("tiny", **SMALL), ["numpy", "numpy-too"], 1, lambda line: None)
 
 
-def test_on_a_gpu_that_is_not_there(capsys):
+def test_a_missing_gpu_is_refused(capsys):
     if devices.version("onnxruntime-gpu"):
         pytest.skip("onnxruntime-gpu is installed")
     assert main(["bench", "--size", "tiny", "--device", "cuda"]) == 2
     assert "onnxruntime-gpu is not installed" in capsys.readouterr().err
 
 
-def test_memory_of_the_gpu_is_what_nvidia_smi_says(monkeypatch):
+def test_gpu_memory_is_the_sum_of_nvidia_smi(monkeypatch):
     monkeypatch.setattr(process.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="1024\n512\n", returncode=0))
     assert bench.gpu_memory() == 1.5
 
 
-def test_a_gradient_that_is_off_is_no_comparison(monkeypatch):
+def test_an_engine_with_an_inexact_gradient_is_not_compared(monkeypatch):
     monkeypatch.setattr(bench, "EXACT", 1e-12)
     with pytest.raises(ValueError, match=r"engine numpy: the relative error of its gradient is"):
         bench.measure(bench.Problem("tiny", **SMALL), ["numpy"], 1, lambda line: None)
 
 
-def test_the_peak_is_forgotten():
+def test_peak_memory_can_be_reset():
     big = np.ones((300, 1024, 1024), np.uint8)
     before = bench.peak_memory()
     del big
@@ -169,7 +169,7 @@ def test_the_peak_is_forgotten():
     assert bench.peak_memory() < before - 0.2
 
 
-def test_weights_in_the_file_lie_aligned(tmp_path):
+def test_weights_in_the_file_are_aligned(tmp_path):
     bench.write_model(tmp_path, "tiny")
     assert {value.offset % 4 for value in flatten(models.load(tmp_path, stored=True).params).values()} == {0}
 
@@ -210,7 +210,7 @@ def whole_runs(study, *words, engines):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft: pip install '.[test]'")
-def test_whole_runs_beside_peft(study, capsys):
+def test_whole_runs_with_peft(study, capsys):
     assert whole_runs(study, "--json", engines="ort,peft-fp32") == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     found = {(row["engine"], row["what"]): row["median"] for row in run["rows"]}
@@ -240,7 +240,7 @@ def test_a_whole_run_on_random_weights(study, capsys):
         ("", "", ("--batch-size", "4"), "--batch-size: for single steps"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(study, capsys, old, new, words, message):
+def test_a_study_that_cannot_be_compared_is_refused_in_one_line(study, capsys, old, new, words, message):
     study.write_text(study.read_text().replace(old, new, 1))
     assert whole_runs(study, *words, engines="ort") == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "rror" in line or message in line]

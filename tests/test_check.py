@@ -1,4 +1,4 @@
-"""`tinyprompt check`: it finds right what is right, and wrong what is wrong."""
+"""`tinyprompt check` accepts correct gradients and rejects wrong ones."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def gradient_of(model, case, dtype=np.float64):
 
 @needs_ort
 @pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
-def test_every_engine_is_right(family, tmp_path):
+def test_every_engine_passes(family, tmp_path):
     pytest.importorskip("transformers", reason="torch's engine needs transformers: pip install '.[test]'")
     raw = raw_config(family, vocab_size=VOCAB)
     folder = write(tmp_path / family, raw, weights(raw))
@@ -58,7 +58,7 @@ def test_every_engine_is_right(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_torch_numpy_is_checked_alone(family, tmp_path):
+def test_numpy_is_checked_without_torch(family, tmp_path):
     raw = raw_config(family, vocab_size=VOCAB)
     report = check_model(models.load(write(tmp_path / family, raw, weights(raw))))
     assert report.ok
@@ -70,7 +70,7 @@ def test_without_torch_numpy_is_checked_alone(family, tmp_path):
 @pytest.mark.parametrize("fault", [1e-4, float("nan")])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("quantity", ledger.QUANTITIES)
-def test_a_wrong_engine_is_named_and_ends_with_1(quantity, dtype, fault, folder, monkeypatch, capsys):
+def test_a_faulty_engine_is_named_and_exits_with_1(quantity, dtype, fault, folder, monkeypatch, capsys):
     run = ledger.run
 
     def faulty(model, params, cases, device):
@@ -99,7 +99,7 @@ def test_a_wrong_engine_is_named_and_ends_with_1(quantity, dtype, fault, folder,
     length=st.integers(1, 30),
     seed=st.integers(0, 99),
 )
-def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, length, seed):
+def test_a_drawn_case_has_the_requested_sizes_and_survives_saving(shared, sizes, length, seed):
     folder, whole = shared
     (folder / "model.safetensors").write_bytes(whole)
     model = models.load(folder)
@@ -113,9 +113,9 @@ def test_a_drawn_case_has_its_sizes_and_comes_back(shared, sizes, length, seed):
     assert (case.batch.input_ids[case.batch.attention_mask == 0] == 0).all()
     ledger.save_case(case, folder / "case")
     again = ledger.load_case(folder / "case", model)
-    for one, two in zip((case.prompt, *case.batch), (again.prompt, *again.batch), strict=True):
-        assert one.dtype == two.dtype
-        assert (one == two).all()
+    for before, after in zip((case.prompt, *case.batch), (again.prompt, *again.batch), strict=True):
+        assert before.dtype == after.dtype
+        assert (before == after).all()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_bad_case_names_its_array(changes, words, model, tmp_path):
 
 
 @pytest.mark.parametrize("contents", [b"", b"PK\x03\x04", b"no zip", None])
-def test_what_is_no_case(contents, model, tmp_path):
+def test_a_file_that_is_not_a_case_is_refused(contents, model, tmp_path):
     path = tmp_path / "case.npz"
     if contents is not None:
         path.write_bytes(contents)
@@ -153,7 +153,7 @@ def test_what_is_no_case(contents, model, tmp_path):
         ledger.load_case(path, model)
 
 
-def test_weights_may_be_left_out(model, tmp_path):
+def test_a_case_needs_no_label_weights(model, tmp_path):
     case = ledger.draw(model)
     np.savez(
         tmp_path / "case.npz", prompt=case.prompt, **{k: v for k, v in case.batch._asdict().items() if k != "weights"}
@@ -162,7 +162,7 @@ def test_weights_may_be_left_out(model, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_a_right_gradient_is_right(dtype, model):
+def test_a_correct_gradient_passes(dtype, model):
     case = ledger.draw(model)
     mine = gradient_of(model, case, np.float64 if dtype == np.float64 else np.float32).astype(dtype)
     assert check_gradient(mine, model, *case).ok
@@ -186,7 +186,7 @@ def test_a_right_gradient_is_right(dtype, model):
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_wrong_gradient_is_wrong(change, hint, model):
+def test_a_wrong_gradient_fails_with_a_hint(change, hint, model):
     case = ledger.draw(model)
     report = check_gradient(change(gradient_of(model, case)), model, *case)
     assert not report.ok
@@ -195,13 +195,13 @@ def test_a_wrong_gradient_is_wrong(change, hint, model):
 
 
 def changed(gradient, row, value):
-    """A gradient with one row set to a value."""
+    """Return a copy of a gradient with one row set to a value."""
     gradient = gradient.copy()
     gradient[row] = value
     return gradient
 
 
-def test_the_worst_row_comes_first(model):
+def test_the_worst_row_is_listed_first(model):
     case = ledger.draw(model)
     wrong = gradient_of(model, case)
     wrong[3] += 1e-3 * np.abs(wrong).max()
@@ -220,7 +220,7 @@ def test_a_float32_gradient_saved_as_float64_is_judged_as_float32(model):
     assert check_gradient(gradient_of(model, case), model, *case).findings[0].limit == ledger.EXACT
 
 
-def test_a_folder_without_a_tokenizer_is_checked(tmp_path, capsys, monkeypatch):
+def test_a_model_without_a_tokenizer_is_checked(tmp_path, capsys, monkeypatch):
     folder = write(tmp_path / "t5", SMALL, weights())
     for path in folder.iterdir():
         if path.name not in ("config.json", "model.safetensors"):
@@ -243,8 +243,8 @@ def test_a_gradient_of_another_shape_is_refused(model):
         check_gradient(np.ones((3, 4)), model, *ledger.draw(model))
 
 
-def test_a_gradient_computed_elsewhere(folder, tmp_path, capsys):
-    """As docs/gradients.md tells it: --save, compute, --gradient."""
+def test_a_gradient_computed_elsewhere_is_judged(folder, tmp_path, capsys):
+    """Follow docs/gradients.md: --save, compute, --gradient."""
     batch, mine = str(tmp_path / "batch.npz"), tmp_path / "mine.npy"
     model = models.load(folder)
     ledger.save_case(ledger.draw(model), batch)
@@ -271,13 +271,13 @@ ARRAYS = [np.random.default_rng(0).normal(size=(3, 4)) for _ in range(2)]
 
 
 @pytest.mark.parametrize("function", [ops.softmax, ops.gelu, ops.logistic, ops.log_softmax, ops.geglu])
-def test_the_primitives_are_right(function):
+def test_the_primitives_pass(function):
     report = check_vjp(function, *(ARRAYS if function is ops.geglu else ARRAYS[:1]))
     assert report.ok, str(report)
     assert {f.quantity for f in report.findings} >= {"differences", "float32"}
 
 
-def test_what_is_no_array_of_floats_is_no_differentiable_argument():
+def test_only_arrays_of_floats_are_differentiable_arguments():
     for function, arguments in (
         (ops.embedding, (ARRAYS[0], np.array([0, 2, 2]))),
         (lambda x: ops.rms_norm(x, ARRAYS[0][0].astype(x.dtype), 1e-6), ARRAYS[:1]),
@@ -291,13 +291,13 @@ def test_what_is_no_array_of_floats_is_no_differentiable_argument():
     assert any(note.startswith("argument 2: its gradient has no rule") for note in report.notes)
 
 
-def test_a_function_that_does_not_lower_is_not_wrong():
+def test_a_function_that_does_not_lower_still_passes():
     report = check_vjp(anp.arcsinh, ARRAYS[0])
     assert report.ok
     assert any("not lowered" in note for note in report.notes)
 
 
-def test_the_reference_must_be_finite(model, tmp_path):
+def test_a_reference_without_a_finite_loss_is_refused(model, tmp_path):
     flat = tree.flatten(model.params)
     params = tree.nest(flat | {"shared.weight": flat["shared.weight"] * np.nan})
     with pytest.raises(ValueError, match="no finite loss"):
@@ -311,11 +311,11 @@ def test_the_reference_must_be_finite(model, tmp_path):
     [
         ({"torch float32": [1e-6] * 3, "numpy float32": [2e-6] * 3}, True),
         ({"torch float32": [1e-6] * 3, "numpy float32": [5e-6] * 3}, False),
-        ({"torch float32": [1e-6] * 3, "numpy float32": [1e-7, 1e-7, 2e-4]}, False),  # one batch alone
+        ({"torch float32": [1e-6] * 3, "numpy float32": [1e-7, 1e-7, 2e-4]}, False),  # wrong in one batch only
         ({"torch float32": [1e-6], "numpy float32": [9e-6]}, True),
         ({"torch float32": [1e-6], "numpy float32": [1.2e-5]}, False),
         ({"torch float32": [1e-6] * 3, "numpy float32": [1e-6] * 2 + [np.nan]}, False),
-        ({"torch float32": [0.8] * 3, "numpy float32": [0.5] * 3}, False),  # a yardstick that is wrong itself
+        ({"torch float32": [0.8] * 3, "numpy float32": [0.5] * 3}, False),  # a wrong yardstick
         ({"numpy float32": [1e-6] * 3, "onnxruntime cpu float32": [5e-6] * 3}, False),
         ({"numpy float32": [1e-6] * 3, "onnxruntime cpu float32": [3e-6] * 3}, True),
         ({"numpy float32": [2e-3] * 3}, False),
@@ -324,7 +324,7 @@ def test_the_reference_must_be_finite(model, tmp_path):
         ({"finite differences": [1e-7, 2e-6]}, False),
     ],
 )
-def test_the_verdict(errors, ok):
+def test_verdict_of_errors(errors, ok):
     found = ledger.judge({engine: {"gradient": values} for engine, values in errors.items()})
     judged = [f for f in found if f.engine == list(errors)[-1]]
     assert [f.ok for f in judged] == [ok]
@@ -336,16 +336,16 @@ def test_the_last_row_of_a_drawn_batch_is_padded_on_the_left(model):
     assert any(mask[-1, 0] == 0 for mask in masks)
 
 
-def test_finite_differences_tell_a_wrong_gradient():
+def test_finite_differences_detect_a_wrong_gradient():
     x = np.linspace(0.5, 2.0, 12).reshape(3, 4)
     loss = lambda x: float((x**3).sum())
     for gradient, ok in ((3 * x**2, True), (3 * x**2 * (1 + 1e-5), False), (0 * x, False), (-3 * x**2, False)):
         assert (ledger.finite_differences(loss, x, gradient) <= ledger.DIFFERENCES) == ok
-    assert ledger.finite_differences(lambda x: 1e9 + loss(x), x, 3 * x**2) <= ledger.DIFFERENCES  # but for rounding
+    assert ledger.finite_differences(lambda x: 1e9 + loss(x), x, 3 * x**2) <= ledger.DIFFERENCES  # rounding is allowed
 
 
 def rule(vjp):
-    """x**3 as a primitive with a given rule."""
+    """Return x**3 as a primitive with the given rule."""
     cube = primitive(lambda x: x * x * x)
     defvjp(cube, vjp)
     return cube
@@ -360,7 +360,7 @@ def rule(vjp):
         (lambda ans, x: lambda g: 3 * g * np.sort(x) ** 2, "differences"),
     ],
 )
-def test_a_wrong_rule_is_wrong(vjp, quantity):
+def test_a_wrong_rule_fails(vjp, quantity):
     assert all(
         f.ok
         for f in check_vjp(rule(lambda ans, x: lambda g: 3 * g * x * x), ARRAYS[0]).findings
@@ -371,7 +371,7 @@ def test_a_wrong_rule_is_wrong(vjp, quantity):
     assert ("argument 0", quantity) in {(f.engine, f.quantity) for f in report.findings if not f.ok}
 
 
-def test_what_is_no_function_of_floats():
+def test_a_function_that_does_not_return_floats_is_refused():
     with pytest.raises(TypeError, match="floats, found int64"):
         check_vjp(lambda x: x.argmax(), ARRAYS[0])
 
@@ -386,12 +386,12 @@ def test_what_is_no_function_of_floats():
         ((), "found none"),
     ],
 )
-def test_without_an_array_of_floats_there_is_nothing_to_check(arguments, words):
+def test_arguments_without_an_array_of_floats_are_refused(arguments, words):
     with pytest.raises(TypeError, match=f"no gradient to check: .*{words}"):
         check_vjp(lambda *x: anp.sum(2.0 * anp.asarray(x[0])), *arguments)
 
 
-def test_without_a_rule_no_gradient_is_right():
+def test_a_primitive_without_a_rule_fails():
     plain = primitive(lambda x, y: 2 * x + y)
     with pytest.raises(ValueError, match="no gradient was checked: argument 0: its gradient has no rule"):
         check_vjp(plain, ARRAYS[0], ARRAYS[1])
@@ -413,7 +413,7 @@ def test_floats_of_every_size_are_checked(dtype):
     assert check_vjp(anp.sin, dtype(0.5)).ok
 
 
-def test_plain_numpy_is_right_or_told_to_use_autograd():
+def test_plain_numpy_passes_or_gets_a_hint_to_use_autograd():
     c = np.random.default_rng(1).normal(size=(5, 3))
     functions = [
         lambda x: np.exp(x),
@@ -431,14 +431,14 @@ def test_plain_numpy_is_right_or_told_to_use_autograd():
         assert report.ok or "use autograd.numpy" in str(report), str(report)
 
 
-def test_a_value_that_is_not_finite_is_not_right():
+def test_a_value_that_is_not_finite_fails():
     with np.errstate(all="ignore"):
         assert not check_vjp(anp.log, -np.ones(3)).ok
     x = np.ones(3)
     assert np.isnan(ledger.finite_differences(lambda x: float("nan"), x, x))
 
 
-def test_a_gradient_of_another_shape_is_wrong():
+def test_a_gradient_of_another_shape_fails():
     wrong = primitive(lambda x: x.sum(0))
     defvjp(wrong, lambda ans, x: lambda g: g)
     report = check_vjp(wrong, ARRAYS[0])
@@ -446,8 +446,8 @@ def test_a_gradient_of_another_shape_is_wrong():
     assert "its gradient has shape [4]; expected [3, 4]" in str(report)
 
 
-def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
-    """The snippet of docs/gradients.md that checks two gradients, on a small model in place of its own."""
+def test_the_examples_of_the_guide_run(tmp_path, monkeypatch):
+    """Run the snippet of docs/gradients.md that checks two gradients, on a small model."""
     write(tmp_path / "t5", SMALL, weights())
     monkeypatch.chdir(tmp_path)
     text = re.search(r"```python\n(import tinyprompt as tp\n.*?check_vjp.*?)```", PAGE, re.S)[1]
@@ -458,13 +458,13 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     assert all(report.ok for report in reports)
 
 
-def test_what_autograd_cannot_differentiate_is_reported():
+def test_an_error_of_autograd_is_reported():
     report = check_vjp(lambda x, w: anp.einsum("nd,nn->d", x, w), np.ones((4, 2)), np.ones((4, 4)))
     assert not report.ok
     assert "argument 1: autograd cannot differentiate it" in str(report)
 
 
-def test_without_torch_a_sum_over_the_vocabulary_may_round():
+def test_a_sum_over_the_vocabulary_may_round_without_torch():
     errors = {"numpy float32": {"gradient": [6e-7] * 3}, "onnxruntime cpu float32": {"gradient": [8e-6, 9e-6, 9e-6]}}
     assert [f.ok for f in ledger.judge(errors)] == [True, False]
     assert [f.ok for f in ledger.judge(errors, 16_128)] == [True, True]
@@ -475,7 +475,7 @@ def test_without_torch_a_sum_over_the_vocabulary_may_round():
 
 @needs_ort
 @pytest.mark.parametrize("device", ["numpy", "cpu", "cpu-int8", "openvino", "openvino-bf16"])
-def test_a_device_is_checked_alone(device, capsys):
+def test_one_device_can_be_checked_alone(device, capsys):
     try:
         check_device(device)
     except DeviceError as error:
@@ -489,12 +489,12 @@ def test_a_device_is_checked_alone(device, capsys):
     assert "numpy float32" in {f["engine"] for f in out["findings"]}
 
 
-def test_a_device_that_cannot_be_used_is_not_checked(capsys, monkeypatch):
+def test_an_unusable_device_is_not_checked(capsys, monkeypatch):
     monkeypatch.setattr("tinyprompt.device.providers.version", lambda package: None)
     assert main(["check", "tiny", "--device", "cuda"]) == 2
     assert "device 'cuda': onnx is not installed" in capsys.readouterr().err
 
 
-def test_an_engine_in_few_bits_has_a_wider_limit():
+def test_a_low_precision_engine_has_a_wider_limit():
     errors = {"onnxruntime cpu int8": {"gradient": [0.05, 0.2]}, "onnxruntime cuda bf16": {"gradient": [0.05, 0.2]}}
     assert [(f.limit, f.ok) for f in ledger.judge(errors)] == [(0.25, True), (0.1, False)]

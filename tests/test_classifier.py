@@ -1,4 +1,4 @@
-"""PromptClassifier, as scikit-learn uses it."""
+"""PromptClassifier under scikit-learn's conventions."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import tinyprompt
 from tinyprompt import PromptClassifier
 from tinyprompt.errors import TinypromptError
 
-# A random model learns nothing by a prompt: all weights are tuned.
+# A prompt cannot teach a random model, so all weights are tuned.
 QUICK = {"steps": 40, "method": "full", "batch_size": 8, "eval_every": 10, "optimizer": "adam", "learning_rate": 0.01}
 TEXTS = np.array(["+-"[i % 2] * (1 + i % 4) for i in range(40)])
 
@@ -19,7 +19,7 @@ def model():
 
 
 @pytest.mark.parametrize("labels", [["plus", "minus"], [1, 0], [True, False], [2.5, -1.0]])
-def test_it_learns_labels_of_every_kind(model, labels):
+def test_it_learns_labels_of_every_type(model, labels):
     y = np.array(labels)[np.arange(40) % 2]
     classifier = PromptClassifier(model, **QUICK).fit(TEXTS, y)
     assert classifier.predict(TEXTS).dtype == y.dtype
@@ -33,7 +33,7 @@ def test_it_learns_labels_of_every_kind(model, labels):
     assert answers == [str(label) for label in classifier.predict(TEXTS).tolist()]
 
 
-def test_in_scikit_learn(model):
+def test_it_works_with_the_tools_of_scikit_learn(model):
     pytest.importorskip("sklearn")
     from sklearn.base import clone
     from sklearn.model_selection import GridSearchCV, cross_val_score

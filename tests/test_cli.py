@@ -1,4 +1,4 @@
-"""The commands, from files to answers, with a small random model."""
+"""The commands on a small random model."""
 
 import io
 import json
@@ -29,7 +29,7 @@ HEAVY |= {"joblib", "dask", "distributed", "ray", "sklearn"}
 
 
 def write_model(folder, seed):
-    """A model directory as Hugging Face writes it."""
+    """Write a model directory as Hugging Face does."""
     folder.mkdir()
     raw = raw_config("t5-1.1", vocab_size=384)
     flat = random_weights(parse_config(raw), seed)
@@ -61,7 +61,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompt(models, tmp_path_factory):
-    """A prompt file for the first model, tuned on label words."""
+    """Tune a prompt on label words for the first model; return its file."""
     folder = tmp_path_factory.mktemp("prompt")
     rows, out = write_rows(folder / "rows.tsv", NAMED), str(folder / "p.safetensors")
     assert main(["tune", rows, "--dev", rows, "--model", models[0], "--out", out, *QUICK]) == 0
@@ -70,7 +70,7 @@ def prompt(models, tmp_path_factory):
 
 @pytest.fixture
 def call(capsys):
-    """Runs a command that must succeed; returns standard output (parsed for --json) and standard error."""
+    """Return a function that runs a command successfully and returns stdout (parsed for --json) and stderr."""
 
     def call(*args):
         capsys.readouterr()
@@ -103,12 +103,12 @@ def test_tune_eval_predict_with_json(call, models, tmp_path, ending):
     scored, _ = call("eval", path, dev, *model, "--json")
     assert (scored["metric"], scored["score"], scored["rows"]) == ("accuracy", tuned["dev"], 20)
     answered, _ = call("predict", path, "--data", dev, *model, "--json")
-    assert [one["input"] for one in answered["predictions"]] == [text for text, _ in NAMED]
-    hits = [one["prediction"] == target for one, (_, target) in zip(answered["predictions"], NAMED, strict=True)]
+    assert [answer["input"] for answer in answered["predictions"]] == [text for text, _ in NAMED]
+    hits = [answer["prediction"] == target for answer, (_, target) in zip(answered["predictions"], NAMED, strict=True)]
     assert sum(hits) / 20 == scored["score"]
 
 
-def test_dev_rows_of_one_label_are_told_of(call, models, tmp_path):
+def test_dev_rows_of_one_label_cause_a_warning(call, models, tmp_path):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     dev = write_rows(tmp_path / "dev.tsv", [row for row in NAMED if row[1] == "good"])
     _, err = call("tune", rows, "--dev", dev, "--out", tmp_path / "p.safetensors", "--model", models[0], *QUICK)
@@ -132,14 +132,14 @@ def test_tune_eval_predict_as_text(call, models, tmp_path):
     assert err.startswith("device: numpy")
 
 
-def test_free_text_is_written_as_predict_is_told(call, fails, models, prompt, tmp_path):
+def test_predict_applies_the_decoding_options(call, fails, models, prompt, tmp_path):
     rows, path, model = write_rows(tmp_path / "rows.tsv", FREE), tmp_path / "p.safetensors", ("--model", models[0])
     call("tune", rows, "--dev", rows, "--out", path, *model, "--max-new-tokens", "6", "--task", "generate", *QUICK)
-    said, _ = call("predict", path, "a film", "two films", *model)
-    assert call("predict", path, "a film", "two films", *model, "--stream")[0] == said
+    short, _ = call("predict", path, "a film", "two films", *model)
+    assert call("predict", path, "a film", "two films", *model, "--stream")[0] == short
     longer, _ = call("predict", path, "a film", "two films", *model, "--max-new-tokens", "20")
-    assert all(new.startswith(old) for old, new in zip(said.split("\n"), longer.split("\n"), strict=True))
-    assert longer != said
+    assert all(new.startswith(old) for old, new in zip(short.split("\n"), longer.split("\n"), strict=True))
+    assert longer != short
     assert call("predict", path, "a film", *model, "--num-beams", "3", "--length-penalty", "0.5")[0]
     call("eval", path, rows, *model, "--num-beams", "2", "--max-new-tokens", "3")
     for wrong in (("--json",), ("--num-beams", "2")):
@@ -159,7 +159,7 @@ BAD_TEMPLATES = (
 )
 
 
-def test_examples_in_the_input_in_place_of_a_prompt(call, fails, models, tmp_path):
+def test_examples_in_the_input_replace_a_prompt(call, fails, models, tmp_path):
     train, test = (write_rows(tmp_path / f"{name}.tsv", rows) for name, rows in [("a", NAMED), ("b", NAMED[:3])])
     options = ("--model", models[0], "--device", "numpy")
     out, _ = call("few-shot", train, test, *options, "--k", "2", "--seed", "1", "--json")
@@ -195,7 +195,7 @@ def test_examples_in_the_input_in_place_of_a_prompt(call, fails, models, tmp_pat
         assert message in fails("few-shot", train, test, *options, *more)
 
 
-def test_texts_may_stand_behind_the_options(call, models, prompt, capsys):
+def test_texts_may_follow_the_options(call, models, prompt, capsys):
     texts = ("film 1", "film 2")
     before, _ = call("predict", prompt, *texts, "--model", models[0], "--json")
     assert call("predict", prompt, "--model", models[0], "--json", *texts)[0] == before
@@ -205,7 +205,7 @@ def test_texts_may_stand_behind_the_options(call, models, prompt, capsys):
         assert "unrecognized arguments: " in capsys.readouterr().err
 
 
-def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fails, models, tmp_path):
+def test_arrays_of_another_method_are_refused_where_a_prompt_is_needed(call, fails, models, tmp_path):
     rows, out, model = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "lora.safetensors", ("--model", models[0])
     lora = ("--method", "lora", "--rank", "2")
     call("tune", rows, "--dev", rows, "--out", out, *model, *lora, *QUICK[:4], *QUICK[6:])
@@ -214,15 +214,15 @@ def test_what_another_method_stores_is_refused_where_only_a_prompt_goes(call, fa
     message = "method 'lora' needs a name that ends in .safetensors"
     assert message in fails("tune", rows, "--out", tmp_path / "x.npy", *model, *lora)
     assert found in fails("convert", out, tmp_path / "x.npy")
-    call("convert", out, tmp_path / "adapter")  # for PEFT
+    call("convert", out, tmp_path / "adapter")  # in PEFT's format
     assert prompts.load_prompt(tmp_path / "adapter").settings["method"] == "lora"
     assert "lora.safetensors: lora, " in call("inspect", out)[0]
     assert found in fails("export", *model, "--prompt", out, "--out", tmp_path / "exported")
     first = ("--method", "ia3", "--init", "file", "--init-file", str(out))
-    assert "method 'ia3' does not train a prompt" in fails("tune", rows, *model, *first, told=True)
+    assert "method 'ia3' does not train a prompt" in fails("tune", rows, *model, *first, after_progress=True)
 
 
-def test_words_and_columns(call, models, tmp_path):
+def test_tune_takes_words_and_column_names(call, models, tmp_path):
     rows = write_rows(tmp_path / "rows.csv", CODED, ("text", "label"))
     path = tmp_path / "p.safetensors"
     names = ("--input", "text", "--target", "label", "--words", "0=bad", "1=very good", "--model", models[0])
@@ -242,7 +242,7 @@ def test_words_and_columns(call, models, tmp_path):
         (FREE, "classify", sorted(target for _, target in FREE)),
     ],
 )
-def test_labels_or_free_text(call, models, tmp_path, rows, task, labels):
+def test_the_task_decides_between_labels_and_free_text(call, models, tmp_path, rows, task, labels):
     data, path = write_rows(tmp_path / "rows.tsv", rows), tmp_path / "p.safetensors"
     model = ("--model", models[0])
     tuned, err = call(
@@ -258,7 +258,7 @@ def test_labels_or_free_text(call, models, tmp_path, rows, task, labels):
 
 
 def piped(text, encoding="utf-8"):
-    """Standard input with this text, under a locale that is not UTF-8."""
+    """Return a standard input with this text, under a locale other than UTF-8."""
     return io.TextIOWrapper(io.BytesIO(text.encode(encoding)), encoding="cp1252")
 
 
@@ -271,15 +271,15 @@ def test_predict_reads_a_file_arguments_or_standard_input(call, models, prompt, 
     assert outs[0].count("\n") == 20
     monkeypatch.setattr(sys, "stdin", piped("\n".join([texts[0], "", *texts[1:], "", ""])))
     lines = call("predict", prompt, "--model", models[0])[0].splitlines()
-    assert len(lines) == 22  # blank lines are answered too, so that answers line up
+    assert len(lines) == 22  # blank lines are answered too, so that answers match lines
     assert [lines[0], *lines[2:21]] == outs[0].splitlines()
 
 
-def test_standard_input_is_utf8_as_files_are(call, fails, models, prompt, monkeypatch):
+def test_standard_input_is_read_as_utf8(call, fails, models, prompt, monkeypatch):
     def read(text, encoding="utf-8"):
         monkeypatch.setattr(sys, "stdin", piped(text, encoding))
         found = call("predict", prompt, "--model", models[0], "--json")[0]["predictions"]
-        return [one["input"] for one in found]
+        return [answer["input"] for answer in found]
 
     assert read("un café là\nbye\n") == read("\ufeffun café là\r\nbye\r\n") == ["un café là", "bye"]
     for encoding, message in (
@@ -296,7 +296,7 @@ def test_predict_takes_texts_that_begin_with_a_dash(call, fails, models, prompt,
     for words in (["--", "-x", "b"], ["-x y", "b"]):
         for args in ([prompt, *model, *words], [*model, prompt, *words]):
             found = call("predict", *args)[0]["predictions"]
-            assert [one["input"] for one in found] == [word for word in words if word != "--"]
+            assert [answer["input"] for answer in found] == [word for word in words if word != "--"]
     assert len(call("predict", prompt, "a", *model, "b", "--", "--c")[0]["predictions"]) == 3
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     assert "--data: cannot be combined with texts" in fails("predict", prompt, "a", "--data", rows, *model[:2])
@@ -309,7 +309,7 @@ def test_a_tuned_prompt_starts_another_run(call, models, prompt, tmp_path):
     assert prompts.load_prompt(path).settings["init_file"] == prompt
 
 
-def test_a_run_goes_on(call, models, tmp_path):
+def test_a_run_can_be_resumed(call, models, tmp_path):
     rows, whole = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "whole.safetensors"
     more = (rows, "--dev", rows, "--model", models[0], "--device", "numpy", "--schedule", "constant")
     call("tune", *more, "--out", whole, *QUICK, "--steps", 8)
@@ -334,7 +334,7 @@ def test_a_run_goes_on(call, models, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "go_on"), [("p.safetensors", True), ("p.npy", False)])
-def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, capsys, monkeypatch, name, go_on):
+def test_an_interrupted_run_is_saved_and_prints_how_to_resume(models, tmp_path, capsys, monkeypatch, name, go_on):
     rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / name
     command = ["tune", rows, "--dev", rows, "--model", models[0], "--out", str(path), *QUICK]
     stop_at, original = 0, train.run
@@ -363,7 +363,7 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(models, tmp_path, cap
         assert prompts.load_prompt(path).train_state["scores"].reshape(-1, 3)[:, 0].tolist() == [0, 2, 4]
 
 
-def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
+def test_a_prompt_survives_every_format(call, models, prompt, tmp_path):
     rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
     wanted = call("eval", prompt, rows, *model, "--json")[0]["score"]
     adapter, google, ours = (tmp_path / name for name in ("new/adapter", "p.npy", "p.safetensors"))
@@ -375,7 +375,7 @@ def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
     assert out.keys() == {"source", "target", "kind", "model", "label_words", "shapes"}
     assert err.startswith(f"warning: {google} stores only the vectors")
     scored, err = call("eval", google, rows, *model, "--json")
-    assert scored["metric"] == "exact match"  # it writes freely: no label words are known
+    assert scored["metric"] == "exact match"  # the format has no label words, so the answer is free text
     assert f"warning: {google} does not store the fingerprint" in err
     out, err = call("convert", google, ours, "--label-words", "bad", "good", *model, "--json")
     assert (out["model"], out["label_words"]) == ("one", ["bad", "good"])
@@ -393,7 +393,7 @@ def test_a_prompt_goes_through_every_format(call, models, prompt, tmp_path):
         call("tune", rows, "--dev", rows, *model, *more)
 
 
-def test_a_prefix_from_peft_answers(call, fails, models, tmp_path):
+def test_a_prefix_from_peft_can_predict(call, fails, models, tmp_path):
     folder, model = tmp_path / "adapter", ("--model", models[0])
     config = dict(peft_type="PREFIX_TUNING", num_virtual_tokens=4, num_layers=3, token_dim=18, num_attention_heads=3)
 
@@ -404,17 +404,17 @@ def test_a_prefix_from_peft_answers(call, fails, models, tmp_path):
         save_file({"prompt_embeddings": array}, folder / "adapter_model.safetensors")
 
     write(3)
-    one, _ = call("predict", folder, "a film", *model, "--device", "numpy")
+    answer, _ = call("predict", folder, "a film", *model, "--device", "numpy")
     ours = tmp_path / "p.safetensors"
     call("convert", folder, ours, "--label-words", "bad", "good", *model)
     assert call("predict", ours, "a film", *model)[0].strip() in {"bad", "good"}
-    assert one
+    assert answer
     for name, command in (("p.npy", "convert"), ("q", "convert")):
         assert "expected a soft prompt" in fails(command, folder, tmp_path / name)
     assert "expected a soft prompt" in fails("export", "--prompt", folder, "--out", tmp_path / "out", *model)
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     more = ("--init", "file", "--init-file", folder, *model, "--out", tmp_path / "r.safetensors")
-    assert "expected a soft prompt" in fails("tune", rows, *more, told=True)
+    assert "expected a soft prompt" in fails("tune", rows, *more, after_progress=True)
     write(2)
     assert "this prefix is for 2 decoder layers, 'one' has 3" in fails("predict", folder, "a film", *model)
 
@@ -429,9 +429,9 @@ def test_a_model_is_converted(call, models, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fails(capsys, tmp_path):
-    """Runs a command that must fail and write nothing; returns the one line it says, `told`: after its progress."""
+    """Return a function that runs a command, which must fail with one line and write nothing, and returns the line."""
 
-    def fails(*args, told=False):
+    def fails(*args, after_progress=False):
         before = sorted(tmp_path.rglob("*"))
         capsys.readouterr()
         assert main([str(a) for a in args]) == 2
@@ -439,9 +439,9 @@ def fails(capsys, tmp_path):
         assert out == ""
         assert "Traceback" not in err
         assert sorted(tmp_path.rglob("*")) == before
-        *others, last = err.splitlines()
-        assert bool(others) == told, err
-        assert [line for line in (*others, last) if line.startswith("tinyprompt: ")] == [last]
+        *progress, last = err.splitlines()
+        assert bool(progress) == after_progress, err
+        assert [line for line in (*progress, last) if line.startswith("tinyprompt: ")] == [last]
         return last
 
     return fails
@@ -467,13 +467,13 @@ def test_tune_fails_in_one_line(fails, models, tmp_path, more, message):
     assert message in fails("tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK, *more)
 
 
-def test_tune_says_what_it_does_before_it_fails(fails, models, tmp_path):
+def test_tune_prints_its_progress_before_it_fails(fails, models, tmp_path):
     more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
     rows, dev = write_rows(tmp_path / "rows.tsv", NAMED), write_rows(tmp_path / "dev.tsv", [("film", "fair")])
-    told = fails("tune", rows, "--dev", dev, *more, told=True)
-    assert "dev row 'film': target 'fair' is not a label word (bad, good); correct it, or add train rows" in told
-    one = write_rows(tmp_path / "one.tsv", NAMED[:1])
-    assert "one.tsv: 1 row, expected at least 2" in fails("tune", one, *more)
+    error = fails("tune", rows, "--dev", dev, *more, after_progress=True)
+    assert "dev row 'film': target 'fair' is not a label word (bad, good); correct it, or add train rows" in error
+    single = write_rows(tmp_path / "one.tsv", NAMED[:1])
+    assert "one.tsv: 1 row, expected at least 2" in fails("tune", single, *more)
 
 
 @pytest.mark.parametrize("command", [("eval", "{rows}"), ("predict", "a film")])
@@ -511,7 +511,7 @@ def test_convert_fails_in_one_line(fails, models, prompt, tmp_path, args, messag
     assert message in fails("convert", *(arg.format(models=models, prompt=prompt, tmp=tmp_path) for arg in args))
 
 
-def test_what_cannot_be_written_is_said_before_anything_is_computed(fails, models, prompt, tmp_path):
+def test_an_unwritable_output_is_refused_before_any_computation(fails, models, prompt, tmp_path):
     rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
     for path in ("a.txt", "a"):
         assert f"{path}: expected a name that ends in .tsv or .csv" in fails(
@@ -521,7 +521,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(fails, model
         assert "ends in .png or" in fails("count", "--plot", path)
 
 
-def test_eval_writes_its_rows_with_the_probability_of_each_label(call, models, prompt, tmp_path):
+def test_eval_writes_rows_with_the_probability_of_each_label(call, models, prompt, tmp_path):
     rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
     out, _ = call("eval", prompt, rows, *model, "--rows", tmp_path / "new" / "answers.csv", "--json")
     head, *lines = (tmp_path / "new" / "answers.csv").read_text().splitlines()
@@ -537,7 +537,7 @@ def test_eval_writes_its_rows_with_the_probability_of_each_label(call, models, p
 
 
 @pytest.mark.parametrize("ending", ["tsv", "csv"])
-def test_the_rows_that_eval_writes_can_be_read_again(call, fails, models, prompt, tmp_path, ending):
+def test_rows_written_by_eval_can_be_read(call, fails, models, prompt, tmp_path, ending):
     odd = [
         ('He said "hi"', "good"),
         ('"open', "bad"),
@@ -567,13 +567,13 @@ def test_the_rows_that_eval_writes_can_be_read_again(call, fails, models, prompt
         (["--optimiser", "adam"], "did you mean --optimizer?"),
     ],
 )
-def test_an_option_of_other_programs_gets_a_hint(option, hint, capsys):
+def test_an_option_of_another_program_gets_a_hint(option, hint, capsys):
     with pytest.raises(SystemExit):
         main(["tune", "a.tsv", *option])
     assert hint in capsys.readouterr().err
 
 
-def test_options_may_have_the_names_of_other_programs(models, tmp_path):
+def test_options_of_other_programs_are_accepted_as_aliases(models, tmp_path):
     rows, out = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors"
     command = ["tune", rows, "--model", models[0], "--out", str(out), "--steps", "1"]
     assert main([*command, "--lr", "0.2", "--prompt-length", "2"]) == 0
@@ -588,14 +588,14 @@ def test_options_may_have_the_names_of_other_programs(models, tmp_path):
     ("method", "option"),
     [("prompt", "--rank"), ("prompt", "--hidden"), ("lora", "--prompt-length"), ("full", "--rank"), ("ia3", "--rank")],
 )
-def test_a_size_that_the_method_does_not_have_is_refused(fails, models, tmp_path, method, option):
+def test_a_size_that_the_method_does_not_use_is_refused(fails, models, tmp_path, method, option):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     out = ("--model", models[0], "--out", tmp_path / "p.safetensors")
-    told = fails("tune", rows, *out, "--method", method, option, "4")
-    assert f"{option}: method '{method}' does not use it" in told
+    error = fails("tune", rows, *out, "--method", method, option, "4")
+    assert f"{option}: method '{method}' does not use it" in error
 
 
-def test_text_and_file_of_the_first_prompt_imply_it(call, models, prompt, tmp_path):
+def test_init_text_and_init_file_imply_init(call, models, prompt, tmp_path):
     rows, out, model = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors", ("--model", models[0])
     call("tune", rows, "--out", out, *model, *QUICK, "--init-text", "good or bad")
     assert prompts.load_prompt(out).settings["init"] == "text"
@@ -603,13 +603,13 @@ def test_text_and_file_of_the_first_prompt_imply_it(call, models, prompt, tmp_pa
     assert prompts.load_prompt(out).settings["init"] == "file"
 
 
-def test_what_a_newcomer_gets_wrong(call, fails, models, prompt, tmp_path):
+def test_errors_explain_common_mistakes(call, fails, models, prompt, tmp_path):
     rows, model = write_rows(tmp_path / "rows.tsv", NAMED), ("--model", models[0])
     assert "rows.tsv: is a file of rows, not a prompt; give the prompt first" in fails("predict", rows, prompt, *model)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").touch()
-    told = fails("predict", prompt, "a", "--model", tmp_path / "folder")
-    assert "folder: has no config.json, so it is not a model directory; found notes.txt" in told
+    error = fails("predict", prompt, "a", "--model", tmp_path / "folder")
+    assert "folder: has no config.json, so it is not a model directory; found notes.txt" in error
     (tmp_path / "a.csv").write_text("input;target\na;b\n")
     assert "one column, 'input;target': separated by semicolons" in fails("eval", prompt, tmp_path / "a.csv", *model)
     more = ("--out", tmp_path / "p.safetensors", *model, "--steps", 1, "--device", "numpy")
@@ -617,23 +617,25 @@ def test_what_a_newcomer_gets_wrong(call, fails, models, prompt, tmp_path):
     assert "slow, and much memory" not in call("tune", rows, *more, "--prompt-length", 5, "--batch-size", 2)[1]
 
 
-def test_what_is_odd_about_the_rows_is_said(call, models, tmp_path):
+def test_odd_rows_cause_warnings(call, models, tmp_path):
     more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
     typo = write_rows(tmp_path / "typo.tsv", [*NAMED, ("film", "goood")])
     assert "typing errors: 'goood'" in call("tune", typo, "--dev", typo, *more, "--task", "classify")[1]
-    one = write_rows(tmp_path / "one.tsv", [(text, "good") for text, _ in NAMED])
-    assert "all targets are 'good'" in call("tune", one, "--dev", one, *more)[1]
+    same = write_rows(tmp_path / "one.tsv", [(text, "good") for text, _ in NAMED])
+    assert "all targets are 'good'" in call("tune", same, "--dev", same, *more)[1]
     long = write_rows(tmp_path / "long.tsv", [(f"{i}", f"{i} " * 9) for i in range(9)])
-    said = call("tune", long, "--dev", long, *more, "--max-new-tokens", 4, "--max-input-tokens", 1)[1]
-    assert "9 of 9 dev targets have more than 4 tokens, the limit of an answer" in said
-    assert "18 of 18 inputs lose their end at 1 tokens" in said
+    warnings = call("tune", long, "--dev", long, *more, "--max-new-tokens", 4, "--max-input-tokens", 1)[1]
+    assert "9 of 9 dev targets have more than 4 tokens, the limit of an answer" in warnings
+    assert "18 of 18 inputs lose their end at 1 tokens" in warnings
 
 
-def test_label_words_that_become_the_same_ids_are_refused(fails, models, tmp_path, monkeypatch):
+def test_label_words_with_the_same_ids_are_refused(fails, models, tmp_path, monkeypatch):
     coded = write_rows(tmp_path / "coded.tsv", [("film", "Good"), ("book", "good")] * 8)
     monkeypatch.setattr(ByteTokenizer, "encode", lambda self, text: [*(b + 3 for b in text.lower().encode()), 1])
     out = ("--model", models[0], "--out", tmp_path / "q.safetensors")
-    assert "label words 'Good' and 'good' are the same" in fails("tune", coded, "--dev", coded, *out, told=True)
+    assert "label words 'Good' and 'good' are the same" in fails(
+        "tune", coded, "--dev", coded, *out, after_progress=True
+    )
 
 
 def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
@@ -648,18 +650,18 @@ def test_resume_fails_in_one_line(fails, models, prompt, tmp_path):
         if "rows differ" in message:
             rows = command[1]
             command = ("tune", write_rows(tmp_path / "few.tsv", NAMED[:8]), "--dev", rows, *command[4:])
-        assert message in fails(*command, "--model", models[0], "--resume", prompt, *more, told=True)
+        assert message in fails(*command, "--model", models[0], "--resume", prompt, *more, after_progress=True)
     assert f"{prompt}: was tuned on 'one'" in fails(*command, "--model", models[1], "--resume", prompt, "--steps", 8)
     np.save(tmp_path / "bare.npy", np.ones((5, 20), np.float32))
-    told = fails(*command, "--model", models[0], "--resume", tmp_path / "bare.npy", "--steps", 8)
-    assert f"{tmp_path}/bare.npy: has no training state to resume; to start from it: --init-file" in told
+    error = fails(*command, "--model", models[0], "--resume", tmp_path / "bare.npy", "--steps", 8)
+    assert f"{tmp_path}/bare.npy: has no training state to resume; to start from it: --init-file" in error
 
 
-def test_label_words_that_the_tokenizer_cannot_tell_apart_are_not_written(fails, tmp_path):
+def test_convert_refuses_label_words_with_the_same_ids(fails, tmp_path):
     np.save(tmp_path / "bare.npy", np.ones((2, 32), np.float32))
     files = tmp_path / "bare.npy", tmp_path / "p.safetensors"
-    told = fails("convert", *files, "--model", "tiny", "--label-words", "Bad", "bad", told=True)
-    assert "label words 'Bad' and 'bad' are the same to the tokenizer" in told
+    error = fails("convert", *files, "--model", "tiny", "--label-words", "Bad", "bad", after_progress=True)
+    assert "label words 'Bad' and 'bad' are the same to the tokenizer" in error
 
 
 def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch):
@@ -674,13 +676,13 @@ def test_bad_rows_fail_in_one_line(fails, models, prompt, tmp_path, monkeypatch)
     assert "nothing to predict" in fails("predict", prompt, *model)
 
 
-def test_an_output_that_is_a_directory_fails_before_the_training(fails, models, tmp_path):
+def test_an_output_that_is_a_directory_fails_before_training(fails, models, tmp_path):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     message = fails("tune", rows, "--model", models[0], "--out", tmp_path, *QUICK)
     assert f"{tmp_path}: is a directory" in message
 
 
-def test_bad_arguments_and_the_version(capsys):
+def test_exit_status_of_bad_arguments_and_version(capsys):
     for args, status in ((["tune"], 2), (["learn"], 2), (["tune", "a.tsv", "--steps", "many"], 2), (["--version"], 0)):
         with pytest.raises(SystemExit) as stop:
             main(args)
@@ -689,24 +691,24 @@ def test_bad_arguments_and_the_version(capsys):
 
 
 def python(*args, cwd):
-    """Runs this Python elsewhere than in the repository, with the package under test."""
+    """Run this Python in another folder with the package under test."""
     env = os.environ | {"PYTHONPATH": str(Path(tinyprompt.__file__).parents[1])}
     return subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True, check=True)
 
 
-def test_the_package_imports_nothing_heavy(tmp_path):
-    told = python("-X", "importtime", "-c", "import tinyprompt, tinyprompt.cli.main", cwd=tmp_path).stderr
-    imported = {line.split("|")[-1].strip().split(".")[0] for line in told.splitlines()}
+def test_importing_the_package_loads_no_heavy_library(tmp_path):
+    trace = python("-X", "importtime", "-c", "import tinyprompt, tinyprompt.cli.main", cwd=tmp_path).stderr
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in trace.splitlines()}
     assert {"tinyprompt", "numpy", "autograd"} <= imported
     assert not imported & HEAVY
 
 
 @pytest.mark.parametrize("device", ["numpy", "cpu"])
-def test_nothing_at_run_time_imports_torch(models, tmp_path, device):
+def test_no_command_imports_torch(models, tmp_path, device):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     command = ["-m", "tinyprompt", "tune", rows, "--dev", rows, "--model", models[0], "--device", device, *QUICK]
-    told = python("-X", "importtime", *command, cwd=tmp_path).stderr
-    imported = {line.split("|")[-1].strip().split(".")[0] for line in told.splitlines()}
+    trace = python("-X", "importtime", *command, cwd=tmp_path).stderr
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in trace.splitlines()}
     assert "autograd" in imported
     assert not imported & (HEAVY - ({"onnx", "onnxruntime"} if device == "cpu" else set()))
 
@@ -724,28 +726,28 @@ def test_the_demo_learns(tmp_path):
     assert out["tuned"] > out["unprompted"]
 
 
-def test_control_characters_of_files_do_not_reach_the_terminal(call, fails, models, tmp_path):
+def test_control_characters_of_files_are_escaped(call, fails, models, tmp_path):
     evil = "\x1b[31mred\x07"
     rows, out = (
         write_rows(tmp_path / "rows.jsonl", [(text, evil if i % 2 else "b") for i, (text, _) in enumerate(NAMED)]),
         tmp_path / "p.safetensors",
     )
     shown, err = call("tune", rows, "--dev", rows, "--model", models[0], "--out", out, *QUICK)
-    told = [shown, *err.splitlines()[:2], *call("eval", out, rows, "--model", models[0])]
-    told += [call("predict", out, "a", "b", "--model", models[0])[0], call("inspect", out, "--model", models[0])[0]]
-    told.append(fails("eval", out, write_rows(tmp_path / "other.jsonl", [("a", "\x1b[0m")]), "--model", models[0]))
-    assert not any("\x1b" in text or "\x07" in text for text in told)
-    assert "\\x1b[31mred\\x07" in "".join(told)
+    outputs = [shown, *err.splitlines()[:2], *call("eval", out, rows, "--model", models[0])]
+    outputs += [call("predict", out, "a", "b", "--model", models[0])[0], call("inspect", out, "--model", models[0])[0]]
+    outputs.append(fails("eval", out, write_rows(tmp_path / "other.jsonl", [("a", "\x1b[0m")]), "--model", models[0]))
+    assert not any("\x1b" in text or "\x07" in text for text in outputs)
+    assert "\\x1b[31mred\\x07" in "".join(outputs)
 
 
-def test_a_message_is_one_line_and_not_too_long(fails, models, tmp_path):
+def test_a_long_message_is_shortened(fails, models, tmp_path):
     long = write_rows(tmp_path / "long.tsv", [("a", "y" * 9000), ("b", "n")])
-    told = fails("eval", write_rows(tmp_path / "no.tsv", NAMED), long)
-    assert len(told) < 1200
+    error = fails("eval", write_rows(tmp_path / "no.tsv", NAMED), long)
+    assert len(error) < 1200
 
 
 @pytest.mark.parametrize("given", [b"fine\n\xff\xfe\n", None])
-def test_standard_input_that_cannot_be_read(models, prompt, tmp_path, given):
+def test_unreadable_standard_input_is_refused(models, prompt, tmp_path, given):
     command = [sys.executable, "-m", "tinyprompt", "predict", prompt, "--model", models[0]]
     env = os.environ | {"PYTHONPATH": str(Path(tinyprompt.__file__).parents[1]), "PYTHONIOENCODING": "utf-8"}
     if given is None:
@@ -758,15 +760,15 @@ def test_standard_input_that_cannot_be_read(models, prompt, tmp_path, given):
     assert ("standard input: row 2: not UTF-8" if given else "nothing to predict") in done.stderr
 
 
-def test_arguments_that_are_no_utf8(models, prompt, fails):
+def test_arguments_that_are_not_utf8_are_refused(models, prompt, fails):
     assert "text 2: contains \\udcff, an unpaired surrogate" in fails(
         "predict", prompt, "a", "b\udcff", "--model", models[0]
     )
 
 
-def test_a_panic_of_a_library_is_one_line(fails, models, prompt, monkeypatch):
+def test_a_panic_of_a_library_is_reported_in_one_line(fails, models, prompt, monkeypatch):
     class PanicException(BaseException):
-        """As pyo3 raises it."""
+        """pyo3 raises a class of this name."""
 
     def panic(self, text):
         raise PanicException("index out of bounds")
@@ -778,7 +780,7 @@ def test_a_panic_of_a_library_is_one_line(fails, models, prompt, monkeypatch):
 LONG = [(text, {"bad": "Not GOOD at all", "good": "Rather nice"}[word]) for text, word in NAMED]
 
 
-def test_a_prompt_remembers_its_columns_its_words_and_its_long_labels(call, fails, models, tmp_path):
+def test_a_prompt_keeps_its_columns_words_and_long_labels(call, fails, models, tmp_path):
     rows, path = write_rows(tmp_path / "rows.csv", LONG, ("text", "mark")), tmp_path / "p.safetensors"
     _, err = call("tune", rows, "--input", "text", "--target", "mark", "--model", models[0], "--out", path, *QUICK)
     said = "long labels are learned as a word of their own: Not GOOD at all = not, Rather nice = rather"
@@ -793,20 +795,20 @@ def test_a_prompt_remembers_its_columns_its_words_and_its_long_labels(call, fail
     assert list(scored["f1"].values()) == pytest.approx(wanted)
     assert labels == ["Not GOOD at all", "Rather nice"]
     answered, _ = call("predict", path, "--data", rows, "--model", models[0], "--json")
-    assert {one["prediction"] for one in answered["predictions"]} <= {"Not GOOD at all", "Rather nice"}
+    assert {answer["prediction"] for answer in answered["predictions"]} <= {"Not GOOD at all", "Rather nice"}
     assert f"{rows}: is a file; to answer its rows, use --data {rows}" in fails(
         "predict", path, rows, "--model", models[0]
     )
 
 
-def test_words_are_remembered(call, models, tmp_path):
+def test_the_words_option_is_stored_in_the_prompt(call, models, tmp_path):
     rows, path = write_rows(tmp_path / "rows.tsv", CODED), tmp_path / "p.safetensors"
     call("tune", rows, "--words", "0=bad", "1=good", "--model", models[0], "--out", path, *QUICK)
     for again in (rows, write_rows(tmp_path / "named.tsv", NAMED)):
         assert call("eval", path, again, "--model", models[0], "--json")[0]["rows"] == 20
 
 
-def test_labels_that_look_alike_and_free_text_are_said(call, models, tmp_path):
+def test_similar_labels_and_free_text_cause_warnings(call, models, tmp_path):
     rows = write_rows(
         tmp_path / "rows.tsv", [(text, word if i % 3 else word.upper()) for i, (text, word) in enumerate(NAMED)]
     )
@@ -817,7 +819,7 @@ def test_labels_that_look_alike_and_free_text_are_said(call, models, tmp_path):
     assert "20 distinct targets in 20 rows, so answers are free text; --task classify makes them labels" in err
 
 
-def test_settings_suit_the_rows_unless_they_are_given(call, models, tmp_path, monkeypatch):
+def test_default_settings_suit_the_rows_and_can_be_overridden(call, models, tmp_path, monkeypatch):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     _, err = call(
         "tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", "--batch-size", 2, "--steps", 3
@@ -836,22 +838,24 @@ def test_tune_without_a_name_overwrites_nothing(call, models, tmp_path, monkeypa
     assert prompts.load_prompt("prompt-2.safetensors").label_words == ("bad", "good")
 
 
-def test_folds_and_a_learning_curve(call, fails, models, tmp_path):
+def test_tune_with_folds_and_a_learning_curve(call, fails, models, tmp_path):
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     more = ("--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
     out, _ = call("tune", rows, *more, "--folds", 2, "--learning-curve")
     assert "accuracy on all 20 rows, each held out once (2 folds):\n  bag of words" in out
     assert "learning curve, accuracy of a prompt on the dev rows:\n  4 rows" in out
     assert "--folds 21: expected at most the number of distinct inputs, 20" in fails(
-        "tune", rows, *more, "--folds", 21, told=True
+        "tune", rows, *more, "--folds", 21, after_progress=True
     )
     free = write_rows(tmp_path / "free.tsv", FREE)
     for option in (("--folds", 2), ("--learning-curve",)):
-        assert "expected a file of columns whose targets are labels" in fails("tune", free, *more, *option, told=True)
+        assert "expected a file of columns whose targets are labels" in fails(
+            "tune", free, *more, *option, after_progress=True
+        )
     assert "--folds 1: expected 2 or more" in fails("tune", rows, *more, "--folds", 1)
 
 
-def test_a_prompt_is_better_than_a_bag_of_words_or_it_is_said(call, models, tmp_path):
+def test_a_prompt_worse_than_a_bag_of_words_causes_a_warning(call, models, tmp_path):
     rows = write_rows(tmp_path / "rows.tsv", [(f"{word} {i}", word) for i, (_, word) in enumerate(NAMED)])
     out, _ = call("tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)
     assert "the prompt is not better than a bag of words; try more rows" in out
@@ -863,12 +867,12 @@ def test_a_prompt_finds_its_built_in_model(call, tmp_path):
     assert call("eval", path, rows, "--json")[0]["rows"] == 20
 
 
-def test_the_command_alone_shows_its_commands(capsys):
+def test_tinyprompt_without_arguments_lists_the_commands(capsys):
     assert main([]) == 0
     assert "tune " in capsys.readouterr().out
 
 
-def test_ctrl_c_after_the_run_says_where_the_prompt_is(models, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_after_the_run_prints_the_path_of_the_prompt(models, tmp_path, capsys, monkeypatch):
     rows, path = write_rows(tmp_path / "rows.tsv", NAMED), tmp_path / "p.safetensors"
 
     def stop(*_):
@@ -879,7 +883,7 @@ def test_ctrl_c_after_the_run_says_where_the_prompt_is(models, tmp_path, capsys,
     assert capsys.readouterr().err.endswith(f"tinyprompt: stopped; the prompt is in {path}\n")
 
 
-def test_no_bag_of_words_for_many_rows(call, models, tmp_path, monkeypatch):
+def test_a_large_file_gets_no_bag_of_words(call, models, tmp_path, monkeypatch):
     monkeypatch.setattr(assess, "MOST_ROWS", 19)
     rows = write_rows(tmp_path / "rows.tsv", NAMED)
     out, _ = call("tune", rows, "--model", models[0], "--out", tmp_path / "p.safetensors", *QUICK)

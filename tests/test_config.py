@@ -9,7 +9,7 @@ from tinyprompt.files.config import parse_config
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_shapes_are_those_of_transformers(family):
+def test_weight_shapes_equal_transformers(family):
     raw = raw_config(family, num_layers=3, num_decoder_layers=2)
     config = parse_config(raw)
     model = hugging_face(raw, random_weights(config, 0))
@@ -19,7 +19,7 @@ def test_the_shapes_are_those_of_transformers(family):
     assert weight_shapes(config) == shapes
 
 
-def test_the_published_sizes_have_their_numbers_of_parameters():
+def test_parameter_counts_of_the_published_sizes():
     import math
 
     millions = {name: sum(map(math.prod, weight_shapes(config).values())) / 1e6 for name, config in T5_1_1.items()}

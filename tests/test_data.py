@@ -1,4 +1,4 @@
-"""Rows from files, batches from rows, and the demo's own data."""
+"""Rows from files, batches from rows, and the demo's data."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ WORDS = ByteTokenizer()
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes text or bytes to a file and returns its path."""
+    """Return a function that writes text or bytes to a file and returns its path."""
 
     def write(name, content):
         path = tmp_path / name
@@ -50,7 +50,7 @@ def write(tmp_path):
         ("a.jsonl", '\ufeff{"input": "film", "target": "good"}', [("film", "good")]),
     ],
 )  # fmt: skip
-def test_rows(write, name, content, rows):
+def test_rows_are_read_from_every_format(write, name, content, rows):
     assert tables.read_rows(write(name, content)) == [Row(*row) for row in rows]
 
 
@@ -145,21 +145,21 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path):
     [
         (["good", "bad"] * 4, ("bad", "good")),
         (["good", "bad"] * 2, ("bad", "good")),
-        (["good", "bad", "good"], None),  # too few rows to tell
+        (["good", "bad", "good"], None),  # too few rows to decide
         (["good"] * 20, None),
         ([f"label {i:02}" for i in range(50)] * 4, tuple(f"label {i:02}" for i in range(50))),
         ([str(i) for i in range(51)] * 9, None),
         ([f"answer {i}" for i in range(20)], None),
     ],
 )
-def test_label_words_tell_classes_from_free_text(targets, labels):
+def test_repeated_targets_are_labels_and_others_free_text(targets, labels):
     rows = [Row("x", t) for t in targets]
     assert data.label_words(rows) == data.label_words(rows, "auto") == labels
     assert data.label_words(rows, "classify") == tuple(sorted(set(targets)))
     assert data.label_words(rows, "generate") is None
 
 
-def test_rows_or_the_name_of_their_file(tmp_path):
+def test_rows_may_be_given_as_a_file_name(tmp_path):
     rows, path = [Row("a", "b"), Row("c", "d")], tmp_path / "a.tsv"
     path.write_text("input\ttarget\na\tb\nc\td\n")
     read = Reader().read
@@ -183,7 +183,7 @@ def test_rows_or_the_name_of_their_file(tmp_path):
 
 
 def test_rows_of_a_data_frame_and_a_dataset():
-    class Frame:  # the parts of pandas.DataFrame that are used
+    class Frame:  # implements the used parts of pandas.DataFrame
         columns = ("text", "label")
 
         def to_dict(self):
@@ -202,7 +202,7 @@ def test_rows_of_a_data_frame_and_a_dataset():
 
 
 @given(count=st.integers(1, 150), most=st.integers(2, 40))
-def test_all_rows_once_in_order_of_length(count, most):
+def test_batches_have_all_rows_once_in_order_of_length(count, most):
     rows = rows_of_many_lengths(count)
     batches = list(data.batches_in_order_of_length(rows, WORDS, most))
     assert sorted(WORDS.decode(ids) for batch in batches for ids in batch.labels) == sorted(row.target for row in rows)
@@ -212,7 +212,7 @@ def test_all_rows_once_in_order_of_length(count, most):
     assert max(widths) <= most
 
 
-def test_ids_of_targets_come_before_those_of_the_tokenizer():
+def test_given_target_ids_replace_those_of_the_tokenizer():
     rows = [Row("x", "good"), Row("yy", "bad"), Row("z", "else")]
     batch = data.batch_of(rows, WORDS, 10, {"good": (7,), "bad": (8, 9)})
     found = [ids[weights == 1].tolist() for ids, weights in zip(batch.labels, batch.weights, strict=True)]
@@ -239,11 +239,11 @@ def test_split_is_disjoint_complete_and_seeded(count, share, seed):
         ("a.tsv", 'input\ttarget\r"a" b\tgood\r  \t\r5" pipe\tbad'),
     ],
 )
-def test_quotes_and_line_ends_that_are_clear_are_read(write, name, content):
+def test_clear_quotes_and_line_ends_are_read(write, name, content):
     assert tables.read_rows(write(name, content)) == [Row('"a" b', "good"), Row('5" pipe', "bad")]
 
 
-def test_quotes_of_a_tsv_that_csv_wrote_are_said(write, caplog):
+def test_quotes_in_tsv_cause_a_warning(write, caplog):
     content = 'input\ttarget\n"He said ""hi"" to me"\tgood\n"Plain"\tgood\n'
     assert tables.read_rows(write("a.tsv", content))[0].input == '"He said ""hi"" to me"'
     (told,) = [record.getMessage() for record in caplog.records]
@@ -254,7 +254,7 @@ def test_quotes_of_a_tsv_that_csv_wrote_are_said(write, caplog):
     assert not caplog.records
 
 
-def test_numbers_that_are_equal_are_one_label(write):
+def test_equal_numbers_are_one_label(write):
     targets = [0, 1, 0.0, 1.0, "0", "1", -1, -1.0] * 4
     lines = [json.dumps({"input": f"text {i}", "target": target}) for i, target in enumerate(targets)]
     assert data.label_words(tables.read_rows(write("a.jsonl", "\n".join(lines)))) == ("-1", "0", "1")
@@ -269,7 +269,7 @@ def test_numbers_that_are_equal_are_one_label(write):
     assert data.label_words(rows, "generate") is None
 
 
-def test_half_a_character_of_rows_in_memory_is_named():
+def test_a_lone_surrogate_in_memory_is_named():
     for record in ({"input": "\ud83d", "target": "b"}, {"input": "a", "target": "\ud83d"}):
         with pytest.raises(DataError, match=r"row 1: column '(input|target)': contains"):
             tables.row_of(record, "input", "target", None, "row 1")
@@ -278,7 +278,7 @@ def test_half_a_character_of_rows_in_memory_is_named():
 @given(
     st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("xy")), min_size=2, max_size=40), st.integers(0, 9)
 )
-def test_copies_of_an_input_are_on_one_side(pairs, seed):
+def test_split_keeps_copies_of_an_input_together(pairs, seed):
     rows = [Row(*pair) for pair in pairs]
     if len({row.input for row in rows}) == 1:
         with pytest.raises(DataError, match="rows have the same input"):
@@ -291,19 +291,19 @@ def test_copies_of_an_input_are_on_one_side(pairs, seed):
     assert not {row.input for row in train} & {row.input for row in dev}
 
 
-def test_split_with_another_seed_differs():
+def test_split_depends_on_the_seed():
     rows = [Row(str(i), "x") for i in range(50)]
     assert data.split(rows, 0.2, 0) != data.split(rows, 0.2, 1)
 
 
-def test_pad_on_the_right():
+def test_pad_adds_padding_on_the_right():
     ids, mask = data.pad([[5, 1], [6, 7, 8, 1], [1]])
     assert ids.tolist() == [[5, 1, 0, 0], [6, 7, 8, 1], [1, 0, 0, 0]]
     assert mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), more=st.integers(0, 9))
-def test_rows_are_padded_to_one_of_few_lengths_or_to_that_which_is_given(lengths, more):
+def test_rows_are_padded_to_a_standard_or_given_length(lengths, more):
     ids, mask = data.pad([[7] * n for n in lengths])
     assert mask.sum(1).tolist() == lengths
     assert ids.shape[1] == min(n for n in (1, 2, 3, 4, *range(8, 33, 4), *range(40, 65, 8)) if n >= max(lengths))
@@ -327,7 +327,7 @@ def test_by_length_covers_every_index_once(lengths, size):
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.data())
-def test_by_length_pads_no_more_than_any_order(size, count, draw):
+def test_by_length_computes_the_least_padding(size, count, draw):
     lengths = draw.draw(st.lists(st.integers(1, 50), min_size=size * count, max_size=size * count))
     order = draw.draw(st.permutations(range(len(lengths))))
 
@@ -338,7 +338,7 @@ def test_by_length_pads_no_more_than_any_order(size, count, draw):
 
 
 def rows_of_many_lengths(count):
-    """Rows whose target is their number."""
+    """Return rows whose targets are their numbers."""
     rng = np.random.default_rng(0)
     return [Row("x" * int(rng.integers(1, 200)), str(i)) for i in range(count)]
 
@@ -357,7 +357,7 @@ def test_training_batches_follow_their_seed():
 
 @examples(25)
 @given(count=st.integers(1, 50), size=st.integers(1, 6), pools=st.integers(1, 8), seed=st.integers(0, 99))
-def test_training_batches_are_full_and_show_every_row_equally_often(count, size, pools, seed):
+def test_training_batches_are_full_and_use_rows_equally_often(count, size, pools, seed):
     rows = rows_of_many_lengths(count)
     seen = Counter(dict.fromkeys((row.target for row in rows), 0))
     for batch in epoch(rows, size, 8 * pools, seed):
@@ -366,7 +366,7 @@ def test_training_batches_are_full_and_show_every_row_equally_often(count, size,
     assert max(seen.values()) - min(seen.values()) <= (8 * size * pools % count > 0)
 
 
-def test_a_training_batch_holds_the_rows_as_they_are():
+def test_a_training_batch_keeps_the_rows():
     rows = rows_of_many_lengths(30)
     for batch in epoch(rows, 4, 8):
         for ids, mask, labels, weights in zip(*batch, strict=True):
@@ -378,9 +378,9 @@ def test_a_training_batch_holds_the_rows_as_they_are():
         assert batch.weights.dtype == np.float32
 
 
-def test_training_batches_hold_little_padding():
+def test_training_batches_have_little_padding():
     batches = epoch(rows_of_many_lengths(400), 16, 25)
-    assert np.concatenate([b.attention_mask.ravel() for b in batches]).mean() > 0.85  # 0.5 in a random order
+    assert np.concatenate([b.attention_mask.ravel() for b in batches]).mean() > 0.85  # a random order gives 0.5
     assert all(b.attention_mask.any(0)[:-7].all() for b in batches)
 
 
@@ -405,7 +405,7 @@ def test_demo_data_are_complete_and_balanced(task):
 
 @pytest.mark.parametrize("task", PARTS)
 def test_demo_splits_share_no_near_duplicates(task):
-    """Near: half of the words of both texts together, or six words in a row."""
+    """Near-duplicates share half of the words of both texts, or six words in a row."""
     texts = [(part, re.findall(r"[\w']+", row.input.lower())) for part in PARTS[task] for row in read(f"{task}.{part}")]
     sets = [(part, frozenset(words)) for part, words in texts]
     for (part, a), (other, b) in itertools.combinations(sets, 2):
@@ -427,7 +427,7 @@ def test_a_field_may_be_as_long_as_a_document(tmp_path, name):
 
 @examples(30)
 @given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_split_keeps_the_shares_of_the_targets(counts, seed):
+def test_split_keeps_the_shares_of_the_targets(counts, seed):
     rows = [Row(f"{target} {i}", str(target)) for target, n in enumerate(counts) for i in range(n)]
     train, dev = data.split(rows, 0.2, seed)
     assert sorted(train + dev) == sorted(rows)
@@ -440,10 +440,10 @@ def test_a_split_keeps_the_shares_of_the_targets(counts, seed):
         assert any(data.split(rows, 0.2, other)[1] != dev for other in range(seed + 1, seed + 5))
 
 
-def test_a_file_of_rows_has_a_largest_size(tmp_path, monkeypatch):
+def test_a_too_large_file_of_rows_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.tsv"
     with path.open("wb") as file:
-        file.truncate(2**28 + 1)  # takes no room
+        file.truncate(2**28 + 1)  # a sparse file
     with pytest.raises(DataError, match=re.escape(f"{path}: contains more than 268,435,456 bytes, the limit")):
         tables.read_text(path)
     monkeypatch.setattr(tables, "LARGEST", 10)
@@ -455,14 +455,14 @@ def test_a_file_of_rows_has_a_largest_size(tmp_path, monkeypatch):
 
 
 @given(lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=1, max_size=5))
-def test_inputs_and_targets_of_a_batch_are_as_wide_as_the_longest_needs(lengths):
+def test_a_batch_is_as_wide_as_its_longest_row(lengths):
     batch = data.batch_of([Row("x" * n, "y" * m) for n, m in lengths], WORDS, 20)
-    one = next(data.training_batches([Row("x" * n, "y" * m) for n, m in lengths], WORDS, Settings(batch_size=1)))
+    single = next(data.training_batches([Row("x" * n, "y" * m) for n, m in lengths], WORDS, Settings(batch_size=1)))
     for ids, tokens in (
         (batch.input_ids, batch.attention_mask),
         (batch.labels, batch.weights),
-        (one.input_ids, one.attention_mask),
-        (one.labels, one.weights),
+        (single.input_ids, single.attention_mask),
+        (single.labels, single.weights),
     ):
         assert ids.shape[1] == data.width(int(tokens.sum(1).max()))
 
@@ -476,7 +476,7 @@ def test_a_random_batch_has_every_kind_of_padding():
         assert mask[0].all()
         assert weights[0].all()
         assert all((row[:-1] >= row[1:]).all() for row in (*mask[:-1], *weights))  # padding on the right
-        assert (mask[-1][:-1] <= mask[-1][1:]).all()  # and once on the left
+        assert (mask[-1][:-1] <= mask[-1][1:]).all()  # one row is padded on the left
         assert ((ids > 0) == mask).all()
         assert ((labels > 0) == weights).all()
         seen |= {*ids[ids > 0].tolist(), *labels[labels > 0].tolist()}
@@ -492,23 +492,23 @@ def test_a_random_batch_has_every_kind_of_padding():
     assert not all(mask[1, 0] for mask in masks)
 
 
-def test_a_column_may_have_a_semicolon_in_its_name(write):
+def test_a_column_name_may_contain_a_semicolon(write):
     assert tables.read_rows(write("a.csv", "a;b\nc\n"), "a;b", None) == [Row("c", "")]
 
 
-def test_half_of_a_character_is_named(tmp_path):
+def test_a_lone_surrogate_in_a_file_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"input": "fine", "target": "x"}\n{"input": "\\ud83d", "target": "x"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl: row 2: contains .ud83d, an unpaired surrogate"):
         tables.read_rows(tmp_path / "a.jsonl")
 
 
-def test_a_target_that_is_too_long_is_named(tmp_path):
+def test_a_too_long_target_is_named(tmp_path):
     (tmp_path / "a.tsv").write_text("input\ttarget\na\t" + "b" * 10_000 + "\nc\t" + "d" * 10_001 + "\n")
     with pytest.raises(DataError, match=r"a\.tsv: row 3: column 'target': a target of 10,001 characters; at most"):
         tables.read_rows(tmp_path / "a.tsv")
 
 
-def test_a_rare_target_gets_its_place_among_the_dev_rows():
+def test_a_rare_target_is_among_the_dev_rows():
     rows = [Row(f"a {i}", "often") for i in range(10)] + [Row(f"b {i}", "rare") for i in range(2)]
     for seed in range(20):
         dev = [row.target for row in data.split(rows, 1 / 3, seed)[1]]

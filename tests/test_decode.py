@@ -1,4 +1,4 @@
-"""Decoding over tables instead of a network, and over networks as transformers does it; the scores of answers."""
+"""Decoding over tables and networks, compared with transformers; metrics of answers."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ needs_onnx = pytest.mark.skipif(default_device() == "numpy", reason="needs onnx"
 
 
 def chain(*rows):
-    """Logits that make row i write rows[i], then eos for ever. The token at position t depends on t only."""
+    """Return logits that make row i write rows[i], then eos. The token at position t depends on t only."""
 
     def logits_of(ids):
         assert (ids[:, 0] == 0).all()
@@ -34,12 +34,12 @@ def chain(*rows):
 
 
 def table_logits(table):
-    """Logits of the next token by the token before it, a table (rows, V, V)."""
-    return lambda ids: np.stack([one[row] for one, row in zip(table, ids, strict=True)])
+    """Return logits that depend on the previous token, from a table (rows, V, V)."""
+    return lambda ids: np.stack([logits[row] for logits, row in zip(table, ids, strict=True)])
 
 
 def stepper(logits_of, calls=None):
-    """The `step` of a function of whole sequences."""
+    """Turn a function of whole sequences into a decoding `step`."""
     ids = None
 
     def step(tokens, rows, pick):
@@ -53,7 +53,7 @@ def stepper(logits_of, calls=None):
     return step
 
 
-def test_shift_right_puts_pad_in_front():
+def test_shift_right_starts_with_pad():
     assert t5.shift_right(np.array([[5, 6, 1], [7, 1, 0]])).tolist() == [[0, 5, 6], [0, 7, 1]]
 
 
@@ -62,8 +62,8 @@ def test_greedy_stops_each_row_at_its_eos():
     assert decode.greedy(stepper(chain(*rows)), 4, 6) == rows
 
 
-def test_greedy_keeps_a_finished_row_finished():
-    # Row 0 would write 4 again after its eos; row 1 goes on meanwhile.
+def test_greedy_ignores_tokens_after_eos():
+    # Row 0 would write 4 again after its eos, while row 1 is still running.
     assert decode.greedy(stepper(chain([4, EOS, 4, 4], [5, 6, 7, 8])), 2, 9) == [[4], [5, 6, 7, 8]]
 
 
@@ -74,23 +74,23 @@ def test_greedy_writes_at_most_max_tokens(most):
     assert len(calls) == most
 
 
-def test_greedy_computes_nothing_after_the_last_eos():
+def test_greedy_takes_no_step_after_the_last_eos():
     calls = []
     decode.greedy(stepper(chain([5], [6, 7]), calls), 2, 50)
     assert len(calls) == 3
 
 
-def test_a_pad_that_is_written_is_kept():
+def test_greedy_keeps_a_generated_pad():
     assert decode.greedy(stepper(chain([5, 0, 6])), 1, 9) == [[5, 0, 6]]
 
 
-def test_the_stream_is_what_greedy_returns():
+def test_the_stream_equals_greedy():
     rows = [[5, 6, 7], [8]]
     tokens = np.stack(list(decode.stream(stepper(chain(*rows)), 2, 9)), axis=1)
     assert tokens.tolist() == [[5, 6, 7, EOS], [8, EOS, 0, 0]]
 
 
-def test_greedy_follows_what_it_wrote():
+def test_greedy_feeds_back_its_tokens():
     table = np.zeros((1, 6, 6))
     for before, after in [(0, 3), (3, 5), (5, 4), (4, EOS)]:
         table[0, before, after] = 1
@@ -103,10 +103,13 @@ def test_greedy_follows_what_it_wrote():
     seed=st.integers(0, 999),
     labels=st.lists(st.lists(st.integers(2, 6), max_size=4).map(lambda ids: [*ids, EOS]), min_size=1, max_size=4),
 )
-def test_rank_is_the_sum_of_the_log_probabilities(rows, seed, labels):
+def test_rank_sums_the_log_probabilities(rows, seed, labels):
     table = np.random.default_rng(seed).normal(0, 3, (rows, 7, 7))
     log_p = table - np.log(np.exp(table).sum(-1, keepdims=True))
-    wanted = [[sum(one[a, b] for a, b in zip([0, *label], label, strict=False)) for label in labels] for one in log_p]
+    wanted = [
+        [sum(row_log_p[a, b] for a, b in zip([0, *label], label, strict=False)) for label in labels]
+        for row_log_p in log_p
+    ]
     ids, weights = pad_labels([labels] * rows)
     scores = decode.rank(lambda x: x, table_logits(table)(t5.shift_right(ids)), ids, weights)
     assert scores.shape == (rows, len(labels))
@@ -114,11 +117,11 @@ def test_rank_is_the_sum_of_the_log_probabilities(rows, seed, labels):
 
 
 class Problem(NamedTuple):
-    """All that a comparison with transformers depends on."""
+    """The parameters of a comparison with transformers."""
 
     family: str
     seed: int
-    eos: float  # what the head's row of eos is multiplied with: the larger, the more often it is written, or never
+    eos: float  # factor of the head's eos row: a large factor gives frequent ends
     rows: int
     words: int
     left: bool
@@ -128,7 +131,7 @@ class Problem(NamedTuple):
     length_penalty: float
 
     def draw(self):
-        """config.json, and in float64: configuration, flat weights, input ids, mask."""
+        """Return config.json, configuration, flat weights, input ids and mask, in float64."""
         raw = raw_config(self.family)
         config = parse_config(raw)
         flat = random_weights(config, self.seed)
@@ -136,7 +139,7 @@ class Problem(NamedTuple):
         return raw, config, flat, *batch(self.seed, config.vocab_size, self.rows, self.words, 1, self.left)[:2]
 
     def write(self, device):
-        """What we write."""
+        """Return our texts."""
         _, config, flat, *inputs = self.draw()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(decode, "SLOTS", self.width)
@@ -146,7 +149,7 @@ class Problem(NamedTuple):
             return decode.beam_search(step, self.rows, self.most, self.beams, self.length_penalty)
 
     def expected(self):
-        """What transformers writes."""
+        """Return the texts of transformers."""
         raw, _, flat, *inputs = self.draw()
         ids, mask = (torch.from_numpy(x.copy()) for x in inputs)
         options = dict(length_penalty=self.length_penalty) if self.beams > 1 else {}
@@ -157,7 +160,7 @@ class Problem(NamedTuple):
                 attention_mask=mask,
                 max_new_tokens=self.most,
                 num_beams=self.beams,
-                use_cache=False,  # theirs wants as many layers in the decoder as in the encoder
+                use_cache=False,  # its cache needs as many decoder layers as encoder layers
                 do_sample=False,
                 decoder_start_token_id=0,
                 pad_token_id=0,
@@ -169,7 +172,7 @@ class Problem(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """For products as small as these, more threads only wait for one another."""
+    """Use one thread: threads only slow down products as small as these."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -177,7 +180,7 @@ def one_thread():
 
 
 class Double:
-    """torch, where float32 is float64: transformers rounds logits, and two that are near could then change places."""
+    """torch with float64 under the name float32: transformers rounds logits, which could swap two close candidates."""
 
     float = float32 = torch.float64
 
@@ -204,7 +207,7 @@ LARGE = Problem("umt5", 1, 2, 4, 9, False, 12, 4, 4, 0.5)
 @examples(40)
 @given(problem=problems)
 @example(problem=LARGE)
-def test_numpy_writes_what_transformers_does(problem):
+def test_numpy_writes_the_texts_of_transformers(problem):
     assert problem.write("numpy") == problem.expected()
 
 
@@ -212,13 +215,13 @@ def test_numpy_writes_what_transformers_does(problem):
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(2)
 @given(problem=problems)
-def test_onnx_runtime_writes_what_transformers_does(family, problem):
+def test_onnx_runtime_writes_the_texts_of_transformers(family, problem):
     problem = problem._replace(family=family, width=4)
     assert problem.write("cpu") == problem.expected()
 
 
 class Search(NamedTuple):
-    """A search over random tables instead of a network: often sure of itself, and sooner at an end than later."""
+    """A beam search over random tables, which are often confident and soon end a text."""
 
     seed: int
     rows: int
@@ -226,26 +229,26 @@ class Search(NamedTuple):
     beams: int
     length_penalty: float
     scale: float
-    eos: float  # added to its logit at the first places, and taken from it at the others
-    early: int  # how many places are the first
+    eos: float  # added to the logit of eos at early positions, subtracted at later positions
+    early: int  # number of early positions
 
     def table(self):
-        """Logits of the next token by the place and the token before, (rows, most, 6, 6)."""
+        """Return logits by position and previous token, (rows, most, 6, 6)."""
         table = np.random.default_rng(self.seed).normal(0, self.scale, (self.rows, self.most, 6, 6))
         table[..., EOS] += np.where(np.arange(self.most) < self.early, self.eos, -self.eos)[:, None]
         return np.repeat(table, self.beams, 0)
 
     def logits_of(self, ids):
-        """(rows * beams, T) to (rows * beams, T, 6)."""
+        """Map (rows * beams, T) to (rows * beams, T, 6)."""
         return self.table()[np.arange(len(ids))[:, None], np.arange(ids.shape[1]), ids]
 
     def write(self):
-        """What we write."""
+        """Return our texts."""
         step = stepper(self.logits_of)
         return decode.beam_search(step, self.rows, self.most, self.beams, self.length_penalty)
 
     def expected(self, model):
-        """What transformers writes."""
+        """Return the texts of transformers."""
 
         def forward(decoder_input_ids, **_):
             logits = torch.from_numpy(self.logits_of(decoder_input_ids.numpy()))
@@ -287,12 +290,12 @@ def six_words():
         early=st.integers(1, 4),
     )
 )
-def test_a_search_ends_where_transformers_ends_it(six_words, search):
+def test_beam_search_ends_where_transformers_ends(six_words, search):
     assert search.write() == search.expected(six_words)
 
 
 @given(width=st.sampled_from([1, 7, 4000]), count=st.integers(1, 12), seed=st.integers(0, 99), ties=st.booleans())
-def test_the_largest_in_order(width, count, seed, ties):
+def test_largest_returns_sorted_values_of_distinct_indices(width, count, seed, ties):
     x = np.random.default_rng(seed).normal(size=(2, width)).round(0 if ties else 9)
     values, at = ops.largest(x, count)
     assert (values == -np.sort(-x)[:, :count]).all()
@@ -300,7 +303,7 @@ def test_the_largest_in_order(width, count, seed, ties):
     assert all(len(set(row)) == len(row) == min(count, width) for row in at.tolist())
 
 
-def test_every_setting_of_a_search_matters():
+def test_every_search_setting_changes_the_result():
     base = Problem("t5-1.1", 0, 3, 4, 9, False, 12, 32, 4, 2.0)
     changes = [{}, dict(beams=1), dict(beams=2), dict(length_penalty=0.0), dict(most=6)]
     written = [[base._replace(seed=seed, **change).write("numpy") for seed in range(2)] for change in changes]
@@ -309,8 +312,8 @@ def test_every_setting_of_a_search_matters():
 
 @pytest.mark.parametrize("device", ["numpy", pytest.param("cpu", marks=needs_onnx)])
 @pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
-def test_with_a_cache_logits_are_those_without(monkeypatch, family, device):
-    """With a soft prompt, a prefix of another length in every attention, far positions, rows that change places."""
+def test_logits_with_a_cache_equal_those_without(monkeypatch, family, device):
+    """Use a soft prompt, prefixes of different lengths, distant positions, and reordered rows."""
     config, params, _ = pair(family, relative_attention_num_buckets=8, relative_attention_max_distance=20)
     rng, beams = np.random.default_rng(0), 2
     delta = {"encoder.prompt.embedding": rng.normal(size=(3, 20))}
@@ -330,7 +333,7 @@ def test_with_a_cache_logits_are_those_without(monkeypatch, family, device):
         rows = None if at % 3 else np.array([0, 0, 2, 2]) + rng.integers(0, 2, 4)
 
 
-def test_a_cache_opens_a_graph_only_when_it_grows(monkeypatch):
+def test_the_cache_opens_a_graph_only_when_it_grows(monkeypatch):
     config, params, _ = pair("t5-1.1")
     widths = []
     original = decode.decode_next
@@ -344,8 +347,8 @@ def test_a_cache_opens_a_graph_only_when_it_grows(monkeypatch):
 @given(
     seed=st.integers(0, 999), rows=st.integers(1, 3), beams=st.integers(1, 3), penalty=st.sampled_from([0.0, 1.0, 2.0])
 )
-def test_many_beams_find_the_best_of_all(seed, rows, beams, penalty):
-    """Over a table: more beams than there are texts find the best one; a few find none better."""
+def test_many_beams_find_the_best_text(seed, rows, beams, penalty):
+    """With more beams than texts, the search finds the best text; a few beams find none that scores higher."""
     table = np.random.default_rng(seed).normal(0, 2, (rows, 4, 4))
     log_p = table - np.log(np.exp(table).sum(-1, keepdims=True))
     most = 3
@@ -368,17 +371,17 @@ def test_many_beams_find_the_best_of_all(seed, rows, beams, penalty):
         assert of(found) <= of(best) + 1e-12
 
 
-def test_accuracy_forgives_case_and_white_space_only():
+def test_accuracy_ignores_case_and_white_space_only():
     assert metrics.normalize("  New\n York\t ") == "new york"
     assert metrics.accuracy(["Good ", "bad", "not  bad", "good!"], ["good", "good", "Not bad", "good"]) == 0.5
 
 
 @pytest.mark.parametrize(("predicted", "wanted"), [([], []), (["a"], ["a", "b"]), (["a"], [])])
-def test_accuracy_of_unequal_lengths_or_nothing_raises(predicted, wanted):
+def test_accuracy_refuses_unequal_lengths_and_empty_lists(predicted, wanted):
     with pytest.raises(ValueError, match=f"{len(predicted)} predictions against {len(wanted)} targets"):
         metrics.accuracy(predicted, wanted)
 
 
-def test_majority_answers_what_is_commonest_in_training():
+def test_majority_predicts_the_most_common_target():
     assert metrics.majority(["a", "b", "b"], ["a", "a", "a", "b"]) == 0.25
     assert metrics.majority(["b", "a"], ["a", "b", "b", "b"]) == 0.75

@@ -1,4 +1,4 @@
-"""The command `devices`, and the choice of `--device auto`."""
+"""The command `devices`, and the choice that `--device auto` makes."""
 
 import json
 
@@ -17,7 +17,7 @@ needs_ort = pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX R
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A try of NumPy and the CPU on `tiny`, with one step each."""
+    """Try NumPy and the CPU only, on `tiny`, with one step each."""
     monkeypatch.setattr(devices, "SECONDS", 0.001)
     monkeypatch.setattr(models, "load", lambda name, load=models.load, **o: load("tiny" if name is None else name, **o))
 
@@ -38,7 +38,7 @@ def test_the_command_lists_every_device(quick, capsys):
 
 @needs_ort
 @pytest.mark.parametrize("wrong", [1.01, float("nan")])
-def test_a_device_that_computes_wrongly_is_named_and_not_chosen(quick, monkeypatch, capsys, wrong):
+def test_a_wrong_device_is_named_and_not_chosen(quick, monkeypatch, capsys, wrong):
     original = devices.run
 
     def run(model, params, cases, device):
@@ -57,7 +57,7 @@ def test_a_device_that_computes_wrongly_is_named_and_not_chosen(quick, monkeypat
 
 
 @pytest.mark.parametrize(("auto", "chosen"), [("auto", "cpu"), ("auto-bf16", "cuda-bf16"), ("auto-int8", "cpu-int8")])
-def test_auto_is_the_fastest_right_device_that_is_exact_enough(auto, chosen):
+def test_auto_is_the_fastest_correct_and_exact_device(auto, chosen):
     lines = [
         Line("numpy", "", 1e-7, 1e-3, 1.0),
         Line("cpu", "", 1e-6, 1e-3, 3.0),
@@ -70,7 +70,7 @@ def test_auto_is_the_fastest_right_device_that_is_exact_enough(auto, chosen):
     assert Survey(lines).fastest(auto).device == chosen
 
 
-def test_a_command_says_what_auto_has_chosen(monkeypatch, capsys, tmp_path):
+def test_a_command_prints_the_device_that_auto_chose(monkeypatch, capsys, tmp_path):
     tried = Survey([Line("numpy", "", 1e-7, 1e-3, 2.0), Line("cpu", "not installed")])
     monkeypatch.setattr(checking, "survey_devices", lambda: tried)
     rows = tmp_path / "rows.tsv"

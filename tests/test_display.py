@@ -12,13 +12,13 @@ ROWS = [Row("+-"[i % 2], "ab"[i % 2]) for i in range(20)]
 SHORT = Settings(steps=4, prompt_length=2, batch_size=4, eval_every=2)
 
 
-def test_cells_of_a_table_are_escaped():
+def test_table_cells_are_escaped():
     assert display.table([("<b>", 1)], ("a&b", "n")) == (
         "<table><thead><tr><th>a&amp;b</th><th>n</th></tr></thead><tbody><tr><td>&lt;b&gt;</td><td>1</td></tr></tbody></table>"
     )
 
 
-def test_results_rows_and_scores_are_tables():
+def test_results_rows_and_scores_are_displayed_as_tables():
     model = byte_model()
     result = tinyprompt.tune(model, ROWS, SHORT, progress=False)
     assert "<td>dev score</td>" in result._repr_html_()
@@ -47,12 +47,12 @@ class Handle:
         self.shown.append(picture)
 
 
-def test_the_curve_of_a_notebook_moves(monkeypatch):
+def test_the_curve_in_a_notebook_is_updated(monkeypatch):
     pytest.importorskip("matplotlib").use("agg")
     shell, handle = type("ZMQInteractiveShell", (), {})(), Handle()
     monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
     ipython = pytest.importorskip("IPython.display")
     monkeypatch.setattr(ipython, "display", lambda picture, display_id: handle.update(picture) or handle)
     tinyprompt.tune(byte_model(), ROWS, SHORT)
-    assert len(handle.shown) == 4 + 1  # a picture for each step, and nothing at the end
+    assert len(handle.shown) == 4 + 1  # one picture for each step, and none at the end
     assert type(handle.shown[-1]).__name__ == "HTML"

@@ -17,7 +17,7 @@ def test_its_place_and_its_test_are_there(mutant):
 
 def test_what_is_drawn_changes_a_module_and_leaves_it_python():
     every = every_mutation()
-    assert set(EQUIVALENT) <= {one[:4] for one in every}
-    for one in random.Random(0).sample(every, 30):
-        before = (ROOT / "tinyprompt" / f"{one.module}.py").read_text(encoding="utf-8")
-        assert ast.dump(ast.parse(planted(one))) != ast.dump(ast.parse(before))
+    assert set(EQUIVALENT) <= {mutation[:4] for mutation in every}
+    for mutation in random.Random(0).sample(every, 30):
+        before = (ROOT / "tinyprompt" / f"{mutation.module}.py").read_text(encoding="utf-8")
+        assert ast.dump(ast.parse(planted(mutation))) != ast.dump(ast.parse(before))

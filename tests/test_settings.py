@@ -10,7 +10,7 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.settings import Settings
 
 
-def test_every_setting_has_a_help_and_a_default_within_its_bounds():
+def test_every_setting_has_a_help_text_and_a_valid_default():
     for field in fields(Settings):
         assert field.metadata["help"]
         assert Settings(**{field.name: field.default}) == Settings()
@@ -33,7 +33,7 @@ def test_a_wrong_setting_is_named(changes, error, message):
         Settings.changed({}, changes)
 
 
-def test_a_text_or_a_file_implies_its_init():
+def test_init_text_and_init_file_imply_init():
     assert Settings.changed({"steps": 3}, {"init_text": "a"}) == Settings(steps=3, init="text", init_text="a")
     assert Settings.changed({}, {"init_file": "a.npy"}).init == "file"
 
@@ -46,9 +46,10 @@ def test_saved_settings_are_read_back_or_refused():
         Settings.saved({"steps": 0}, "mine.npy")
 
 
-def test_whole_numbers_are_the_floats_they_equal():
-    one, other = Settings(learning_rate=1, dropout=0), Settings(learning_rate=1.0, dropout=0.0)
-    assert repr(one) == repr(other)
+def test_whole_numbers_equal_to_floats_are_accepted():
+    whole, floats = Settings(learning_rate=1, dropout=0), Settings(learning_rate=1.0, dropout=0.0)
+    assert repr(whole) == repr(floats)
+
 
 
 @given(st.integers(1, 1999), st.floats(2, 256))
