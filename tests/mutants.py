@@ -1,11 +1,11 @@
-"""Faults planted on purpose: each must be caught by the test that is named beside it.
+"""Planted faults, each of which the test beside it must catch.
 
-    python tests/mutants.py            # all of them, two at a time: "89 of 89 caught"
-    python tests/mutants.py softmax    # those whose description has the word
+    python tests/mutants.py            # all faults, two at a time: "89 of 89 caught"
+    python tests/mutants.py softmax    # faults whose description contains the word
     python tests/mutants.py --random 40 7   # 40 small mutations of the core, drawn with seed 7: how many are caught?
 
-A fault is a piece of text that occurs once in a module, and what is put in its place, in a copy of the package.
-The exit status is 1 if no test fails on one, unless it is in EQUIVALENT.
+A fault replaces a piece of text that occurs once in a module, in a copy of the package. The exit status is 1 if a fault
+is not caught, or if a drawn mutation is neither caught nor listed in EQUIVALENT.
 """
 
 import ast
@@ -64,7 +64,7 @@ MUTANTS = [
         "device/sessions",
         "key = tuple(map(id, sources))",
         "key = ()",
-        "test_device.py::test_a_text_in_int8_is_written_by_the_weights_that_are_given",
+        "test_device.py::test_int8_decoding_uses_the_given_weights",
     ),
     Mutant(
         "a boxed constant beside a traced array is unboxed",
@@ -106,21 +106,21 @@ MUTANTS = [
         "lowering/gradients",
         "numpy_wrapper._np = own\n",
         "pass\n",
-        "test_gradients.py::test_importing_and_lowering_leave_autograd_as_it_was",
+        "test_gradients.py::test_importing_and_lowering_do_not_change_autograd",
     ),
     Mutant(
         "a thawed weight keeps its checksum",
         "lowering/trace",
         "if is_sealed(array):\n        return None",
         "if True:\n        return None",
-        "test_frozen.py::test_a_weight_that_is_thawed_and_changed_is_quantised_again",
+        "test_frozen.py::test_a_changed_weight_is_quantised_again",
     ),
     Mutant(
         "equal arguments share a graph",
         "lowering/trace",
         "return type(value), repr(value), value if value == value else None",
         "return value if value == value else None",
-        "test_frozen.py::test_arguments_that_are_equal_but_different_have_two_graphs",
+        "test_frozen.py::test_equal_arguments_of_different_types_have_two_graphs",
     ),
     Mutant(
         "a session is read again after another thread may have closed it",
@@ -134,28 +134,28 @@ MUTANTS = [
         "lowering/graph",
         'if c.size > 3 and c.dtype.kind == "f"]',
         'if c.size > 3 and c.dtype.kind == "c"]',
-        "test_device.py::test_large_constants_are_inputs_where_a_provider_asks_for_it",
+        "test_device.py::test_large_constants_are_inputs_if_a_provider_needs_it",
     ),
     Mutant(
         "an array that stays on a device is overwritten while something else reads it",
         "lowering/graph",
         "read.count(place) == 1",
         "read.count(place) >= 1",
-        "test_device.py::test_an_array_that_stays_is_overwritten_only_where_nothing_else_reads_it",
+        "test_device.py::test_a_kept_array_is_overwritten_only_if_nothing_else_reads_it",
     ),
     Mutant(
         "an input that nothing reads is given to a session",
         "lowering/graph",
         "self.inputs = [x for x in self.inputs if x.name in read]",
         "self.inputs = [x for x in self.inputs if x.name]",
-        "test_device.py::test_an_input_that_nothing_reads_is_not_passed",
+        "test_device.py::test_an_unused_input_is_not_passed",
     ),
     Mutant(
         "integers of 64 bits are computed in 32",
         "device/sessions",
         "> LARGEST",
         "> 2 * LARGEST",
-        "test_device.py::test_numbers_of_64_bits_are_refused_where_they_would_be_computed_in_32",
+        "test_device.py::test_64_bit_numbers_are_refused_on_a_32_bit_provider",
     ),
     Mutant(
         "a function without a gradient is right",
@@ -505,35 +505,35 @@ MUTANTS = [
         "methods",
         'if "layer_norm." in name or "relative_attention_bias" in name:',
         'if "layer_norm." in name:',
-        "test_details.py::test_bitfit_is_every_vector_and_every_position_bias",
+        "test_details.py::test_bitfit_trains_every_vector_and_every_position_bias",
     ),
     Mutant(
         "the z-loss is ignored in training",
         "train",
         "next(batches), drop, settings.z_loss)",
         "next(batches), drop, 0.0)",
-        "test_details.py::test_the_z_loss_is_part_of_what_is_trained",
+        "test_details.py::test_the_z_loss_is_part_of_the_training_loss",
     ),
     Mutant(
         "the seed of dropout is ignored",
         "train",
         "t5.dropout(settings.dropout, settings.seed, step)",
         "t5.dropout(settings.dropout, 0, step)",
-        "test_details.py::test_dropout_follows_the_seed_of_the_settings",
+        "test_details.py::test_dropout_follows_the_seed",
     ),
     Mutant(
         "the schedule is a step ahead",
         "train",
         "learning_rate(step - 1)",
         "learning_rate(step)",
-        "test_details.py::test_the_learning_rate_of_a_step_is_that_of_its_number",
+        "test_details.py::test_the_learning_rate_follows_the_step",
     ),
     Mutant(
         "no shuffling",
         "data",
         "waiting += rng.permutation(len(rows)).tolist()",
         "waiting += list(range(len(rows)))",
-        "test_details.py::test_rows_are_shuffled_anew_in_every_epoch",
+        "test_details.py::test_rows_are_shuffled_differently_in_each_epoch",
     ),
     Mutant(
         "sequences side by side see each other",
@@ -575,28 +575,28 @@ MUTANTS = [
         "ensemble",
         "(votes[text], means.get(text, 0.0))",
         "votes[text]",
-        "test_ensemble.py::test_of_answers_with_as_many_votes",
+        "test_ensemble.py::test_a_tie_goes_to_the_higher_mean_score",
     ),
     Mutant(
         "a CUDA graph reads the inputs that it was recorded with",
         "device/sessions",
         "                fill(value, x)\n",
         "                pass\n",
-        "test_device.py::test_a_recorded_run_reads_what_it_is_given_now",
+        "test_device.py::test_a_recorded_run_reads_its_current_inputs",
     ),
     Mutant(
         "in bf16 what is read in float32 too is rounded",
         "lowering/halves",
         "and not all(u.name in found",
         "and not any(u.name in found",
-        "test_halves.py::test_what_is_read_in_float32_stays_in_float32",
+        "test_halves.py::test_arrays_read_in_float32_stay_in_float32",
     ),
     Mutant(
         "decoding with a cache sees padding",
         "decode",
         "states_bias=t5.additive(mask, x.dtype), **weights)\n    new",
         "states_bias=t5.additive(mask * 0 + 1, x.dtype), **weights)\n    new",
-        "test_details.py::test_the_next_token_sees_no_padding_of_the_input",
+        "test_details.py::test_the_next_token_ignores_padding_of_the_input",
     ),
     Mutant(
         "Adafactor without its epsilon",
@@ -617,35 +617,35 @@ MUTANTS = [
         "tasks/metrics",
         'r"\\b(a|an|the)\\b"',
         'r"\\b(an|the)\\b"',
-        "test_details.py::test_squad_leaves_out_all_three_articles",
+        "test_details.py::test_squad_ignores_all_three_articles",
     ),
     Mutant(
         "a fingerprint is compared in part",
         "fit",
         "weights != own_weights:",
         "weights[:12] != own_weights[:12]:",
-        "test_details.py::test_a_fingerprint_is_compared_whole",
+        "test_details.py::test_every_digit_of_a_fingerprint_is_compared",
     ),
     Mutant(
         "bfloat16 is not widened",
         "ops",
         "if weight.dtype in (np.float16, bfloat16) else weight",
         "if weight.dtype == np.float16 else weight",
-        "test_details.py::test_16_bits_are_widened",
+        "test_details.py::test_16_bit_arrays_are_widened",
     ),
     Mutant(
         "mT5's head may be tied",
         "files/config",
         'is not False and family != "mt5"',
         "is not False",
-        "test_details.py::test_mt5_has_a_head_of_its_own_whatever_its_configuration_says",
+        "test_details.py::test_mt5_is_never_tied",
     ),
     Mutant(
         "no dropout on the weights of attention for few queries",
         "t5",
         'weights_BNL = visit("attention_weights", ops.softmax(scores_BHTL))',
         "weights_BNL = ops.softmax(scores_BHTL)",
-        "test_details.py::test_dropout_falls_on_the_weights_of_attention_for_few_queries_too",
+        "test_details.py::test_dropout_applies_to_attention_weights_of_few_queries",
     ),
     Mutant(
         "ties go to the earlier step",
@@ -940,7 +940,7 @@ MUTANTS = [
         "golden/judge",
         "((exact != right) & (ended == 0)).mean()",
         "(exact != right).mean()",
-        "test_golden.py::test_what_follows_the_end_of_a_text_is_not_compared",
+        "test_golden.py::test_ids_after_the_end_of_a_text_are_not_compared",
     ),
     Mutant(
         "plain: a square weight is the right operand in both directions",
@@ -961,28 +961,28 @@ MUTANTS = [
         "export/graphs",
         "stored = {name: x.astype(np.float32, copy=False) for name, x in stored.items()}",
         "stored = dict(stored)",
-        "test_export.py::test_plain_graphs_compute_what_numpy_does_in_any_runtime",
+        "test_export.py::test_plain_graphs_equal_numpy_in_other_runtimes",
     ),
     Mutant(
         "C: the length of an input is that of its padding",
         "export/embedded",
         "return [len(ids), *ids,",
         "return [length, *ids,",
-        "test_embedded.py::test_rows_are_packed_as_the_page_says",
+        "test_embedded.py::test_rows_are_packed_in_the_documented_format",
     ),
 ]
 
 
-# What the tests import takes longer than most of them: it is imported once, in a process that each run is a fork of.
+# The libraries that the tests import load slowly. A server process imports them once, and each run is a fork of it.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["pytest", "hypothesis.extra.numpy", "autograd", "onnx", "torch", "transformers.models.t5.modeling_t5", "peft"]
 )
-LIMIT = 600  # seconds of a run
+LIMIT = 600  # time limit of a run in seconds
 
 
 def run_tests(folder: str, words: list[str]) -> None:
-    """Run pytest in a folder, and end this process with its exit status. What it prints goes to the file `printed`."""
+    """Run pytest in a folder, and end this process with its exit status. The output goes to the file `printed`."""
     os.setsid()
     os.chdir(folder)
     printed = os.open("printed", os.O_WRONLY | os.O_CREAT)
@@ -998,7 +998,7 @@ def run_tests(folder: str, words: list[str]) -> None:
 
 
 def fails(module: str, text: str, words: list[str]) -> tuple[int, str]:
-    """Run tests on a copy of the package in which a module has another text: pytest's exit status, and its output."""
+    """Run tests on a copy of the package with a changed module; return pytest's exit status and output."""
     with tempfile.TemporaryDirectory() as made:
         copied, unused = Path(made), shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "tinyprompt", copied / "tinyprompt", ignore=unused)
@@ -1019,7 +1019,7 @@ def fails(module: str, text: str, words: list[str]) -> tuple[int, str]:
 
 
 def verdict(mutant: Mutant) -> str:
-    """Plant a fault in a copy of the package and run its test there: "" if the test fails by an assertion."""
+    """Plant a fault in a copy of the package and run its test; return "" if the test fails by an assertion."""
     path = ROOT / "tinyprompt" / f"{mutant.module}.py"
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.right) != 1:
@@ -1028,13 +1028,13 @@ def verdict(mutant: Mutant) -> str:
     status, printed = fails(mutant.module, text.replace(mutant.right, mutant.wrong), words)
     if status == 0:
         return "the test passes"
-    # A fault gives wrong numbers; a crash would prove nothing.
+    # A fault must give wrong numbers; a crash proves nothing.
     if status == 1 and re.search("AssertionError|Failed: DID NOT", printed):
         return ""
     return f"the test did not fail by an assertion:\n{printed[-2000:]}"
 
 
-# Which tests are asked about a mutation that is drawn in a module.
+# The tests that are run for a mutation of each module.
 TESTS = {
     "ops": "test_ops test_parity",
     "t5": "test_t5 test_parity test_details test_decode test_predict test_methods",
@@ -1057,7 +1057,7 @@ TESTS = {
     "lowering/rules": "test_lowering test_parity test_device",
     "lowering/primitives": "test_lowering test_parity test_device",
 }
-# Drawn mutations that no test can see: module, line, what stands there, what is put in its place; and why.
+# Drawn mutations that cannot be detected: module, line, old text, new text; and the reason.
 EQUIVALENT: dict[tuple[str, str, str, str], str] = {
     (
         "t5",
@@ -1125,8 +1125,8 @@ OPERATORS = {
 }  # fmt: skip
 
 
-# What is not drawn, since hardly a change of it can be seen: messages, the look of a picture and of a bar, numbers that
-# only set how fast something is, whether `zip` checks lengths, and whether `astype` copies.
+# Code that is not mutated, since a test could hardly see the change: messages, the look of pictures and bars, numbers
+# that only affect speed, whether `zip` checks lengths, and whether `astype` copies.
 UNSEEN = {
     *("plot", "SMOOTHING", "dynamic_ncols", "mininterval", "refresh"),
     *("WRITING_BATCH", "RANKING_BATCH", "SLOTS", "LOGITS", "SESSIONS", "WARM_UP", "FEW", "lru_cache"),
@@ -1143,21 +1143,21 @@ class Mutation(NamedTuple):
     right: str
     wrong: str
     column: int
-    place: tuple[int, int, int]  # number of the line, and where in the module's bytes it begins and ends
+    place: tuple[int, int, int]  # line number; begin and end in the module's bytes
 
     def __str__(self) -> str:
         return f"{self.module}.py, line {self.place[0]}: {' '.join(self.right.split())} -> {self.wrong}"
 
 
 def is_unseen(node: ast.AST) -> bool:
-    """Whether a node and all in it are not drawn."""
+    """Return whether a node is excluded from mutation with all its children."""
     parts = [node, getattr(node, "func", None), *getattr(node, "targets", ())]
     names = {getattr(part, kind, None) for part in parts for kind in ("name", "arg", "id", "attr")}
     return isinstance(node, ast.Raise | ast.JoinedStr) or not UNSEEN.isdisjoint(names)
 
 
 def mutations(module: str) -> Iterator[Mutation]:
-    """Every small mutation of a module: another operator, none for one, a constant one larger, or its opposite."""
+    """Yield every small mutation: another operator, a removed sign, a constant plus one, or a negated bool."""
     text = (ROOT / "tinyprompt" / f"{module}.py").read_bytes()
     tree, lines = ast.parse(text), text.splitlines(keepends=True)
     unseen = {id(n) for node in ast.walk(tree) if is_unseen(node) for n in ast.walk(node)}
@@ -1172,7 +1172,7 @@ def mutations(module: str) -> Iterator[Mutation]:
             other.op = OPERATORS[type(node.op)]()
         elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
             other.ops[0] = OPERATORS[type(node.ops[0])]()
-        elif isinstance(node, ast.UnaryOp):  # -1 as 0: to NumPy, a length of -2 is the same
+        elif isinstance(node, ast.UnaryOp):  # -1 becomes 0: NumPy treats the lengths -1 and -2 alike
             number = isinstance(node.operand, ast.Constant) and isinstance(node.operand.value, int)
             other = ast.Constant(1 - node.operand.value) if number else node.operand
         elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
@@ -1185,13 +1185,13 @@ def mutations(module: str) -> Iterator[Mutation]:
 
 
 def planted(mutation: Mutation) -> str:
-    """The text of the module with a mutation."""
+    """Return the text of the module with the mutation applied."""
     text, (_, begins, ends) = (ROOT / "tinyprompt" / f"{mutation.module}.py").read_bytes(), mutation.place
     return (text[:begins] + f"({mutation.wrong})".encode() + text[ends:]).decode()
 
 
 def fate(mutation: Mutation) -> str:
-    """What becomes of a mutation: "caught" by a related test, "equal" if it is known that none can, or "ALIVE"."""
+    """Run the related tests; return "caught", "equal" if the mutation is in EQUIVALENT, or "ALIVE"."""
     tests = [f"tests/{name}.py" for name in TESTS[mutation.module].split()]
     status, printed = fails(mutation.module, planted(mutation), ["-x", "--hypothesis-profile", "first", *tests])
     by = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", printed, re.MULTILINE)
@@ -1202,15 +1202,15 @@ def fate(mutation: Mutation) -> str:
 
 
 def every_mutation() -> list[Mutation]:
-    """All mutations of the core."""
+    """Return all mutations of the core."""
     return [mutation for module in TESTS for mutation in mutations(module)]
 
 
 def draw(number: int, seed: int) -> int:
-    """Draw mutations, print what becomes of each, and the share that a test notices. Exit status 1 if one is alive.
+    """Draw mutations; print the fate of each and the share that is caught. Return exit status 1 if a mutation is alive.
 
-    Each has a number of its own, from the seed and its text, and the lowest are drawn: so a change of other lines draws
-    no others.
+    Each mutation gets a random number from the seed and its own text, and the lowest numbers are drawn. The draw
+    therefore does not depend on other lines.
     """
     every = sorted(every_mutation(), key=lambda mutation: random.Random(f"{seed} {mutation[:5]}").random())
     with ThreadPoolExecutor(2) as pool:
@@ -1222,7 +1222,7 @@ def draw(number: int, seed: int) -> int:
 
 
 def main(word: str = "") -> int:
-    """Run all faults whose description has the word; exit status 1 if one is not caught."""
+    """Run all faults whose description contains the word. Return exit status 1 if a fault is not caught."""
     chosen = [mutant for mutant in MUTANTS if word in mutant.fault]
     if not chosen:
         raise SystemExit(f"no fault with {word!r} in its description")

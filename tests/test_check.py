@@ -253,9 +253,9 @@ def test_a_gradient_computed_elsewhere_is_judged(folder, tmp_path, capsys):
     for gradient, status in ((right, 0), (2 * right, 1)):
         np.save(mine, gradient)
         assert main(command) == status
-        told = json.loads(capsys.readouterr().out)
-        assert told["ok"] == (status == 0)
-        assert [f["engine"] for f in told["findings"]] == [str(mine)]
+        report = json.loads(capsys.readouterr().out)
+        assert report["ok"] == (status == 0)
+        assert [f["engine"] for f in report["findings"]] == [str(mine)]
     mine.write_text("1 2 3")
     assert main(command) == 2
     assert "mine.npy: not a file of NumPy arrays" in capsys.readouterr().err

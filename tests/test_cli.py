@@ -528,10 +528,10 @@ def test_eval_writes_rows_with_the_probability_of_each_label(call, models, promp
     assert head == "input,target,answer,p(bad),p(good)"
     cells = [line.split(",") for line in lines]
     assert [(text, target) for text, target, *_ in cells] == NAMED
-    for _, _, said, bad, good in cells:
+    for _, _, answer, bad, good in cells:
         assert abs(float(bad) + float(good) - 1) < 1e-5
-        assert said == ("bad" if float(bad) > float(good) else "good")
-    assert sum(said == target for _, target, said, *_ in cells) / 20 == out["score"]
+        assert answer == ("bad" if float(bad) > float(good) else "good")
+    assert sum(answer == target for _, target, answer, *_ in cells) / 20 == out["score"]
     counts = [[sum((t, s) == (a, b) for _, t, s, *_ in cells) for b in ("bad", "good")] for a in ("bad", "good")]
     assert out["confusion"] == counts
 
@@ -783,8 +783,8 @@ LONG = [(text, {"bad": "Not GOOD at all", "good": "Rather nice"}[word]) for text
 def test_a_prompt_keeps_its_columns_words_and_long_labels(call, fails, models, tmp_path):
     rows, path = write_rows(tmp_path / "rows.csv", LONG, ("text", "mark")), tmp_path / "p.safetensors"
     _, err = call("tune", rows, "--input", "text", "--target", "mark", "--model", models[0], "--out", path, *QUICK)
-    said = "long labels are learned as a word of their own: Not GOOD at all = not, Rather nice = rather"
-    assert said in err
+    warning = "long labels are learned as a word of their own: Not GOOD at all = not, Rather nice = rather"
+    assert warning in err
     found = prompts.load_prompt(path)
     assert found.verbalizer == {"Not GOOD at all": "not", "Rather nice": "rather"}
     assert found.columns == {"input": "text", "target": "mark"}

@@ -246,8 +246,8 @@ def test_clear_quotes_and_line_ends_are_read(write, name, content):
 def test_quotes_in_tsv_cause_a_warning(write, caplog):
     content = 'input\ttarget\n"He said ""hi"" to me"\tgood\n"Plain"\tgood\n'
     assert tables.read_rows(write("a.tsv", content))[0].input == '"He said ""hi"" to me"'
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert "a.tsv: 1 texts look quoted" in told
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "a.tsv: 1 texts look quoted" in warning
     caplog.clear()
     tables.read_rows(write("a.csv", 'input,target\n"""He ""said"" so""",good\n'))
     tables.read_rows(write("a.tsv", 'input\ttarget\n"Oh", he "said"\t""\n'))
@@ -351,7 +351,7 @@ def epoch(rows, size, batches, seed=0):
 def test_training_batches_follow_their_seed():
     rows = rows_of_many_lengths(30)
     a, b, c = (epoch(rows, 4, 20, seed) for seed in (0, 0, 1))
-    assert all((x == y).all() for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True))
+    assert all((x == y).all() for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True))
     assert any(x.labels.tolist() != y.labels.tolist() for x, y in zip(a, c, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Prompts, models and graphs as numbers and as text: judged by plain NumPy, by real prompts, and by eye."""
+"""`tinyprompt inspect`: prompts, models and graphs as numbers and as text."""
 
 import json
 import os
@@ -31,7 +31,7 @@ BUILT_IN = models.default_model()
 
 @pytest.fixture
 def call(capsys):
-    """Runs `tinyprompt inspect`, which must succeed; returns what it prints, parsed for --json."""
+    """Return a function that runs `tinyprompt inspect` successfully and returns its output, parsed for --json."""
 
     def call(*args):
         capsys.readouterr()
@@ -45,7 +45,7 @@ def call(capsys):
 
 @pytest.fixture
 def fails(capsys):
-    """Runs `tinyprompt inspect`, which must fail; returns the one line that it says."""
+    """Return a function that runs `tinyprompt inspect`, which must fail, and returns the error line."""
 
     def fails(*args):
         capsys.readouterr()
@@ -65,7 +65,7 @@ def save(path, delta, model=None, **changes):
 
 @examples(40)
 @given(seed=st.integers(0, 999), rows=st.integers(1, 40), k=st.integers(1, 50), chunk=st.integers(1, 50))
-def test_nearest_pieces_are_those_of_plain_numpy(seed, rows, k, chunk):
+def test_nearest_pieces_equal_plain_numpy(seed, rows, k, chunk):
     rng = np.random.default_rng(seed)
     dtype = [np.float64, np.float32, np.float16, bfloat16][seed % 4]
     prompt, table = rng.normal(0, 9, (5, 7)), rng.normal(0, 9, (rows, 7)).astype(dtype)
@@ -80,7 +80,7 @@ def test_nearest_pieces_are_those_of_plain_numpy(seed, rows, k, chunk):
     assert np.allclose(np.take_along_axis(exact, ids, 1), cosines, atol=1e-6)
 
 
-def test_zero_and_enormous_vectors_are_no_nan():
+def test_zero_and_huge_vectors_give_finite_cosines():
     table = np.array([[0, 0], [3e38, 3e38], [1e-38, 0]], np.float32)
     ids, cosines = describe.nearest_pieces(table, table, 3)
     assert np.allclose(cosines, [[0, 0, 0], [1, 0.7071, 0], [1, 0.7071, 0]], atol=1e-4)
@@ -92,12 +92,12 @@ def test_zero_and_enormous_vectors_are_no_nan():
         describe.nearest_pieces(np.ones((1, 3)), table, 1)
 
 
-def test_norms_of_any_size_keep_to_their_columns(call, tmp_path):
+def test_norms_of_any_size_fit_their_columns(call, tmp_path):
     path = save(tmp_path / "p.safetensors", np.array([[1.234e-30, 0], [0, 12345.6], [3e38, -3e38]], np.float32))
     assert " 1.2e-30 1.4e+38 4.2e+38       0" in call(path)
 
 
-def test_similarity_of_different_widths_and_of_nothing():
+def test_similarity_handles_different_widths_and_zero_vectors():
     names, cosines = describe.similarity(
         {"a": np.ones((2, 3)), "b": np.array([[1, -1, 0], [1, 1, 0]]), "c": np.zeros((1, 3)), "d": np.ones((1, 4))}
     )
@@ -108,7 +108,7 @@ def test_similarity_of_different_widths_and_of_nothing():
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs the trained prompts in ../shared beside the checkout")
-def test_real_prompts_of_tasks_alike_are_alike(call):
+def test_real_prompts_of_similar_tasks_are_similar(call):
     out = call(REAL, "--json")
     names, cosines = out["similarity"]["names"], out["similarity"]["cosine"]
     known = {("MRPC", "QQP"): 0.66, ("SST2", "IMDB"): 0.63, ("MNLI", "snli"): 0.54}
@@ -124,7 +124,7 @@ def test_real_prompts_of_tasks_alike_are_alike(call):
     assert out["prompts"]["MRPC"]["arrays"][PROMPT]["shape"] == [100, 768]
 
 
-def test_a_prompt_of_vocabulary_rows_is_read_again(call, tmp_path):
+def test_a_prompt_of_vocabulary_rows_shows_their_pieces(call, tmp_path):
     model = models.load()
     ids = [model.tokenizer.encode(word)[0] for word in ("food", "music", "food")]
     path = save(tmp_path / "p.safetensors", 3 * model.params["shared"]["weight"][ids], model)
@@ -146,25 +146,25 @@ def test_a_prompt_of_vocabulary_rows_is_read_again(call, tmp_path):
 def test_several_prompts_share_a_table(call, tmp_path):
     model = models.load()
     width = model.config.d_model
-    one = save(tmp_path / "one.safetensors", np.eye(3, width, dtype=np.float32), model)
+    single = save(tmp_path / "one.safetensors", np.eye(3, width, dtype=np.float32), model)
     np.savez(tmp_path / "more.npz", a=np.ones((2, width), np.float32), b=-np.ones((3, 5), np.float32))
-    out = call(one, tmp_path / "more.npz", "--json")
-    assert list(out["prompts"]) == out["similarity"]["names"] == [str(one), "a", "b"]
+    out = call(single, tmp_path / "more.npz", "--json")
+    assert list(out["prompts"]) == out["similarity"]["names"] == [str(single), "a", "b"]
     assert out["similarity"]["cosine"][2] == [None, None, 1]
     assert ["nearest" in prompt for prompt in out["prompts"].values()] == [True, True, False]
-    text = call(one, tmp_path / "more.npz")
+    text = call(single, tmp_path / "more.npz")
     assert "similarity" in text
     assert "vector  nearest pieces" not in text
 
 
-def test_a_table_of_many_prompts_is_no_wider_than_the_page(call, tmp_path):
+def test_a_table_of_many_prompts_fits_the_page(call, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "many.npz", **{f"a-task-with-a-long-name-{i}": rng.normal(size=(2, 3)) for i in range(40)})
     text = call(tmp_path / "many.npz")
     assert sum(line.split()[-1:] == ["39"] for line in text.splitlines()) == 1
 
 
-def test_a_prompt_of_another_model(call, fails, tmp_path):
+def test_a_prompt_of_another_model_has_no_nearest_pieces(call, fails, tmp_path):
     path = save(tmp_path / "p.safetensors", np.ones((2, 192), np.float32))
     assert "nearest" not in call(path, "--json")["prompts"][str(path)]
     assert f"{path}: was tuned on 'elsewhere'" in fails(path, "--model", BUILT_IN)
@@ -172,7 +172,7 @@ def test_a_prompt_of_another_model(call, fails, tmp_path):
     assert "wide.npy: " in fails(tmp_path / "wide.npy", "--model", BUILT_IN)
 
 
-def test_a_model_is_printed_with_its_blocks_folded(call, tmp_path):
+def test_a_model_is_printed_with_folded_blocks(call, tmp_path):
     raw = SMALL | dict(num_layers=3)
     folder = write(tmp_path / "small", raw, weights(raw))
     out = call(folder, "--json")["models"][str(folder)]
@@ -190,7 +190,7 @@ def test_a_model_is_printed_with_its_blocks_folded(call, tmp_path):
     assert "d_ff 6, " in text
 
 
-def test_what_is_neither(fails, tmp_path):
+def test_other_files_are_refused(fails, tmp_path):
     (text := tmp_path / "text.txt").write_text("This is no prompt.")
     for path in (text, tmp_path / "nothing", BUILT_IN / "model.safetensors"):
         assert "inspect accepts prompt files, " in fails(path)
@@ -203,7 +203,7 @@ def test_what_is_neither(fails, tmp_path):
     assert "flat.npy: " in fails(tmp_path / "flat.npy")
 
 
-def test_the_reader_may_stop_early(tmp_path):
+def test_a_closed_pipe_is_not_an_error(tmp_path):
     np.savez(tmp_path / "many.npz", **{f"task-{i}": np.ones((2, 3)) for i in range(150)})
     env = os.environ | {"PYTHONPATH": str(Path(prompts.__file__).parents[2])}
     command = f"{sys.executable} -m tinyprompt inspect {tmp_path / 'many.npz'} | head -1"
@@ -211,7 +211,7 @@ def test_the_reader_may_stop_early(tmp_path):
     assert done.stderr == ""
 
 
-def test_without_onnx(fails, tmp_path, monkeypatch):
+def test_a_missing_onnx_package_is_named(fails, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setattr(describe, "version", lambda _: None)
     assert "g.onnx: onnx is not installed; pip install 'tinyprompt-t5[ort]'" in fails(tmp_path / "g.onnx")
@@ -235,20 +235,20 @@ def test_an_exported_graph_is_printed_without_its_weights(call, folder, tmp_path
         assert sum(out["operators"].values()) == sum("(" in line for line in lines)
 
 
-def test_a_lowered_graph_is_printed_as_it_prints_itself(tmp_path, monkeypatch):
+def test_a_saved_graph_prints_like_the_lowered_graph(tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
     x, w = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     graph, _ = lower(lambda x, w: np.tanh(x @ w.T).astype(np.float64).mean(-1), x, w)
     onnx.save(graph.to_onnx(), tmp_path / "g.onnx")
     lines = describe.describe_graph(tmp_path / "g.onnx")["lines"]
-    monkeypatch.setattr(models, "load", None)  # a graph needs no model
+    monkeypatch.setattr(models, "load", None)  # printing a graph must not load a model
     assert main(["inspect", str(tmp_path / "g.onnx")]) == 0
     name = graph.outputs[0].name
     assert lines == str(graph).replace(name, "output_0").splitlines()
     assert "return output_0" in lines
 
 
-def test_a_graph_from_elsewhere(tmp_path, fails):
+def test_a_graph_of_another_program_is_printed(tmp_path, fails):
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
@@ -303,7 +303,7 @@ def test_a_graph_from_elsewhere(tmp_path, fails):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_file_of_a_method_is_opened(call, folder, tmp_path, method):
+def test_every_file_of_a_method_is_printed(call, folder, tmp_path, method):
     rows = [Row("a bad day", "bad"), Row("fine weather", "good")] * 4
     settings = Settings(method=method, steps=4, eval_every=2, batch_size=2, prompt_length=3, rank=2, hidden=5)
     prompt = tune(models.load(folder), rows, rows, settings, ("bad", "good"), "numpy").prompt

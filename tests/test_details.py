@@ -1,4 +1,4 @@
-"""Exact values of details that larger tests would forgive. Each one was a planted fault that nothing noticed."""
+"""Exact values of details that larger tests would miss. Each detail was once a mutant that no test caught."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -34,17 +34,17 @@ def names(method):
 
 def test_lora_is_on_queries_and_values():
     assert {name.rsplit(".lora.")[0].rpartition(".")[2] for name in names("lora")} == {"q", "v"}
-    assert len(names("lora")) == 2 * 2 * (2 + 2 + 2)  # a and b, q and v, of each attention
+    assert len(names("lora")) == 2 * 2 * (2 + 2 + 2)  # a and b of q and v in each attention
 
 
-def test_bitfit_is_every_vector_and_every_position_bias():
+def test_bitfit_trains_every_vector_and_every_position_bias():
     vectors = {name for name, shape in weight_shapes(CONFIG).items() if len(shape) == 1}
     biases = {f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for part in ("encoder", "decoder")}
     assert names("bitfit") == vectors | biases
 
 
-def test_a_method_has_all_its_arrays():
-    attentions, layers = 2 + 2 * 2, 2 * 2 + 2 * 3  # of two layers each
+def test_each_method_has_all_its_arrays():
+    attentions, layers = 2 + 2 * 2, 2 * 2 + 2 * 3  # two layers per stack
     counted = {method: len(names(method)) for method in set(methods.METHODS) - {"warp"}}
     assert counted == {
         **{"prompt": 1, "layer-prompts": 2, "prefix": 2 * attentions, "prefix-mlp": 1 + 2 * 2, "p-tuning": 1 + 2 * 3},
@@ -70,7 +70,7 @@ def losses(model, **changes):
     ]
 
 
-def test_the_z_loss_is_part_of_what_is_trained(model):
+def test_the_z_loss_is_part_of_the_training_loss(model):
     plain, with_z = losses(model, z_loss=0.0), losses(model, z_loss=0.5)
     first = next(data.training_batches(ROWS, model.tokenizer, QUICK, {}))
     begun = methods.init_params(model, QUICK, ("bad", "good"))
@@ -80,7 +80,7 @@ def test_the_z_loss_is_part_of_what_is_trained(model):
     assert with_z[0] > plain[0] * 1.5
 
 
-def test_dropout_follows_the_seed_of_the_settings(model, monkeypatch):
+def test_dropout_follows_the_seed(model, monkeypatch):
     drawn, original = [], t5.dropout
     monkeypatch.setattr(t5, "dropout", lambda rate, *key: drawn.append((rate, *key)) or original(rate, *key))
     for seed in (3, 4):
@@ -88,7 +88,7 @@ def test_dropout_follows_the_seed_of_the_settings(model, monkeypatch):
     assert drawn == [(0.25, seed, step) for seed in (3, 4) for step in (1, 2)]
 
 
-def test_the_learning_rate_of_a_step_is_that_of_its_number(model, monkeypatch):
+def test_the_learning_rate_follows_the_step(model, monkeypatch):
     rates, plain = [], optim.adam()
     update = lambda params, grads, state, rate: rates.append(rate) or plain.update(params, grads, state, rate)
     monkeypatch.setitem(optim.OPTIMIZERS, "adam", lambda: optim.Optimizer(plain.init, update))
@@ -97,7 +97,7 @@ def test_the_learning_rate_of_a_step_is_that_of_its_number(model, monkeypatch):
     assert np.allclose(rates, [0.4, 0.3, 0.2, 0.1, 0.2, 0.4, 0.4, 0.4])
 
 
-def test_rows_are_shuffled_anew_in_every_epoch(model):
+def test_rows_are_shuffled_differently_in_each_epoch(model):
     rows = [Row(f"{i:02}", "x") for i in range(64)]
     batches = data.training_batches(rows, model.tokenizer, Settings(batch_size=8))
     epochs = [
@@ -116,10 +116,10 @@ def test_rank_classification_divides_by_a_power_of_the_length(penalty):
         label_scores(model, Prompt(label_words=words, settings={"length_penalty": p}), ["a", "bc"], "numpy")
         for p in (None, penalty)
     )
-    assert np.allclose(found, plain / np.array([3, 6]) ** penalty, rtol=1e-6)  # bytes, and eos
+    assert np.allclose(found, plain / np.array([3, 6]) ** penalty, rtol=1e-6)  # bytes and eos
 
 
-def test_the_next_token_sees_no_padding_of_the_input():
+def test_the_next_token_ignores_padding_of_the_input():
     config, params, _ = pair("t5-1.1")
     ids, _, labels, _ = batch(2, 61, rows=2, length=9, out=4)
     mask = np.ones_like(ids)
@@ -137,7 +137,7 @@ def test_adafactor_clips_at_a_root_mean_square_of_1_and_has_an_epsilon():
     step = lambda gradient: optim.adafactor(weight_decay=0.0).update(
         {"p": np.zeros(4)}, {"p": np.array(gradient)}, optim.adafactor().init({"p": np.zeros(4)}), 1.0
     )[0]["p"]
-    assert np.allclose(step([1e3, -1e3, 1e3, 1e3]), [-1, 1, -1, -1])  # the first step is the sign, of RMS 1
+    assert np.allclose(step([1e3, -1e3, 1e3, 1e3]), [-1, 1, -1, -1])  # the first step is the sign, whose RMS is 1
     tiny = 1e-16  # its square is below epsilon, 1e-30, so the step is small
     assert np.allclose(step([tiny] * 4), -tiny / np.sqrt(tiny**2 + 1e-30), rtol=1e-9)
     state = {"p": {"step": np.array(9), "v": np.full(4, 1e-6)}}
@@ -148,11 +148,11 @@ def test_adafactor_clips_at_a_root_mean_square_of_1_and_has_an_epsilon():
     assert np.allclose(moved, -1.0)  # clipped
 
 
-def test_squad_leaves_out_all_three_articles():
+def test_squad_ignores_all_three_articles():
     assert normalize_answer("A cat, an owl and the dog's a") == "cat owl and dogs"
 
 
-def test_a_fingerprint_is_compared_whole(model):
+def test_every_digit_of_a_fingerprint_is_compared(model):
     prompt = prompt_of(model, {PROMPT: np.ones((3, 4), np.float32)}, ("a", "b"), replace(QUICK, prompt_length=3))
     check_fit(prompt, model)
     for i in (0, 12, 32, 63):
@@ -163,19 +163,19 @@ def test_a_fingerprint_is_compared_whole(model):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16])
-def test_16_bits_are_widened(dtype):
+def test_16_bit_arrays_are_widened(dtype):
     wide = ops.widen(np.array([1.5, -2], dtype))
     assert wide.dtype == np.float32
     assert wide.tolist() == [1.5, -2]
 
 
-def test_mt5_has_a_head_of_its_own_whatever_its_configuration_says():
+def test_mt5_is_never_tied():
     for tied in (True, False):
         config = parse_config(raw_config("mt5", tie_word_embeddings=tied))
         assert (config.tied_head, config.scaled_logits) == (False, False)
 
 
-def test_dropout_falls_on_the_weights_of_attention_for_few_queries_too():
+def test_dropout_applies_to_attention_weights_of_few_queries():
     rng, seen = np.random.default_rng(0), []
     q, states, w = rng.normal(size=(2, 3, 1, 6)), rng.normal(size=(2, 9, 20)), rng.normal(size=(18, 20))
     nothing = lambda name, x: seen.append(name) or 0 * x
@@ -188,7 +188,7 @@ def test_the_cases_of_a_check_reach_the_last_bucket(model):
     assert longest > model.config.relative_attention_max_distance
 
 
-def test_the_vocabulary_is_the_5000_most_frequent_pieces():
+def test_init_from_vocabulary_uses_the_5000_most_frequent_pieces():
     table = {"shared": {"weight": np.arange(6000.0)[:, None]}}
     start = lambda words: SimpleNamespace(
         model=SimpleNamespace(params=table, tokenizer=range(words)), rng=np.random.default_rng(0)
@@ -198,7 +198,7 @@ def test_the_vocabulary_is_the_5000_most_frequent_pieces():
         assert sorted(drawn) == list(range(3, 3 + top))
 
 
-def test_what_multiplies_begins_with_a_variance_of_one_over_its_inputs():
+def test_random_matrices_have_a_variance_of_one_over_their_inputs():
     drawn = methods.normal(SimpleNamespace(rng=np.random.default_rng(0)), (300, 400))
     assert abs(drawn.mean()) < 5 * 400**-0.5 / drawn.size**0.5
     assert np.isclose(drawn.std(), 400**-0.5, rtol=0.02)
@@ -208,7 +208,7 @@ SHAPES = [((3, 5), "belongs to another model"), ((2, 4), "use a prompt_length of
 
 
 @pytest.mark.parametrize(("shape", "advice"), SHAPES)
-def test_a_saved_prompt_of_another_shape_is_told_what_to_do(model, shape, advice):
+def test_a_saved_prompt_of_another_shape_gets_advice(model, shape, advice):
     saved = Prompt({PROMPT: np.ones(shape, np.float32)})
     with pytest.raises(CheckpointError, match=advice):
         methods.init_params(model, replace(QUICK, init="file", init_file="p.npy"), None, saved)

@@ -1,4 +1,4 @@
-"""A compiled function is the same function: on every family, with padding, whatever the device."""
+"""A compiled function equals the original for every family, with padding, on every device."""
 
 import gc
 import importlib.metadata
@@ -36,7 +36,7 @@ PROMPT = "encoder.prompt.embedding"
 
 
 def problem(family, seed, length, dtype):
-    """Arguments of `train.loss` for a random model of a family."""
+    """Return arguments of `train.loss` for a random model of a family."""
     config = parse_config(raw_config(family))
     params = nest({name: value.astype(dtype) for name, value in random_weights(config, seed).items()})
     ids, mask, labels, weights = batch(seed, config.vocab_size, 3, 7, 4)
@@ -46,7 +46,7 @@ def problem(family, seed, length, dtype):
 
 @pytest.fixture(params=["cpu", "cuda", "openvino", "openvino-bf16"])
 def anywhere(request):
-    """Every provider that can be used here."""
+    """Yield every provider that works on this machine."""
     try:
         check_device(request.param)
     except DeviceError as error:
@@ -57,7 +57,7 @@ def anywhere(request):
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(2)
 @given(seed=st.integers(0, 99), length=st.sampled_from([1, 5, 20]))
-def test_loss_and_grads_are_those_of_numpy(family, seed, length):
+def test_loss_and_grads_equal_numpy(family, seed, length):
     arguments = problem(family, seed, length, np.float64)
     value, gradient = train.loss_and_grads(*arguments)
     found, found_gradient = compile(train.loss_and_grads, "cpu")(*arguments)
@@ -84,7 +84,7 @@ def test_a_prefix_lowers_in_every_attention(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(2)
 @given(seed=st.integers(0, 99))
-def test_in_float32_it_is_as_exact_as_numpy(family, seed):
+def test_float32_is_as_exact_as_numpy(family, seed):
     exact = train.loss_and_grads(*problem(family, seed, 5, np.float64))[1][PROMPT]
     single = problem(family, seed, 5, np.float32)
     errors = [
@@ -93,24 +93,24 @@ def test_in_float32_it_is_as_exact_as_numpy(family, seed):
     assert errors[0] <= 3 * errors[1] + 1e-6 * np.abs(exact).max()
 
 
-def test_on_numpy_a_function_is_left_as_it_is():
+def test_numpy_returns_the_function_itself():
     assert compile(train.loss, "numpy") is train.loss
 
 
 @examples(3)
 @given(seed=st.integers(0, 99), rate=st.sampled_from([0.1, 0.5]))
-def test_dropout_zeroes_a_share_and_its_gradient_follows(seed, rate):
+def test_dropout_drops_the_given_share_and_masks_the_gradient(seed, rate):
     x = np.ones((300, 20), np.float32)
     function = value_and_grad(lambda x, drop: anp.sum(drop("output", x) * x))
     run = compile(function, "cpu")
     (first, gradient), (second, _) = (run(x, t5.dropout(rate, seed, step)) for step in (1, 2))
     assert first != second
     assert abs(np.mean([first, second]) / x.size - 1) < 0.1
-    assert np.array_equal(gradient, function(x, t5.dropout(rate, seed, 1))[1])  # NumPy's masks
+    assert np.array_equal(gradient, function(x, t5.dropout(rate, seed, 1))[1])  # the masks are those of NumPy
     assert set(np.unique(gradient)) <= {np.float32(0), np.float32(2 / (1 - rate))}
 
 
-def test_the_containers_and_types_of_arguments_count():
+def test_containers_and_types_of_arguments_select_the_graph():
     x = np.ones(2)
     run = compile(lambda p, q: 10 * sum(p.values()) + sum(q.values()), "cpu")
     assert (run({"a": x}, {"b": x}) == 11).all()
@@ -119,13 +119,13 @@ def test_the_containers_and_types_of_arguments_count():
     assert [times(np.ones(2, int), n).dtype for n in (2, 2.0)] == [np.int64, np.float64]
 
 
-def test_what_onnx_runtime_refuses_is_one_error():
+def test_an_error_of_onnx_runtime_becomes_a_device_error():
     run = compile(lambda x, i: np.take(x, i, axis=0), "cpu")
     with pytest.raises(DeviceError, match="ONNX Runtime"):
         run(np.ones(3, np.float32), np.array([7]))
 
 
-def test_sessions_are_kept_by_shape_and_the_oldest_dropped(monkeypatch):
+def test_sessions_are_kept_by_shape_and_the_oldest_is_dropped(monkeypatch):
     opened = []
     original = sessions.open_session
     monkeypatch.setattr(sessions, "open_session", lambda *a: opened.append(a) or original(*a))
@@ -136,7 +136,7 @@ def test_sessions_are_kept_by_shape_and_the_oldest_dropped(monkeypatch):
         assert len(opened) == count
 
 
-def test_a_changed_array_is_seen():
+def test_a_changed_array_is_read_again():
     run = compile(lambda x: x + 1, "cpu")
     x = np.ones(3, np.float32)
     assert (run(x) == 2).all()
@@ -144,24 +144,24 @@ def test_a_changed_array_is_seen():
     assert (run(x) == 3).all()
 
 
-def test_the_cpu_reads_weights_where_they_lie():
+def test_the_cpu_reads_weights_without_a_copy():
     w = np.ones(3, np.float32)
     assert devices.on_device(w, "cpu").data_ptr() == w.ctypes.data
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The CPU in the place of a GPU: what is copied there, and the sessions that are opened, as (graph, capture)."""
+    """Pretend that the CPU is a GPU; return the copied arrays and the opened sessions as (graph, capture)."""
     copied, opened, open_session = [], [], sessions.open_session
     monkeypatch.setattr(sessions, "check_device", lambda device: "cuda")
     place, value = ort.OrtValue.ortvalue_from_shape_and_type, ort.OrtValue.ortvalue_from_numpy
-    first = {("cuda", 0): ("cpu", 0), ("cpu", 0): ("cpu", 0)}  # the only GPU
+    first = {("cuda", 0): ("cpu", 0), ("cpu", 0): ("cpu", 0)}  # there is only one GPU
     monkeypatch.setattr(
         ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, kind, *on: place(shape, kind, *first[on])
     )
     monkeypatch.setattr(
         ort.OrtValue, "ortvalue_from_numpy", lambda a, *on: copied.append(a) or value(a.copy(), *first[on])
-    )  # a run copies what is on the CPU
+    )  # a run copies arrays from the CPU
     monkeypatch.setattr(sessions, "fill", lambda value, a, f=sessions.fill: copied.append(a) or f(value, a))
 
     def session(graph, device, capture=False):
@@ -173,7 +173,7 @@ def gpu(monkeypatch):
     return copied, opened
 
 
-def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array(gpu, tmp_path):
+def test_frozen_weights_are_copied_to_the_gpu_once_and_freed_with_their_array(gpu, tmp_path):
     copied, opened = gpu
     np.ones(3, np.float32).tofile(tmp_path / "w")
     gc.collect()
@@ -191,8 +191,8 @@ def test_frozen_weights_are_copied_to_the_gpu_once_and_leave_it_with_their_array
     assert len(values._made) == before
 
 
-def test_a_recorded_run_reads_what_it_is_given_now(gpu):
-    """Other inputs, the weights of another model of the same shapes, and the first one again."""
+def test_a_recorded_run_reads_its_current_inputs(gpu):
+    """Pass other inputs, weights of another model with the same shapes, and the first weights again."""
     copied, opened = gpu
     run = compile(lambda tree, x, scale, cache: (tree["w"] @ x * scale + cache.sum(), x + 1), "cuda")
     rng = np.random.default_rng(0)
@@ -204,11 +204,11 @@ def test_a_recorded_run_reads_what_it_is_given_now(gpu):
         assert np.allclose(found, models[i]["w"] @ x * scale + caches[j].sum(), rtol=1e-5)
         assert (more == x + 1).all()
     assert len(opened) == 1
-    # Each weight once; x and scale at each run; the cache, of more than two axes, where it is another than before.
+    # A weight is copied once; x and scale at each run; the cache, which has more than two axes, whenever it changes.
     assert sum(a.shape == (2, 3) for a in copied) == 2
     assert sum(a.shape == (3,) for a in copied) == sum(a.shape == () for a in copied) == 5
     assert sum(a.shape == (2, 1, 3) for a in copied) == 4
-    # An array that is merely read-only may be made writable, and changed.
+    # A read-only array may be made writable and changed.
     tree, cache = {"w": np.ones((2, 3), np.float32)}, np.ones((2, 1, 3), np.float32)
     x, scale = np.ones(3, np.float32), np.float32(1)
     for value in (3 * 1 + 6, 6 * 1 + 12, 12 + 24):
@@ -220,7 +220,7 @@ def test_a_recorded_run_reads_what_it_is_given_now(gpu):
             array *= 2
 
 
-def test_a_graph_is_run_before_it_is_recorded_and_launched_once_from_then_on(gpu, monkeypatch):
+def test_a_graph_is_warmed_up_then_recorded_then_only_launched(gpu, monkeypatch):
     runs, original = [], ort.InferenceSession.run_with_iobinding
     monkeypatch.setattr(
         ort.InferenceSession, "run_with_iobinding", lambda self, *a: runs.append(a) or original(self, *a)
@@ -231,8 +231,8 @@ def test_a_graph_is_run_before_it_is_recorded_and_launched_once_from_then_on(gpu
         assert len(runs) == sessions.WARM_UP + launched
 
 
-def test_what_cannot_be_recorded_runs_all_the_same(gpu, monkeypatch, caplog):
-    """As where a library allocates memory meanwhile, which CUDA refuses."""
+def test_a_graph_that_cannot_be_recorded_runs_directly(gpu, monkeypatch, caplog):
+    """For example, CUDA refuses to record if a library allocates memory."""
     _, opened = gpu
 
     def fails(self, arrays):
@@ -248,7 +248,7 @@ def test_what_cannot_be_recorded_runs_all_the_same(gpu, monkeypatch, caplog):
         run(x, np.array([7]))
 
 
-def test_what_is_not_recorded(gpu):
+def test_random_functions_and_empty_inputs_are_not_recorded(gpu):
     _, opened = gpu
     x, key = np.ones((2, 3), np.float32), np.array([0])
     compile(lambda x, key: ops.keep(x, 0.5, key, "output"), "cuda")(x, key)
@@ -257,7 +257,7 @@ def test_what_is_not_recorded(gpu):
     assert [capture for _, capture in opened] == [False, False, True]
 
 
-def test_no_argument_is_changed():
+def test_arguments_are_not_changed():
     arguments = problem("t5-1.1", 0, 5, np.float32)
     before = {name: value.copy() for name, value in flatten(arguments[1]).items()}
     compile(train.loss_and_grads, "cpu")(*arguments)
@@ -265,7 +265,7 @@ def test_no_argument_is_changed():
 
 
 def pretend(monkeypatch, *packages):
-    """Let these packages be the ones that are installed."""
+    """Pretend that only these packages are installed."""
     monkeypatch.setattr(providers, "version", lambda package: "1.0" if package in packages else None)
 
 
@@ -282,14 +282,14 @@ def pretend(monkeypatch, *packages):
         ("cuda", ["onnx", "onnxruntime", "onnxruntime-gpu"], "install only onnxruntime-gpu"),
     ],
 )
-def test_a_device_that_cannot_be_used_says_what_to_do(monkeypatch, device, packages, message):
+def test_an_unusable_device_explains_what_to_do(monkeypatch, device, packages, message):
     pretend(monkeypatch, *packages)
     with pytest.raises(DeviceError, match=message):
         compile(lambda x: x, device)
 
 
-def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
-    """The CPU package accepts CUDA as a provider and then computes on the CPU; we do not."""
+def test_a_missing_gpu_is_refused(monkeypatch):
+    """onnxruntime for the CPU accepts CUDA as a provider and then computes on the CPU; we refuse."""
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime knows CUDA")
     pretend(monkeypatch, "onnx", "onnxruntime-gpu")
@@ -307,7 +307,7 @@ def test_a_gpu_is_tried_before_it_is_used(gpu, monkeypatch):
         providers._try.__wrapped__("cuda")
 
 
-def test_the_device_is_named_in_one_line(monkeypatch):
+def test_the_device_is_described_in_one_line(monkeypatch):
     assert describe_device("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
     assert describe_device("numpy") == f"device: numpy {np.__version__}"
     pretend(monkeypatch)
@@ -325,12 +325,12 @@ def test_the_device_is_named_in_one_line(monkeypatch):
         (["onnx", "onnxruntime-gpu"], "cpu"),
     ],
 )
-def test_the_default_is_the_cpu_if_both_packages_are_there(monkeypatch, packages, device):
+def test_the_default_is_the_cpu_if_both_packages_are_installed(monkeypatch, packages, device):
     pretend(monkeypatch, *packages)
     assert default_device() == device
 
 
-def test_others_in_the_process_can_still_open_sessions():
+def test_other_code_can_still_open_sessions():
     graph, _ = lower(lambda x: x * 2, np.ones(3, np.float32))
     devices.open_session(graph, "cpu")
     session = ort.InferenceSession(graph.to_onnx().SerializeToString())
@@ -339,7 +339,7 @@ def test_others_in_the_process_can_still_open_sessions():
 
 @pytest.mark.parametrize("device", ["numpy", "cpu"])
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16])
-def test_16_bit_weights_give_what_they_give_widened(device, dtype):
+def test_16_bit_weights_equal_widened_weights(device, dtype):
     delta, params, *rest = problem("t5-1.1", 0, 5, np.float32)
     narrow = {name: value.astype(dtype) for name, value in flatten(params).items()}
     wide = {name: value.astype(np.float64) for name, value in narrow.items()}
@@ -350,7 +350,7 @@ def test_16_bit_weights_give_what_they_give_widened(device, dtype):
     assert np.abs(gradient[PROMPT] - exact[PROMPT]).max() < 1e-4 * np.abs(exact[PROMPT]).max()
 
 
-def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
+def test_int8_is_close_and_quantises_each_weight_once(monkeypatch):
     delta, params, config, batch = problem("t5-1.1", 1, 5, np.float32)
     for value in flatten(params).values():
         value.flags.writeable = False
@@ -363,19 +363,19 @@ def test_int8_is_near_and_quantises_each_weight_once(monkeypatch):
     held = len(values._made)
     assert held > made
     labels, weights = (np.pad(x, ((0, 0), (0, 2))) for x in (batch.labels, batch.weights))
-    run(delta, params, config, batch._replace(labels=labels, weights=weights))  # another session
+    run(delta, params, config, batch._replace(labels=labels, weights=weights))  # opens another session
     assert len(values._made) == held
 
 
 def frozen_model(seed):
-    """Parameters whose matrices are wide enough for 8 bits to be near."""
+    """Return frozen parameters with matrices wide enough for int8 to be accurate."""
     config = parse_config(raw_config("t5-1.1", d_model=48, d_kv=16, d_ff=96))
     weights = {name: value.astype(np.float32) for name, value in random_weights(config, seed).items()}
     return config, nest({name: freeze(value) for name, value in weights.items()})
 
 
 def next_logits(model, tokens, device):
-    """The logits of each next token, as decoding asks for them."""
+    """Return the logits of each next token, computed as in decoding."""
     config, params = model
     ids, mask, *_ = batch(0, config.vocab_size, len(tokens), 7, 4)
     step = decode.Cache(params, config, ids, mask, 1, device)
@@ -384,17 +384,17 @@ def next_logits(model, tokens, device):
 
 @examples(5)
 @given(rows=st.integers(1, 5), steps=st.integers(1, 6), seed=st.integers(0, 99))
-def test_a_text_in_int8_is_written_by_the_weights_that_are_given(rows, steps, seed):
-    one, other = frozen_model(seed), frozen_model(seed + 1)
-    tokens = np.random.default_rng(seed).integers(3, one[0].vocab_size, (rows, steps))
-    exact = {id(model): next_logits(model, tokens, "cpu") for model in (one, other)}
-    for model in (one, other, one):
+def test_int8_decoding_uses_the_given_weights(rows, steps, seed):
+    first, second = frozen_model(seed), frozen_model(seed + 1)
+    tokens = np.random.default_rng(seed).integers(3, first[0].vocab_size, (rows, steps))
+    exact = {id(model): next_logits(model, tokens, "cpu") for model in (first, second)}
+    for model in (first, second, first):
         for found, wanted in zip(next_logits(model, tokens, "cpu-int8"), exact[id(model)], strict=True):
             error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-            assert 1e-6 < error < 0.25 * 127 / largest_int8()  # by other weights it would be more than 1
+            assert 1e-6 < error < 0.25 * 127 / largest_int8()  # another model's weights would give more than 1
 
 
-def test_sessions_that_hold_weights_are_few_and_go_with_them(monkeypatch):
+def test_few_sessions_hold_weights_and_are_freed_with_them(monkeypatch):
     opened = []
     open_session = sessions.open_session
 
@@ -421,13 +421,13 @@ def test_sessions_that_hold_weights_are_few_and_go_with_them(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["numpy-int8", "cpu-bf16", "cpu-fp4", "cuda-int8", "CPU", ""])
-def test_a_device_that_does_not_exist_is_refused(device):
+def test_an_unknown_device_is_refused(device):
     with pytest.raises(DeviceError, match=f"device '{device}': expected one of numpy, cpu"):
         compile(train.loss, device)
 
 
 @pytest.mark.parametrize(("variable", "expected"), [("1", 1), ("3", 3), ("2,4", 2), ("", 0), ("many", 0), (None, 0)])
-def test_a_session_has_the_threads_that_the_variable_of_openmp_says(monkeypatch, variable, expected):
+def test_a_session_uses_omp_num_threads(monkeypatch, variable, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
@@ -435,7 +435,7 @@ def test_a_session_has_the_threads_that_the_variable_of_openmp_says(monkeypatch,
     assert session.get_session_options().intra_op_num_threads == expected
 
 
-def test_what_a_gpu_session_is_asked_for(monkeypatch):
+def test_options_of_a_gpu_session(monkeypatch):
     class Session:
         def __init__(self, model, options, providers, enable_fallback):
             self.asked = options, providers, enable_fallback
@@ -447,14 +447,14 @@ def test_what_a_gpu_session_is_asked_for(monkeypatch):
     graph, _ = lower(lambda x: x + 1, np.ones(2, np.float32))
     options, [(provider, settings)], fallback = devices.open_session(graph, "cuda").asked
     assert provider == "CUDAExecutionProvider"
-    assert settings["use_tf32"] == "0"  # float32 is float32
+    assert settings["use_tf32"] == "0"  # products must be exact in float32
     assert settings["enable_cuda_graph"] == "0"
     assert devices.open_session(graph, "cuda", True).asked[1][0][1]["enable_cuda_graph"] == "1"
     assert not fallback
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
-def test_bfloat16_goes_to_the_gpu_as_its_bits(monkeypatch):
+def test_bfloat16_is_sent_to_the_gpu_as_bits(monkeypatch):
     sent = {}
 
     class Value:
@@ -473,7 +473,7 @@ def test_bfloat16_goes_to_the_gpu_as_its_bits(monkeypatch):
     assert values.BFLOAT16 == onnx.TensorProto.BFLOAT16
 
 
-def test_in_bf16_frozen_weights_reach_the_gpu_in_16_bits_only(monkeypatch):
+def test_bf16_sends_frozen_weights_to_the_gpu_in_16_bits_once(monkeypatch):
     seen = []
     monkeypatch.setattr(sessions, "check_device", lambda device: "cuda")
     monkeypatch.setattr(values, "to_value", lambda x, device: seen.append(x) or x)
@@ -490,16 +490,16 @@ def test_in_bf16_frozen_weights_reach_the_gpu_in_16_bits_only(monkeypatch):
     run = compile(lambda x, tree: ops.linear(x, tree["w"]), "cuda-bf16")
     for _ in range(3):
         run(np.ones((2, 4), np.float32), {"w": w})
-    assert [x.dtype for x in seen] == [np.float32, bfloat16, np.float32, np.float32]  # the weight once
+    assert [x.dtype for x in seen] == [np.float32, bfloat16, np.float32, np.float32]  # the weight is sent once
 
 
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float32])
 @pytest.mark.parametrize("bf16", [True, False])
-def test_weights_of_a_whole_model_wait_for_nothing(dtype, bf16):
-    """A 16-bit weight is widened at once before it is used; in bf16, no weight is cast at all."""
+def test_weights_are_widened_just_before_use(dtype, bf16):
+    """A 16-bit weight is widened immediately before its use; bf16 casts no weight."""
     delta, params, config, rows = problem(
         "t5-1.1", 0, 40, np.float32
-    )  # long enough for few queries to meet the context
+    )  # long enough that attention chooses the path for few queries
     narrow = nest({name: value.astype(dtype) for name, value in flatten(params).items()})
     for value in flatten(narrow).values():
         value.flags.writeable = False
@@ -516,7 +516,7 @@ def test_weights_of_a_whole_model_wait_for_nothing(dtype, bf16):
 
 
 def precise(device):
-    """How far from float64 a device may be, relative to the norm."""
+    """Return the allowed distance from float64, relative to the norm."""
     bf16 = providers.DEVICES[device].precision == "bf16" and "computes in float32" not in describe_device(device)
     return 0.1 if bf16 else 2e-5
 
@@ -527,8 +527,8 @@ def near(found, wanted, device):
 
 @pytest.mark.parametrize("n", [2, 8, 64, 256])
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_square_matrix_is_multiplied_as_it_is_and_transposed(anywhere, n, inside):
-    """OpenVINO 2026.4 computes wrongly where the matrix is a constant of the graph, so there it never is one."""
+def test_a_square_matrix_is_multiplied_plain_and_transposed(anywhere, n, inside):
+    """OpenVINO 2026.4 computes wrongly if the matrix is a constant of the graph, so we pass it as an input."""
     rng = np.random.default_rng(n)
     x, w = (rng.normal(size=(rows, n)).astype(np.float32) for rows in (96, n))
     product = lambda x, w: anp.sqrt((x @ w.T) ** 2 + 1) @ w
@@ -537,7 +537,7 @@ def test_a_square_matrix_is_multiplied_as_it_is_and_transposed(anywhere, n, insi
 
 
 @pytest.mark.parametrize("constants", [True, False])
-def test_large_constants_are_inputs_where_a_provider_asks_for_it(monkeypatch, constants):
+def test_large_constants_are_inputs_if_a_provider_needs_it(monkeypatch, constants):
     monkeypatch.setitem(providers.PROVIDERS, "cpu", replace(providers.PROVIDERS["cpu"], constants=constants))
     table, models = np.arange(6, dtype=np.float32).reshape(2, 3), []
     original = ort.InferenceSession
@@ -549,13 +549,13 @@ def test_large_constants_are_inputs_where_a_provider_asks_for_it(monkeypatch, co
     assert len(held) == constants
 
 
-def test_arrays_that_stay_are_written_in_place(anywhere):
+def test_kept_arrays_are_written_in_place(anywhere):
     append = compile(lambda x, at, new: (new.sum(), {"x": ops.put(x, at, new), "zeros": new * 0}), anywhere, keeps=True)
     fill = compile(lambda x: (None, {"x": x * 2}), anywhere, keeps=True)
     new = np.random.default_rng(0).normal(size=(2, 3, 1, 4)).astype(np.float32)
     given = np.ones((2, 3, 5, 4), np.float32)
     assert (np.asarray(append(given, np.array([1]), new)[1]["x"])[:, :, 1:2] == new).all()
-    assert (given == 1).all()  # an array of the caller is not overwritten
+    assert (given == 1).all()  # the caller's array is not overwritten
     held = fill(given)[1]["x"]
     place = held.value.data_ptr()
     for at in (1, 4):
@@ -569,7 +569,7 @@ def test_arrays_that_stay_are_written_in_place(anywhere):
     assert (np.asarray(kept["zeros"]) == 0).all()
 
 
-def test_an_array_that_stays_is_overwritten_only_where_nothing_else_reads_it():
+def test_a_kept_array_is_overwritten_only_if_nothing_else_reads_it():
     x, at, new = np.zeros((2, 3, 5, 4)), np.array([0]), np.ones((2, 3, 1, 4))
     put = lambda x, at, new: {"x": ops.put(x, at, new)}
     for function, place in [
@@ -584,14 +584,14 @@ def test_an_array_that_stays_is_overwritten_only_where_nothing_else_reads_it():
         assert list(graph.kept.values()) == [place]
 
 
-def test_an_input_that_nothing_reads_is_not_passed(monkeypatch):
+def test_an_unused_input_is_not_passed(monkeypatch):
     opened, original = [], sessions.open_session
     monkeypatch.setattr(sessions, "open_session", lambda graph, *a: opened.append(graph) or original(graph, *a))
     assert (compile(lambda x, y: x + 1, "cpu")(np.zeros(3), np.ones(4)) == 1).all()
     assert [x.name for x in opened[0].inputs] == ["x"]
 
 
-def test_decoding_moves_no_cache():
+def test_decoding_does_not_move_the_cache():
     config, params = frozen_model(0)
     ids, mask, *_ = batch(0, config.vocab_size, 3, 7, 4)
     step = decode.Cache(params, config, ids, mask, 1, "cpu")
@@ -606,7 +606,7 @@ def test_decoding_moves_no_cache():
 
 
 @pytest.mark.parametrize(("beams", "there", "back"), [(1, 10_568, 64), (4, 42_504, 3_072)])
-def test_bytes_that_a_token_moves_at_the_size_of_xxl(beams, there, back):
+def test_bytes_moved_per_token_at_the_size_of_xxl(beams, there, back):
     wide = dict(d_model=4096, d_ff=10240, num_heads=64, d_kv=64, num_layers=1, num_decoder_layers=24, vocab_size=32128)
     config = parse_config(raw_config("t5-1.1", **wide))
     zeros = lambda *shape, dtype=np.float32: np.broadcast_to(np.zeros((), dtype), shape)
@@ -626,7 +626,7 @@ def test_bytes_that_a_token_moves_at_the_size_of_xxl(beams, there, back):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_ranking_and_writing_are_those_of_numpy(anywhere, family):
+def test_training_ranking_and_decoding_equal_numpy(anywhere, family):
     delta, params, config, rows = problem(family, 5, 6, np.float32)
     params = nest({name: freeze(value) for name, value in flatten(params).items()})
     exact = problem(family, 5, 6, np.float64)
@@ -642,29 +642,29 @@ def test_steps_ranking_and_writing_are_those_of_numpy(anywhere, family):
         assert near(logits, wanted, anywhere)
 
 
-def test_dropout_has_the_masks_of_numpy(anywhere):
+def test_dropout_masks_equal_numpy(anywhere):
     x, drop = np.ones((30, 20), np.float32), t5.dropout(0.5, 3, 1)
     function = lambda x, drop: drop("output", x) * x
     assert (compile(function, anywhere)(x, drop) == function(x, drop)).all()
 
 
-def test_outputs_that_are_constants_are_computed_by_nobody(anywhere):
+def test_constant_outputs_are_returned_as_fresh_copies(anywhere):
     table = np.arange(3, dtype=np.float32)
     run = compile(lambda x: (table[:0], x + 1, table), anywhere)
     for _ in range(2):
         empty, found, held = run(table)
         assert (empty.shape, found.tolist(), held.tolist()) == ((0,), [1, 2, 3], [0, 1, 2])
-        held += 1  # the caller's own
+        held += 1  # the caller may change its copy
     assert compile(lambda x: {"a": table}, anywhere)(table)["a"].tolist() == [0, 1, 2]
 
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """The CPU in the place of a provider that computes in 32 bits."""
+    """Pretend that the CPU is a provider that computes in 32 bits."""
     monkeypatch.setitem(providers.PROVIDERS, "cpu", replace(providers.PROVIDERS["cpu"], wide=False))
 
 
-def test_numbers_of_64_bits_are_refused_where_they_would_be_computed_in_32(narrow):
+def test_64_bit_numbers_are_refused_on_a_32_bit_provider(narrow):
     run = compile(lambda x: x * 3, "cpu")
     assert (run(np.array([2**31 - 1, -5])) == np.array([3 * 2**31 - 3, -15])).all()
     with pytest.raises(DeviceError, match="device 'cpu' computes integers in 32 bits, and x has larger ones"):
@@ -678,7 +678,7 @@ def test_numbers_of_64_bits_are_refused_where_they_would_be_computed_in_32(narro
 
 @pytest.mark.parametrize(("device", "precision"), [("openvino", "f32"), ("openvino-bf16", "bf16")])
 @pytest.mark.parametrize("capability", ["FP32 BF16", "FP32"])
-def test_openvino_is_told_its_precision_and_its_threads(monkeypatch, device, precision, capability):
+def test_openvino_gets_its_precision_and_thread_count(monkeypatch, device, precision, capability):
     processor = SimpleNamespace(
         ep_name="OpenVINOExecutionProvider",
         device=SimpleNamespace(type=ort.OrtHardwareDeviceType.CPU),
@@ -695,7 +695,7 @@ def test_openvino_is_told_its_precision_and_its_threads(monkeypatch, device, pre
     )
     assert describe_device(device) == f"device: {device} (onnxruntime-ep-openvino 1.0){lacks}"
     graph, _ = lower(lambda x: x + 1, np.ones(2, np.float32))
-    with pytest.raises(DeviceError, match="would fall back to CPUExecutionProvider"):  # nothing was added
+    with pytest.raises(DeviceError, match="would fall back to CPUExecutionProvider"):  # the fake added no provider
         devices.open_session(graph, device)
     ((given, options),) = asked
     assert given == [processor]
@@ -703,7 +703,7 @@ def test_openvino_is_told_its_precision_and_its_threads(monkeypatch, device, pre
     assert json.loads(options["load_config"]) == {"CPU": wanted}
 
 
-def test_a_plug_in_that_finds_no_processor_says_so_twice(monkeypatch):
+def test_a_plug_in_without_a_processor_fails_every_time(monkeypatch):
     registered = []
     monkeypatch.setattr(ort, "get_ep_devices", lambda: [])
     monkeypatch.setattr(ort, "register_execution_provider_library", lambda *a: registered.append(a))

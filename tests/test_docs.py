@@ -1,11 +1,11 @@
-"""README.md and docs/: every command is parsed, every cheap one runs, and so does every snippet of Python.
+"""Test README.md and docs/: parse every command, and run every cheap command and every Python snippet.
 
-A command is a line that begins with `tinyprompt ` or `python ` in an indented or fenced block; a backslash at its end
-goes on, and `&&` joins two. A snippet is a block fenced as python. The commands and snippets of a page run from its
-first line to its last, in one folder and one namespace, so a page may use what it has made before. The folder begins
-with the files that `work` writes, and a small random T5 stands in for the built-in "base".
+A command is a line that begins with `tinyprompt ` or `python ` in an indented or fenced block. A backslash at the end
+continues a line, and `&&` joins two commands. A snippet is a block fenced as python. The commands and snippets of a
+page run in order, in one folder and one namespace, so a page may use its earlier results. The folder initially contains
+the files that `work` writes. A small random T5 replaces the built-in "base".
 
-Commands between backticks in a text are parsed only.
+Commands between backticks in prose are only parsed.
 """
 
 import io
@@ -30,30 +30,30 @@ from tinyprompt.files import models, prompts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Commands that are only parsed: how they read, and why they do not run here.
+# Commands that are only parsed: a pattern, and the reason why they do not run here.
 NOT_RUN = {
     r"tinyprompt pull": "fetches a model from the network",
-    r"google/": "a model that `pull` has fetched",
+    r"google/": "needs a model from `pull`",
     r"tinyprompt demo": "takes minutes; test_cli.py runs it on a small model",
-    r"tinyprompt bench": "takes minutes, and times what else the machine does; test_bench.py runs it on a tiny shape",
+    r"tinyprompt bench": "takes minutes, and other processes disturb its times; test_bench.py runs it on a tiny shape",
     r"export --c": "needs emx-onnx-cgen and a C compiler; test_embedded.py runs it",
-    r"from-c\.": "a prompt that the program in C has trained; test_embedded.py converts one, and asks eval",
-    r"golden --judge": "a fault is to be found, which is exit status 1; test_golden.py judges",
-    r"tinyprompt serve": "answers until it is stopped; test_serve.py starts it, and asks as the page does",
+    r"from-c\.": "needs a prompt from the C program; test_embedded.py converts and evaluates it",
+    r"golden --judge": "ends with exit status 1; test_golden.py runs it",
+    r"tinyprompt serve": "runs until it is stopped; test_serve.py starts it and sends the page's requests",
     r"--device cuda": "needs a GPU",
     r"export --web": "needs the npm registry, and a tokenizer of pieces; test_web.py runs it",
-    r"tinyprompt \w+ topic\.": "a prompt that the page has trained; test_web.py runs these",
-    r"lessons/studies": "takes hours; test_study.py reads the studies, and their rows",
+    r"tinyprompt \w+ topic\.": "needs a prompt from the page; test_web.py runs it",
+    r"lessons/studies": "takes hours; test_study.py reads the studies and their rows",
     r"--backend": "needs a cluster's software; test_study.py runs it where it is installed",
-    r"t5x/": "needs a T5X checkpoint; test_t5x.py makes one",
+    r"t5x/": "needs a T5X checkpoint; test_t5x.py writes a small checkpoint",
 }
-# Programs that are not run either: environments, pytest in pytest, and what takes data sets or hours.
+# Other programs that do not run here: environments, pytest inside pytest, and scripts that need data sets or hours.
 PROGRAMS = r"(\S*/)?(pip |pre-commit |python -m (venv|pytest|http\.server)|python (lessons|weights|tests)/[\w/]+\.py)"
 FOREIGN = {"--hypothesis-profile"}  # options of other programs
 
 
 class Block(NamedTuple):
-    """Something of a page that can be executed."""
+    """An executable part of a page."""
 
     line: int
     kind: str  # "command" or "snippet"
@@ -61,7 +61,7 @@ class Block(NamedTuple):
 
 
 def blocks(text):
-    """The commands and snippets of a page in their order."""
+    """Return the commands and snippets of a page in order."""
     fence, found, part = None, [], ""
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("```"):
@@ -73,20 +73,20 @@ def blocks(text):
         elif fence is not None or line.startswith("    "):
             part += line.strip().removeprefix("$ ")
             if part.startswith(("tinyprompt ", "python ")) and not part.endswith("\\"):
-                found += [Block(number, "command", one.strip()) for one in part.split(" && ")]
+                found += [Block(number, "command", command.strip()) for command in part.split(" && ")]
             part = part.removesuffix("\\") if part.endswith("\\") else ""
     return found
 
 
 def inline(text):
-    """Commands between backticks, in the text of a page; not those that leave something out by "..."."""
+    """Return the commands between backticks in a page's prose, except abbreviated commands with "..."."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     found = [" ".join(words.split()) for words in re.findall(r"`((?:tinyprompt|python)\s[^`]+)`", prose)]
     return [command for command in found if "..." not in command.split()]
 
 
 def words_of(command):
-    """The arguments of a tinyprompt command, None for another program."""
+    """Return the arguments of a tinyprompt command, or None for another program."""
     words = shlex.split(command, comments=True)
     if words[:3] == ["python", "-m", "tinyprompt"]:
         return words[3:]
@@ -94,7 +94,7 @@ def words_of(command):
 
 
 def refused(words):
-    """What the parser says against these words; None if it takes them."""
+    """Return the parser's objection to these words, or None."""
     try:
         args, rest = parser().parse_known_args(words)
     except SystemExit as stop:
@@ -104,7 +104,7 @@ def refused(words):
 
 
 def wrong_program(command):
-    """What is wrong with a command of another program; None if it and its options are there."""
+    """Return an error message if another program or its options do not exist, else None."""
     if not re.match(PROGRAMS, command):
         return "no program of this repository"
     script = re.search(r"[\w/]+\.py", command)
@@ -123,7 +123,7 @@ def why_not_run(command):
 
 
 def shorter(words):
-    """A tuning run of two steps in place of hundreds."""
+    """Limit a tuning command to two steps."""
     if words[0] != "tune":
         return words
     done = prompts.load_prompt(words[words.index("--resume") + 1]).train_state["step"] if "--resume" in words else 0
@@ -142,7 +142,7 @@ def records(path, *rows):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """What a reader has before the first command of a page."""
+    """Write the files that a page's first commands need."""
     at, patch = tmp_path_factory.mktemp("work"), pytest.MonkeyPatch()
     names, both = ("input", "target"), [(f"soup {i}", ("bad", "good")[i % 2]) for i in range(20)]
     for name in ("train", "dev", "test"):
@@ -183,7 +183,7 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_what_a_page_shows_runs(page, work, tmp_path, monkeypatch, capsys):
+def test_commands_and_snippets_of_a_page_run(page, work, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
     at = shutil.copytree(work, tmp_path / "work")
     monkeypatch.chdir(at)
@@ -203,7 +203,7 @@ def test_what_a_page_shows_runs(page, work, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name_of)
-def test_what_a_page_names_exists(page):
+def test_names_on_a_page_exist(page):
     text = page.read_text(encoding="utf-8")
     wrong = {}
     commands = [block.text for block in blocks(text) if block.kind == "command"]
@@ -223,7 +223,7 @@ def test_what_a_page_names_exists(page):
 
 
 def options_of(command):
-    """All options of a command, as its --help shows them."""
+    """Return all options of a command."""
     action = next(action for action in parser()._actions if action.choices and command in action.choices)
     return action.choices[command]._option_string_actions
 
@@ -233,12 +233,12 @@ def test_every_page_is_listed():
     assert sorted(listed) == [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
 
 
-def test_every_reason_not_to_run_is_needed():
+def test_every_exception_is_needed():
     commands = [block.text for page in PAGES for block in blocks(page.read_text(encoding="utf-8"))]
     assert [start for start in NOT_RUN if not any(re.search(start, text) for text in commands)] == []
 
 
-def test_how_a_page_is_read():
+def test_a_page_is_split_into_commands_and_snippets():
     page = "text\n\n    tinyprompt a \\\n        --b && python -m c\n    output\n\n```sh\n$ python x\n```\n"
     page += "```python\ny\n```\n"
     assert [(kind, text.strip()) for _, kind, text in blocks(page)] == [
@@ -252,7 +252,7 @@ def test_how_a_page_is_read():
     assert refused(["predict", "p", "--device", "cpu", "text"]) is None
 
 
-def test_the_tree_of_contributing_is_that_of_the_package():
+def test_the_tree_in_contributing_lists_the_package():
     found, folder = [], ""
     for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1].splitlines()[2:]:
         name, inside = line.split()[0], line.startswith("    ")
@@ -265,7 +265,7 @@ def test_the_tree_of_contributing_is_that_of_the_package():
     assert [name for name in (path.removesuffix(".py") for path in found) if name in orders] == orders
 
 
-def test_the_list_of_what_lowers_is_the_table():
+def test_the_guide_lists_the_functions_that_lower():
     listed = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8").split("These functions of NumPy lower")[1]
     listed = set(listed.split("```")[1].split())
     functions = {name: getattr(np, name) for name in dir(np)}
@@ -280,7 +280,7 @@ CORE = {"config", "data", "methods", "ops", "optim", "t5", "train", "tree"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_only_public_names_are_used(path):
+def test_pages_and_lessons_use_public_names_only(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         text = "\n".join(block.text for block in blocks(text) if block.kind == "snippet")
@@ -291,8 +291,8 @@ def test_only_public_names_are_used(path):
         assert module or {name.strip() for name in names.split(",")} <= public, names
 
 
-def test_the_distribution_is_ours():
-    """`tinyprompt` on the package index is a stranger's."""
+def test_install_commands_name_our_distribution():
+    """`tinyprompt` on the package index is an unrelated project."""
     name = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
     assert name == "tinyprompt-t5"
     for path in [p for p in tracked() if p.suffix in (".py", ".md", ".toml", ".html", ".js", ".ipynb")]:
@@ -303,6 +303,6 @@ def test_the_distribution_is_ours():
 
 
 def tracked():
-    """The files of the project."""
+    """Return the files of the project."""
     folders = (ROOT / name for name in ("tinyprompt", "docs", "lessons", "tests", "weights"))
     return [*ROOT.glob("*.*"), *(path for folder in folders for path in folder.rglob("*.*") if path.is_file())]

@@ -1,4 +1,4 @@
-"""C that trains a prompt: it computes what NumPy does, and its accuracy is that of `eval`."""
+"""The generated C trains a prompt like NumPy, and its accuracy equals that of `eval`."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from tinyprompt.predict import predict
 SHAPE = Shape(batch_size=4, input_tokens=12, target_tokens=5, prompt_length=3)
 WORDS = "bad", "good", "odd"
 TRAIN = [Row(f"row {i} {WORDS[i % 3]}", WORDS[i % 3]) for i in range(20)]
-TEST = [Row(f"text {i * 7}", WORDS[i * i % 3]) for i in range(30)]  # no multiple of the batch
+TEST = [Row(f"text {i * 7}", WORDS[i * i % 3]) for i in range(30)]  # 30 is not a multiple of the batch size
 STEPS = 6
 needs_translator = pytest.mark.skipif(
     not version("emx-onnx-cgen"), reason="needs emx-onnx-cgen: pip install '.[embedded]'"
@@ -36,7 +36,7 @@ def table(path, rows):
 
 
 def unpacked(content):
-    """Labels and rows of a rows.bin, read as its README.md describes them."""
+    """Parse labels and rows of a rows.bin according to its README.md."""
     numbers = np.frombuffer(content, "<i4")
     magic, length, out, labels, train_rows, test_rows = numbers[:6]
     assert (magic, length, out) == (0x31505254, SHAPE.input_tokens, SHAPE.target_tokens)
@@ -53,7 +53,7 @@ def batch_of(words, rows):
 
 
 def drawn(count, rows):
-    """The numbers of train.c's xorshift."""
+    """Yield the row indices that train.c's xorshift draws."""
     state = 2463534242
     for _ in range(count):
         state ^= state << 13 & 0xFFFFFFFF
@@ -65,7 +65,7 @@ def drawn(count, rows):
 @pytest.mark.slow
 @needs_translator
 @pytest.mark.skipif(not (shutil.which("cc") and shutil.which("make")), reason="needs a C compiler and make")
-def test_the_program_learns_as_numpy_does_and_says_the_accuracy_of_eval(tmp_path, capsys):
+def test_the_program_learns_like_numpy_and_prints_the_accuracy_of_eval(tmp_path, capsys):
     folder, out = write_model(tmp_path / "model", dtype=np.float16), tmp_path / "out"
     files = [table(tmp_path / f"{name}.tsv", rows) for name, rows in (("train", TRAIN), ("test", TEST))]
     sizes = [word for name, n in SHAPE._asdict().items() for word in (f"--{name.replace('_', '-')}", str(n))]
@@ -74,7 +74,7 @@ def test_the_program_learns_as_numpy_does_and_says_the_accuracy_of_eval(tmp_path
     command = ["./train", "rows.bin", str(STEPS), "0.1"]
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=True)
     losses = [float(x) for x in re.findall(r"^step \d+ loss (\S+)$", done.stdout, re.M)]
-    told = float(re.search(r"^accuracy (\S+)$", done.stdout, re.M)[1])
+    accuracy = float(re.search(r"^accuracy (\S+)$", done.stdout, re.M)[1])
     assert re.search(r"^[\d.]+ ms a step, \d+ kB of memory at most$", done.stdout, re.M)
 
     model, prompt = models.load(folder), np.load(out / "prompt.npy")
@@ -98,8 +98,8 @@ def test_the_program_learns_as_numpy_does_and_says_the_accuracy_of_eval(tmp_path
     words = ["--model", str(folder), "--max-input-tokens", "12", "--json"]
     assert main(["eval", saved, files[1], *words]) == 0
     scores = json.loads(capsys.readouterr().out)["scores"]
-    assert np.isclose(scores["accuracy"], told, atol=1e-6)
-    assert 0 < told < 1
+    assert np.isclose(scores["accuracy"], accuracy, atol=1e-6)
+    assert 0 < accuracy < 1
     (out / "rows.bin").write_bytes((out / "rows.bin").read_bytes()[:-4])
     cut = subprocess.run(command, cwd=out, capture_output=True, text=True)
     assert (cut.returncode, cut.stderr) == (2, "rows.bin: cut short; write it again\n")
@@ -108,14 +108,14 @@ def test_the_program_learns_as_numpy_does_and_says_the_accuracy_of_eval(tmp_path
 @pytest.mark.slow
 @needs_translator
 @pytest.mark.skipif(not (shutil.which("cc") and shutil.which("make")), reason="needs a C compiler and make")
-def test_the_program_answers_as_predict_does(tmp_path):
+def test_the_program_answers_like_predict(tmp_path):
     texts = ["Two goals in the last minute.", "The soup was cold.", "Stir in the <unk> Garlic, Crème fraîche!", ""]
     rows = [Row(text, word) for text, word in zip(texts, ("sport", "food", "money", "nature"), strict=True)]
     out, shape = tmp_path / "out", Shape(batch_size=3, input_tokens=12, target_tokens=3, prompt_length=2)
     embedded.export_c("tiny", out, shape, train=rows)
     assert (out / "labels.txt").read_text() == "food\nmoney\nnature\nsport\n"
     subprocess.run(["make", "-s", "predict", "CFLAGS=-O1 -Wall -Wextra -Werror=implicit"], cwd=out, check=True)
-    texts[-1] = "Old bears sleep. " * 20  # loses its end, as in training
+    texts[-1] = "Old bears sleep. " * 20  # too long: its end is cut, as in training
     command = ["./predict", "labels.txt", "prompt.npy"]
     done = subprocess.run(command, input="\n".join(texts), cwd=out, capture_output=True, text=True, check=True)
     settings = {"max_input_tokens": shape.input_tokens}
@@ -129,7 +129,7 @@ def test_the_program_answers_as_predict_does(tmp_path):
     assert (failed.returncode, failed.stderr) == (2, "words.bin: cannot be read\n")
 
 
-def test_rows_are_packed_as_the_page_says(tmp_path):
+def test_rows_are_packed_in_the_documented_format(tmp_path):
     model = models.load(write_model(tmp_path / "model"))
     words, rows = unpacked(embedded.packed(model, SHAPE, TRAIN, TEST))
     assert [tuple(x[1 : 1 + x[0]]) for x in words] == [tuple(model.tokenizer.encode(word)) for word in WORDS]
@@ -140,26 +140,26 @@ def test_rows_are_packed_as_the_page_says(tmp_path):
         assert numbers[1:].tolist() == [len(ids), *ids, *[0] * (12 - len(ids))]
 
 
-def test_errors_name_what_to_do(tmp_path, capsys, monkeypatch):
+def test_errors_name_the_remedy(tmp_path, capsys, monkeypatch):
     model = models.load(write_model(tmp_path / "model"))
     with pytest.raises(DataError, match="add rows to learn from that have it"):
         embedded.packed(model, SHAPE, TRAIN, [Row("a", "so")])
     with pytest.raises(DataError, match="up to 5 tokens, with their end; give --target-tokens 5, found 4"):
         embedded.packed(model, SHAPE._replace(target_tokens=4), TRAIN, TEST)
 
-    def told(*words):
+    def error_of(*words):
         assert main(["export", *map(str, words)]) == 2
         return capsys.readouterr().err
 
-    assert "--c: has its own folder; leave out --plain" in told("--c", tmp_path / "c", "--plain")
-    assert "--rows: needs --c" in told("--rows", "a.tsv")
-    assert "needs --c and one or two files" in told("--c", tmp_path / "c", "--rows", "a", "b", "c")
+    assert "--c: has its own folder; leave out --plain" in error_of("--c", tmp_path / "c", "--plain")
+    assert "--rows: needs --c" in error_of("--rows", "a.tsv")
+    assert "needs --c and one or two files" in error_of("--c", tmp_path / "c", "--rows", "a", "b", "c")
     monkeypatch.setattr(embedded, "version", lambda package: None)
-    assert "pip install 'tinyprompt-t5[embedded]'" in told("--c", tmp_path / "c")
+    assert "pip install 'tinyprompt-t5[embedded]'" in error_of("--c", tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
 @needs_translator
-def test_a_graph_that_cannot_be_translated():
+def test_a_graph_that_cannot_be_translated_is_refused():
     with pytest.raises(embedded.DeviceError, match=r"emx-onnx-cgen \S+ cannot translate step: "):
         embedded.translated("step", b"no graph")

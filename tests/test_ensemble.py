@@ -1,4 +1,4 @@
-"""Several prompts of one task as one answer."""
+"""Answers of several prompts for one task."""
 
 import json
 from collections import Counter
@@ -26,27 +26,27 @@ def several(model, count, seed=0, words=WORDS):
 
 @examples(10)
 @given(count=st.integers(1, 5), rows=st.integers(1, 6), seed=st.integers(0, 999))
-def test_each_prompt_answers_as_alone_and_the_most_votes_win(count, rows, seed):
+def test_each_prompt_answers_as_alone_and_the_majority_wins(count, rows, seed):
     model = byte_model(seed=seed)
     prompts, texts = several(model, count, seed), texts_of(rows, seed)
     found = ensemble(model, prompts, texts, "numpy")
     assert found.each == [predict(model, prompt, texts, "numpy") for prompt in prompts]
     means = np.mean([probabilities(label_scores(model, prompt, texts, "numpy")) for prompt in prompts], axis=0)
     assert found.mean == [WORDS[i] for i in means.argmax(1)]
-    for row, (said, mean) in enumerate(zip(found.majority, means, strict=True)):
-        votes = Counter(one[row] for one in found.each)
-        assert votes[said] == max(votes.values())
-        assert mean[WORDS.index(said)] == max(mean[WORDS.index(w)] for w in votes if votes[w] == votes[said])
+    for row, (answer, mean) in enumerate(zip(found.majority, means, strict=True)):
+        votes = Counter(answers[row] for answers in found.each)
+        assert votes[answer] == max(votes.values())
+        assert mean[WORDS.index(answer)] == max(mean[WORDS.index(w)] for w in votes if votes[w] == votes[answer])
 
 
-def test_of_answers_with_as_many_votes():
+def test_a_tie_goes_to_the_higher_mean_score():
     assert vote(["b", "a"], {"a": 0.65, "b": 0.35}) == "a"
     assert vote(["b", "b", "a"], {"a": 0.65, "b": 0.35}) == "b"
     assert vote(["x", "y"], {}) == "x"
     assert vote(["x", "y", "y"], {}) == "y"
 
 
-def test_free_text_and_what_is_refused():
+def test_free_text_has_no_mean_and_mixed_label_words_are_refused():
     model = byte_model()
     found = ensemble(model, several(model, 3, words=None), texts_of(2), "numpy")
     assert found.mean is None
@@ -55,12 +55,12 @@ def test_free_text_and_what_is_refused():
         ensemble(model, [*several(model, 1), *several(model, 1, words=("a", "b"))], ["x"], "numpy")
     with pytest.raises(DataError, match="found no prompt"):
         ensemble(model, [], ["x"], "numpy")
-    one, other = several(model, 2)
-    other = Prompt(other.params, label_words=WORDS[::-1], settings=other.settings)
-    assert ensemble(model, [one, other], ["x"], "numpy").mean  # their order does not matter
+    first, second = several(model, 2)
+    second = Prompt(second.params, label_words=WORDS[::-1], settings=second.settings)
+    assert ensemble(model, [first, second], ["x"], "numpy").mean  # the order of the label words does not matter
 
 
-def test_from_one_command_with_seeds_to_the_table(tmp_path, folder, capsys):
+def test_tune_with_seeds_and_ensemble_commands(tmp_path, folder, capsys):
     rows = tmp_path / "rows.tsv"
     rows.write_text("input\ttarget\n" + "".join(f"soup {i}\t{('bad', 'good')[i % 2]}\n" for i in range(20)))
     model = ["--model", str(folder)]
@@ -68,7 +68,7 @@ def test_from_one_command_with_seeds_to_the_table(tmp_path, folder, capsys):
     assert main([*tune, "--out", str(tmp_path / "mine.safetensors"), "--seeds", "3", "--json"]) == 0
     paths = [str(tmp_path / f"mine-{seed}.safetensors") for seed in (4, 5, 6)]
     out = capsys.readouterr().out
-    assert [one["prompt"] for one in json.loads(out)["prompts"]] == paths
+    assert [entry["prompt"] for entry in json.loads(out)["prompts"]] == paths
     assert main(["ensemble", *paths, "--data", str(rows), *model]) == 0
     out, _ = capsys.readouterr()
     assert [line.split("  ")[1] for line in out.splitlines()[1:]] == [

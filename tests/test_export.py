@@ -1,4 +1,4 @@
-"""Exported graphs: NumPy's numbers from the model's files by ONNX Runtime alone; the loop of docs/export.md; errors."""
+"""Exported graphs: ONNX Runtime alone computes NumPy's numbers from the model's files. The loop of docs/export.md."""
 
 import io
 import json
@@ -40,7 +40,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="ut
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 LAYOUTS = ("whole", "shards", "alias", "cache")
 SHAPES = export.Shape(batch_size=3, input_tokens=7, target_tokens=4, prompt_length=5)
-# An interpreter that has onnxruntime and NumPy only, as far as this project goes.
+# An interpreter that can import onnxruntime and NumPy, but no other dependency of ours.
 ALONE = """
 import sys
 class Refuse:
@@ -53,7 +53,7 @@ exec(sys.stdin.read())
 
 
 def write_model(folder, family="t5-1.1", dtype=np.float32, layout="whole", seed=0, **changes):
-    """A model directory: one file, two shards, one with shared.weight by its other name, or a hub's cache of links."""
+    """Write a model as one file, two shards, with an alias of shared.weight, or as links of a hub's cache."""
     raw = raw_config(family, vocab_size=384, **changes)
     weights = {k: v.astype(dtype) for k, v in random_weights(parse_config(raw), seed).items()}
     folder.mkdir(parents=True)
@@ -77,14 +77,14 @@ def write_model(folder, family="t5-1.1", dtype=np.float32, layout="whole", seed=
 
 
 def run(path, **inputs):
-    """The outputs of an exported graph by their names."""
+    """Return the outputs of an exported graph by name."""
     session = ort.InferenceSession(path)
     names = [x.name for x in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def by_numpy(folder, dtype, prompt, arrays):
-    """What NumPy computes from the same weights in a dtype."""
+    """Return NumPy's results from the same weights in a dtype."""
     model = models.load(folder)
     params = nest({name: value.astype(dtype) for name, value in flatten(model.params).items()})
     given = prompt.astype(dtype), *arrays[:3], arrays[3].astype(dtype), params, model.config
@@ -95,13 +95,13 @@ def by_numpy(folder, dtype, prompt, arrays):
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(2)
 @given(data=st.data())
-def test_exported_graphs_compute_what_numpy_does(family, dtype, data, tmp_path_factory):
+def test_exported_graphs_equal_numpy(family, dtype, data, tmp_path_factory):
     layout, seed = data.draw(st.sampled_from(LAYOUTS)), data.draw(st.integers(0, 99))
     rows, length, out, vectors = (data.draw(st.integers(1, n)) for n in (4, 40, 5, 20))
     root = tmp_path_factory.mktemp("model")
     folder = write_model(root / "snapshots" / "0", family, DTYPES[dtype], layout, seed)
     export.export(folder, root / "out", export.Shape(rows, length, out, vectors))
-    (root / "snapshots").rename(root / "gone")  # the graphs need nothing of it
+    (root / "snapshots").rename(root / "gone")  # the graphs must not need the model's folder
     folder = root / "gone" / "0"
     ids, mask, labels, weights = batch(seed, 384, rows, length, out)
     arrays = ids, mask, labels, weights.astype(np.float32)
@@ -118,7 +118,7 @@ def test_exported_graphs_compute_what_numpy_does(family, dtype, data, tmp_path_f
 
 
 def by_reference(path, inputs):
-    """onnx's own evaluator, in Python."""
+    """Run a graph in onnx's Python evaluator."""
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(str(path))
@@ -138,8 +138,8 @@ RUNTIMES = {"onnxruntime": lambda path, inputs: run(path, **inputs), "onnx": by_
 @pytest.mark.parametrize("plain", export.PLAIN)
 @pytest.mark.parametrize("family", ["t5-1.0", "umt5", "square"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_plain_graphs_compute_what_numpy_does_in_any_runtime(runtime, family, plain, tmp_path):
-    """OpenVINO 2026.4 errs, silently, where a square weight is multiplied as it is and transposed."""
+def test_plain_graphs_equal_numpy_in_other_runtimes(runtime, family, plain, tmp_path):
+    """OpenVINO 2026.4 is silently wrong if a square weight is multiplied both plain and transposed."""
     changes = dict(d_model=24, d_kv=8, num_heads=3, d_ff=24) if family == "square" else {}
     folder = write_model(tmp_path / "model", "t5-1.1" if changes else family, np.float16, **changes)
     out = tmp_path / "out"
@@ -161,7 +161,7 @@ def test_plain_graphs_compute_what_numpy_does_in_any_runtime(runtime, family, pl
             assert np.linalg.norm(value - exact[key]) < 2e-5 * np.linalg.norm(exact[key]), key
 
 
-def test_a_plain_graph_with_its_weights_inside_is_of_any_files(tmp_path, capsys, monkeypatch):
+def test_a_plain_graph_can_contain_weights_of_any_layout(tmp_path, capsys, monkeypatch):
     folder, out = write_model(tmp_path / "model", layout="alias"), tmp_path / "out"
     words = ["export", "--model", str(folder), "--out", str(out), "--input-tokens", "7"]
     assert main([*words, "--plain"]) == 0
@@ -178,7 +178,7 @@ def test_a_plain_graph_with_its_weights_inside_is_of_any_files(tmp_path, capsys,
         export.export(folder, out, plain="no")
 
 
-def test_the_score_is_that_of_rank_classification(tmp_path):
+def test_the_score_equals_rank_classification(tmp_path):
     folder = write_model(tmp_path / "model")
     export.export(folder, tmp_path / "out", SHAPES)
     prompt = np.load(tmp_path / "out" / "prompt.npy")
@@ -196,7 +196,7 @@ def test_the_score_is_that_of_rank_classification(tmp_path):
 
 
 def externals(path):
-    """Name of each weight: its file, offset and length."""
+    """Map the name of each external weight to its file, offset and length."""
     proto = onnx.load(path, load_external_data=False)
     return {
         x.name: {entry.key: entry.value for entry in x.external_data}
@@ -206,16 +206,16 @@ def externals(path):
 
 
 @pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1"])
-def test_the_weights_are_in_the_models_file_and_nowhere_else(family, tmp_path):
+def test_weights_are_stored_in_the_models_file_only(family, tmp_path):
     folder = write_model(tmp_path / "model", family, np.float16)
-    told = export.export(folder, tmp_path / "out", SHAPES)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {Path(path).name for path in told.files}
+    report = export.export(folder, tmp_path / "out", SHAPES)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {Path(path).name for path in report.files}
     copy = tmp_path / "out" / "model.safetensors"
     assert copy.read_bytes() == (folder / copy.name).read_bytes()
     config = models.read_config(folder / "config.json")
     for name in ("step.onnx", "score.onnx"):
         found = externals(tmp_path / "out" / name)
-        assert found.keys() == weight_shapes(config).keys()  # one for the table, also where it is the head
+        assert found.keys() == weight_shapes(config).keys()  # the table is stored once, even if it is also the head
         assert len({x["offset"] for x in found.values()}) == len(found)
         assert sum(int(x["length"]) for x in found.values()) == sum(v.size for v in weights_of(folder).values()) * 2
         assert (tmp_path / "out" / name).stat().st_size < 200_000
@@ -228,30 +228,30 @@ def weights_of(folder):
 
 
 def version(path):
-    """What changes where a file or link is written anew."""
+    """Return values that change if a file or link is rewritten."""
     return path.lstat().st_ino, path.lstat().st_mtime_ns
 
 
-def test_a_copy_that_is_there_is_kept_and_another_file_replaced(tmp_path):
-    one, two = (write_model(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
+def test_an_existing_copy_is_kept_and_another_file_is_replaced(tmp_path):
+    first, second = (write_model(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
     copy = tmp_path / "out" / "model.safetensors"
-    export.export(one, copy.parent, SHAPES)
+    export.export(first, copy.parent, SHAPES)
     before = version(copy)
-    export.export(one, copy.parent, SHAPES)
+    export.export(first, copy.parent, SHAPES)
     assert version(copy) == before
-    export.export(two, copy.parent, SHAPES)
+    export.export(second, copy.parent, SHAPES)
     assert version(copy) != before
-    assert copy.read_bytes() == (two / "model.safetensors").read_bytes()
+    assert copy.read_bytes() == (second / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_into_the_folder_of_the_model_itself(layout, tmp_path):
+def test_export_into_the_folder_of_the_model(layout, tmp_path):
     folder = write_model(tmp_path / "snapshots" / "0", layout=layout)
     files = models.weight_files(folder)
     before = [version(file) for file in files]
     export.export(folder, folder, SHAPES)
     ort.InferenceSession(folder / "score.onnx")
-    assert ([version(file) for file in files] == before) == (layout != "cache")  # a link gave way to a copy
+    assert ([version(file) for file in files] == before) == (layout != "cache")  # a link was replaced by a copy
     assert not any(file.is_symlink() for file in files)
 
 
@@ -261,26 +261,26 @@ def save_prompt(path, model, shape, key=PROMPT):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_tuned_prompt_is_written_for_numpy(dtype, tmp_path):
+def test_a_tuned_prompt_is_written_as_npy(dtype, tmp_path):
     folder = write_model(tmp_path / "model", dtype=DTYPES[dtype])
     path = save_prompt(tmp_path / "p.safetensors", models.load(folder), (9, 20))
-    told = export.export(folder, tmp_path / "out", SHAPES, prompt=path)
+    report = export.export(folder, tmp_path / "out", SHAPES, prompt=path)
     written = np.load(tmp_path / "out" / "prompt.npy", allow_pickle=False)
-    assert told.inputs["prompt"] == [9, 20]
+    assert report.inputs["prompt"] == [9, 20]
     assert written.dtype == np.float32
     assert (written == prompts.load_prompt(path).params[PROMPT]).all()
 
 
 def alone(code, folder):
-    """Standard output of some code in an interpreter that has nothing of ours."""
+    """Run code in an interpreter without our packages; return its standard output."""
     done = subprocess.run([sys.executable, "-I", "-c", ALONE], input=code, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
-def test_the_loop_of_the_page_needs_no_tinyprompt(tmp_path, capsys):
-    """The command (but for its model and prompt), the loop and the options of docs/export.md, run elsewhere."""
+def test_the_loop_of_the_guide_needs_no_tinyprompt(tmp_path, capsys):
+    """Run the command of docs/export.md with other paths, then its loop and its options."""
     command = re.search(r"^    tinyprompt (export .*)$", PAGE, re.M)[1].split()
     loop, _, _, options = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     folder = write_model(tmp_path / "model", dtype=bfloat16)
@@ -289,7 +289,7 @@ def test_the_loop_of_the_page_needs_no_tinyprompt(tmp_path, capsys):
     assert main([*words, "--model", str(folder), "--out", str(tmp_path / "tinyprompt-export")]) == 0
     assert "labels [8, 4]" in capsys.readouterr().out
     ids, mask, _, _ = batch(0, 384, 32, 64, 4)
-    labels = np.tile([9, 1, 0, 0], (32, 1))  # something to learn
+    labels = np.tile([9, 1, 0, 0], (32, 1))  # a learnable target
     weights = (labels > 0).astype(np.float32)
     np.savez(tmp_path / "rows.npz", input_ids=ids, attention_mask=mask, labels=labels, weights=weights)
     losses = [float(line.split()[1]) for line in alone(loop, tmp_path).splitlines()]
@@ -302,7 +302,7 @@ def test_the_loop_of_the_page_needs_no_tinyprompt(tmp_path, capsys):
     assert np.allclose(float(alone(other, tmp_path).split()[1]), losses[0], rtol=1e-5)
 
 
-NODE = {  # what Node takes of each package
+NODE = {  # the files of each package that Node needs
     npm.Package(
         "onnxruntime-common",
         "1.30.0",
@@ -316,17 +316,17 @@ NODE = {  # what Node takes of each package
 
 
 def install(folder):
-    """These packages, as `npm install` lays them into a folder."""
+    """Install these packages like `npm install`."""
     for package, names in NODE.items():
         with tarfile.open(fileobj=io.BytesIO(npm.fetch(package)), mode="r:gz") as archive:
-            members = [one for one in archive if one.name.removeprefix("package/").startswith(names)]
+            members = [file for file in archive if file.name.removeprefix("package/").startswith(names)]
             for member in members:
                 member.name = member.name.removeprefix("package/")
             archive.extractall(folder / "node_modules" / package.name, members, filter="data")
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
-def test_the_loop_of_the_page_in_javascript(tmp_path):
+def test_the_loop_of_the_guide_in_javascript(tmp_path):
     try:
         install(tmp_path)
     except CheckpointError as error:
@@ -353,7 +353,7 @@ def test_the_loop_of_the_page_in_javascript(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tinyprompt", "torch", "transformers"])
-def test_the_interpreter_of_that_loop_refuses_what_it_should(name, tmp_path):
+def test_the_isolated_interpreter_refuses_our_packages(name, tmp_path):
     with pytest.raises(AssertionError, match=f"{name} is refused"):
         alone(f"import {name}", tmp_path)
 
@@ -361,7 +361,7 @@ def test_the_interpreter_of_that_loop_refuses_what_it_should(name, tmp_path):
 @pytest.mark.parametrize("name", SHAPES._fields)
 @examples(5)
 @given(size=st.integers(max_value=0))
-def test_a_shape_below_one(name, size, tmp_path_factory):
+def test_a_size_below_one_is_refused(name, size, tmp_path_factory):
     out = tmp_path_factory.mktemp("shape") / "out"
     with pytest.raises(ValueError, match=rf"{name}: expected at least 1, found {size}"):
         export.export(None, out, SHAPES._replace(**{name: size}))
@@ -393,10 +393,12 @@ def test_errors_name_the_file_and_leave_nothing(tmp_path, capsys):
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_fails_in_the_middle_changes_no_file(tmp_path, monkeypatch):
-    one, two = (write_model(tmp_path / name, layout="shards", seed=seed) for seed, name in enumerate(("one", "two")))
+def test_an_interrupted_export_changes_no_file(tmp_path, monkeypatch):
+    first, second = (
+        write_model(tmp_path / name, layout="shards", seed=seed) for seed, name in enumerate(("one", "two"))
+    )
     out = tmp_path / "out"
-    export.export(one, out, SHAPES)
+    export.export(first, out, SHAPES)
     before = {path: path.read_bytes() for path in out.iterdir()}
 
     def full(descriptor):
@@ -404,21 +406,21 @@ def test_what_fails_in_the_middle_changes_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        export.export(two, out, SHAPES)
+        export.export(second, out, SHAPES)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+def test_a_missing_onnx_package_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(export, "version", lambda package: None)
     assert main(["export", "--out", str(tmp_path / "out")]) == 2
     assert "onnx is not installed; pip install 'tinyprompt-t5[ort]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_json(tmp_path, capsys):
+def test_json_lists_files_and_inputs(tmp_path, capsys):
     folder = write_model(tmp_path / "model", layout="shards")
     assert main(["export", "--json", "--model", str(folder), "--out", str(tmp_path / "out")]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"] == {str(path): path.stat().st_size for path in (tmp_path / "out").iterdir()}
-    assert told["inputs"]["prompt"] == [100, 20]
-    assert told["inputs"]["labels"] == told["inputs"]["weights"] == [8, 4]
+    report = json.loads(capsys.readouterr().out)
+    assert report["files"] == {str(path): path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert report["inputs"]["prompt"] == [100, 20]
+    assert report["inputs"]["labels"] == report["inputs"]["weights"] == [8, 4]

@@ -1,4 +1,4 @@
-"""Frozen arrays, and the keys under which `compile` keeps its graphs."""
+"""Frozen arrays, and the keys under which `compile` caches its graphs."""
 
 import functools
 import mmap
@@ -39,7 +39,7 @@ def thawed(array, change):
 @pytest.mark.parametrize(
     "change", [lambda w: np.multiply(w, 2, out=w), lambda w: w.__setitem__(slice(None), w[::-1].copy())]
 )
-def test_a_weight_that_is_thawed_and_changed_is_quantised_again(writes, change):
+def test_a_changed_weight_is_quantised_again(writes, change):
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
     w.flags.writeable = False
@@ -51,7 +51,7 @@ def test_a_weight_that_is_thawed_and_changed_is_quantised_again(writes, change):
 
 
 @needs_ort
-def test_a_sealed_weight_is_quantised_once(monkeypatch):
+def test_a_sealed_weight_is_converted_once(monkeypatch):
     made = []
     monkeypatch.setattr("tinyprompt.device.values.to_value", lambda x, device: made.append(x))
     from tinyprompt.device import derived
@@ -64,7 +64,7 @@ def test_a_sealed_weight_is_quantised_once(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16, np.int64])
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, 3)])
-def test_a_sealed_array_cannot_be_thawed(dtype, shape):
+def test_a_sealed_array_cannot_be_made_writable(dtype, shape):
     x = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     y = freeze(x)
     assert np.shares_memory(x, y) or not x.size
@@ -81,7 +81,7 @@ def test_a_sealed_array_cannot_be_thawed(dtype, shape):
     assert isinstance(state_of(x), int)
 
 
-def test_maps_of_a_file_are_sealed_if_they_cannot_be_written(tmp_path):
+def test_read_only_maps_of_a_file_are_sealed(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(bytes(16))
     assert is_sealed(np.memmap(path, np.float32, "r"))
@@ -106,7 +106,7 @@ class Setting:
 
 
 class Equal:
-    """Equal to everything of its class, and told apart by its text."""
+    """All objects of this class are equal, but their texts differ."""
 
     def __init__(self, text):
         self.text = text
@@ -122,7 +122,7 @@ class Equal:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("left", "right"),
     [
         (0.0, -0.0),
         (1, True),
@@ -141,11 +141,11 @@ class Equal:
         (np.zeros(3), np.zeros(3, np.float32)),
     ],
 )
-def test_arguments_that_are_equal_but_different_have_two_graphs(one, other):
+def test_equal_arguments_of_different_types_have_two_graphs(left, right):
     for wrapped in (lambda x: x, lambda x: (x,), lambda x: {"a": [x]}):
-        assert graph_key(wrapped(one)) != graph_key(wrapped(other))
-        assert graph_key(wrapped(one)) == graph_key(wrapped(one))
-    hash(graph_key(one))
+        assert graph_key(wrapped(left)) != graph_key(wrapped(right))
+        assert graph_key(wrapped(left)) == graph_key(wrapped(left))
+    hash(graph_key(left))
 
 
 def test_nan_has_one_graph():
@@ -153,7 +153,7 @@ def test_nan_has_one_graph():
 
 
 @needs_ort
-def test_the_sign_of_zero_is_not_lost():
+def test_the_sign_of_zero_is_kept():
     run = compile(lambda x, c: np.sign(c) if isinstance(c, np.ndarray) else 1 / (x * c), "cpu")
     with np.errstate(divide="ignore"):
         assert run(np.ones(2), 0.0).tolist() == [np.inf, np.inf]
@@ -173,7 +173,7 @@ def test_subclasses_of_arrays_are_refused_as_arguments(kind):
             call(kind(x))
 
 
-def test_an_array_in_a_mapped_file_is_no_subclass(tmp_path):
+def test_a_memory_mapped_array_is_accepted(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(bytes(16))
     graph, _ = lower(lambda x: x + 1, np.memmap(path, np.float32, "r"))
@@ -190,7 +190,7 @@ def test_frozen_parameters_can_be_named():
 
 @needs_ort
 def test_a_session_that_another_thread_closes_is_still_used(monkeypatch):
-    """Another thread calls with more shapes than sessions are kept, at the worst moment."""
+    """Simulate a thread that, at the worst moment, uses more shapes than the cache has sessions."""
     w, busy = freeze(np.ones((4, 8), np.float32)), []
 
     class Interrupted:
@@ -217,7 +217,7 @@ def test_a_session_that_another_thread_closes_is_still_used(monkeypatch):
 def test_threads_do_not_lose_a_session():
     w = freeze(np.ones((4, 8), np.float32))
     run, faults = compile(functools.partial(product), "cpu-int8", writes=True), []
-    arrays = [np.ones((n, 8), np.float32) for n in range(1, 8)]  # more shapes than sessions are kept
+    arrays = [np.ones((n, 8), np.float32) for n in range(1, 8)]  # more shapes than the cache has sessions
     for x in arrays:
         run(x, {"encoder.w": w})
 
@@ -234,20 +234,20 @@ def test_threads_do_not_lose_a_session():
 
 
 @needs_ort
-def test_the_arrays_of_a_parameter_that_is_told_are_frozen_and_no_others():
+def test_only_arrays_of_the_named_parameter_are_frozen():
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
-    told = compile(product, "cpu-int8", frozen="weights")
-    for _ in range(2):  # a writable array is quantised, and again after a change
-        found = told(x, {"encoder.w": w})
+    named = compile(product, "cpu-int8", frozen="weights")
+    for _ in range(2):  # a writable array is quantised again after a change
+        found = named(x, {"encoder.w": w})
         assert 0 < np.abs(found - x @ w.T).max() < 0.1 * np.abs(x @ w.T).max()
         w *= -2
-    other = compile(product, "cpu-int8", frozen=("x",))(x, {"encoder.w": freeze(w)})
-    assert np.allclose(other, x @ w.T, rtol=1e-5, atol=1e-5)
+    unnamed = compile(product, "cpu-int8", frozen=("x",))(x, {"encoder.w": freeze(w)})
+    assert np.allclose(unnamed, x @ w.T, rtol=1e-5, atol=1e-5)
 
 
 @needs_ort
-def test_a_flag_makes_no_other_graph_where_frozen_is_told(monkeypatch):
+def test_a_named_frozen_parameter_ignores_the_writeable_flag(monkeypatch):
     made, lower = [], lowering.lower
     monkeypatch.setattr(lowering, "lower", lambda *a, **o: made.append(o) or lower(*a, **o))
     run = compile(functools.partial(product), "cpu-int8", frozen="weights")
@@ -258,15 +258,15 @@ def test_a_flag_makes_no_other_graph_where_frozen_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize("frozen", ["weight", ("x", "weight")])
-def test_a_frozen_parameter_that_does_not_exist_is_refused(frozen):
+def test_an_unknown_frozen_parameter_is_refused(frozen):
     with pytest.raises(LoweringError, match="frozen: product has the parameters x, weights, not weight"):
         lower(product, np.ones((3, 8)), {"encoder.w": np.ones((6, 8))}, frozen=frozen)
 
 
 @needs_ort
-def test_own_calls_say_what_is_frozen(monkeypatch):
-    told, lower = [], lowering.lower
-    note = lambda f, o: told.append((f.__name__.partition("_wrt_")[0], o["frozen"]))
+def test_our_calls_name_their_frozen_parameters(monkeypatch):
+    calls, lower = [], lowering.lower
+    note = lambda f, o: calls.append((f.__name__.partition("_wrt_")[0], o["frozen"]))
     monkeypatch.setattr(lowering, "lower", lambda f, *a, **o: note(f, o) or lower(f, *a, **o))
     compile.cache_clear()
     model = models.load("tiny")
@@ -280,11 +280,11 @@ def test_own_calls_say_what_is_frozen(monkeypatch):
     ledger.run(model, model.params, [ledger.draw(model)], "cpu")
     compile.cache_clear()
     names = "value_and_grad_of_loss", "loss", "ranked", "encode", "first_cache", "decode_next", "logits"
-    assert set(told) == {(name, "params") for name in names}
+    assert set(calls) == {(name, "params") for name in names}
 
 
 @pytest.mark.parametrize("frozen", ["argument_0", "argument_2"])
-def test_a_parameter_without_a_name_has_its_position(frozen):
+def test_a_variadic_parameter_is_named_by_its_position(frozen):
     x = np.ones((2, 2))
     run = lambda *arrays: arrays[0] @ arrays[1]
     if frozen == "argument_0":

@@ -41,7 +41,7 @@ for _ in range(int(sys.argv[3])):
 
 
 @posix
-def test_two_processes_that_save_to_one_name_mix_nothing(tmp_path):
+def test_two_processes_saving_to_one_path_mix_nothing(tmp_path):
     path, saves = tmp_path / "p.safetensors", str(100 * MORE)
     prompts.save_prompt(Prompt({"encoder.prompt.embedding": np.zeros((40, 64), np.float32)}), path)
     running = [subprocess.Popen([sys.executable, "-c", SAVE, x, str(path), saves], env=ENV) for x in ("1", "2")]
@@ -55,17 +55,17 @@ def test_two_processes_that_save_to_one_name_mix_nothing(tmp_path):
 
 
 @posix
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(folder, tmp_path):
+def test_a_repeatedly_killed_run_gives_the_result_of_an_unbroken_run(folder, tmp_path):
     rows = tmp_path / "rows.tsv"
     rows.write_text("input\ttarget\n" + "".join(f"film {i}\t{'bad' if i % 2 else 'good'}\n" for i in range(20)))
     command = [sys.executable, "-m", "tinyprompt", "tune", str(rows), "--dev", str(rows), "--model", str(folder)]
     first = "--steps 400 --batch-size 4 --prompt-length 3 --eval-every 1 --device numpy --out".split()  # noqa: SIM905
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
     subprocess.run([*command, *first, str(whole)], env=ENV, check=True, capture_output=True)
-    rng, kills, goes_on = random.Random(0), 0, [*command, *first, str(broken)]
+    rng, kills, resume = random.Random(0), 0, [*command, *first, str(broken)]
     while True:
-        process = subprocess.Popen(goes_on, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for _ in range(10_000):  # until there is something to go on from
+        process = subprocess.Popen(resume, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(10_000):  # until a first checkpoint exists
             if broken.exists() or process.poll() is not None:
                 break
             time.sleep(0.01)
@@ -76,9 +76,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(folder, t
             break
         kills += process.returncode == -signal.SIGKILL
         assert process.returncode == -signal.SIGKILL, err.decode()
-        goes_on = [*command, "--resume", str(broken), "--device", "numpy"]
+        resume = [*command, "--resume", str(broken), "--device", "numpy"]
     assert kills
-    one, two = map_tensors(whole), map_tensors(broken)
-    assert one.keys() == two.keys()
-    assert [name for name in one if one[name].tobytes() != two[name].tobytes()] == []
+    expected, found = map_tensors(whole), map_tensors(broken)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if expected[name].tobytes() != found[name].tobytes()] == []
     prompts.load_prompt(broken)

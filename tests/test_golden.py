@@ -1,4 +1,4 @@
-"""Golden files: the same bytes everywhere, right by transformers, and a judge that finds the first fault."""
+"""Golden files: they are reproducible, agree with transformers, and the judge reports the first fault."""
 
 import ctypes
 import hashlib
@@ -18,9 +18,9 @@ from tinyprompt.export import embedded, graphs
 from tinyprompt.files import models, safetensors
 from tinyprompt.golden import judge, suite
 
-# Of the weights and the batches of golden 1. They never change: another suite has another number.
+# SHA-256 of the weights and batches of golden 1, which never change; a new suite needs a new number.
 DIGEST = "82b7a20f82ae7a2012e3adf9181b9d3f9b964a6713e9fa0df7a927b2b87742ca"
-# Loss, and norm of the gradient of the table, of each batch.
+# Loss, and norm of the table's gradient, for each batch.
 NUMBERS = {
     ("t5-1.0", "plain"): (3.808507412283116, 0.6575033614974194),
     ("t5-1.0", "holes"): (4.32305852320553, 0.9607076650363096),
@@ -43,7 +43,7 @@ BATCHES = [(name, kind) for name in suite.FAMILIES for kind in suite.MASKS]
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """A suite that the command wrote."""
+    """Write a suite with the command."""
     folder = tmp_path_factory.mktemp("golden") / "suite"
     assert main(["golden", str(folder)]) == 0
     return folder
@@ -60,7 +60,7 @@ def save(folder, name, values):
 
 
 def copy_of(golden, theirs, name, **changes):
-    """Results of one batch, with some replaced or, by None, left out."""
+    """Copy the results of one batch with some arrays replaced, or removed by None."""
     values = arrays(golden / f"{name}.safetensors") | {key.replace("__", "."): x for key, x in changes.items()}
     save(theirs, name, {key: x for key, x in values.items() if x is not None})
     return theirs
@@ -71,14 +71,14 @@ def verdict(theirs, golden):
     return found
 
 
-def test_two_runs_write_the_same_bytes(golden):
+def test_the_suite_is_reproducible(golden):
     files = suite.files()
     there = {path.relative_to(golden).as_posix(): path.read_bytes() for path in golden.rglob("*") if path.is_file()}
     assert there == files
     assert sum(map(len, files.values())) < 5_000_000
 
 
-def test_weights_and_batches_are_those_of_golden_1(golden):
+def test_weights_and_batches_equal_golden_1(golden):
     digest, count = hashlib.sha256(), 0
     for path in sorted(golden.rglob("*.safetensors")):
         if path.name.startswith("model") or ".input" in path.name:
@@ -88,13 +88,13 @@ def test_weights_and_batches_are_those_of_golden_1(golden):
 
 
 @pytest.mark.parametrize(("name", "kind"), BATCHES)
-def test_results_are_those_of_golden_1(name, kind, golden):
+def test_results_equal_golden_1(name, kind, golden):
     found = arrays(golden / name / f"{kind}.safetensors")
     numbers = float(found["loss"]), float(np.linalg.norm(found["gradient.shared.weight"]))
     assert np.allclose(numbers, NUMBERS[name, kind], rtol=1e-12, atol=0)
 
 
-def test_every_dimension_differs_and_every_result_is_listed(golden):
+def test_dimensions_differ_and_every_result_is_listed(golden):
     for name, kind in BATCHES:
         found, index = (
             arrays(golden / name / f"{kind}.safetensors"),
@@ -110,7 +110,7 @@ def test_every_dimension_differs_and_every_result_is_listed(golden):
         )
 
 
-def test_the_batches_have_what_the_page_promises(golden):
+def test_batches_have_the_documented_properties(golden):
     ends = []
     for name, kind in BATCHES:
         inputs = arrays(golden / name / f"{kind}.input.safetensors")
@@ -123,8 +123,8 @@ def test_the_batches_have_what_the_page_promises(golden):
     assert 3 <= sum(ends) < len(ends)
 
 
-def test_the_choices_of_decoding_are_clear(golden):
-    """Weights that differ by more than the rounding of float32 write the same texts."""
+def test_generated_texts_do_not_depend_on_rounding(golden):
+    """Weights that change by more than the rounding of float32 generate the same texts."""
     rng = np.random.default_rng(0)
     for name in suite.FAMILIES:
         case = suite.draw(name)
@@ -142,7 +142,7 @@ DEVICES = ["numpy", pytest.param("cpu", marks=pytest.mark.skipif(default_device(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_our_float32_is_right(device, golden, tmp_path):
+def test_our_float32_passes(device, golden, tmp_path):
     for name, kind in BATCHES:
         save(tmp_path, f"{name}/{kind}", suite.results(suite.draw(name), kind, device, np.float32))
     report = assert_right(tmp_path, golden)
@@ -150,7 +150,7 @@ def test_our_float32_is_right(device, golden, tmp_path):
 
 
 def exported(golden, name, kind, plain):
-    """The training step of `export` for a batch: the graph, its inputs."""
+    """Export the training step for a batch; return the graph and its inputs."""
     given = arrays(golden / name / f"{kind}.input.safetensors")
     inputs = {key: given[key] for key in ("prompt", "input_ids", "attention_mask", "labels", "weights")}
     model = models.load(golden / name, tokenizer=False)
@@ -158,7 +158,7 @@ def exported(golden, name, kind, plain):
 
 
 def assert_right(theirs, golden):
-    """Judge results in float32, and return the report."""
+    """Judge results in float32; return the report."""
     report = judge.judge(theirs, golden)
     assert report.ok, str(report)
     assert all(1e-8 < found.worst < 3e-5 for found in report.verdicts)
@@ -170,7 +170,7 @@ def assert_right(theirs, golden):
     not (version("emx-onnx-cgen") and shutil.which("cc")), reason="needs a C compiler and emx-onnx-cgen"
 )
 @pytest.mark.parametrize("name", suite.FAMILIES)
-def test_the_generated_c_is_right(name, golden, tmp_path):
+def test_the_generated_c_passes(name, golden, tmp_path):
     graph, inputs = exported(golden, name, "holes", plain=True)
     source, weights = embedded.translated("step", graph)
     (tmp_path / "step.c").write_text(source)
@@ -205,7 +205,7 @@ console.log(JSON.stringify(found));
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
-def test_the_runtime_of_the_page_is_right(golden, tmp_path):
+def test_the_runtime_of_the_page_passes(golden, tmp_path):
     try:
         install(tmp_path)
     except CheckpointError as error:
@@ -228,7 +228,7 @@ def test_the_runtime_of_the_page_is_right(golden, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", suite.FAMILIES)
-def test_transformers_is_right(name, golden, tmp_path):
+def test_transformers_passes(name, golden, tmp_path):
     torch = pytest.importorskip("torch", reason="the reference needs torch: pip install '.[test]'")
     from reference import check_torch, hugging_face
 
@@ -297,7 +297,7 @@ def test_the_first_fault_in_the_order_of_computation_is_named(golden, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (dict(loss=np.full((), np.nan)), "contains NaN or infinity"),
         (dict(logits=np.zeros((4, 41, 6))), r"shape \[4, 41, 6\], expected \[4, 6, 41\]"),
@@ -307,10 +307,10 @@ def test_the_first_fault_in_the_order_of_computation_is_named(golden, tmp_path, 
         (dict(loss=np.full((), 9.0, np.float16)), "at most 1e-01 in float16"),
     ],
 )
-def test_each_fault_is_told(change, told, golden, tmp_path):
+def test_each_fault_is_described(change, message, golden, tmp_path):
     (fault,) = verdict(copy_of(golden, tmp_path, "mt5/holes", **change), golden).faults
     assert fault.name in change
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises(AssertionError, match=message):
         raise AssertionError(fault.told)
 
 
@@ -328,7 +328,7 @@ def test_padding_of_the_encoder_is_not_compared(golden, tmp_path):
     assert verdict(copy_of(golden, tmp_path, "mt5/holes", **changes), golden).faults[0].name == hidden
 
 
-def test_what_follows_the_end_of_a_text_is_not_compared(golden, tmp_path):
+def test_ids_after_the_end_of_a_text_are_not_compared(golden, tmp_path):
     ids = arrays(golden / "mt5" / "holes.safetensors")["beam"].copy()
     ended = np.cumsum(ids == 1, 1) - (ids == 1) > 0
     assert ended.any()
@@ -337,15 +337,15 @@ def test_what_follows_the_end_of_a_text_is_not_compared(golden, tmp_path):
     assert verdict(copy_of(golden, tmp_path, "mt5/holes", beam=ids), golden).faults
 
 
-def test_a_part_of_the_arrays_is_enough(golden, tmp_path, capsys):
+def test_a_subset_of_the_arrays_is_accepted(golden, tmp_path, capsys):
     save(tmp_path, "t5-1.0/plain", {"loss": arrays(golden / "t5-1.0" / "plain.safetensors")["loss"].astype(np.float32)})
-    assert main(["golden", "--judge", str(tmp_path)]) == 0  # against a suite that is computed
+    assert main(["golden", "--judge", str(tmp_path)]) == 0  # without a suite, the judge computes it
     out = capsys.readouterr().out
     assert "right: 1 arrays" in out
     assert "not given: 74 arrays: encoder.embedding" in out
 
 
-def test_a_file_of_another_name_is_a_fault(golden, tmp_path):
+def test_a_file_with_an_unknown_name_is_a_fault(golden, tmp_path):
     copy_of(golden, tmp_path, "mt5/holes")
     shutil.copy(tmp_path / "mt5" / "holes.safetensors", tmp_path / "mt5" / "hole.safetensors")
     report = judge.judge(tmp_path, golden)
@@ -354,22 +354,22 @@ def test_a_file_of_another_name_is_a_fault(golden, tmp_path):
 
 
 def test_errors_name_the_file(golden, tmp_path, capsys):
-    def told(*words):
+    def error_of(*words):
         assert main(["golden", *map(str, words)]) == 2
         return capsys.readouterr().err
 
-    assert "not empty; name a new folder" in told(golden)
-    assert "nowhere: expected files such as t5-1.0/plain.safetensors" in told("--judge", tmp_path / "nowhere")
+    assert "not empty; name a new folder" in error_of(golden)
+    assert "nowhere: expected files such as t5-1.0/plain.safetensors" in error_of("--judge", tmp_path / "nowhere")
     copy_of(golden, tmp_path / "mine", "mt5/holes")
-    assert "none/mt5/index.json: no such file" in told("--judge", tmp_path / "mine", tmp_path / "none")
+    assert "none/mt5/index.json: no such file" in error_of("--judge", tmp_path / "mine", tmp_path / "none")
     shutil.copytree(golden, tmp_path / "old")
     index = tmp_path / "old" / "mt5" / "index.json"
     index.write_text(index.read_text().replace('"golden": 1', '"golden": 0'))
-    assert "the suite has version 0, but this program expects version 1" in told(
+    assert "the suite has version 0, but this program expects version 1" in error_of(
         "--judge", tmp_path / "mine", tmp_path / "old"
     )
     (tmp_path / "mine" / "mt5" / "holes.safetensors").write_bytes(b"12345678")
-    assert "mt5/holes.safetensors: not a safetensors file" in told("--judge", tmp_path / "mine", golden)
+    assert "mt5/holes.safetensors: not a safetensors file" in error_of("--judge", tmp_path / "mine", golden)
 
 
 def compiled(folder):

@@ -1,4 +1,4 @@
-"""The gradient of every NumPy function in docs/devices.md, by `numpy` and by `autograd.numpy`: right or refused."""
+"""The gradient of every NumPy function in docs/devices.md, with `numpy` and `autograd.numpy`, is right or refused."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from tinyprompt.lowering import LoweringError, lower
 
 W = np.array([[0.62, 1.41, 0.87], [1.73, 0.56, 1.18]])
 X = np.array([[1.07, 0.78, 1.32], [0.49, 1.63, 0.91]])
-REFUSED = {("full_like", 2)}  # NumPy asks only the first argument, which is a constant there
+REFUSED = {("full_like", 2)}  # np.full_like dispatches on its first argument, here a constant
 
 
 def test_every_listed_function_has_cases():
@@ -97,7 +97,7 @@ def test_an_array_of_python_objects_never_becomes_a_constant():
 
 
 def test_boxes_around_constants_meet_traced_arrays():
-    """`grad` with respect to a constant, with a traced array beside it."""
+    """Call `grad` with respect to a constant while another array is traced."""
     functions = [
         lambda w, x: np.sum(np.where(x > 1, w, x)),
         lambda w, x: np.sum(x * np.dot(x, w.T)[:, :1]),
@@ -109,7 +109,7 @@ def test_boxes_around_constants_meet_traced_arrays():
         assert np.allclose(found, compile(grad(function), "cpu")(W, X))
 
 
-def test_a_primitive_without_a_gradient_that_is_registered_later():
+def test_a_later_registered_primitive_without_a_gradient_works():
     steps = primitive(lambda x: np.floor(x))
     register_notrace(VJPNode, steps)
     found = compile(grad(lambda w: np.sum(w * steps(w))), "cpu")(W)
@@ -131,7 +131,7 @@ def test_a_primitive_without_a_gradient_that_is_registered_later():
         lambda np, w: np.sum(np.split(w, 3, axis=1)[1] ** 3) + np.sum(np.einsum("ij,ij->j", w, w) ** 2),
     ],
 )
-def test_a_gradient_of_a_gradient(function):
+def test_second_derivatives(function):
     for module in (np, anp):
         inner = lambda w, module=module: grad(lambda w: function(module, w))(w)
         found = compile(grad(lambda w: anp.sum(anp.sin(inner(w)))), "cpu")(W)  # noqa: B023
@@ -150,18 +150,18 @@ def test_a_gradient_of_a_gradient(function):
             assert abs((exact(W + e) - exact(W - e)) / 2e-3 - found[k]) < 2e-3 * max(1, abs(found[k]))
 
 
-def test_a_product_with_a_zero_has_a_gradient():
+def test_prod_with_a_zero_has_a_gradient():
     w = np.array([[2.0, 0.0, 3.0], [0.0, 0.0, 1.0]])
     found = compile(grad(lambda w: np.prod(w, axis=1).sum()), "cpu")(w)
     assert found.tolist() == [[0, 6, 0], [0, 0, 0]]
 
 
-def test_a_jacobian():
+def test_jacobian():
     found = compile(jacobian(lambda w: anp.sum(w * w, axis=1)), "cpu")(W)
     assert np.allclose(found, np.stack([[2 * W[0], 0 * W[1]], [0 * W[0], 2 * W[1]]]))
 
 
-def test_the_cross_entropy_of_rows_by_two_index_arrays():
+def test_cross_entropy_with_two_index_arrays():
     y = np.array([2, 0])
 
     def loss(np, w, y):
@@ -175,7 +175,7 @@ def test_the_cross_entropy_of_rows_by_two_index_arrays():
         assert np.allclose(found[1], wanted[1])
 
 
-def test_importing_and_lowering_leave_autograd_as_it_was():
+def test_importing_and_lowering_do_not_change_autograd():
     program = """
 import csv, sys
 import numpy as np, autograd, autograd.numpy as anp

@@ -1,7 +1,7 @@
-"""The pass that computes in bfloat16 what lies between two products.
+"""The pass that keeps bfloat16 between two products.
 
-ONNX Runtime's CPU kernels know no bfloat16. So the numbers come from a copy of the graph in float32 that rounds every
-array of 16 bits after the node that makes it.
+ONNX Runtime's CPU kernels do not support bfloat16. The tests therefore run a float32 copy of the graph that rounds
+every 16-bit array after the node that computes it.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ PROMPT, HALF, FLOAT = "encoder.prompt.embedding", onnx.TensorProto.BFLOAT16, onn
 
 
 def rounded_model(graph):
-    """A graph in bf16 as a model in float32: each array of 16 bits is rounded to them, and widened again."""
+    """Convert a bf16 graph to a float32 model that rounds each 16-bit array to bfloat16 and widens it again."""
     proto, halves = graph.to_onnx(), {x.name for x in (*graph.nodes, *graph.all_inputs()) if x.dtype == bfloat16}
     for x in proto.graph.input:
         x.type.tensor_type.elem_type = FLOAT if x.name in halves else x.type.tensor_type.elem_type
@@ -49,13 +49,13 @@ def rounded_model(graph):
 
 
 def run_rounded(graph, arrays):
-    """The outputs of a graph in bf16, given all arrays by name."""
+    """Run a bf16 graph; return its outputs, given all arrays by name."""
     given = {x.name: arrays[x.name] for x in graph.inputs}
     for (source, recipe), parts in graph.derived.items():
         given |= {x.name: y for x, y in zip(parts, recipe(arrays[source]), strict=True)}
     given = {name: x.astype(np.float32) if x.dtype == bfloat16 else x for name, x in given.items()}
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would drop the rounding
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # keep the rounding
     model = rounded_model(graph).SerializeToString()
     return ort.InferenceSession(model, options, ["CPUExecutionProvider"]).run(None, given)
 
@@ -72,7 +72,7 @@ def problem(family, seed=0, **changes):
 
 @examples(5)
 @given(family=st.sampled_from(sorted(FAMILIES)), seed=st.integers(0, 999))
-def test_loss_and_gradient_are_near_those_of_float32(family, seed):
+def test_loss_and_gradient_are_close_to_float32(family, seed):
     prompt, params, config, rows = problem(family, seed)
     wanted, exact = train.loss_and_grads({PROMPT: prompt}, params, config, rows)
     graph, _ = lower(train.loss_and_grads, {PROMPT: prompt}, params, config, rows, bf16=True)
@@ -96,30 +96,30 @@ def test_the_largest_arrays_are_in_16_bits_and_the_loss_is_not(family):
     assert "bfloat16" in {str(x.dtype) for x in scores if x.op == "Softmax"}
     assert {str(x.dtype) for x in logits} == {"float32"}
     assert {str(x.dtype) for x in graph.outputs} == {"float32"}
-    for x in graph.nodes:  # no cast there and back
+    for x in graph.nodes:  # the pass adds no cast that another cast undoes
         assert not (x.op == "Cast" and x.inputs[0].op == "Cast" and x.inputs[0].inputs[0].dtype == x.dtype == bfloat16)
 
 
-def test_what_is_read_in_float32_stays_in_float32():
+def test_arrays_read_in_float32_stay_in_float32():
     x, w = np.ones((6, 6), np.float32), np.ones((6, 6), np.float32)
     kinds = lambda f: [(node.op, str(node.dtype)) for node in lower(f, x, w, bf16=True)[0].nodes]
     assert ("Mul", "bfloat16") in kinds(lambda x, w: ((x @ w) * 2) @ w)
     assert ("Mul", "float32") in kinds(lambda x, w: (x @ w) * 2)  # an output
     assert ("Mul", "float32") in kinds(lambda x, w: np.exp((x @ w) * 2) @ w)
-    assert ("Mul", "float32") in kinds(lambda x, w: (x * 2) @ w)  # comes from no product
+    assert ("Mul", "float32") in kinds(lambda x, w: (x * 2) @ w)  # its operand is not a product
     both = kinds(lambda x, w: (y := (x @ w) * 2) @ w + np.exp(y))
     assert ("Mul", "float32") in both
-    assert lower(lambda x, w: ((x @ w) * 2) @ w, x, w)[0].nodes[0].dtype == np.float32  # only if it is asked for
+    assert lower(lambda x, w: ((x @ w) * 2) @ w, x, w)[0].nodes[0].dtype == np.float32  # without bf16
 
 
-def test_outputs_that_are_arguments_or_constants():
+def test_outputs_may_be_arguments_or_constants():
     x = np.ones((2, 2), np.float32)
     graph, result = lower(lambda x: (x, np.ones(2, np.float32), x @ x, 3), x, bf16=True)
     assert [str(y.dtype) for y in graph.outputs] == ["float32"] * 3
     assert result[3] == 3
 
 
-def test_encoder_states_are_near_those_of_float32():
+def test_encoder_states_are_close_to_float32():
     prompt, params, config, rows = problem("t5-1.1")
     params = nest(flatten(params) | {PROMPT: prompt})
     for value in flatten(params).values():

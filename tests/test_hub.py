@@ -1,4 +1,4 @@
-"""Models by name: what is fetched from a hub on the loopback, that it is found again, and what goes wrong."""
+"""Models by name: downloads from a hub on the loopback interface, the cache, and errors."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ TEXT = {"config.json", "tokenizer_config.json"}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for: a repository's files, and each of them."""
+    """The part of the hub's API that a download uses: the file list and the files of a repository."""
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path).strip("/")
@@ -47,7 +47,7 @@ class Hub(BaseHTTPRequestHandler):
         commit = COMMIT.get(revision, revision)
         if commit not in COMMIT.values():
             return self.say(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        if path == rest:  # org/name/resolve/COMMIT/FILE
+        if path == rest:  # the path is org/name/resolve/COMMIT/FILE
             content = files["/".join(parts[4:])]
             if content is None:
                 return self.say(403, b"", {"X-Error-Code": "GatedRepo"})
@@ -78,7 +78,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """Files of each repository; a number is the status that the server answers with, None a file it refuses."""
+    """Return the files of each repository. A number is an error status; None is a file that must not be fetched."""
     folder = write(tmp_path_factory.mktemp("hub") / "whole", SMALL, weights())
     text = JUNK | {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".json"}
     whole = text | {"model.safetensors": (folder / "model.safetensors").read_bytes(), "pytorch_model.bin": b"unread"}
@@ -112,7 +112,7 @@ def server(repositories):
 
 @pytest.fixture
 def hubs(server, tmp_path, monkeypatch):
-    """This process as one that was started with HF_ENDPOINT and HF_HOME, which the library reads as it is imported."""
+    """Configure this process like HF_ENDPOINT and HF_HOME would, which the library reads when it is imported."""
     from huggingface_hub import constants, hf_api
 
     endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -135,7 +135,7 @@ def hubs(server, tmp_path, monkeypatch):
         ("org/adapter", ADAPTER),
     ],
 )
-def test_only_what_is_read_is_fetched(hubs, name, files):
+def test_only_needed_files_are_fetched(hubs, name, files):
     folder = hub.pull(name)
     assert {p.name for p in folder.iterdir()} == files
     got = {path.rpartition("/")[2] for kind, path, _ in hubs.asked if kind == "GET" and "/resolve/" in path}
@@ -147,7 +147,7 @@ def test_only_what_is_read_is_fetched(hubs, name, files):
     assert hub.pull(name) == folder
 
 
-def test_a_pulled_model_is_named_wherever_a_path_is(hubs, tmp_path):
+def test_a_pulled_model_can_replace_a_path(hubs, tmp_path):
     folder = hub.pull("org/whole")
     assert (folder / "model.safetensors").is_symlink()
     model = models.load("org/whole", stored=True)
@@ -162,7 +162,7 @@ def test_a_pulled_model_is_named_wherever_a_path_is(hubs, tmp_path):
     ort.InferenceSession(tmp_path / "out" / "score.onnx")
 
 
-def test_a_revision_has_a_name_of_its_own(hubs):
+def test_a_revision_has_its_own_name(hubs):
     folder = hub.pull("org/whole", "v2")
     assert folder.name == COMMIT["v2"]
     assert hub.find("org/whole@v2") == folder
@@ -189,7 +189,7 @@ def test_a_revision_has_a_name_of_its_own(hubs):
         ("org/a--b", r"Cannot have -- or \.\."),
     ],
 )
-def test_what_cannot_be_pulled(hubs, tmp_path, name, message):
+def test_a_model_that_cannot_be_pulled_is_named(hubs, tmp_path, name, message):
     with pytest.raises(CheckpointError, match=f"^{name}: .*{message}") as error:
         hub.pull(name)
     assert "\n" not in str(error.value)
@@ -206,7 +206,7 @@ def test_a_token_is_sent_and_may_be_refused(hubs, monkeypatch):
         hub.pull("org/whole", "v9")
 
 
-def test_a_full_disk_and_no_network(hubs, monkeypatch):
+def test_a_full_disk_and_a_missing_network_are_named(hubs, monkeypatch):
     import huggingface_hub
 
     def full(*_, **__):
@@ -223,7 +223,7 @@ def test_a_full_disk_and_no_network(hubs, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "missing"), [("org/whole", "model.safetensors"), ("org/shards", SHARDS[1])])
-def test_only_a_part_was_pulled(hubs, name, missing):
+def test_an_incomplete_download_is_named(hubs, name, missing):
     folder = hub.pull(name)
     (folder / missing).unlink()
     with pytest.raises(
@@ -233,7 +233,7 @@ def test_only_a_part_was_pulled(hubs, name, missing):
     assert hub.pull(name) == hub.find(name) == folder
 
 
-def test_a_built_in_model_has_the_name_that_its_prompts_keep(tmp_path, monkeypatch):
+def test_a_prompt_keeps_the_name_of_its_built_in_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for size in ("tiny", "small", "base"):
         folder = hub.find(size)
@@ -242,7 +242,7 @@ def test_a_built_in_model_has_the_name_that_its_prompts_keep(tmp_path, monkeypat
     assert hub.find("tinyprompt-t5") == Path("tinyprompt-t5")
 
 
-def test_paths_stay_what_they_are(hubs, tmp_path, monkeypatch):
+def test_paths_come_before_names(hubs, tmp_path, monkeypatch):
     hub.pull("org/whole")
     monkeypatch.chdir(tmp_path)
     for path in ("a", "/a/b", "../a", "./org/whole", "a/b/c", "org/p.safetensors", "org/p.npz:name", tmp_path / "no"):
@@ -251,15 +251,15 @@ def test_paths_stay_what_they_are(hubs, tmp_path, monkeypatch):
     assert hub.find("org/whole") == Path("org/whole")
 
 
-def test_without_the_library(monkeypatch):
+def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for function in (hub.find, hub.pull, models.load, prompts.load_prompt):
         with pytest.raises(CheckpointError, match=r"^org/name: .*pip install 'tinyprompt-t5\[hub\]'"):
             function("org/name")
 
 
-def test_the_commands_in_processes_of_their_own(server, tmp_path):
-    """The environment as users set it: the first process fetches, the others have no network."""
+def test_commands_in_separate_processes_share_the_cache(server, tmp_path):
+    """The first process fetches; the other processes have no network."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
     env["PYTHONPATH"] = str(Path(tinyprompt.__file__).parents[1])

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and nothing that lies in the way is followed or lost."""
+"""Files are written completely or not at all, and existing files and links are neither followed nor lost."""
 
 import gzip
 import lzma
@@ -24,7 +24,7 @@ from tinyprompt.files.safetensors import DTYPES, dump, map_tensors
 
 
 def everything(folder):
-    """All paths below a folder; what the files hold, and where the links lead."""
+    """Map all paths below a folder to file contents and link targets."""
     return {
         path: os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -32,7 +32,7 @@ def everything(folder):
 
 
 def failing(error, *parts):
-    """Parts of a file, and then an error."""
+    """Yield parts of a file, then raise an error."""
     yield from parts
     raise error
 
@@ -78,7 +78,7 @@ planted = pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
 
 @pytest.fixture
 def guessed(tmp_path, monkeypatch):
-    """A folder in which the temporary names can be guessed; an empty folder and a file that links may lead to."""
+    """Make temporary names predictable; return a folder, and an empty folder and a file as targets of links."""
     monkeypatch.setattr(io.secrets, "token_hex", lambda size: "00" * size)
     (tmp_path / "far").write_bytes(b"kept")
     (tmp_path / "folder").mkdir()
@@ -86,7 +86,7 @@ def guessed(tmp_path, monkeypatch):
 
 
 @planted
-def test_nothing_at_a_temporary_name_is_followed_overwritten_or_removed(guessed, plant):
+def test_an_entry_at_the_temporary_name_of_a_file_is_left_alone(guessed, plant):
     path = guessed / "b"
     plant(io.part_of(path))
     for old in (None, b"old"):
@@ -100,7 +100,7 @@ def test_nothing_at_a_temporary_name_is_followed_overwritten_or_removed(guessed,
 
 
 @planted
-def test_nothing_at_the_temporary_name_of_a_folder_is_followed_overwritten_or_removed(guessed, plant):
+def test_an_entry_at_the_temporary_name_of_a_folder_is_left_alone(guessed, plant):
     plant(io.part_of(guessed / "out"))
     before = everything(guessed)
     with pytest.raises(FileExistsError):
@@ -116,7 +116,7 @@ def test_temporary_names_cannot_be_guessed(tmp_path):
 
 @failures
 @pytest.mark.parametrize("old", [False, True], ids=["new", "over an old one"])
-def test_a_part_that_fails_leaves_what_was_there(tmp_path, error, old):
+def test_a_failing_part_leaves_the_old_file(tmp_path, error, old):
     if old:
         io.write({tmp_path / "new" / "a": b"old a", tmp_path / "new" / "deep" / "b": b"old b"})
     before = everything(tmp_path)
@@ -129,7 +129,7 @@ def test_a_part_that_fails_leaves_what_was_there(tmp_path, error, old):
 
 
 @failures
-def test_a_failure_while_files_are_put_in_place_takes_the_new_ones_away(tmp_path, monkeypatch, error):
+def test_a_failure_between_two_files_removes_the_new_files(tmp_path, monkeypatch, error):
     before = everything(tmp_path)
     replace, calls = os.replace, []
 
@@ -146,7 +146,7 @@ def test_a_failure_while_files_are_put_in_place_takes_the_new_ones_away(tmp_path
     assert everything(tmp_path) == before
 
 
-def test_what_another_put_into_a_new_folder_stays(tmp_path):
+def test_foreign_files_in_a_new_folder_stay(tmp_path):
     def parts():
         (tmp_path / "new" / "theirs").write_bytes(b"kept")
         yield from failing(OSError("full"))
@@ -158,7 +158,7 @@ def test_what_another_put_into_a_new_folder_stays(tmp_path):
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
 @failures
-def test_a_folder_is_there_with_all_its_files_or_as_it_was(tmp_path, monkeypatch, error, there):
+def test_a_folder_gets_all_its_files_or_stays_as_it_was(tmp_path, monkeypatch, error, there):
     out = tmp_path / "new" / "out"
     if there:
         out.mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_a_folder_is_there_with_all_its_files_or_as_it_was(tmp_path, monkeypatch
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_a_folder_that_filled_up_meanwhile_keeps_its_file(tmp_path):
+def test_a_folder_that_is_filled_meanwhile_keeps_its_file(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
 
@@ -196,12 +196,12 @@ def test_a_folder_that_filled_up_meanwhile_keeps_its_file(tmp_path):
     assert everything(tmp_path) == {out: None, out / "theirs": b"kept"}
 
 
-def test_two_writers_at_once_leave_one_whole_file(tmp_path):
+def test_two_concurrent_writers_leave_one_whole_file(tmp_path):
     path, errors = tmp_path / "new" / "a", []
     meet = threading.Barrier(2)
 
     def slowly(letter):
-        meet.wait()  # both parts are open
+        meet.wait()  # both temporary files are open
         for _ in range(50):
             yield letter * 1000
             time.sleep(0)
@@ -210,7 +210,7 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
         try:
             for _ in range(20):
                 io.write({path: slowly(letter)})
-        except Exception as error:  # shown by the assertion below
+        except Exception as error:  # the assertion below shows the error
             errors.append(error)
             meet.abort()
 
@@ -228,7 +228,7 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-# The safetensors that are written.
+# Safetensors that are written by our writer.
 
 KINDS = [*DTYPES.values(), ">f4", ">f8", ">f2"]
 SHAPES = drawn.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -236,7 +236,7 @@ SHAPES = drawn.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 @st.composite
 def arrays(draw):
-    """Any bits of any kind and shape: whole, transposed, or every second row."""
+    """Draw any bits of any dtype and shape: contiguous, transposed, or every second row."""
     shape, dtype = draw(SHAPES), np.dtype(draw(st.sampled_from(KINDS)))
     bits = draw(drawn.arrays(np.uint8, (*shape, dtype.itemsize)))
     array = bits.reshape(-1).view(dtype).reshape(shape)
@@ -250,7 +250,7 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=9)
 
 @examples(150)
 @given(tensors=st.dictionaries(NAMES, arrays(), max_size=5), metadata=st.dictionaries(TEXTS, TEXTS, max_size=3))
-def test_safetensors_own_reader_finds_what_was_written(tensors, metadata, tmp_path_factory):
+def test_the_safetensors_library_reads_our_files(tensors, metadata, tmp_path_factory):
     path = tmp_path_factory.mktemp("written") / "a.safetensors"
     io.write({path: dump(tensors, metadata)})
     with safe_open(path, "pt") as file:
@@ -268,7 +268,7 @@ def test_safetensors_own_reader_finds_what_was_written(tensors, metadata, tmp_pa
 
 @examples(50)
 @given(tensors=st.dictionaries(NAMES, arrays().filter(lambda array: array.size), max_size=5))
-def test_our_reader_and_numpys_find_the_same_and_all_are_aligned(tensors, tmp_path_factory):
+def test_both_readers_agree_and_tensors_are_aligned(tensors, tmp_path_factory):
     path = tmp_path_factory.mktemp("written") / "a.safetensors"
     io.write({path: dump(tensors, {})})
     ours, theirs = map_tensors(path), load_file(path)
@@ -280,14 +280,14 @@ def test_our_reader_and_numpys_find_the_same_and_all_are_aligned(tensors, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex64, "U3", object], ids=str)
-def test_what_our_reader_would_refuse_is_not_written(tmp_path, dtype):
+def test_an_unreadable_dtype_is_not_written(tmp_path, dtype):
     before = everything(tmp_path)
     with pytest.raises(CheckpointError, match=r"key 'a\.b' has dtype .*; expected one of float64, float32, float16"):
         io.write({tmp_path / "new" / "a": dump({"a.b": np.zeros(3, dtype), "c": np.ones(2)}, {})})
     assert everything(tmp_path) == before
 
 
-def test_each_tensor_is_read_when_its_turn_has_come():
+def test_each_tensor_is_read_just_before_it_is_written():
     class Read:
         shape, dtype = (2, 3), np.dtype(bfloat16)
 
@@ -303,7 +303,7 @@ def test_each_tensor_is_read_when_its_turn_has_come():
 
 
 def bomb(path, size):
-    """A file that is small until it is decompressed."""
+    """Write a small file that decompresses to a large array."""
     if path.suffix == ".npz":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a.npy", bytes(size))
@@ -316,7 +316,7 @@ def bomb(path, size):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.tsv.gz", "a.tsv.xz"])
-def test_what_is_too_large_once_decompressed_is_refused(tmp_path, monkeypatch, name):
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setattr(io, "LARGEST", 100_000)
     monkeypatch.setattr(tables, "LARGEST", 100_000)
     path = bomb(tmp_path / name, 1_000_000)
@@ -336,7 +336,7 @@ def test_a_pipe_and_a_device_are_refused(tmp_path, read):
         read(path)
 
 
-def test_a_file_that_is_written_by_another_run_is_refused(tmp_path):
+def test_a_file_claimed_by_another_run_is_refused(tmp_path):
     path = tmp_path / "new" / "p.safetensors"
     with (
         io.claimed(path),
@@ -344,10 +344,10 @@ def test_a_file_that_is_written_by_another_run_is_refused(tmp_path):
         io.claimed(path),
     ):
         pass
-    with io.claimed(path):  # again, once it is done
+    with io.claimed(path):  # the claim was released
         pass
     assert list(path.parent.iterdir()) == []
-    (path.parent / ".p.safetensors.lock").touch()  # left from a run that was killed
+    (path.parent / ".p.safetensors.lock").touch()  # left behind by a killed run
     with io.claimed(path):
         pass
     (path.parent / ".p.safetensors.lock").symlink_to("far")
@@ -356,7 +356,7 @@ def test_a_file_that_is_written_by_another_run_is_refused(tmp_path):
     assert not (path.parent / "far").exists()
 
 
-def test_a_run_can_wait_for_another_one(tmp_path):
+def test_a_run_can_wait_for_another_run(tmp_path):
     path, order = tmp_path / "p.json", []
 
     def second():
@@ -375,7 +375,7 @@ def test_a_run_can_wait_for_another_one(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_many_that_wait_one_runs_at_a_time(tmp_path):
+def test_waiting_runs_run_one_at_a_time(tmp_path):
     inside, most = [], []
 
     def runs():

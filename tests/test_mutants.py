@@ -1,4 +1,4 @@
-"""That the faults of mutants.py can still be planted. `python tests/mutants.py` plants them, and takes minutes."""
+"""The faults in mutants.py can still be planted. `python tests/mutants.py` runs them, and takes minutes."""
 
 import ast
 import random
@@ -9,13 +9,13 @@ from mutants import EQUIVALENT, MUTANTS, ROOT, every_mutation, planted
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.fault for mutant in MUTANTS])
-def test_its_place_and_its_test_are_there(mutant):
+def test_each_fault_has_its_text_and_its_test(mutant):
     assert (ROOT / "tinyprompt" / f"{mutant.module}.py").read_text(encoding="utf-8").count(mutant.right) == 1
     path, _, name = mutant.test.partition("[")[0].partition("::")
     assert f"def {name}(" in (Path(__file__).parent / path).read_text(encoding="utf-8")
 
 
-def test_what_is_drawn_changes_a_module_and_leaves_it_python():
+def test_each_drawn_mutation_changes_a_module_and_parses():
     every = every_mutation()
     assert set(EQUIVALENT) <= {mutation[:4] for mutation in every}
     for mutation in random.Random(0).sample(every, 30):
