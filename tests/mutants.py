@@ -29,7 +29,7 @@ PARITY = "test_parity.py::test_logits_loss_and_prompt_gradient_are_those_of_tran
 WEIGHTS = "test_parity.py::test_the_gradient_of_every_weight_is_that_of_torch"
 FLOAT32 = "test_t5.py::test_float32_stays_float32"
 OPS = "test_ops.py::test_value_and_vjp_equal_torch"
-METHODS = "test_methods.py::test_its_gradient_is_that_of_torch"
+METHODS = "test_methods.py::test_gradient_equals_torch"
 CACHE = "test_decode.py::test_logits_with_a_cache_equal_those_without"
 LOWERED = "test_parity.py::test_the_lowered_graphs_compute_the_same"
 
@@ -484,7 +484,7 @@ MUTANTS = [
         "tasks/metrics",
         "np.sum(given) + np.sum(right))",
         "2 * np.sum(given & right) + np.sum(p != w))",
-        "test_metrics.py::test_macro_f1",
+        "test_metrics.py::test_macro_f1_averages_the_labels",
     ),
     Mutant(
         "the mean over tasks is one over metrics",
@@ -947,14 +947,14 @@ MUTANTS = [
         "lowering/primitives",
         "(x.graph.plain and n_in == n_out)",
         "(x.graph.plain and n_in == n_out == 0)",
-        "test_lowering.py::test_in_a_plain_graph_a_square_weight_is_the_right_operand_as_it_is_only",
+        "test_lowering.py::test_a_square_weight_of_a_plain_graph_is_never_transposed",
     ),
     Mutant(
         "plain: indices from the end are taken from the row before",
         "lowering/rules",
         "np.where(indices < 0, indices + n, indices) + begin",
         "indices + begin",
-        "test_lowering.py::test_indices_from_the_end_in_a_plain_graph",
+        "test_lowering.py::test_negative_indices_in_a_plain_graph",
     ),
     Mutant(
         "plain: the weights inside a graph stay in 16 bits",

@@ -1,4 +1,4 @@
-"""The house: who may import whom, and how many parameters a function has."""
+"""The structure of the package: which modules may import which, and how many parameters a function has."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ import tinyprompt
 
 PACKAGE = Path(tinyprompt.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-# In the order in which data pass: a module imports only from those before it, or from its own folder.
+# Modules in the order of the data flow. A module imports only from earlier modules, or from its own folder.
 CORE = ["errors", "tree", "ops", "config", "t5", "model", "methods", "optim", "settings", "data", "train"]
 ORDER = [
     *CORE,
@@ -23,11 +23,11 @@ ORDER = [
     *("export", "golden", "serve", "cli"),
 ]
 APPLICATIONS = {"bench", "study", "export", "golden", "serve"}
-# Each of these runs in a process of its own.
+# Programs that run in a separate process.
 ALONE = {"check/torch_side.py", "bench/peft_side.py", "bench/ctranslate2_side.py", "bench/products_side.py"}
-SERVER = {"serve/app.py", "serve/metrics.py"}  # imported by the command `serve` alone, when it runs
+SERVER = {"serve/app.py", "serve/metrics.py"}  # imported only by the command `serve` when it runs
 SERVED = {"starlette", "uvicorn", "prometheus_client"}
-LAZY = {  # inside functions
+LAZY = {  # imported inside functions
     *("onnx", "onnxruntime", "matplotlib", "IPython", "huggingface_hub", "msgpack", "google", "resource"),
     *("joblib", "dask", "distributed", "ray", "sklearn"),
 }
@@ -35,7 +35,7 @@ ALWAYS = {"numpy", "autograd", "ml_dtypes", "tokenizers", "sentencepiece", "safe
 
 
 def modules_of(file):
-    """What a file imports at run time: each module's name, and whether the import is inside a function."""
+    """Yield the module names that a file imports at run time, and whether the import is inside a function."""
     whole = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
     typing = {
         id(n)
@@ -58,7 +58,7 @@ def modules_of(file):
 
 
 def place(module):
-    """Where a module of the package stands in ORDER: that of itself, or that of its folder."""
+    """Return the position in ORDER of a module of the package, or of its folder."""
     path = module.removeprefix("tinyprompt.").replace(".", "/")
     return next(
         i
@@ -68,7 +68,7 @@ def place(module):
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f not in ("__init__.py", "__main__.py")])
-def test_imports_run_downward(file):
+def test_imports_follow_the_order_of_the_layers(file):
     own = file.removesuffix(".py").replace("/", ".")
     for module, _ in modules_of(file):
         if module.startswith("tinyprompt.") and module.split(".")[1] != own.split(".")[0]:
@@ -76,15 +76,15 @@ def test_imports_run_downward(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_only_the_command_line_imports_an_application(file):
-    room = file.split("/")[0].removesuffix(".py")
+def test_only_the_command_line_imports_applications(file):
+    folder = file.split("/")[0].removesuffix(".py")
     for module, _ in modules_of(file):
         other = module.removeprefix("tinyprompt.").split(".")[0]
-        if module.startswith("tinyprompt.") and other in APPLICATIONS and other != room:
-            assert room == "cli" or (room == "bench" and other == "study"), f"{file} imports {module}"
+        if module.startswith("tinyprompt.") and other in APPLICATIONS and other != folder:
+            assert folder == "cli" or (folder == "bench" and other == "study"), f"{file} imports {module}"
 
 
-def test_the_reading_list_is_closed():
+def test_the_reading_list_imports_nothing_else():
     readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"\[`(\w+)`\]\(tinyprompt/\w+\.py\)", readme)
     assert listed == CORE
@@ -114,22 +114,23 @@ print(json.dumps([same, loaded]))
 """
 
 
-def test_importing_changes_nothing_outside_the_package():
+def test_importing_the_package_has_no_side_effects():
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [True, []]
 
 
+# Topic: the layers that must not know it, and the modules that they must not import.
 RULES = {
-    "no file format": (("t5", "predict", "ensemble", "train", "methods", "settings", "fit", "data"), ("files",)),
-    "no forward pass": (("files",), ("t5", "predict", "train", "decode", "lowering", "device", "tasks")),
-    "no T5": (("lowering", "device", "ops", "optim", "tree"), ("t5", "config", "model", "methods")),
-    "no model": (("tasks",), ("t5", "predict", "decode", "tuning")),
-    "no rule": (("lowering/graph",), ("lowering/rules", "lowering/primitives")),
+    "file formats": (("t5", "predict", "ensemble", "train", "methods", "settings", "fit", "data"), ("files",)),
+    "forward pass": (("files",), ("t5", "predict", "train", "decode", "lowering", "device", "tasks")),
+    "T5": (("lowering", "device", "ops", "optim", "tree"), ("t5", "config", "model", "methods")),
+    "model": (("tasks",), ("t5", "predict", "decode", "tuning")),
+    "rules": (("lowering/graph",), ("lowering/rules", "lowering/primitives")),
 }
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_a_part_does_not_know(rule):
+def test_a_layer_does_not_import_what_it_must_not_know(rule):
     parts, unknown = RULES[rule]
     for file in FILES:
         path = file.removesuffix(".py")
@@ -141,7 +142,7 @@ def test_what_a_part_does_not_know(rule):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_is_installed_is_what_is_imported(file):
+def test_imports_are_limited_to_the_dependencies(file):
     for module, inside in modules_of(file):
         name = module.split(".")[0]
         if name == "tinyprompt" or name in ALWAYS or name in __import__("sys").stdlib_module_names - {"resource"}:
@@ -152,14 +153,14 @@ def test_what_is_installed_is_what_is_imported(file):
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f not in SERVER])
-def test_the_server_is_imported_when_it_runs(file):
+def test_the_server_is_imported_only_inside_functions(file):
     names = {path.removesuffix(".py").replace("/", ".") for path in SERVER}
     for module, inside in modules_of(file):
         assert inside or module.removeprefix("tinyprompt.") not in names, f"{file} imports {module}"
 
 
 def functions(file):
-    """Functions of a file with their source and what stands around them."""
+    """Yield the functions of a file with their docstrings and the file's text."""
     text = (PACKAGE / file).read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
@@ -167,7 +168,7 @@ def functions(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_function_has_six_parameters_or_says_why(file):
+def test_a_function_has_at_most_six_parameters_or_gives_a_reason(file):
     for node, doc, text in functions(file):
         names = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg != "self"]
         reason = re.search(
@@ -176,7 +177,7 @@ def test_a_function_has_six_parameters_or_says_why(file):
         assert len(names) <= 6 or reason, f"{file}: {node.name} has {len(names)} parameters"
 
 
-def test_attention_is_read_in_one_look():
+def test_attention_functions_are_short():
     found = {node.name: node for node, _, _ in functions("t5.py")}
     for name in ("attention", "attend", "attend_short"):
         body = found[name].body[1:]  # without the docstring

@@ -1,7 +1,7 @@
-"""The lessons: each runs, its closing assertions hold, and its notebook has the script's cells.
+"""The lessons: each lesson runs, its final assertions hold, and its notebook matches the script.
 
-An exercise is three cells of a solution with the same tag: `exercise-1` in the lesson is what the reader writes,
-`exercise-1` in `lessons/solutions` is right, and `mistake-1` there is a common mistake, which the check must refuse.
+An exercise has three cells with the same tag number: `exercise-1` in the lesson is the reader's cell, `exercise-1` in
+`lessons/solutions` is a correct solution, and `mistake-1` there is a common mistake, which the check must reject.
 """
 
 import base64
@@ -25,7 +25,7 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[or
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path, monkeypatch):
-    """The folder of a reader's pieces, empty."""
+    """Return an empty folder for the functions that a reader keeps."""
     monkeypatch.setenv("TINYPROMPT_PIECES", str(tmp_path / "pieces"))
     return tmp_path / "pieces"
 
@@ -40,13 +40,13 @@ def build():
 
 
 def code(path):
-    """The code cells of a script: tag or None, source."""
+    """Return the code cells of a script as (tag or None, source)."""
     cells = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
     return [(next(iter(cell.metadata.get("tags", [])), None), cell.source) for cell in cells]
 
 
 def name_of(judge):
-    """The name of the function that a cell judges."""
+    """Return the name of the function that a cell judges."""
     return re.search(r'@check\("Exercise \d", (\w+), ', judge)[1]
 
 
@@ -65,8 +65,8 @@ def test_a_lesson_runs_and_its_exercises_are_judged(path, monkeypatch, capsys):
     for _, source in cells:
         run(source, names, path.name)
     matplotlib.pyplot.close("all")
-    said = re.findall(r"^(Exercise \d): (.*)$", capsys.readouterr().out, re.M)
-    assert said == [(f"Exercise {i}", "your turn") for i in (1, 2, 3)]
+    verdicts = re.findall(r"^(Exercise \d): (.*)$", capsys.readouterr().out, re.M)
+    assert verdicts == [(f"Exercise {i}", "your turn") for i in (1, 2, 3)]
     solutions = dict(code(path.parent / "solutions" / path.name))
     assert {f"{kind}-{i}" for kind in ("exercise", "mistake") for i in (1, 2, 3)} <= set(solutions)
     for i in (1, 2, 3):
@@ -124,7 +124,7 @@ PAIR = (np.zeros((2, 3)), 0.0)
         ({"a": 0.0}, {"a": "hello"}, "not yet: in the place ['a'], returned a str; expected a number"),
     ],
 )
-def test_an_answer_of_the_wrong_kind_is_named(check, like, answer, verdict, capsys):
+def test_an_answer_of_the_wrong_type_is_named(check, like, answer, verdict, capsys):
     check("Exercise 1", lambda x: answer, lambda x: like)(lambda mine: iter([(mine(0) is answer, "another object")]))
     assert capsys.readouterr().out.strip().startswith(f"Exercise 1: {verdict}")
 
@@ -133,7 +133,7 @@ RIGHT = "@check('Exercise 1', causal_bias, lambda n: np.zeros((n, n)))\ndef _(mi
 
 
 def in_a_notebook(source):
-    """Output of a cell that a kernel would run: its functions have a source."""
+    """Run a cell in an IPython kernel, where functions have source code."""
     shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
     shell.run_cell("import numpy as np\nfrom classroom import check, pieces")
     assert shell.run_cell(source).success
@@ -160,18 +160,18 @@ def test_a_passed_exercise_is_kept_and_loaded(check, kept, capsys):
         pieces("causal_bias")
 
 
-def test_a_function_that_lesson_11_could_not_run_is_not_kept(check, kept, capsys):
+def test_a_function_that_lesson_11_cannot_run_is_not_kept(check, kept, capsys):
     in_a_notebook("import math\ndef causal_bias(length):\n    return -math.pi * (1 - np.tri(length))\n\n" + RIGHT)
     assert "right; not kept: it uses math. Lesson 11 has only np" in capsys.readouterr().out
     names = {"np": np, "check": check}
     run(f"causal_bias = lambda n: np.tri(n)\ncausal_bias.__name__ = 'causal_bias'\n{RIGHT}", names, "nowhere")
     assert "right; not kept: Python does not know its source" in capsys.readouterr().out
     run(f"def other(n):\n    return np.tri(n)\n{RIGHT.replace('causal_bias', 'other')}", names, "nowhere")
-    assert capsys.readouterr().out == "Exercise 1: right\n"  # lesson 11 has no use for it
+    assert capsys.readouterr().out == "Exercise 1: right\n"  # lesson 11 does not use it
     assert not kept.exists()
 
 
-def test_a_piece_may_be_a_lambda_or_import_something(check, kept, capsys):
+def test_a_kept_function_may_be_a_lambda_or_import_modules(check, kept, capsys):
     in_a_notebook(f"causal_bias = lambda n: 1 - np.tri(n)\n{RIGHT}")
     assert "right; kept for lesson 11" in capsys.readouterr().out
     in_a_notebook(f"def causal_bias(n):\n    import math\n    return -math.pi * (1 - np.tri(n))\n\n{RIGHT}")
@@ -181,15 +181,15 @@ def test_a_piece_may_be_a_lambda_or_import_something(check, kept, capsys):
     assert "right; not kept: Python does not know its source" in capsys.readouterr().out
 
 
-def test_a_function_that_is_not_what_its_file_says_is_not_kept(check, kept, capsys, tmp_path):
+def test_a_function_that_differs_from_its_file_is_not_kept(check, kept, capsys, tmp_path):
     file = tmp_path / "a.py"
     file.write_text("def causal_bias(length):\n    return 1 - np.tri(length)\n", encoding="utf-8")
     run("def causal_bias(length):\n    return 2 - np.tri(length)\n" + RIGHT, {"np": np, "check": check}, str(file))
     assert "right; not kept" in capsys.readouterr().out
 
 
-def test_the_last_lesson_joins_all_pieces_of_the_reader():
-    """Each piece is an exercise, and lesson 11 loads it."""
+def test_the_last_lesson_loads_all_kept_functions():
+    """Each kept function is the solution of an exercise, and lesson 11 loads it."""
     exercises = {}
     for path in LESSONS:
         for tag, source in code(path):
@@ -202,7 +202,7 @@ def test_the_last_lesson_joins_all_pieces_of_the_reader():
     assert asked == PIECES <= set(exercises)
 
 
-def test_a_claim_that_cannot_be_computed_is_not_the_readers_crash(check, capsys):
+def test_a_failing_check_is_not_reported_as_an_error_of_the_reader(check, capsys):
     def claims(mine):
         yield int(mine()) == 1, "a hint"
 
@@ -222,7 +222,7 @@ def test_a_lesson_ends_in_assertions_and_has_figures(path):
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_a_lesson_has_a_diagram_and_two_questions(path):
-    """The diagram is transparent, so that it is readable on any ground, and narrow enough for a telephone."""
+    """The diagram is transparent, which makes it readable on any background, and narrow enough for a phone."""
     cells = jupytext.read(path).cells
     drawn = [i for i, cell in enumerate(cells) if re.search(r"diagram\(|set_alpha\(0\)", cell.source)]
     assert len(drawn) == 1
@@ -231,8 +231,8 @@ def test_a_lesson_has_a_diagram_and_two_questions(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_a_lesson_begins_with_what_it_needs_and_its_time(path):
-    """A lesson that is needed comes earlier."""
+def test_a_lesson_begins_with_its_prerequisites_and_its_duration(path):
+    """Prerequisites must be earlier lessons."""
     first = jupytext.read(path).cells[0].source
     need = re.search(r"^\*\*You need:\*\* (.*?)\*\*Time:\*\*\s\d+\sminutes", first, re.M | re.S)
     assert need
@@ -240,7 +240,7 @@ def test_a_lesson_begins_with_what_it_needs_and_its_time(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_a_pair_is_in_step(path, build):
+def test_a_notebook_matches_its_script(path, build):
     assert build.in_step(path), f"{path.stem}.ipynb is not what {path.name} says; run: python lessons/build.py"
     assert path.with_suffix(".ipynb").stat().st_size <= build.LARGEST
 
@@ -262,7 +262,7 @@ def test_the_figures_of_a_short_run_are_drawn(monkeypatch):
     assert len(names["smooth"]) == 1
 
 
-def test_a_pair_out_of_step_is_found(build, tmp_path):
+def test_a_notebook_that_does_not_match_is_found(build, tmp_path):
     if not LESSONS:
         pytest.skip("there is no lesson")
     path = tmp_path / LESSONS[0].name
@@ -275,20 +275,20 @@ def test_a_pair_out_of_step_is_found(build, tmp_path):
     assert not build.in_step(path)
 
 
-def test_the_tape_is_as_short_as_its_title_says():
+def test_the_tape_has_at_most_60_lines():
     (path,) = (ROOT / "lessons").glob("00_*.py")
     (source,) = (source for tag, source in code(path) if tag == "tape")
     assert len([line for line in source.splitlines() if line.strip()]) <= 60
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_a_cell_is_as_wide_as_the_site(path):
+def test_a_cell_fits_the_width_of_the_site(path):
     for file in (path, path.parent / "solutions" / path.name):
         assert max(map(len, file.read_text(encoding="utf-8").splitlines())) <= 88
 
 
-def test_a_figure_with_an_alternative_text_keeps_it_and_its_transparency(build):
-    """Each figure has the metadata `alt`: a screen reader hears it, in a notebook and on the site."""
+def test_a_figure_keeps_its_alternative_text_and_its_transparency(build):
+    """Each figure has the metadata `alt`, which screen readers use in a notebook and on the site."""
     found = 0
     for path in LESSONS:
         cells = jupytext.read(path).cells
@@ -322,13 +322,13 @@ def test_the_course_names_each_exercise_and_quotes_outputs():
     for session in text.split("\n## Session ")[1:]:
         assert 30 <= sum(map(int, re.findall(r"` (\d+)", session))) <= 45
     cells = [cell for path in LESSONS for cell in jupytext.read(path.with_suffix(".ipynb")).cells]
-    said = "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
+    outputs = "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
     quotes = set(re.findall(r"`([^`]+)`", text)) - set(exercises) - {"grad(f)", "-=", "y", "classroom.py"}
-    assert {quote for quote in quotes if quote not in said} == set()
+    assert {quote for quote in quotes if quote not in outputs} == set()
 
 
 @pytest.mark.slow
-def test_the_c_of_lesson_8_is_what_its_command_writes(tmp_path):
+def test_the_c_of_lesson_8_equals_the_export(tmp_path):
     pytest.importorskip("emx_onnx_cgen", reason="needs the extra: pip install '.[embedded]'")
     text = next((ROOT / "lessons").glob("08_*.ipynb")).read_text(encoding="utf-8")
     text = "".join(cell.source for cell in jupytext.reads(text, "ipynb").cells)

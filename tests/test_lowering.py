@@ -1,4 +1,4 @@
-"""Every lowering rule: value, shape, dtype and gradient as NumPy and autograd have them, on drawn shapes."""
+"""Every lowering rule: value, shape, dtype and gradient equal NumPy's and autograd's, for random shapes."""
 
 import inspect
 import os
@@ -42,7 +42,7 @@ CASES = {
     "add": (lambda x, y: x + y[:1], True),
     "add a number": (lambda x, y: 2 + x + 1.5, True),
     "subtract": (lambda x, y: x[0] - y, True),
-    "from a number": (lambda x, y: 0 - x + 1 / (1 + y * y), True),
+    "a number minus an array": (lambda x, y: 0 - x + 1 / (1 + y * y), True),
     "multiply": (lambda x, y: x * y[..., :1], True),
     "divide": (lambda x, y: x / (3 + y * y), True),
     "integers divide to floats": (lambda x, y: x.shape[0] / (1 + anp.floor(y * y)), True),
@@ -60,7 +60,7 @@ CASES = {
     "sin and cos": (lambda x, y: anp.sin(x) * anp.cos(y), True),
     "floor and ceil": (lambda x, y: anp.floor(3 * x) + anp.ceil(3 * y), True),
     "comparisons": (lambda x, y: np.stack([x > y, x >= y, x < 0, x <= y, x == y, x != y]), False),
-    "a comparison is a factor": (lambda x, y: y * (x > 0), True),
+    "a comparison as a factor": (lambda x, y: y * (x > 0), True),
     "logic": (lambda x, y: np.logical_not(np.logical_or(np.logical_and(x > 0, y > 0), x < -1)), False),
     "matmul": (lambda x, y: x @ anp.swapaxes(y, 1, 2), True),
     "matmul, left transposed": (lambda x, y: anp.swapaxes(x, 1, 2) @ y, True),
@@ -83,7 +83,7 @@ CASES = {
     "argmax": (lambda x, y: x.argmax(1) + np.argmax(y, axis=1), False),
     "argmax of all": (lambda x, y: x.argmax(), False),
     "argmin": (lambda x, y: x.argmin(1) + np.argmin(y, axis=1), False),
-    "argmax and argmin along an axis that stays": (
+    "argmax and argmin with keepdims": (
         lambda x, y: x.argmax(1, keepdims=True) * np.argmin(y, axis=0, keepdims=True),
         False,
     ),
@@ -96,7 +96,7 @@ CASES = {
         lambda x, y: anp.einsum("...ij,...kj", x, y) + np.einsum("i...,j->...", x, y[0, 0]).sum(),
         False,
     ),
-    "einsum of ellipses of two lengths": (lambda x, y: anp.einsum("...i,...i->...", x, y[0, 0]), True),
+    "einsum with ellipses of two lengths": (lambda x, y: anp.einsum("...i,...i->...", x, y[0, 0]), True),
     "gradient of einsum with ellipses": (lambda x, y: anp.einsum("...ij,...kj->...ik", x, y), True),
     "var": (lambda x, y: anp.var(anp.concatenate([x, y, 2 * y], axis=1), axis=1, ddof=2) + anp.var(y), True),
     "std": (lambda x, y: x.std((0, 2)) + np.std(np.stack([x, y]), ddof=1, keepdims=True), False),
@@ -110,7 +110,7 @@ CASES = {
     "tile": (lambda x, y: anp.tile(x, (2, 1, 3)) + np.tile(y[0, 0], 3).sum() + np.tile(x, 2).sum(), True),
     "tile to more axes": (lambda x, y: np.tile(x, (2, 1, 3, 1)), False),
     "repeat": (lambda x, y: anp.repeat(x, 3, axis=1) + np.repeat(y, 2)[0], True),
-    "repeat each so often": (lambda x, y: x.repeat(np.arange(x.shape[1]), axis=1), False),
+    "repeat with counts": (lambda x, y: x.repeat(np.arange(x.shape[1]), axis=1), False),
     "pad": (lambda x, y: anp.pad(x, ((1, 2), (0, 1), (3, 0)), mode="constant") + 0 * y[0, 0, 0], True),
     "pad with a number": (lambda x, y: np.pad(x, (1, 2), constant_values=3) + np.pad(y[:1, :1, :1], 1).sum(), False),
     "split": (lambda x, y: anp.split(anp.concatenate([x, y], axis=1), 2, axis=1)[0] * y, True),
@@ -129,10 +129,10 @@ CASES = {
         lambda x, y: [np.isclose(x, y, 0.5, 0.1), np.isclose(x, x / (x > 0)), np.isclose(x, x / 0, equal_nan=True)],
         False,
     ),
-    "what is finite": (lambda x, y: [f(x / (y > 0)) for f in (np.isnan, np.isinf, np.isfinite)], False),
+    "isnan, isinf and isfinite": (lambda x, y: [f(x / (y > 0)) for f in (np.isnan, np.isinf, np.isfinite)], False),
     "nansum": (lambda x, y: np.nansum(np.where(x > 0, x, np.nan), axis=1), False),
     "norm": (lambda x, y: anp.linalg.norm(x, axis=-1) + anp.linalg.norm(y), True),
-    "norms": (
+    "norms of several orders": (
         lambda x, y: (
             [np.linalg.norm(x, k, 1, keepdims=True) for k in (1, 2, np.inf, -np.inf)]
             + [np.linalg.norm(y[0], "fro"), np.linalg.norm(y, axis=(0, 2)), np.linalg.norm(x)]
@@ -146,7 +146,10 @@ CASES = {
     "hypot": (lambda x, y: np.hypot(1e30 * x, y), False),
     "rounding": (lambda x, y: np.rint(4 * x) + np.round(3 * y), False),
     "flatten": (lambda x, y: x.flatten(), True),
-    "methods": (lambda x, y: x.clip(-1, 1).swapaxes(0, 1).ravel() + y.squeeze().argmax() + y.astype("f4").max(), False),
+    "array methods": (
+        lambda x, y: x.clip(-1, 1).swapaxes(0, 1).ravel() + y.squeeze().argmax() + y.astype("f4").max(),
+        False,
+    ),
     "reshape": (
         lambda x, y: np.reshape(x, x.shape).reshape(-1, x.shape[2]).reshape(x.shape[0], -1) + y.reshape(y.shape[0], -1),
         True,
@@ -167,7 +170,7 @@ CASES = {
         lambda x, y: anp.array([[x[0, 0], y[0, 0]], [y[0, 0], np.zeros(x.shape[2])]], dtype=np.float64),
         True,
     ),
-    "one upon another": (
+    "vstack, hstack and append": (
         lambda x, y: anp.vstack([x[0], y[0], x[0, 0]]) * anp.sum(anp.hstack([x[0], y[0]])) + anp.append(x, y)[0],
         True,
     ),
@@ -179,7 +182,7 @@ CASES = {
         lambda x, y: [np.atleast_1d(x[0, 0, 0]), np.atleast_2d(x[0, 0]), *np.atleast_1d(x, y), np.atleast_2d(y)],
         False,
     ),
-    "row by row": (lambda x, y: sum(row * k for k, row in enumerate(x)) + [*y][-1], True),
+    "iterate over rows": (lambda x, y: sum(row * k for k, row in enumerate(x)) + [*y][-1], True),
     "logic of booleans": (
         lambda x, y: [
             (x > 0) & (y > 0),
@@ -195,10 +198,7 @@ CASES = {
         ],
         False,
     ),
-    "by indices that are computed": (
-        lambda x, y: x[anp.argmax(y[:, 0, 0])] + anp.sin(y)[anp.argmin(x, axis=0)].sum(0).T[0],
-        True,
-    ),
+    "computed indices": (lambda x, y: x[anp.argmax(y[:, 0, 0])] + anp.sin(y)[anp.argmin(x, axis=0)].sum(0).T[0], True),
     "moveaxis and roll": (
         lambda x, y: (
             anp.moveaxis(anp.roll(x, 2, axis=1), 0, -1) + anp.roll(y, -1).sum() + np.moveaxis(x, (0, 1), (2, 0))
@@ -217,14 +217,17 @@ CASES = {
     ),
     "positive": (lambda x, y: +x, False),
     "real": (lambda x, y: anp.real(x), True),
-    "round to decimals": (
+    "round to a number of decimals": (
         lambda x, y: [np.round(x, 2), np.around(y * 99, -1), np.round((9 * y).astype(int), 2)],
         False,
     ),
     "where": (lambda x, y: np.where(x > 0, x, 0) + np.where(np.floor(y), 1, x), False),
     "clip": (lambda x, y: np.clip(x, -0.5, 0.5) + np.clip(y, None, 0), False),
-    "numbers on both sides": (lambda x, y: x + np.full(x.shape, 2.0, x.dtype) + np.stack([np.ones(x.shape)])[0], True),
-    "like": (
+    "constants on both sides": (
+        lambda x, y: x + np.full(x.shape, 2.0, x.dtype) + np.stack([np.ones(x.shape)])[0],
+        True,
+    ),
+    "ones_like, full_like and zeros_like": (
         lambda x, y: x + np.ones_like(y) * np.full_like(y, 3) + np.zeros_like(x) + np.full_like(x, y[0, 0, 0]),
         False,
     ),
@@ -232,8 +235,8 @@ CASES = {
     "empty slices": (lambda x, y: anp.concatenate([x[-9:-8], x[9::-1], y[-9::-1]], axis=0), False),
     "several uses of an index": (lambda x, y: x + anp.sin(x[0]) * y[0] + anp.exp(x[0]) + anp.tanh(x[:1]) * x[0], True),
     "integers and None": (lambda x, y: x[0, None, :, -1] + y[:, 0][..., None][0, 0], True),
-    "None and what comes after": (lambda x, y: x[..., None, 0] + y[None, ..., None, -1:][0, :, :, 0], True),
-    "None before all of it": (lambda x, y: x[None, None, :, 0, 1:][0] + y[..., 1:, None][:1, :1, :, 0], True),
+    "None and later axes": (lambda x, y: x[..., None, 0] + y[None, ..., None, -1:][0, :, :, 0], True),
+    "None in front": (lambda x, y: x[None, None, :, 0, 1:][0] + y[..., 1:, None][:1, :1, :, 0], True),
     "arrays of integers": (
         lambda x, y: [
             x[np.arange(x.shape[0]), y[:, :, 0].argmax(-1)],
@@ -265,9 +268,9 @@ CASES = {
     "embedding": (lambda x, y: ops.embedding(x[0], np.zeros((2, 3), int)), False),
     "put": (lambda x, y: ops.put(x[None] * 2, x.argmax(-1)[0, :1] * 0 + x.shape[1] - 1, x[None, :, :1]), False),
     "largest": (lambda x, y: ops.largest(x.reshape(x.shape[0], -1), 5)[0], False),
-    "places of the largest": (lambda x, y: ops.largest(x.reshape(x.shape[0], -1), 50)[1], False),
+    "indices of the largest": (lambda x, y: ops.largest(x.reshape(x.shape[0], -1), 50)[1], False),
     "embedding of a constant": (lambda x, y: ops.embedding(np.eye(6, dtype=x.dtype), x.argmax(-1)), False),
-    "embedding's gradient": (lambda x, y: ops.add_rows(x, np.indices(x.shape[:-1]).sum(0) % 3, 4), False),
+    "gradient of an embedding": (lambda x, y: ops.add_rows(x, np.indices(x.shape[:-1]).sum(0) % 3, 4), False),
     "cross_entropy": (
         lambda x, y: ops.cross_entropy(x, np.zeros(x.shape[:2], int), np.ones(x.shape[:2], x.dtype), 0.01),
         True,
@@ -276,7 +279,7 @@ CASES = {
 
 
 def run_graph(lowered, *arguments):
-    """What a lowered function computes for its arguments. Its shapes and dtypes were known before."""
+    """Return the results of a lowered function. Shapes and dtypes must equal the predicted ones."""
     graph, result = lowered
     arrays = [x for _, x in leaves(arguments) if isinstance(x, np.ndarray)]
     found = open_session(graph, "cpu").run(None, {i.name: x for i, x in zip(graph.inputs, arrays, strict=True)})
@@ -292,12 +295,12 @@ def drawn(dims, dtype, seed, scale=1.0):
 
 
 def gradient_of(function):
-    """Value and gradient of a number that depends on every element of the function's result."""
+    """Return value and gradient of a scalar that depends on every element of the function's result."""
     return value_and_grad(lambda xy: anp.sum(anp.sin(function(*xy))))
 
 
 def same(found, wanted, dtype, exact=None):
-    """Equal; for float32 judged against a float64 run: at most four times as far from it as NumPy, or 1e-5 of it."""
+    """Assert equality. A float32 error against float64 may be four times NumPy's, or 1e-5 of the largest value."""
     wanted = np.asarray(wanted)
     exact = wanted if exact is None else np.asarray(exact)
     assert found.shape == wanted.shape
@@ -313,28 +316,28 @@ def same(found, wanted, dtype, exact=None):
 @pytest.mark.parametrize("name", CASES)
 @EVERY
 @given(dims=DIMS, dtype=FLOATS, seed=SEEDS)
-def test_a_lowered_function_computes_what_numpy_does(name, dims, dtype, seed):
+def test_a_lowered_function_equals_numpy(name, dims, dtype, seed):
     x, y = drawn(dims, dtype, seed)
     function, exact = CASES[name][0], CASES[name][0](x.astype(np.float64), y.astype(np.float64))
     found, wanted = run_graph(lower(function, x, y), x, y), function(x, y)
-    for one in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted, exact)), strict=True):
-        same(*one[:2], dtype, one[2])
+    for results in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted, exact)), strict=True):
+        same(*results[:2], dtype, results[2])
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_plain_graph_has_operators_of_onnx_only(name):
+def test_a_plain_graph_has_standard_operators_only(name):
     x, y = drawn((2, 3, 5), np.float32, 0)
     function = CASES[name][0]
     graph, _ = lowered = lower(function, x, y, plain=True)
     assert [i.domain for i in graph.to_onnx().opset_import] == [""]
     assert all("domain" not in node.attributes and node.op != "FusedMatMul" for node in graph.nodes)
     found, wanted = run_graph(lowered, x, y), function(x, y)
-    for one in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted)), strict=True):
-        same(*one, np.float32)
+    for results in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted)), strict=True):
+        same(*results, np.float32)
 
 
-def test_in_a_plain_graph_a_square_weight_is_the_right_operand_as_it_is_only():
-    """Not transposed too: OpenVINO 2026.4 would be wrong."""
+def test_a_square_weight_of_a_plain_graph_is_never_transposed():
+    """OpenVINO 2026.4 is wrong if a weight is multiplied both plain and transposed."""
     x, w = (np.random.default_rng(i).normal(size=(n, 9)).astype(np.float32) for i, n in enumerate((50, 9)))
     gradient = value_and_grad(lambda x, w: anp.sum(anp.tanh(ops.linear(x, w))))
     graph, _ = lowered = lower(gradient, x, w, plain=True)
@@ -344,7 +347,7 @@ def test_in_a_plain_graph_a_square_weight_is_the_right_operand_as_it_is_only():
         assert np.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_indices_from_the_end_in_a_plain_graph():
+def test_negative_indices_in_a_plain_graph():
     x, at = np.arange(12.0).reshape(3, 4), np.array([[-1, 0], [3, -4], [-2, 1]])
     found = run_graph(lower(lambda x, at: np.take_along_axis(x, at, -1), x, at, plain=True), x, at)
     assert (found == np.take_along_axis(x, at, -1)).all()
@@ -353,7 +356,7 @@ def test_indices_from_the_end_in_a_plain_graph():
 @pytest.mark.parametrize("name", [name for name, (_, smooth) in CASES.items() if smooth])
 @EVERY
 @given(dims=DIMS, dtype=FLOATS, seed=SEEDS)
-def test_a_lowered_gradient_is_autograds(name, dims, dtype, seed):
+def test_a_lowered_gradient_equals_autograd(name, dims, dtype, seed):
     x, y = drawn(dims, dtype, seed)
     function = CASES[name][0]
     gradient = gradient_of(function)
@@ -365,14 +368,14 @@ def test_a_lowered_gradient_is_autograds(name, dims, dtype, seed):
     same(of_y, to_y, dtype, exact_y)
 
 
-def test_gradients_of_everything_used_more_than_once_add_up():
+def test_gradients_of_repeated_uses_are_added():
     x = np.arange(6, dtype=np.float64).reshape(2, 3) / 7
     gradient = value_and_grad(lambda x: anp.sum(x) + anp.sum(anp.sin(x)) + anp.sum(x[0]) + anp.sum(x[0] * x[1]))
     found = run_graph(lower(gradient, x), x)
     same(found[1], gradient(x)[1], np.float64)
 
 
-def test_what_changes_nothing_is_no_node():
+def test_neutral_operations_emit_no_node():
     x = np.arange(3, dtype=np.float32)
     ones, zeros = np.ones_like(x), np.zeros_like(x)
     graph, _ = lower(lambda x: [x + 0, 0 + x, x - zeros, 1 * x, x * ones, x / 1], x)
@@ -382,7 +385,7 @@ def test_what_changes_nothing_is_no_node():
 
 
 def test_every_rule_has_a_case():
-    """The cases above reach each rule, and each operator that a ufunc is."""
+    """The cases above use each rule, and each ONNX operator of a ufunc."""
     seen, operators = set(), set()
 
     def noted(key, rule):
@@ -399,7 +402,7 @@ def test_every_rule_has_a_case():
     assert set(ELEMENTWISE.values()) <= operators
 
 
-def test_what_is_empty_is_not_computed():
+def test_empty_results_are_not_computed():
     x = np.ones((2, 3), np.float32)
 
     def function(x):
@@ -416,7 +419,7 @@ def test_what_is_empty_is_not_computed():
 
 @EVERY
 @given(dims=DIMS, seed=SEEDS, order=st.permutations(range(3)), again=st.permutations(range(3)))
-def test_transposes_of_transposes_become_one(dims, seed, order, again):
+def test_consecutive_transposes_become_one(dims, seed, order, again):
     x, _ = drawn(dims, np.float32, seed)
     function = lambda x: np.transpose(np.transpose(x, order), again)
     graph = lower(function, x)
@@ -424,7 +427,7 @@ def test_transposes_of_transposes_become_one(dims, seed, order, again):
     same(run_graph(graph, x), function(x), np.float32)
 
 
-def test_equal_nodes_are_emitted_once_and_useless_ones_dropped():
+def test_equal_nodes_are_emitted_once_and_unused_nodes_are_dropped():
     x = np.ones((2, 3), np.float32)
 
     def function(x):
@@ -441,7 +444,7 @@ def test_a_transposed_weight_is_a_flag_of_the_product():
     assert [(node.op, node.attributes["transB"]) for node in graph.nodes] == [("FusedMatMul", 1)]
 
 
-def test_the_printed_graph_can_be_read():
+def test_the_printed_graph_is_readable():
     x, w = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
     graph, _ = lower(lambda x, w: 2 * np.tanh(x @ w.T), x, w)
     lines = str(graph).splitlines()
@@ -450,7 +453,7 @@ def test_the_printed_graph_can_be_read():
     assert re.fullmatch(r"v\d+: float32\[2,4\] = Mul\(2.0, v\d+\)", lines[-2])
 
 
-def test_the_readme_shows_what_is_printed(capsys):
+def test_the_readme_shows_the_printed_output(capsys):
     code, shown = re.findall(r"```(?:python)?\n(.*?)```", README.split("## What it is")[1], re.S)[:2]
     exec(code, {})
     assert capsys.readouterr().out == shown
@@ -526,7 +529,7 @@ def test_the_readme_shows_what_is_printed(capsys):
         (lambda x: np.einsum("ij,ij->jj", x, x), "numpy.einsum"),
     ],
 )
-def test_what_cannot_be_lowered_names_the_function_and_the_line(function, names):
+def test_an_error_names_the_function_and_the_line(function, names):
     with pytest.raises(LoweringError) as error:
         lower(function, np.ones((2, 3), np.float32))
     assert names in str(error.value)
@@ -538,7 +541,7 @@ def test_complex_arguments_are_refused():
         lower(lambda z: abs(z), np.ones(3, np.complex64))
 
 
-def test_a_fault_of_the_backward_pass_names_the_line_of_the_forward_pass():
+def test_an_error_of_the_backward_pass_names_the_line_of_the_forward_pass():
     double = primitive(lambda x: 2 * x)
     file = os.path.join(os.path.dirname(anp.__file__), "numpy_vjps.py")
     elsewhere = compile_text("lambda ans, x: lambda g: np.cumprod(g)", file, "eval")
@@ -552,7 +555,7 @@ def test_a_fault_of_the_backward_pass_names_the_line_of_the_forward_pass():
     with pytest.raises(LoweringError, match=rf"numpy.cumprod .*in the gradient of .*, line {line}, in loss"):
         lower(value_and_grad(loss), np.ones(3))
     own = lambda ans, x: lambda g: np.cumprod(g)
-    defvjp(double, own)  # a reader's own gradient: the fault is in that line
+    defvjp(double, own)  # a reader's own gradient: the error is in that line
     with pytest.raises(LoweringError, match=rf"numpy.cumprod has no rule \(.*, line {own.__code__.co_firstlineno}, in"):
         lower(value_and_grad(loss), np.ones(3))
 
@@ -584,7 +587,7 @@ def test_inputs_keep_their_names_and_never_clash():
     graph.to_onnx()
 
 
-def test_an_array_from_outside_is_taken_as_it_was():
+def test_a_captured_array_is_copied():
     x, c = np.ones(2, np.float32), np.arange(2, dtype=np.float32)
     lowered = lower(lambda x: x + c, x)
     c[0] = 100
@@ -592,7 +595,7 @@ def test_an_array_from_outside_is_taken_as_it_was():
 
 
 def frozen(x, dtype=np.float32):
-    """A read-only copy: what a frozen weight looks like."""
+    """Return a read-only copy, as a frozen weight is."""
     x = x.astype(dtype)
     x.flags.writeable = False
     return x
@@ -600,7 +603,7 @@ def frozen(x, dtype=np.float32):
 
 @EVERY
 @given(dims=DIMS, seed=SEEDS, dtype=st.sampled_from([np.float16, bfloat16]))
-def test_weights_in_16_bits_are_widened_where_they_are_used(dims, seed, dtype):
+def test_16_bit_weights_are_widened_at_each_use(dims, seed, dtype):
     x, y = drawn(dims, np.float32, seed)
     w = frozen(y[0], dtype)
 
@@ -615,11 +618,11 @@ def test_weights_in_16_bits_are_widened_where_they_are_used(dims, seed, dtype):
     same(found[0], value, np.float32, exact[0])
     same(found[1], by_x, np.float32, exact[1])
     wide = [node for node in graph.nodes if node.op == "Cast" and node.inputs[0].dtype == w.dtype]
-    assert len(wide) > len({node.inputs[0].name for node in wide if node.inputs[0].op is None})  # each use by itself
+    assert len(wide) > len({node.inputs[0].name for node in wide if node.inputs[0].op is None})  # one per use
 
 
 @pytest.mark.parametrize("wrong", [1, 16])
-def test_products_of_8_bits_are_tried_in_few_rows_and_many(monkeypatch, wrong):
+def test_int8_products_are_tried_with_few_and_many_rows(monkeypatch, wrong):
     class Saturates:
         def __init__(self, model, providers):
             pass
@@ -633,10 +636,10 @@ def test_products_of_8_bits_are_tried_in_few_rows_and_many(monkeypatch, wrong):
     assert not primitives.int8_is_exact(127)
 
 
-def test_the_largest_int8_is_one_that_this_machine_sums_up_right(monkeypatch):
+def test_the_largest_int8_does_not_saturate(monkeypatch):
     assert primitives.int8_is_exact(64)
     assert primitives.int8_is_exact(primitives.largest_int8())
-    monkeypatch.setattr(primitives, "int8_is_exact", lambda largest: largest <= 64)  # as without VNNI
+    monkeypatch.setattr(primitives, "int8_is_exact", lambda largest: largest <= 64)  # as on a processor without VNNI
     assert primitives.largest_int8.__wrapped__() == 64
     monkeypatch.setattr(primitives, "largest_int8", lambda: 64)
     quantised, scale = primitives.quantized(np.array([[1, -3], [-2, 1]], np.float32))
@@ -650,7 +653,7 @@ def test_the_largest_int8_is_one_that_this_machine_sums_up_right(monkeypatch):
     seed=SEEDS,
     levels=st.sampled_from([127, 64]),
 )
-def test_int8_is_as_near_as_8_bits_can_be_in_every_row(dims, seed, levels):
+def test_int8_is_as_accurate_as_8_bits_allow_in_every_row(dims, seed, levels):
     levels = min(levels, primitives.largest_int8())
     with mock.patch.object(primitives, "largest_int8", return_value=levels):
         check_int8(dims, seed, levels)
@@ -658,7 +661,7 @@ def test_int8_is_as_near_as_8_bits_can_be_in_every_row(dims, seed, levels):
 
 def check_int8(dims, seed, levels):
     x, y = drawn(dims, np.float32, seed)
-    x = x * np.float32(10.0 ** (np.arange(dims[1])[:, None] % 8 - 4))  # rows of very different size
+    x = x * np.float32(10.0 ** (np.arange(dims[1])[:, None] % 8 - 4))  # rows of very different magnitude
     x[0, 0] = 0
     w = frozen(np.concatenate([y[0], 100 * y[0][:1]]) / 100)
 
@@ -668,13 +671,13 @@ def check_int8(dims, seed, levels):
     g = drawn((*dims[:2], len(w)), np.float32, seed + 1)[0]
     graph, result = lower(gradient, x, w, g, int8="w")
     assert [node.op for node in graph.nodes].count("DynamicQuantizeMatMul") == 2
-    assert [v.name for v in graph.inputs] == ["x", "g"]  # the quantised weight stands in for the weight
+    assert [v.name for v in graph.inputs] == ["x", "g"]  # the quantised weight replaces the weight
     made = {x.name: v for (_, recipe), xs in graph.derived.items() for x, v in zip(xs, recipe(w), strict=True)}
     assert {v.dtype for v in made.values()} == {np.dtype(np.int8), np.dtype(np.float32)}
     value, by_x = refill(result, iter(open_session(graph, "cpu").run(None, {"x": x, "g": g} | made)))
 
     def limit(rows, matrix):
-        """Half a step of 255 in a row, and half of 127 or 64 in a column, for each of the products in a sum."""
+        """Sum, for each product, half a step of 255 in a row and half a step of the levels in a column."""
         step = np.abs(rows).max(-1, keepdims=True) * np.abs(matrix).max(0)
         return len(matrix) * step * (1 / 255 + 0.6 / levels) + 1e-20
 
@@ -686,7 +689,7 @@ def check_int8(dims, seed, levels):
     assert (np.abs(found - x.astype(float) @ w.T) <= limit(x, w.T)).all()
 
 
-def test_int8_touches_only_the_weights_that_are_named_and_frozen():
+def test_int8_applies_only_to_named_and_frozen_weights():
     x, w = np.ones((FEW + 1, 4), np.float32), np.ones((5, 4), np.float32)
     for weights, int8 in (({"a.w": w}, "a."), ({"a.w": frozen(w)}, "b."), ({"a.w": frozen(w)}, None)):
         graph, _ = lower(lambda x, weights: ops.linear(x, weights["a.w"]), x, weights, int8=int8)
@@ -696,7 +699,7 @@ def test_int8_touches_only_the_weights_that_are_named_and_frozen():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
-def test_a_weight_is_on_the_left_of_a_few_rows(rows, dtype):
+def test_a_weight_is_the_left_operand_for_a_few_rows(rows, dtype):
     rng = np.random.default_rng(rows)
     x = rng.normal(size=(1, rows, 4)).astype(np.float64 if dtype == np.float64 else np.float32)
     w = rng.normal(size=(5, 4)).astype(dtype)
@@ -706,7 +709,7 @@ def test_a_weight_is_on_the_left_of_a_few_rows(rows, dtype):
     assert np.allclose(compile(ops.linear, "cpu")(x, w), ops.linear(x, w), rtol=1e-5, atol=1e-6)
 
 
-def test_in_bf16_only_matrices_are_multiplied_in_bfloat16():
+def test_bf16_applies_to_matrix_products_only():
     rng = np.random.default_rng(0)
     x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 8), (7, 8)))
 
@@ -722,7 +725,7 @@ def test_in_bf16_only_matrices_are_multiplied_in_bfloat16():
         kinds = {v.dtype for v in (node, *node.inputs)}
         assert (np.dtype(bfloat16) in kinds) == (node.op in ("MatMul", "FusedMatMul", "Cast"))
         assert node.op == "Cast" or kinds <= {np.dtype(bfloat16)} or np.dtype(bfloat16) not in kinds
-    assert [v.name for v in graph.inputs] == ["x"]  # of the frozen weight, only its bfloat16 is wanted
+    assert [v.name for v in graph.inputs] == ["x"]  # only the bfloat16 copy of the frozen weight is needed
     ((_, recipe), (part,)) = next(iter(graph.derived.items()))
     assert part.dtype == bfloat16
 
@@ -739,7 +742,7 @@ def test_in_bf16_only_matrices_are_multiplied_in_bfloat16():
     assert 0 < np.linalg.norm(by_x - exact) < 0.02 * np.linalg.norm(exact)
 
 
-def test_bf16_weights_are_multiplied_as_they_are():
+def test_bf16_weights_are_multiplied_without_conversion():
     w = frozen(np.ones((3, 4)), bfloat16)
     step = value_and_grad(lambda x, tree: anp.sum(ops.linear(x, tree["w"])))
     graph, _ = lower(step, np.ones((2, 4), np.float32), {"w": w}, bf16=True)
@@ -757,7 +760,7 @@ def test_linear_of_a_constant_and_of_integers():
     same(run_graph(lower(lambda x: x @ x.T, x), x), x @ x.T, int)
 
 
-def test_a_cast_that_loses_something_is_not_undone():
+def test_a_lossy_cast_is_not_removed():
     x = np.array([1.7, -0.3], np.float16)
     same(
         run_graph(lower(lambda x: x.astype(np.int32).astype(np.float16), x), x),
@@ -766,7 +769,7 @@ def test_a_cast_that_loses_something_is_not_undone():
     )
 
 
-def test_frozen_is_what_nobody_can_write():
+def test_an_array_is_frozen_if_nothing_can_write_it():
     x = np.ones((2, 3))
     view = x[:]
     view.flags.writeable = False
@@ -779,7 +782,7 @@ def test_frozen_is_what_nobody_can_write():
 
 
 @pytest.mark.parametrize("equation", ["ij,ij->ij", "ij,ij->i", "ij,ij->", "ij,kj->ik", "ij,ji->i"])
-def test_einsum_broadcasts_as_numpy_does(equation):
+def test_einsum_broadcasts_like_numpy(equation):
     a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.full((1, 3), 2, np.float32)
     b = b.T if equation == "ij,ji->i" else b
     for function in (np.einsum, lambda *x: np.zeros_like(np.einsum(*x)) + 1, lambda *x: np.einsum(*x).reshape(-1)):
@@ -792,7 +795,7 @@ def test_einsum_broadcasts_as_numpy_does(equation):
 @examples(60)
 @given(index=basic_indices((3, 1, 5), allow_newaxis=True), tail=st.sampled_from([(), (slice(None, None, 2),)]))
 @example(index=(slice(None, 0, -1), slice(None), slice(3, 0, -2)), tail=())
-def test_an_index_takes_what_numpy_takes(index, tail):
+def test_an_index_selects_the_elements_that_numpy_selects(index, tail):
     x = np.arange(60, dtype=np.float32).reshape(3, 1, 5, 4)
     index = (*(index if isinstance(index, tuple) else (index,)), *tail)
     found = compile(lambda x: x[index] + 0, "cpu")(x)
@@ -806,7 +809,7 @@ def test_an_index_takes_what_numpy_takes(index, tail):
     ones=st.lists(st.booleans(), min_size=6, max_size=6),
     dtype=st.sampled_from([np.float32, np.int64]),
 )
-def test_any_axis_of_an_einsum_may_be_1_long(equation, length, ones, dtype):
+def test_any_axis_of_an_einsum_may_have_length_1(equation, length, ones, dtype):
     ones = iter(ones)
     shapes = [[1 if next(ones) else length[x] for x in term] for term in equation.partition("->")[0].split(",")]
     a, b = (np.arange(1, 1 + np.prod(shape)).reshape(shape).astype(dtype) for shape in shapes)
@@ -816,17 +819,17 @@ def test_any_axis_of_an_einsum_may_be_1_long(equation, length, ones, dtype):
     assert found.dtype == dtype
 
 
-def test_what_is_not_given_to_a_rule_is_what_numpy_takes():
+def test_rules_have_the_defaults_of_numpy():
     compared = set()
     for function, rule in RULES.items():
         try:
             theirs = inspect.signature(function).parameters
-        except ValueError:  # of some functions in C, NumPy tells it since 2.3
+        except ValueError:  # some C functions have a signature only since NumPy 2.3
             continue
         for name, ours in inspect.signature(rule).parameters.items():
             default = theirs[name].default if name in theirs else ours.default
             default = {"keepdims": False}.get(name) if default is np._NoValue else default
-            if ours.default is not ours.empty and name not in ("order", "optimize"):  # None, and what they do there
+            if ours.default is not ours.empty and name not in ("order", "optimize"):  # both are None
                 assert (function.__name__, name, ours.default) == (function.__name__, name, default)
                 compared.add((function.__name__, name))
     assert {("sum", "keepdims"), ("sort", "axis"), ("var", "ddof"), ("stack", "axis")} <= compared
@@ -839,7 +842,7 @@ VALUES = [0.0, -0.0, 1e-30, -1e-8, 0.3, -1.0, 1.0, 5.0, -60.0, 80.0, 710.2, np.i
 @pytest.mark.parametrize(
     "name", ["log1p", "expm1", "sinh", "cosh", "arctan", "sign", "rint", "isnan", "isinf", "isfinite"]
 )
-def test_a_function_of_one_number_at_its_edges(name, dtype):
+def test_edge_cases_of_unary_functions(name, dtype):
     x = np.array([v for v in VALUES if np.dtype(dtype).kind == "f" or np.isfinite(v)]).astype(dtype)
     found, wanted = compile(getattr(np, name), "cpu")(x), getattr(np, name)(x)
     assert found.dtype == wanted.dtype
@@ -850,19 +853,19 @@ def test_a_function_of_one_number_at_its_edges(name, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", ["logaddexp", "hypot", "isclose", "power"])
-def test_a_function_of_two_numbers_at_its_edges(name, dtype):
-    values = np.array([v for v in VALUES if not np.isnan(v)], dtype)  # NaN is passed over by maximum
+def test_edge_cases_of_binary_functions(name, dtype):
+    values = np.array([v for v in VALUES if not np.isnan(v)], dtype)  # maximum ignores NaN
     function = getattr(np, name)
     for second in [*values.tolist(), 0.5, 2]:
         found, wanted = compile(lambda x, second=second: function(x, second), "cpu")(values), function(values, second)
-        if name == "power":  # np.power(-inf, 0.5) is infinite before NumPy 2.3, but the operator never was
+        if name == "power":  # np.power(-inf, 0.5) is infinite before NumPy 2.3, but the operator is always right
             wanted = values**second
         assert found.dtype == wanted.dtype
         eps = np.finfo(dtype).eps
         assert np.allclose(found, wanted, rtol=8 * eps, atol=eps * (name == "logaddexp"), equal_nan=True), second
 
 
-def test_nan_is_close_to_nan_if_so_asked():
+def test_isclose_respects_equal_nan():
     x, y = np.array([np.nan, np.nan, 1, np.inf]), np.array([np.nan, 1, np.nan, np.inf])
     for equal_nan in (False, True):
         close = lambda x, y, equal_nan=equal_nan: np.isclose(x, y, equal_nan=equal_nan)
@@ -884,7 +887,7 @@ INTEGERS = {
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
 @pytest.mark.parametrize("name", INTEGERS)
-def test_integers_come_out_as_numpys_or_are_refused(name, dtype):
+def test_integers_equal_numpy_or_are_refused(name, dtype):
     x = np.array([[1, 2, 0, 7], [3, 1, 250, 6]]).astype(dtype)
     if dtype == np.int64:
         x[0] += 2**33
@@ -895,16 +898,16 @@ def test_integers_come_out_as_numpys_or_are_refused(name, dtype):
     except LoweringError:
         assert dtype == np.uint8
         return
-    for one, other in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted)), strict=True):
-        assert one.dtype == other.dtype
-        assert np.allclose(one, other, rtol=1e-14, atol=0)
+    for ours, theirs in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted)), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.allclose(ours, theirs, rtol=1e-14, atol=0)
 
 
-def test_integers_are_added_up_exactly():
+def test_integer_sums_are_exact():
     x = np.arange(24).reshape(2, 3, 4) + 2**53
     for equation in ("ijk->i", "ijk->kj", "i...->...", "ijk,lj->kl"):
-        others = [np.eye(3, dtype=int)] * equation.count(",")
-        run = lambda x, equation=equation, others=others: np.einsum(equation, x, *others)
+        operands = [np.eye(3, dtype=int)] * equation.count(",")
+        run = lambda x, equation=equation, operands=operands: np.einsum(equation, x, *operands)
         assert (compile(run, "cpu")(x) == run(x)).all()
     for axis in (None, 0, 1, 2, (0, 1), (0, 2)):
         for function in (np.sum, np.max, np.min, np.prod):
@@ -913,7 +916,7 @@ def test_integers_are_added_up_exactly():
             assert (compile(run, "cpu")(y) == run(y)).all(), (axis, function)
 
 
-def test_dot_with_a_number_is_in_float64_as_numpys():
+def test_dot_with_a_number_is_in_float64_like_numpy():
     x = np.ones(3, np.float32)
     assert compile(lambda x: np.dot(x, 2.0), "cpu")(x).dtype == np.dot(x, 2.0).dtype == np.float64
 
@@ -932,7 +935,7 @@ def test_autograd_keeps_its_own_gradients_of_arrays():
     assert (value_and_grad(lambda x: anp.einsum("ij->", x))(x)[1] == 1).all()
 
 
-def test_einsum_that_does_not_fit_is_refused():
+def test_an_einsum_with_wrong_shapes_is_refused():
     for equation, shapes in (("ij,jk->ik", [(2, 3), (4, 5)]), ("ij->i", [(2, 3, 4)])):
         with pytest.raises(LoweringError, match=r"numpy\.einsum"):
             lower(lambda *x, equation=equation: np.einsum(equation, *x), *map(np.ones, shapes))

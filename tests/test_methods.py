@@ -1,4 +1,4 @@
-"""Every method: its gradient against torch, lowered against NumPy, what is stored, and how it begins."""
+"""Every method: its gradient against torch, its lowered form, its stored arrays and its first values."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def sizes(method):
 
 
 def draw(problem, method):
-    """A problem's model and batch, and random values of what a method trains."""
+    """Draw a model and a batch of a problem, and random values of a method's trained arrays."""
     raw, config, flat, data, _ = problem.draw()
     rng = np.random.default_rng(problem.seed)
     shapes = methods.trained_shapes(config, sizes(method), LABELS)
@@ -53,7 +53,7 @@ def draw(problem, method):
 
 
 def made(trained, raw, config):
-    """The prompt or the prefix that a network makes, in torch; else what is trained."""
+    """Return the prompt or prefix that a network computes, in torch, or else the trained arrays themselves."""
     kind, network, _ = next(iter(trained)).partition("_network.")
     if not network:
         return trained
@@ -69,7 +69,7 @@ def made(trained, raw, config):
 
 
 def replaced(trained, flat):
-    """The weights that lora, ia3 and what trains them outright put in place of the frozen ones, in torch."""
+    """Return the weights in torch with the changes of lora and ia3, and with the weights that are trained directly."""
     out = {name: torch.from_numpy(value) for name, value in flat.items()}
     for name, value in trained.items():
         base, _, kind = name.rpartition(".")
@@ -85,7 +85,7 @@ def replaced(trained, flat):
 
 
 def prefixed(module, query, key, value, mask, position_bias=None, eager=None, **more):
-    """The attention of transformers with keys and values in front, in sight of all; of itself, at places before 0."""
+    """Attention of transformers with prepended visible keys and values; in self-attention at positions before 0."""
     if hasattr(module, "prefix"):
         rows, length = len(module.prefix["key"]), query.shape[2]
         own = {
@@ -101,7 +101,7 @@ def prefixed(module, query, key, value, mask, position_bias=None, eager=None, **
 
 
 def hooked(model, trained, stack):
-    """Put adapters, prefixes and the prompts of deeper layers where they act."""
+    """Add adapters, prefixes and prompts of deeper layers to the model."""
     code = sys.modules[type(model).__module__]
     model.set_attn_implementation("eager")
     patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -142,7 +142,7 @@ def hooked(model, trained, stack):
 
 
 def by_torch(raw, config, flat, data, trained):
-    """Loss and gradients of a method by transformers."""
+    """Return loss and gradients of a method, computed by transformers."""
     model = hugging_face(raw, flat)
     tensors = {name: torch.from_numpy(value).requires_grad_() for name, value in trained.items()}
     arrays = made(tensors, raw, config)
@@ -173,13 +173,13 @@ def by_torch(raw, config, flat, data, trained):
 @pytest.mark.parametrize("method", METHODS)
 @examples(12)
 @given(problem=problems)
-def test_its_gradient_is_that_of_torch(method, problem):
+def test_gradient_equals_torch(method, problem):
     raw, config, flat, data, trained = draw(problem, method)
     loss, gradient = train.loss_and_grads(trained, tree.nest(flat), config, data)
     wanted, theirs = by_torch(raw, config, flat, data, trained)
     assert distance(loss, wanted) < EXACT
     largest = max(np.linalg.norm(g) for g in theirs.values())
-    for name, found in gradient.items():  # one key alone has no gradient but rounding
+    for name, found in gradient.items():  # the gradient of a single key is only rounding error
         allowed = EXACT * np.linalg.norm(theirs[name]) + 1e-14 * largest
         assert (name, np.linalg.norm(found - theirs[name]) <= allowed) == (name, True)
 
@@ -188,7 +188,7 @@ def test_its_gradient_is_that_of_torch(method, problem):
 @pytest.mark.parametrize("method", METHODS)
 @examples(4)
 @given(problem=problems)
-def test_it_lowers(method, problem):
+def test_lowered_gradient_equals_numpy(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     arguments = trained, tree.nest(flat), config, data
     loss, gradient = train.loss_and_grads(*arguments)
@@ -215,7 +215,7 @@ def test_float32_stays_float32(method, problem):
 @pytest.mark.parametrize("method", METHODS)
 @examples(4)
 @given(problem=problems)
-def test_what_is_stored_computes_the_same(method, problem):
+def test_stored_arrays_give_the_same_logits(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     params = tree.nest(flat)
     kept = methods.stored(trained, config)
@@ -227,7 +227,7 @@ def test_what_is_stored_computes_the_same(method, problem):
 @pytest.mark.parametrize("method", METHODS)
 @examples(3)
 @given(problem=problems.map(lambda p: p._replace(own_prompts=False)))
-def test_it_writes_with_a_cache_as_without(method, problem):
+def test_logits_with_a_cache_equal_those_without(method, problem):
     _, config, flat, data, trained = draw(problem, method)
     params = methods.apply(tree.nest(flat), methods.stored(trained, config))
     step = decode.Cache(params, config, data.input_ids, data.attention_mask)
@@ -235,7 +235,7 @@ def test_it_writes_with_a_cache_as_without(method, problem):
     assert distance(found, ledger.logits(trained, tree.nest(flat), config, data)) < EXACT
 
 
-def test_the_learning_rates_are_those_that_the_tables_were_measured_with():
+def test_learning_rates_are_those_of_the_published_tables():
     assert {name: method.learning_rate for name, method in METHODS.items()} == {
         **dict.fromkeys(("prompt", "layer-prompts", "warp"), 0.3),
         **dict.fromkeys(("prefix", "bitfit"), 0.03),
@@ -249,7 +249,7 @@ UNCHANGED = ("adapter", "lora", "ia3", "bitfit", "full")
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
-def test_it_begins_near_the_frozen_model(method, family, tmp_path):
+def test_training_starts_near_the_frozen_model(method, family, tmp_path):
     raw = raw_config(family, vocab_size=files.VOCAB)
     model = models.load(files.write(tmp_path / family, raw, files.weights(raw)))
     settings = Settings(method=method, prompt_length=4, rank=2, hidden=6, seed=1)
@@ -269,7 +269,7 @@ def test_it_begins_near_the_frozen_model(method, family, tmp_path):
         assert np.allclose(trained[HEAD], [head[row].mean(0) for row in ids])
 
 
-def test_unknown_methods_and_sizes(folder):
+def test_unknown_methods_and_sizes_are_refused(folder):
     with pytest.raises(ValueError, match=r"setting method: expected one of prompt, .*, found 'soft'"):
         Settings(method="soft")
     with pytest.raises(ValueError, match="prompt init 'file': method 'lora' does not train a prompt"):
@@ -278,9 +278,9 @@ def test_unknown_methods_and_sizes(folder):
         Settings(rank=0)
 
 
-# Lester et al. 2021, table 4: the parameters of the prompt, of prompt and model, and the share in percent; four
-# slips of the page are put right (small with 20: "10,420"; large with 100: "0.01907"; xl with 100: "0.00718"; xxl with
-# 50: "11,137,380,352").
+# Lester et al. 2021, table 4: parameters of the prompt, of prompt and model, and the share in percent. Four misprints
+# are corrected (small with 20: "10,420"; large with 100: "0.01907"; xl with 100: "0.00718"; xxl with 50:
+# "11,137,380,352").
 TABLE_4 = {
     ("small", 1): (512, 76_961_664, 0.00067),
     ("small", 20): (10_240, 76_971_392, 0.01330),
@@ -294,7 +294,7 @@ TABLE_4 = {
 
 
 @pytest.mark.parametrize("case", TABLE_4)
-def test_the_papers_table_4(case, capsys):
+def test_table_4_of_the_paper(case, capsys):
     size, length = case
     prompt, total, percent = TABLE_4[case]
     config = bench.config_of(size)
@@ -303,7 +303,7 @@ def test_the_papers_table_4(case, capsys):
     assert round(found.percent, 5) == percent
     assert main(["count", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)["table"]
-    one = {
+    row = {
         "size": size,
         "length": length,
         "trained": prompt,
@@ -311,12 +311,12 @@ def test_the_papers_table_4(case, capsys):
         "model": total,
         "percent": found.percent,
     }
-    assert one in table
+    assert row in table
 
 
 @examples(10)
 @given(problem=problems)
-def test_what_is_counted_is_what_there_is(problem):
+def test_counted_parameters_equal_the_arrays(problem):
     for method in METHODS:
         _, config, flat, _, trained = draw(problem, method)
         kept = methods.stored(trained, config)
@@ -331,7 +331,7 @@ def test_the_figure_is_drawn(tmp_path, capsys):
     assert (tmp_path / "4.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_parameters_for_a_model_are_counted_from_its_config(folder, tmp_path, capsys):
+def test_parameters_of_a_model_are_counted_from_its_config(folder, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     assert main(["count", "--model", str(tmp_path), "--prompt-length", "7", "--labels", "3", "--json"]) == 0
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
@@ -347,7 +347,7 @@ ROWS = [Row("a bad day", "bad"), Row("fine weather", "good"), Row("so sad", "bad
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_tunes_is_saved_and_resumes(method, folder, tmp_path):
+def test_a_method_tunes_is_saved_and_resumes(method, folder, tmp_path):
     model, labels = models.load(folder), ("bad", "good")
     settings = Settings(
         method=method, steps=4, eval_every=2, batch_size=2, prompt_length=3, rank=2, hidden=5, learning_rate=1e-3
@@ -372,7 +372,7 @@ def test_label_vectors_need_labels(folder):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """A model, and what some methods store, by method."""
+    """Return a model, and a prompt for each of several methods."""
     folder = files.write(tmp_path_factory.mktemp("tuned"), files.SMALL, files.weights())
     model, made = models.load(folder), {}
     for method in ("prompt", "lora", "warp", "full", "prefix-mlp"):
@@ -409,7 +409,7 @@ def test_damaged_settings_are_refused(tuned):
             check_fit(damaged, model, "p")
 
 
-def test_label_vectors_go_with_as_many_labels(tuned, tmp_path, capsys):
+def test_label_vectors_need_the_same_number_of_labels(tuned, tmp_path, capsys):
     model, prompt = tuned[0], tuned[1]["warp"]
     for labels in (None, ("a", "b", "c")):
         with pytest.raises(
@@ -421,6 +421,6 @@ def test_label_vectors_go_with_as_many_labels(tuned, tmp_path, capsys):
     assert "--label-words: expected 2, one for each of its vectors, found 3" in capsys.readouterr().err
 
 
-def test_no_weight_is_frozen_that_8_bits_could_hold(folder):
+def test_int8_refuses_a_method_without_frozen_weights(folder):
     with pytest.raises(ValueError, match="device 'cpu-int8' quantises frozen weights, and method 'full' leaves none"):
         tune(models.load(folder), ROWS, ROWS, Settings(method="full"), ("bad", "good"), "cpu-int8")

@@ -1,4 +1,4 @@
-"""Metrics against their definitions, spelled out; t5.evaluation.metrics agrees on real files (test_tasks.py)."""
+"""Metrics against their definitions; test_tasks.py compares them with t5.evaluation.metrics on real files."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ CLASSES = st.lists(st.tuples(st.sampled_from([*LABELS, "junk"]), st.sampled_from
 
 
 def f1(precision_of, recall_of, hits):
-    """The harmonic mean of precision and recall, from counts."""
+    """Return the harmonic mean of precision and recall, from counts."""
     if not hits:
         return 0.0
     precision, recall = hits / precision_of, hits / recall_of
@@ -25,7 +25,7 @@ def f1(precision_of, recall_of, hits):
 
 @examples(100)
 @given(BINARY)
-def test_f1_counts_what_is_no_label_as_the_wrong_one(rows):
+def test_f1_counts_an_unknown_answer_as_the_wrong_label(rows):
     mended = [p if p in LABELS[:2] else {"no": "yes", "yes": "no"}[w] for p, w in rows]
     wanted = [w for _, w in rows]
     hits = sum(p == w == "yes" for p, w in zip(mended, wanted, strict=True))
@@ -35,7 +35,7 @@ def test_f1_counts_what_is_no_label_as_the_wrong_one(rows):
 
 @examples(100)
 @given(CLASSES)
-def test_macro_f1(rows):
+def test_macro_f1_averages_the_labels(rows):
     predicted, wanted = map(list, zip(*rows, strict=True))
     each = [f1(predicted.count(label), wanted.count(label), sum(p == w == label for p, w in rows)) for label in LABELS]
     assert list(metrics.label_f1(predicted, wanted, LABELS).values()) == pytest.approx(each)
@@ -44,11 +44,11 @@ def test_macro_f1(rows):
 
 @examples(100)
 @given(CLASSES)
-def test_matthews(rows):
+def test_matthews_equals_the_covariance_formula(rows):
     classes = [*LABELS, "junk"]
     table = {(a, b): sum((p, w) == (a, b) for p, w in rows) for a in classes for b in classes}
     k, n = range(4), [[table[a, b] for b in classes] for a in classes]
-    # Gorodkin 2004, as a covariance of one-hot vectors.
+    # Gorodkin 2004, as a covariance of one-hot vectors
     triples = [(a, b, c) for a in k for b in k for c in k]
     numerator = sum(n[a][a] * n[b][c] - n[a][b] * n[c][a] for a, b, c in triples)
     rows_of, columns_of = [sum(n[a]) for a in k], [sum(n[b][a] for b in k) for a in k]
@@ -64,10 +64,10 @@ def test_matthews_of_two_classes():
     assert metrics.matthews(predicted, wanted, LABELS[:2]) == pytest.approx((5 * 3 - 1 * 1) / math.sqrt(6 * 6 * 4 * 4))
     assert metrics.matthews(["yes", "no"], ["no", "yes"], LABELS[:2]) == -1
     assert metrics.matthews(["yes", "yes"], ["no", "yes"], LABELS[:2]) == 0
-    assert metrics.matthews(["a", "b"], ["no", "yes"], LABELS[:2]) == 0  # one class, whatever it is called
+    assert metrics.matthews(["a", "b"], ["no", "yes"], LABELS[:2]) == 0  # unknown answers are one class
 
 
-def test_a_group_is_right_if_all_of_it_is():
+def test_a_group_is_right_if_all_its_rows_are():
     right = ["a", "b", "c", "d"]
     assert metrics.group_exact_match(["a", "x", "c", "d"], right, ["1", "2", "1", "2"]) == 0.5
     assert metrics.group_exact_match(right, right, ["1", "1", "1", "2"]) == 1
@@ -86,7 +86,7 @@ def test_a_group_is_right_if_all_of_it_is():
         ("bathe an", "bathe"),
     ],
 )
-def test_squad_normalises(text, normal):
+def test_squad_normalisation(text, normal):
     assert metrics.normalize_answer(text) == normal
 
 
@@ -96,18 +96,18 @@ WORDS = st.lists(st.sampled_from(["cat", "sat", "the", "Cat!", "on"]), max_size=
 @examples(100)
 @given(st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=5))
 def test_squad_scores_take_the_best_answer(rows):
-    def one(predicted, answer):
+    def overlap(predicted, answer):
         p, w = (metrics.normalize_answer(text).split() for text in (predicted, answer))
         return f1(len(p), len(w), (Counter(p) & Counter(w)).total())
 
     predicted, answers = map(list, zip(*rows, strict=True))
-    expected = sum(max(one(p, answer) for answer in right) for p, right in rows) / len(rows)
+    expected = sum(max(overlap(p, answer) for answer in right) for p, right in rows) / len(rows)
     assert metrics.answer_f1(predicted, answers) == pytest.approx(expected)
     exact = metrics.answer_exact_match(predicted, answers)
     assert exact == pytest.approx(
         sum(metrics.normalize_answer(p) in map(metrics.normalize_answer, right) for p, right in rows) / len(rows)
     )
-    assume(all(map(metrics.normalize_answer, predicted)))  # of two empty texts only the exact match is 1, as in SQuAD
+    assume(all(map(metrics.normalize_answer, predicted)))  # for two empty texts, as in SQuAD, only the exact match is 1
     assert exact <= metrics.answer_f1(predicted, answers) + 1e-12
 
 
@@ -123,7 +123,7 @@ SCORES = [
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_all_right_is_1_and_unequal_lengths_raise(score):
+def test_perfect_predictions_score_1_and_unequal_lengths_are_refused(score):
     assert score([" YES", "no", "Maybe\n"], ["yes", "no", "maybe"]) == pytest.approx(1)
     for predicted, wanted in (([], []), (["yes"], ["yes", "no"]), (["yes"], [])):
         with pytest.raises(ValueError, match=f"{len(predicted)} predictions against {len(wanted)} targets"):
@@ -131,5 +131,5 @@ def test_all_right_is_1_and_unequal_lengths_raise(score):
 
 
 @pytest.mark.parametrize("score", SCORES[:2])
-def test_a_text_is_compared_to_its_end(score):
+def test_trailing_null_characters_are_compared(score):
     assert score(["yes\0"], ["yes"]) == 0

@@ -1,4 +1,4 @@
-"""Files of models: directories that transformers wrote, and broken ones."""
+"""Model files: directories that transformers wrote, and damaged ones."""
 
 import contextlib
 import json
@@ -34,9 +34,9 @@ def logits_of(model, ids, mask, start):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_transformers_saved_gives_its_logits(family, dtype, tmp_path):
+def test_models_saved_by_transformers_have_its_logits(family, dtype, tmp_path):
     reference = pair(family, vocab_size=VOCAB)[2].to(dtype)
-    # float32 whole, the 16-bit types in shards
+    # float32 is saved in one file, the 16-bit types in shards
     reference.save_pretrained(tmp_path, max_shard_size="1GB" if dtype == torch.float32 else "20KB")
     assert (tmp_path / INDEX).exists() == (dtype != torch.float32)
     (tmp_path / "tokenizer_config.json").write_text(WORDS)
@@ -50,13 +50,13 @@ def test_what_transformers_saved_gives_its_logits(family, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1", "mt5"])
-def test_a_model_that_transformers_read_and_wrote_again(family, tmp_path):
-    # transformers 5 writes tie_word_embeddings true for every T5 it has read.
+def test_a_model_saved_twice_by_transformers_is_unchanged(family, tmp_path):
+    # transformers 5 writes tie_word_embeddings true for every T5 that it has read.
     pair(family, vocab_size=VOCAB)[2].float().save_pretrained(tmp_path / "a")
     reference = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "a")
     reference.save_pretrained(tmp_path / "b")
-    (_, one, *_), (_, two, *_) = found = [models.open_model(tmp_path / part) for part in "ab"]
-    assert one == two
+    (_, first, *_), (_, second, *_) = found = [models.open_model(tmp_path / part) for part in "ab"]
+    assert first == second
     flat = [weights for _, _, weights in found]
     assert all((flat[0][name] == flat[1][name]).all() for name in flat[0])
 
@@ -76,11 +76,11 @@ def test_many_16_bit_weights_stay_in_the_file(dtype, tmp_path, monkeypatch):
         assert (value.astype(np.float32) == tree.flatten(wide.params)[name]).all()
     assert model.fingerprint == wide.fingerprint
     settings = Settings(prompt_length=3)
-    one, two = (methods.init_params(m, settings, ["good", "bad one"]) for m in (model, wide))
-    assert all((one[name] == two[name]).all() for name in one)
+    mapped, widened = (methods.init_params(m, settings, ["good", "bad one"]) for m in (model, wide))
+    assert all((mapped[name] == widened[name]).all() for name in mapped)
 
 
-def test_64_bit_weights_are_computed_with_in_float32(folder, tmp_path):
+def test_64_bit_weights_are_converted_to_float32(folder, tmp_path):
     write(tmp_path, SMALL, {name: value.astype(np.float64) for name, value in weights().items()})
     found, wanted = (tree.flatten(models.load(path).params) for path in (tmp_path, folder))
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
@@ -111,7 +111,7 @@ def config(**changes):
 
 
 def instead(name, content):
-    """Damage: a file in place of the weights."""
+    """Return a function that damages a directory: a file replaces the weights."""
 
     def damage(folder):
         (folder / "model.safetensors").unlink()
@@ -129,7 +129,7 @@ def without(name):
 
 
 def tensors(**changes):
-    """Write the weights with some of them replaced; None: left out."""
+    """Return a function that rewrites the weights with some arrays replaced, or removed by None."""
     changes = {k.replace("__", "."): v for k, v in changes.items()}
     return lambda folder: save_file(
         {k: v for k, v in (weights() | changes).items() if v is not None}, folder / "model.safetensors"
@@ -137,7 +137,7 @@ def tensors(**changes):
 
 
 def shards(*parts, index=True):
-    """Write shards of weights, and an index that also names a file where index is a name."""
+    """Return a function that writes shards and an index, which also names a missing file if index is a name."""
 
     def change(folder):
         (folder / "model.safetensors").unlink()
@@ -156,34 +156,37 @@ def shards(*parts, index=True):
 Q = WEIGHT.replace(".", "__")
 TIED = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=True)
 BROKEN = {
-    "no config": (without("config.json"), ["config.json", "has no config.json"]),
-    "config no JSON": (text("config.json", "{"), ["config.json", "JSON"]),
-    "config no text": (lambda f: (f / "config.json").write_bytes(b"\xff"), ["config.json", "JSON"]),
+    "config missing": (without("config.json"), ["config.json", "has no config.json"]),
+    "config not JSON": (text("config.json", "{"), ["config.json", "JSON"]),
+    "config not text": (lambda f: (f / "config.json").write_bytes(b"\xff"), ["config.json", "JSON"]),
     "config a list": (text("config.json", "[]"), ["config.json", "list"]),
     "model_type": (config(model_type="bert"), ["config.json", "'model_type'", "bert"]),
     "activation": (config(feed_forward_proj=[]), ["config.json", "'feed_forward_proj'"]),
     "d_model": (config(d_model="4"), ["config.json", "'d_model'"]),
-    "no tokenizer": (without("tokenizer_config.json"), ["small", "tokenizer.json"]),
+    "tokenizer missing": (without("tokenizer_config.json"), ["small", "tokenizer.json"]),
     "bad tokenizer": (text("tokenizer_config.json", "["), ["tokenizer_config.json"]),
     "too many pieces": (
         text("tokenizer_config.json", '{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 126}'),
         ["385", "vocab_size 384"],
     ),
-    "no weights": (without("model.safetensors"), ["model.safetensors", "no such file"]),
+    "weights missing": (without("model.safetensors"), ["model.safetensors", "no such file"]),
     "missing": (tensors(**{Q: None}), ["small", repr(WEIGHT), "missing"]),
     "surplus": (tensors(extra=np.ones(2)), ["model.safetensors", "'extra'"]),
     "shape": (tensors(**{Q: np.ones((4, 6), np.float32)}), ["model.safetensors", repr(WEIGHT), "[4, 6]", "[6, 4]"]),
     "dtype": (tensors(**{Q: np.ones((6, 4), np.int64)}), ["model.safetensors", repr(WEIGHT), "I64", "F32"]),
     "empty": (tensors(**{Q: np.ones((0, 4), np.float32)}), ["model.safetensors", repr(WEIGHT), "empty"]),
-    "no safetensors": (text("model.safetensors", "<html>not found</html>"), ["model.safetensors", "not a safetensors"]),
+    "not safetensors": (
+        text("model.safetensors", "<html>not found</html>"),
+        ["model.safetensors", "not a safetensors"],
+    ),
     "head not tied": (config(**TIED), ["model.safetensors", "'lm_head.weight'", "tie_word_embeddings"]),
-    "no shard": (shards(None, index="9.safetensors"), ["9.safetensors", "no such file"]),
+    "shard missing": (shards(None, index="9.safetensors"), ["9.safetensors", "no such file"]),
     "twice": (shards(None, [WEIGHT]), ["1.safetensors", repr(WEIGHT), "0.safetensors"]),
     "shard elsewhere": (shards(None, index="../0.safetensors"), [INDEX, "'weight_map'", "'../0.safetensors'"]),
     "index empty": (instead(INDEX, "{}"), [INDEX, "'weight_map'"]),
     "index a list": (instead(INDEX, '{"weight_map": ["0.safetensors"]}'), [INDEX, "'weight_map'"]),
     "index of numbers": (instead(INDEX, '{"weight_map": {"a": 3, "b": "c"}}'), [INDEX, "'weight_map'"]),
-    "index no JSON": (instead(INDEX, "{"), [INDEX, "JSON"]),
+    "index not JSON": (instead(INDEX, "{"), [INDEX, "JSON"]),
 }
 
 
@@ -198,14 +201,14 @@ def test_errors_name_the_file_and_the_key(case, folder):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-def test_no_directory_is_named(tmp_path):
+def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere: no such directory"):
         models.load(tmp_path / "nowhere")
 
 
 @examples(150)
 @given(data=st.data())
-def test_a_file_cut_short(shared, data):
+def test_a_truncated_file_is_refused(shared, data):
     folder, whole = shared
     cut = data.draw(st.one_of(st.integers(0, 20), st.integers(0, len(whole) - 1)))
     path = folder / "model.safetensors"
@@ -248,20 +251,20 @@ values = st.one_of(numbers, st.lists(numbers, max_size=3), st.sampled_from(["F32
 @given(
     entry=st.dictionaries(st.sampled_from([*A, "more"]), values), name=st.sampled_from(["a", "b", "c", "__metadata__"])
 )
-def test_no_header_raises_another_exception(shared, entry, name):
+def test_a_random_header_raises_no_other_exception(shared, entry, name):
     header = {"a": A, "b": B}
     path = by_hand(shared[0] / "fuzz.safetensors", header | {name: header.get(name, {}) | entry})
     try:
         found = map_tensors(path)
     except CheckpointError as error:
-        assert str(path) in str(error)  # noqa: PT017 - a header may also be right
+        assert str(path) in str(error)  # noqa: PT017 - a header may also be valid
     else:
         assert sum(value.nbytes for value in found.values()) == 32
 
 
 @examples(60)
 @given(data=st.data())
-def test_the_fingerprint_sees_one_bit(shared, data):
+def test_the_fingerprint_changes_with_one_bit(shared, data):
     folder, whole = shared
     (folder / "model.safetensors").write_bytes(whole)
     before = models.load(folder).fingerprint
@@ -277,7 +280,7 @@ def test_the_fingerprint_sees_one_bit(shared, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_the_fingerprint_is_that_of_the_values_not_of_their_storage(dtype, tmp_path):
+def test_the_fingerprint_depends_on_values_not_on_storage(dtype, tmp_path):
     model = hugging_face(SMALL, weights()).to(dtype)
     found = []
     for storage in (dtype, torch.float32):
@@ -288,7 +291,7 @@ def test_the_fingerprint_is_that_of_the_values_not_of_their_storage(dtype, tmp_p
 
 
 def model_dir(folder, change, raw=SMALL):
-    """A model directory whose weights a function has changed."""
+    """Write a model directory with weights that a function has changed."""
     flat = weights(raw)
     change(flat)
     return write(folder, raw, flat)
@@ -298,20 +301,20 @@ def renamed(old, new):
     return lambda flat: flat.update({new: flat.pop(old)})
 
 
-def test_a_stale_index_beside_a_whole_file_is_not_read(folder):
+def test_a_stale_index_is_ignored_beside_a_whole_file(folder):
     (folder / INDEX).write_text(json.dumps({"weight_map": {"shared.weight": "model-00001-of-00002.safetensors"}}))
     assert models.load(folder).config.d_model == 4
 
 
-def test_a_tied_table_may_have_the_name_of_the_head(tmp_path):
+def test_a_tied_table_may_be_stored_as_the_head(tmp_path):
     raw = raw_config("t5-1.0", vocab_size=VOCAB)
-    one = models.load(write(tmp_path / "one", raw, weights(raw)))
-    two = models.load(model_dir(tmp_path / "two", renamed("shared.weight", "lm_head.weight"), raw))
-    assert one.fingerprint == two.fingerprint
+    shared = models.load(write(tmp_path / "one", raw, weights(raw)))
+    renamed_table = models.load(model_dir(tmp_path / "two", renamed("shared.weight", "lm_head.weight"), raw))
+    assert shared.fingerprint == renamed_table.fingerprint
 
 
 @pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"])
-def test_a_stack_with_a_table_of_its_own_is_refused(tmp_path, name):
+def test_a_stack_with_its_own_table_is_refused(tmp_path, name):
     other = model_dir(tmp_path / "m", lambda flat: flat.update({name: flat["shared.weight"] + 1}))
     with pytest.raises(CheckpointError, match=f"key '{name}' differs from 'shared.weight'"):
         models.load(other)
@@ -342,13 +345,13 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path, monkeypatch, name, value
     path = model_dir(tmp_path / "m", change)
     with pytest.raises(CheckpointError, match=f"key '{name}' contains NaN or infinity"):
         models.load(path)
-    monkeypatch.setattr(models, "WIDEN", 0)  # as of a model that is too large to be read at once
+    monkeypatch.setattr(models, "WIDEN", 0)  # a limit that makes every model count as large
     with pytest.raises(CheckpointError, match=f"key '{name}' contains NaN or infinity"):
         _ = models.load(path).fingerprint
 
 
 @pytest.mark.parametrize(("key", "value"), [("eos_token_id", 2), ("pad_token_id", 1), ("decoder_start_token_id", 5)])
-def test_other_special_ids_are_refused_by_key(tmp_path, key, value):
+def test_unusual_special_ids_are_refused_by_key(tmp_path, key, value):
     path = write(tmp_path / "m", SMALL | {key: value}, weights())
     with pytest.raises(
         CheckpointError,
@@ -360,7 +363,7 @@ def test_other_special_ids_are_refused_by_key(tmp_path, key, value):
 
 
 @pytest.mark.parametrize("family", ["T5", "MT5", "UMT5"])
-def test_a_model_that_transformers_5_made_is_tied_and_not_scaled(tmp_path, family):
+def test_a_new_model_of_transformers_5_is_tied_and_not_scaled(tmp_path, family):
     made = dict(
         vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_heads=3, num_layers=2, feed_forward_proj="gated-gelu"
     )
@@ -379,7 +382,7 @@ def test_a_model_that_transformers_5_made_is_tied_and_not_scaled(tmp_path, famil
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
-def test_a_file_that_changes_while_it_is_mapped_is_noticed(folder, monkeypatch):
+def test_a_change_of_a_mapped_file_is_detected(folder, monkeypatch):
     prompt, texts = Prompt(label_words=("bad", "good")), ["a film"]
     small = models.load(folder)
     monkeypatch.setattr(models, "COPY", 0)
@@ -391,7 +394,7 @@ def test_a_file_that_changes_while_it_is_mapped_is_noticed(folder, monkeypatch):
     path.unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: was changed"):
         large.check_files()
-    assert predict(small, prompt, texts, "numpy") == wanted  # a small model is a copy
+    assert predict(small, prompt, texts, "numpy") == wanted  # the small model is a copy
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
@@ -421,7 +424,7 @@ def test_keys_that_change_the_generated_text_are_refused(folder, name, key, valu
         models.load(folder)
 
 
-def test_neutral_keys_of_generation_are_accepted(folder):
+def test_neutral_generation_keys_are_accepted(folder):
     neutral = {
         "eos_token_id": 1,
         "pad_token_id": 0,

@@ -1,4 +1,4 @@
-"""Packages of the npm registry: fetched once, checked by their hash, and used without a network afterwards."""
+"""Packages of the npm registry are fetched once, checked by their hash, and then used offline."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ FILES = {"dist/a.mjs": b"export const a = 1;\n", "LICENSE": b"MIT\n"}
 
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
-    """A registry with one package, in a folder of its own, and an empty cache."""
+    """Return a registry with one package in a folder, and an empty cache."""
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w:gz") as archive:
         for name, content in FILES.items():
@@ -40,14 +40,14 @@ def test_a_package_is_fetched_once(registry):
     assert npm.read(package, ["dist/a.mjs"]) == {"dist/a.mjs": FILES["dist/a.mjs"]}
 
 
-def test_a_damaged_cache_is_filled_anew(registry):
+def test_a_damaged_cache_is_fetched_again(registry):
     package, _ = registry
     npm.fetch(package)
     npm.cached(package).write_bytes(b"cut short")
     assert npm.read(package, ["LICENSE"]) == {"LICENSE": FILES["LICENSE"]}
 
 
-def test_another_archive_is_refused_and_not_kept(registry):
+def test_a_modified_archive_is_refused_and_not_kept(registry):
     package, at = registry
     at.write_bytes(at.read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match=r"a-1\.2\.3\.tgz: is not the archive of a-1\.2\.3\.tgz that was"):
@@ -59,7 +59,7 @@ def test_another_archive_is_refused_and_not_kept(registry):
     ("registry_url", "reason"),
     [(None, "No such file"), ("http://127.0.0.1:9", "Connection refused"), ("nonsense", "unknown url type")],
 )
-def test_without_a_network_it_says_where_to_put_the_archive(registry, registry_url, reason, monkeypatch):
+def test_without_a_network_the_error_names_the_cache_path(registry, registry_url, reason, monkeypatch):
     package, at = registry
     held = at.read_bytes()
     at.unlink()
@@ -70,5 +70,5 @@ def test_without_a_network_it_says_where_to_put_the_archive(registry, registry_u
     path = npm.cached(package)
     assert str(error.value).endswith(f"put it at {path}")
     path.parent.mkdir(parents=True)
-    path.write_bytes(held)  # as the message says
+    path.write_bytes(held)  # follow the advice of the error
     assert npm.read(package, ["LICENSE"]) == {"LICENSE": FILES["LICENSE"]}

@@ -1,4 +1,4 @@
-"""Optimisers against torch, transformers and a plain reading of t5x; learning rates."""
+"""Optimisers against torch, transformers and a direct implementation of t5x; learning rates."""
 
 import copy
 
@@ -13,7 +13,7 @@ RATE = 0.3
 
 
 def gradients(shape, steps, seed=0):
-    """Gradients whose size changes a lot from step to step, as they do in training."""
+    """Return gradients whose size changes a lot from step to step, as in training."""
     rng = np.random.default_rng(seed)
     return [rng.normal(0, 10.0 ** rng.integers(-4, 3), shape) for _ in range(steps)]
 
@@ -23,7 +23,7 @@ def start(shape):
 
 
 def run(optimizer, p, many, rate=RATE):
-    """Parameters after every step."""
+    """Return the parameters after every step."""
     delta, out = {"p": p}, []
     state = optimizer.init(delta)
     for g in many:
@@ -63,7 +63,7 @@ def test_adafactor_equals_transformers(shape, decay, scale):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_adafactor_clips_where_transformers_does(shape):
+def test_adafactor_clips_like_transformers(shape):
     many = gradients(shape, 8)
     fixed = dict(scale_parameter=False, relative_step=False, warmup_init=False, clip_threshold=0.4)
     theirs = run_torch(lambda ps: transformers.optimization.Adafactor(ps, lr=RATE, **fixed), start(shape), many)
@@ -72,7 +72,7 @@ def test_adafactor_clips_where_transformers_does(shape):
 
 
 def t5x(p, many, decay, first_step):
-    """Adafactor as t5x runs it for a prompt: no momentum, no scaling by the parameter."""
+    """Run Adafactor as t5x does for a prompt: no momentum, no scaling by the parameter."""
     v, out = np.zeros_like(p), []
     row, column = np.zeros(p.shape[:1]), np.zeros(p.shape[-1:])
     for t, g in enumerate(many, first_step + 1):
@@ -110,21 +110,21 @@ def test_adafactor_equals_t5x(shape, first_step, decay):
         ("huggingface", (768,), {"v"}),
     ],
 )
-def test_where_second_moments_are_factored(mode, shape, keys):
+def test_second_moments_are_factored_for_large_matrices(mode, shape, keys):
     assert set(optim.adafactor(mode).init({"p": np.zeros(shape)})["p"]) == keys | {"step"}
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-def test_the_first_step_is_the_rate_whatever_the_gradient(name, scale):
+def test_the_size_of_the_first_step_is_the_learning_rate(name, scale):
     signs = np.where(np.arange(20).reshape(4, 5) % 3 == 0, -1, 1)
     (p,) = run(optim.OPTIMIZERS[name](), np.zeros((4, 5)), [scale * signs])
-    rate = RATE * 1e-3 if name == "adafactor-scaled" else RATE  # for an array of zeros
+    rate = RATE * 1e-3 if name == "adafactor-scaled" else RATE  # the parameters are zero
     assert np.allclose(p, -rate * signs, rtol=0.02)  # adam's eps is 1 % of a gradient of 1e-6
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_float32_stays_and_the_arguments_do_not_change(name):
+def test_float32_stays_and_arguments_do_not_change(name):
     optimizer = optim.OPTIMIZERS[name]()
     delta = {"a": np.ones((3, 4), np.float32), "b": np.ones(5, np.float32)}
     grads = {k: np.full_like(v, 0.5) for k, v in delta.items()}
@@ -141,25 +141,25 @@ def test_float32_stays_and_the_arguments_do_not_change(name):
 
 
 @pytest.mark.parametrize("shape", [(20, 64), (150, 200)])
-def test_late_in_a_run_every_update_of_a_fresh_state_is_clipped(shape):
+def test_updates_of_a_fresh_state_late_in_a_run_are_clipped(shape):
     optimizer = optim.adafactor("t5x", weight_decay=0.0, first_step=1_100_000)
     rng = np.random.default_rng(1)
     places = [start(shape), *run(optimizer, start(shape), [rng.normal(0, 0.01, shape) for _ in range(100)])]
     assert np.allclose(np.sqrt(np.mean(np.diff(places, axis=0) ** 2, axis=(1, 2))), RATE)
 
 
-def test_the_named_optimisers():
+def test_settings_of_the_named_optimisers():
     p, many = start((5, 3)), gradients((5, 3), 4)
     named = lambda name: run(optim.OPTIMIZERS[name](), p, many)
     assert np.allclose(named("adafactor-t5x"), t5x(p, many, 1e-5, 0), rtol=1e-12)
     assert np.allclose(named("adafactor-huggingface"), run(optim.adafactor("huggingface", 1e-5), p, many), rtol=1e-12)
     assert (np.array(named("adam")) == run(optim.adam(), p, many)).all()
     for name, size in (("adafactor-scaled", np.sqrt(np.mean(p * p))), ("adafactor-t5x", 1.0)):
-        moved = run(optim.OPTIMIZERS[name](), p, [np.ones((5, 3))])[0] - p  # all of one size: the step is the sign
+        moved = run(optim.OPTIMIZERS[name](), p, [np.ones((5, 3))])[0] - p  # equal sizes: the step is the sign
         assert np.allclose(moved, -RATE * size - (1e-5 * p if name == "adafactor-t5x" else 0), rtol=1e-12)
 
 
-def test_schedules():
+def test_values_of_the_schedules():
     constant, linear = optim.schedule("constant", 2.0, 10), optim.schedule("linear", 2.0, 10)
     assert [constant(s) for s in (0, 5, 9, 99)] == [2.0] * 4
     assert np.allclose([linear(s) for s in range(10)], 2 - 0.2 * np.arange(10))
@@ -178,7 +178,7 @@ def test_a_warmup_as_long_as_the_run_only_rises(warmup):
     assert np.allclose(rates, np.arange(1, 13) / warmup)
 
 
-def test_bad_names_are_named():
+def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"'adamw'.*'t5x' or 'huggingface'"):
         optim.adafactor("adamw")
     with pytest.raises(ValueError, match=r"'cosine'.*constant, linear"):
