@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PARITY = "test_parity.py::test_logits_loss_and_prompt_gradient_are_those_of_transformers"
-WEIGHTS = "test_parity.py::test_the_gradient_of_every_weight_is_that_of_torch"
+PARITY = "test_parity.py::test_logits_loss_and_prompt_gradient_equal_transformers"
+WEIGHTS = "test_parity.py::test_gradients_of_all_weights_equal_torch"
 FLOAT32 = "test_t5.py::test_float32_stays_float32"
 OPS = "test_ops.py::test_value_and_vjp_equal_torch"
 METHODS = "test_methods.py::test_gradient_equals_torch"
 CACHE = "test_decode.py::test_logits_with_a_cache_equal_those_without"
-LOWERED = "test_parity.py::test_the_lowered_graphs_compute_the_same"
+LOWERED = "test_parity.py::test_lowered_graphs_equal_numpy"
 
 
 class Mutant(NamedTuple):
@@ -540,28 +540,28 @@ MUTANTS = [
         "t5",
         "onp.kron(onp.eye(sequences), onp.tri(length))",
         "onp.kron(onp.tri(sequences), onp.tri(length))",
-        "test_predict.py::test_sequences_side_by_side_do_not_see_each_other",
+        "test_predict.py::test_parallel_sequences_do_not_see_each_other",
     ),
     Mutant(
         "sequences side by side stand behind each other",
         "t5",
         "positions = onp.arange(x.shape[1]) % shape[-1]",
         "positions = onp.arange(x.shape[1])",
-        "test_predict.py::test_sequences_side_by_side_do_not_see_each_other",
+        "test_predict.py::test_parallel_sequences_do_not_see_each_other",
     ),
     Mutant(
         "a row of a mixed batch has the vectors of the first row",
         "predict",
         "= rows[i].task.vectors",
         "= rows[chosen[0]].task.vectors[: rows[i].task.length]",
-        "test_predict.py::test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64",
+        "test_predict.py::test_rows_with_five_prompts_equal_single_rows_in_float64",
     ),
     Mutant(
         "the padding of a label is scored",
         "decode",
         "(later * weights[..., 1:]).sum(-1)",
         "later.sum(-1)",
-        "test_predict.py::test_rank_reads_no_padding_of_a_label",
+        "test_predict.py::test_rank_ignores_padding_of_a_label",
     ),
     Mutant(
         "the first token of a label is scored behind another one",
@@ -701,35 +701,35 @@ MUTANTS = [
         "serve/batcher",
         "max(left, 0))",
         "0)",
-        "test_serve.py::test_a_row_waits_for_others_but_not_for_long",
+        "test_serve.py::test_a_row_waits_briefly_for_more_rows",
     ),
     Mutant(
         "a full batch waits on",
         "serve/batcher",
         "len(self._queue) >= size or",
         "len(self._queue) > size or",
-        "test_serve.py::test_a_row_waits_for_others_but_not_for_long",
+        "test_serve.py::test_a_row_waits_briefly_for_more_rows",
     ),
     Mutant(
         "the queue has no bound",
         "serve/batcher",
         "                    raise Full\n",
         "                    pass\n",
-        "test_serve.py::test_the_queue_is_bounded_and_what_is_urgent_comes_first",
+        "test_serve.py::test_the_queue_is_bounded_and_urgent_rows_come_first",
     ),
     Mutant(
         "urgent rows come in the wrong order",
         "serve/batcher",
         "extendleft(reversed(places))",
         "extendleft(places)",
-        "test_serve.py::test_the_queue_is_bounded_and_what_is_urgent_comes_first",
+        "test_serve.py::test_the_queue_is_bounded_and_urgent_rows_come_first",
     ),
     Mutant(
         "rows are computed that nobody waits for",
         "serve/batcher",
         "batch += [] if place.future.done() else [place]",
         "batch += [place]",
-        "test_serve.py::test_what_nobody_waits_for_is_not_computed_and_takes_no_room",
+        "test_serve.py::test_cancelled_rows_are_not_computed_and_take_no_room",
     ),
     Mutant(
         "a row fails the batch",
@@ -743,14 +743,14 @@ MUTANTS = [
         "serve/app",
         "len(found) < len(pairs)",
         "len(found) < 0",
-        "test_serve.py::test_what_is_refused_and_why",
+        "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
     ),
     Mutant(
         "half of a character passes",
         "serve/app",
         "check_text(text, f\"row {number}: 'input'\")",
         "pass",
-        "test_serve.py::test_what_is_refused_and_why",
+        "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
     ),
     Mutant(
         "prompts are not checked by a row",
@@ -764,14 +764,14 @@ MUTANTS = [
         "serve/app",
         "self.tasks.items() if name in self.prompts}",
         "self.tasks.items()}",
-        "test_serve.py::test_prompts_are_read_again_and_never_in_part",
+        "test_serve.py::test_prompts_are_reloaded_and_never_partially",
     ),
     Mutant(
         "health does not look at the weights",
         "serve/app",
         "self.model.check_files()",
         "pass",
-        "test_serve.py::test_health_tells_that_the_weights_have_changed",
+        "test_serve.py::test_health_reports_changed_weights",
     ),
     Mutant(
         "a body in chunks is read",
@@ -785,57 +785,63 @@ MUTANTS = [
         "serve/app",
         "if self.hosts and re.sub",
         "if not self.hosts and re.sub",
-        "test_serve.py::test_only_this_machine_and_sites_that_are_allowed_may_ask",
+        "test_serve.py::test_only_this_machine_and_allowed_sites_may_ask",
     ),
     Mutant(
         "pages of other sites may ask",
         "serve/app",
         "foreign or host_of(origin) != host",
         "False",
-        "test_serve.py::test_only_this_machine_and_sites_that_are_allowed_may_ask",
+        "test_serve.py::test_only_this_machine_and_allowed_sites_may_ask",
     ),
     Mutant(
         "a browser's word on the site is not read",
         "serve/app",
         '== "cross-site"',
         '== "none at all"',
-        "test_serve.py::test_only_this_machine_and_sites_that_are_allowed_may_ask",
+        "test_serve.py::test_only_this_machine_and_allowed_sites_may_ask",
     ),
     Mutant(
         "paths are redirected",
         "serve/app",
         "redirect_slashes = False",
         "redirect_slashes = True",
-        "test_serve.py::test_no_answer_is_a_redirect",
+        "test_serve.py::test_the_server_never_redirects",
     ),
     Mutant(
         "a compressed body is parsed",
         "serve/app",
         'if coding not in ("", "identity"):',
         "if False:",
-        "test_serve.py::test_a_compressed_body_is_refused_and_any_content_type_is_taken",
+        "test_serve.py::test_a_compressed_body_is_refused_and_any_content_type_is_accepted",
     ),
-    Mutant("NaN is JSON", "serve/app", ", parse_constant=no_json)", ")", "test_serve.py::test_what_is_refused_and_why"),
+    Mutant(
+        "NaN is JSON",
+        "serve/app",
+        ", parse_constant=no_json)",
+        ")",
+        "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
+    ),
     Mutant(
         "errors have no bound",
         "serve/app",
         "told if len(told) <= LONGEST",
         "told if told",
-        "test_serve.py::test_what_the_model_raises_is_one_sentence",
+        "test_serve.py::test_an_error_of_the_model_is_one_sentence",
     ),
     Mutant(
         "all keys are listed",
         "serve/app",
         "itertools.islice(names, LISTED)",
         "names",
-        "test_serve.py::test_what_is_refused_and_why",
+        "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
     ),
     Mutant(
         "an empty text is answered",
         "serve/app",
         "if not text.strip():",
         "if not text and text:",
-        "test_serve.py::test_what_is_refused_and_why",
+        "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
     ),
     Mutant(
         "silent connections stay",
@@ -849,14 +855,14 @@ MUTANTS = [
         "serve/app",
         "return self.under_way and not self.cycle.more_body",
         "return False",
-        "test_serve.py::test_a_client_that_ends_its_side_is_answered",
+        "test_serve.py::test_a_client_that_closes_its_sending_side_is_answered",
     ),
     Mutant(
         "bad requests are logged",
         "serve/app",
         'log_level="error"',
         'log_level="warning"',
-        "test_serve.py::test_bad_requests_leave_no_line",
+        "test_serve.py::test_bad_requests_are_not_logged",
     ),
     Mutant(
         "a deleted prompt keeps its counter",
@@ -877,49 +883,49 @@ MUTANTS = [
         "serve/app",
         "soft != resource.RLIM_INFINITY and soft < needed",
         "False",
-        "test_serve.py::test_the_limit_on_open_files_is_checked",
+        "test_serve.py::test_the_limit_on_open_files_is_raised_or_refused",
     ),
     Mutant(
         "a prompt is read twice",
         "files/prompts",
         "tensors, about = read_tensors(path, content)",
         "(tensors, _), (_, about) = read_tensors(path), read_tensors(path)",
-        "test_prompts.py::test_two_writers_never_make_a_mixture",
+        "test_prompts.py::test_two_writers_never_produce_a_mixture",
     ),
     Mutant(
         "files of an adapter need not belong together",
         "files/prompts",
         "if found and state(folder) == before:",
         "if found:",
-        "test_prompts.py::test_an_adapter_is_read_again_if_a_file_of_it_changes_meanwhile",
+        "test_prompts.py::test_an_adapter_that_changes_during_reading_is_read_again",
     ),
     Mutant(
         "an unforeseen error of an entry is not named",
         "files/prompts",
         'f"{path}: {type(error).__name__}: {error}"',
         "str(error)",
-        "test_prompts.py::test_any_error_of_an_entry_stays_its_own",
+        "test_prompts.py::test_any_error_of_an_entry_is_limited_to_it",
     ),
     Mutant(
         "the time of the last change is not read",
         "files/io",
         ", about.st_mtime_ns, about.st_ctime_ns",
         ", about.st_mtime_ns, 0",
-        "test_prompts.py::test_a_prompt_replaced_in_place_with_its_size_and_time_is_read_again",
+        "test_prompts.py::test_a_prompt_replaced_with_equal_size_and_time_is_read_again",
     ),
     Mutant(
         "a file that was just written is not read again",
         "files/prompts",
         "        time.sleep(pause)\n    return None",
         "        time.sleep(0)\n    return found",
-        "test_prompts.py::test_a_prompt_that_was_just_written_is_read_again",
+        "test_prompts.py::test_a_recently_written_prompt_is_read_again",
     ),
     Mutant(
         "a late answer is not told",
         "serve/app",
         "stage = HTTPException(504",
         "stage = HTTPException(408",
-        "test_serve.py::test_a_full_queue_and_a_late_answer_are_told",
+        "test_serve.py::test_a_full_queue_and_a_late_answer_are_reported",
     ),
     Mutant(
         "golden: the judge masks keys in place of queries",

@@ -1,4 +1,4 @@
-"""The page that `serve` shows, in headless Chromium: keyboard, phone, light and dark."""
+"""The page that `serve` shows, in headless Chromium: keyboard, phone, light and dark mode."""
 
 import shutil
 
@@ -31,7 +31,7 @@ def folder(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(folder, model, tmp_path_factory):
-    """The address of a server with a prompt whose label words are long, and look like HTML, and a broken prompt."""
+    """Start a server with a broken prompt, and one with long label words that contain HTML; yield its address."""
     made = tmp_path_factory.mktemp("site")
     at = shutil.copytree(folder, made / "p")
     save_prompt(a_prompt(model, ("<b onclick=x>", "w" * 90, "good")), at / "<img src=x>.safetensors")
@@ -42,7 +42,7 @@ def site(folder, model, tmp_path_factory):
 
 
 def shown(browser, site, width=1100, dark=False):
-    """The page at a width, once it knows the tasks."""
+    """Open the page at a width, and wait until it has the tasks."""
     look(browser, width, dark)
     browser.get(site)
     until(lambda: browser.find_elements("css selector", "#task option"))
@@ -59,14 +59,14 @@ def press(browser, *keys):
 
 
 def cards(browser):
-    """What each card shows: its task, and its words with their shares from the top."""
+    """Return the text of each card: the task, and the words with their shares from top to bottom."""
     read = "return [...document.querySelectorAll('article')].map(a => [a.querySelector('h2').textContent, "
     read += "[...a.querySelectorAll('li')].map(li => [...li.querySelectorAll('span')].map(s => s.textContent)), "
     read += "[...a.querySelectorAll('b')].map(b => b.getBoundingClientRect().width)])"
     return browser.execute_script(read)
 
 
-def test_two_prompts_side_by_side_by_keyboard_alone(browser, site, model, folder):
+def test_two_prompts_can_be_compared_by_keyboard(browser, site, model, folder):
     from selenium.webdriver.common.keys import Keys
 
     shown(browser, site)
@@ -87,7 +87,7 @@ def test_two_prompts_side_by_side_by_keyboard_alone(browser, site, model, folder
     assert status.text.startswith(f"topic: {found[0][1][0][0]}; sentiment: {found[1][1][0][0]}, in ")
 
 
-def test_enter_with_control_answers_and_free_text_is_a_quote(browser, site):
+def test_ctrl_enter_answers_and_free_text_is_a_quote(browser, site):
     from selenium.webdriver.common.keys import Keys
 
     shown(browser, site).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
@@ -98,7 +98,7 @@ def test_enter_with_control_answers_and_free_text_is_a_quote(browser, site):
     assert not browser.find_elements("css selector", "li")
 
 
-def test_the_text_box_says_what_the_task_answers(browser, site):
+def test_the_text_box_describes_the_answers_of_the_task(browser, site):
     from selenium.webdriver.support.ui import Select
 
     text = shown(browser, site).find_element("id", "text")
@@ -107,7 +107,7 @@ def test_the_text_box_says_what_the_task_answers(browser, site):
         until(lambda wanted=wanted: wanted in text.get_attribute("placeholder"))
 
 
-def test_names_are_text_and_a_phone_need_not_scroll_sideways(browser, site):
+def test_names_are_not_parsed_as_html_and_a_phone_needs_no_sideways_scrolling(browser, site):
     from selenium.webdriver.common.keys import Keys
 
     shown(browser, site, width=320)
@@ -119,10 +119,10 @@ def test_names_are_text_and_a_phone_need_not_scroll_sideways(browser, site):
     assert not browser.find_elements("css selector", "article img, article b[onclick]")
     assert browser.execute_script("return document.documentElement.scrollWidth") == 320
     sizes = "return [...document.querySelectorAll('select, textarea')].map(x => getComputedStyle(x).fontSize)"
-    assert set(browser.execute_script(sizes)) == {"16px"}  # smaller ones make a phone zoom in
+    assert set(browser.execute_script(sizes)) == {"16px"}  # phones zoom in on smaller text
 
 
-def test_an_error_is_said_aloud_and_in_red(browser, site):
+def test_an_error_is_announced_and_shown_in_red(browser, site):
     from selenium.webdriver.common.keys import Keys
 
     text = shown(browser, site).find_element("id", "text")
@@ -134,8 +134,8 @@ def test_an_error_is_said_aloud_and_in_red(browser, site):
     assert browser.find_element("css selector", "button").is_enabled()
 
 
-def test_a_reply_that_is_no_answer_is_shown_as_text(browser, site):
-    """A proxy may answer for the server; a file of the folder may be no prompt."""
+def test_an_unexpected_reply_is_shown_as_text(browser, site):
+    """A proxy may reply instead of the server, and a file of the folder may not be a prompt."""
     from selenium.webdriver.common.keys import Keys
 
     text = shown(browser, site).find_element("id", "text")
@@ -162,7 +162,7 @@ return [...document.querySelectorAll('h1, h2, p, label, select, textarea, button
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_everything_can_be_read_in_light_and_in_dark(browser, site, dark):
+def test_contrast_is_sufficient_in_light_and_dark_mode(browser, site, dark):
     from selenium.webdriver.common.keys import Keys
 
     shown(browser, site, dark=dark).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
@@ -176,8 +176,8 @@ def test_everything_can_be_read_in_light_and_in_dark(browser, site, dark):
     assert not [pair for pair in found if pair[1] < (1.5 if pair[0] == "B" else 4.5)]  # WCAG 2.2, 1.4.3
 
 
-def test_the_page_of_the_api_shows_every_path(browser, site):
-    browser.get_log("browser")  # of the pages before
+def test_the_api_page_shows_every_path(browser, site):
+    browser.get_log("browser")  # discard the log of earlier pages
     browser.get(f"{site}/docs")
     until(lambda: len(browser.find_elements("css selector", "section")) == 4)
     assert "curl" in browser.find_element("css selector", "section").text

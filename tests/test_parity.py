@@ -1,4 +1,4 @@
-"""The whole model against torch, transformers and PEFT, on drawn configurations, shapes, masks and prompts."""
+"""The whole model against torch, transformers and PEFT, on random configurations, shapes, masks and prompts."""
 
 from typing import NamedTuple
 
@@ -19,13 +19,13 @@ from tinyprompt.methods import PROMPT
 
 peft = pytest.importorskip("peft", reason="the reference needs PEFT")
 EXACT = 1e-9  # relative, in float64
-TIMES = 1.5  # as far from float64 as torch's float32, and no further than one unit more
+TIMES = 1.5  # a float32 error may be 1.5 times torch's, plus one unit
 UNIT = 2.0**-23
 DEVICES = ["numpy", pytest.param("cpu", marks=pytest.mark.skipif(default_device() == "numpy", reason="needs onnx"))]
 
 
 class Problem(NamedTuple):
-    """All that a comparison depends on; printed, it can be pasted into `@example`."""
+    """The parameters of a comparison. The printed form can be pasted into `@example`."""
 
     family: str
     gated: bool
@@ -42,13 +42,13 @@ class Problem(NamedTuple):
     length: int
     left: bool
     own_prompts: bool
-    fractions: bool  # as weights of the labels
+    fractions: bool  # weights of the labels
     z_loss: float
     epsilon: float
     seed: int
 
     def draw(self):
-        """config.json, and in float64: configuration, flat weights, batch, prompt."""
+        """Return config.json, configuration, flat weights, batch and prompt, in float64."""
         raw = raw_config(
             self.family,
             feed_forward_proj="gated-gelu" if self.gated else "relu",
@@ -67,7 +67,7 @@ class Problem(NamedTuple):
         data = Batch(*batch(self.seed, config.vocab_size, self.rows, self.words, self.out, self.left))
         if self.fractions:
             data = data._replace(weights=data.weights * rng.integers(1, 5, data.weights.shape) / 4)
-        # Numbers that float32 holds, so that float32 and float64 begin alike.
+        # The numbers are exact in float32, so that float32 and float64 start from equal values.
         flat = {k: v.astype(np.float32).astype(float) for k, v in random_weights(config, self.seed).items()}
         return raw, config, flat, data, prompt.astype(np.float32).astype(float)
 
@@ -98,7 +98,7 @@ LARGE = Problem("umt5", True, False, 26, 7, 4, 33, (3, 2), (32, 128), 3, 200, 6,
 
 
 def in_torch(model, prompt, data, z_loss=0.0, dtype=torch.float64):
-    """Loss, logits and prompt gradient by transformers."""
+    """Return loss, logits and prompt gradient, computed by transformers."""
     prompt = torch.from_numpy(prompt).to(dtype).requires_grad_()
     tensors = {name: torch.from_numpy(x.copy()) for name, x in data._asdict().items()}
     tensors["weights"] = tensors["weights"].to(dtype)
@@ -110,7 +110,7 @@ def in_torch(model, prompt, data, z_loss=0.0, dtype=torch.float64):
 
 
 def single(arguments):
-    """The float64 arrays of some arguments in float32."""
+    """Convert the float64 arrays of some arguments to float32."""
     return tree.refill(
         arguments,
         (x.astype(np.float32) if getattr(x, "dtype", None) == np.float64 else x for _, x in tree.leaves(arguments)),
@@ -120,7 +120,7 @@ def single(arguments):
 @examples(200)
 @given(problem=problems)
 @example(problem=LARGE)
-def test_logits_loss_and_prompt_gradient_are_those_of_transformers(problem):
+def test_logits_loss_and_prompt_gradient_equal_transformers(problem):
     raw, config, flat, data, prompt = problem.draw()
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
     wanted_loss, wanted_logits, wanted = in_torch(hugging_face(raw, flat), prompt, data, problem.z_loss)
@@ -132,7 +132,7 @@ def test_logits_loss_and_prompt_gradient_are_those_of_transformers(problem):
 
 @examples(60)
 @given(problem=problems.map(lambda p: p._replace(own_prompts=False, fractions=False)))
-def test_prompt_tuning_is_that_of_peft(problem):
+def test_prompt_tuning_equals_peft(problem):
     raw, config, flat, data, prompt = problem.draw()
     settings = peft.PromptTuningConfig(
         task_type="SEQ_2_SEQ_LM", num_virtual_tokens=problem.length, num_transformer_submodules=1
@@ -153,7 +153,7 @@ def test_prompt_tuning_is_that_of_peft(problem):
 
 @examples(200)
 @given(problem=problems)
-def test_the_gradient_of_every_weight_is_that_of_torch(problem):
+def test_gradients_of_all_weights_equal_torch(problem):
     raw, config, flat, data, prompt = problem.draw()
     model = hugging_face(raw, flat)
     in_torch(model, prompt, data, problem.z_loss)
@@ -165,7 +165,7 @@ def test_the_gradient_of_every_weight_is_that_of_torch(problem):
 
 @examples(50)
 @given(problem=problems.map(lambda p: p._replace(gated=True)))  # a relu has no slope at 0
-def test_gradients_are_the_slopes_of_the_loss(problem):
+def test_gradients_equal_finite_differences(problem):
     _, config, flat, data, prompt = problem.draw()
     delta = flat | {PROMPT: prompt}
     _, gradient = train.loss_and_grads(delta, {}, config, data)
@@ -174,7 +174,7 @@ def test_gradients_are_the_slopes_of_the_loss(problem):
         def loss(x, name=name):
             return float(train.loss(delta | {name: x}, {}, config, data))
 
-        # What hardly matters cannot be told from rounding: 1e-6 of the gradient, or of all gradients by 1e-4.
+        # A tiny gradient is dominated by rounding: allow 1e-6 of it, or 1e-10 of the largest gradient.
         floor = 1e-4 * max(np.linalg.norm(g) for g in gradient.values()) / (np.linalg.norm(gradient[name]) or 1.0)
         error = finite_differences(loss, delta[name], gradient[name], problem.seed)
         assert (name, error <= 1e-6 * max(1, floor)) == (name, True)
@@ -183,7 +183,7 @@ def test_gradients_are_the_slopes_of_the_loss(problem):
 @pytest.mark.skipif(default_device() == "numpy", reason="needs ONNX Runtime: pip install '.[ort]'")
 @examples(50)
 @given(problem=problems)
-def test_the_lowered_graphs_compute_the_same(problem):
+def test_lowered_graphs_equal_numpy(problem):
     _, config, flat, data, prompt = problem.draw()
     arguments = {PROMPT: prompt}, tree.nest(flat), config, data
     arguments = *arguments, t5.unchanged, problem.z_loss
@@ -197,8 +197,8 @@ def test_the_lowered_graphs_compute_the_same(problem):
 @pytest.mark.parametrize("device", DEVICES)
 @examples(8)
 @given(problem=problems)
-def test_float32_is_as_near_to_float64_as_torchs(problem, device):
-    """Rounding errors scatter by factors from batch to batch, in torch as here: the mean over twelve is compared."""
+def test_float32_is_as_accurate_as_torch(problem, device):
+    """Compare means of twelve batches: rounding errors vary by factors from batch to batch, also in torch."""
     compute = compile(train.loss_and_grads, device)
     raw, config, flat, *_ = problem.draw()
     model, params, narrow = hugging_face(raw, flat), tree.nest(flat), single(tree.nest(flat))

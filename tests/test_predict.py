@@ -1,4 +1,4 @@
-"""Rows of different tasks in one batch: each is answered as if it were alone."""
+"""Rows of different tasks in one batch: each row is answered as if it were alone."""
 
 import sys
 
@@ -34,7 +34,7 @@ WORDS = [("bad", "good"), ("a", "bb", "ccc", "dddd", "e"), ("yes", "no", "perhap
 
 
 def prompts_of(model, lengths, seed=0, dtype=np.float32, **settings):
-    """A prompt of each length with its own label words, or free text; of length 0, the bare model."""
+    """Return a prompt of each length, with its own label words or for free text. Length 0 is the bare model."""
     rng = np.random.default_rng(seed)
     width = model.config.d_model
     vectors = [rng.normal(0, 1, (length, width)).astype(dtype) for length in lengths]
@@ -52,7 +52,7 @@ def texts_of(count, seed=0, most=40):
 
 
 def alone(model, prompt, text, device="numpy"):
-    """The answer by the path of one task, and the log probabilities of its label words."""
+    """Return the answer of the single-task path, and the log probabilities of the label words."""
     if not prompt.label_words:
         return predict(model, prompt, text, device), None
     scores = label_scores(model, prompt, [text], device)[0]
@@ -88,8 +88,8 @@ def test_every_row_is_answered_as_if_it_were_alone(family, lengths, rows, seed, 
     lengths=st.lists(st.integers(1, 100), min_size=5, max_size=5),
     seed=st.integers(0, 999),
 )
-def test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64(family, lengths, seed):
-    """The encoder states of each row, and the log probabilities of its labels."""
+def test_rows_with_five_prompts_equal_single_rows_in_float64(family, lengths, seed):
+    """Compare the encoder states of each row, and the log probabilities of its labels."""
     model = byte_model(family, np.float64, seed)
     prompts = prompts_of(model, lengths, seed, np.float64)
     tasks = [Bound.of(model, prompt) for prompt in prompts]
@@ -110,7 +110,7 @@ def test_five_prompts_of_1_to_100_vectors_to_the_last_digits_of_float64(family, 
 
 @examples(50)
 @given(st.integers(1, 5000), st.sampled_from([1, 8]))
-def test_a_size_is_rounded_up_to_one_of_few(size, least):
+def test_sizes_are_rounded_up_to_few_values(size, least):
     found = round_up(size, least)
     assert max(size, least) <= found < max(1.5 * size, least + 1)
     assert found in {least << k for k in range(13)} | {least * 3 << k >> 1 for k in range(1, 13)} | {3}
@@ -135,7 +135,7 @@ def test_batches_have_few_shapes():
     assert {width for _, width in shapes} <= {8, 12, 16, 24, 32, 48, 64, 96}
 
 
-def test_few_shapes_are_for_who_asks_for_them(monkeypatch):
+def test_few_shapes_are_optional(monkeypatch):
     module, seen = sys.modules["tinyprompt.predict"], []
     original = module.batches
     monkeypatch.setattr(module, "batches", lambda *args: seen.append(args[-1]) or original(*args))
@@ -146,7 +146,7 @@ def test_few_shapes_are_for_who_asks_for_them(monkeypatch):
 
 
 @needs_onnx
-def test_on_onnx_runtime_to_float32_rounding():
+def test_onnx_runtime_equals_numpy_to_float32_rounding():
     model = byte_model()
     prompts = prompts_of(model, [1, 100, 17, 5, 40])
     asked = [(prompts[i % 5], text) for i, text in enumerate(texts_of(20))]
@@ -158,18 +158,18 @@ def test_on_onnx_runtime_to_float32_rounding():
 
 
 @needs_onnx
-def test_another_prompt_of_the_same_sizes_opens_no_session(monkeypatch):
+def test_another_prompt_of_the_same_size_opens_no_session(monkeypatch):
     model, opened = byte_model(), []
     monkeypatch.setattr(device.sessions, "open_session", lambda *a, f=device.open_session: opened.append(1) or f(*a))
     texts = texts_of(4)
     answer(model, list(zip(prompts_of(model, [9, 9, 9, 9]), texts, strict=True)), "cpu")
     before = len(opened)
     answer(model, list(zip(prompts_of(model, [9, 9, 9, 9], seed=1), texts, strict=True)), "cpu")
-    answer(model, list(zip(prompts_of(model, [10, 8, 9, 10], seed=2), texts, strict=True)), "cpu")  # padded to the same
+    answer(model, list(zip(prompts_of(model, [10, 8, 9, 10], seed=2), texts, strict=True)), "cpu")  # after padding
     assert len(opened) == before > 0
 
 
-def test_labels_go_through_the_decoder_in_parts(monkeypatch):
+def test_labels_are_decoded_in_parts(monkeypatch):
     model = byte_model(dtype=np.float64)
     (prompt,) = prompts_of(model, [3])
     prompt = Prompt(prompt.params, label_words=("a", "bb", "ccc", "dddd", "e"))
@@ -195,7 +195,7 @@ def test_labels_go_through_the_decoder_in_parts(monkeypatch):
     prefix=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_sequences_side_by_side_do_not_see_each_other(family, count, length, prefix, seed):
+def test_parallel_sequences_do_not_see_each_other(family, count, length, prefix, seed):
     model = byte_model(family, np.float64, seed)
     rng = np.random.default_rng(seed)
     params = model.params
@@ -212,7 +212,7 @@ def test_sequences_side_by_side_do_not_see_each_other(family, count, length, pre
         assert np.abs(found[:, i] - wanted).max() < 1e-11
 
 
-def test_what_cannot_share_a_batch():
+def test_prompts_that_cannot_share_a_batch_are_refused():
     model = byte_model()
     lora = Prompt({"encoder.block.0.layer.0.SelfAttention.q.lora.down": np.ones((2, 20), np.float32)})
     with pytest.raises(
@@ -229,10 +229,10 @@ def test_what_cannot_share_a_batch():
     assert answer(model, [(Prompt(label_words=("a",)), "x")], "numpy") == [Answer("a", {"a": 1.0})]
 
 
-def test_rank_reads_no_padding_of_a_label():
+def test_rank_ignores_padding_of_a_label():
     logits = np.random.default_rng(0).normal(size=(2, 3, 4, 9))
     labels, weights = pad_labels([[(5, 1), (6, 7, 1)], [(8, 1)]], 3, 4)
-    logits[:, :, 0] = logits[:, :1, 0]  # the first ones are those of the same token
+    logits[:, :, 0] = logits[:, :1, 0]  # the first tokens share their logits
     found = decode.rank(lambda x: x, logits, labels, weights)
     other = np.where(weights > 0, labels, 3)
     assert (found == decode.rank(lambda x: x, logits, other, weights)).all()
@@ -240,12 +240,12 @@ def test_rank_reads_no_padding_of_a_label():
 
 
 def save(folder, name, seed=0, length=3, width=20, words=("bad", "good")):
-    """A saved prompt; (fingerprint None, so that only its shape is checked)."""
+    """Save a prompt without a fingerprint, so that only its shape is checked."""
     vectors = np.random.default_rng(seed).normal(size=(length, width)).astype(np.float32)
     return save_prompt(Prompt({PROMPT: vectors}, label_words=words), folder / name)
 
 
-def test_a_folder_of_prompts_follows_what_is_on_disk(tmp_path):
+def test_a_folder_of_prompts_follows_the_disk(tmp_path):
     save(tmp_path, "topic.safetensors")
     save(tmp_path, "peft", 1)
     save(tmp_path, "bare.npy", 2)
@@ -258,7 +258,7 @@ def test_a_folder_of_prompts_follows_what_is_on_disk(tmp_path):
     assert repr(prompts) == f"Prompts({tmp_path}: bare, peft, topic; of tiny)"
     first = prompts["topic"]
     assert prompts.refresh() == []
-    assert prompts["topic"] is first  # nothing is read twice
+    assert prompts["topic"] is first  # the file was not read again
     save(tmp_path, "topic.safetensors", 3)
     save(tmp_path, "new.safetensors", 4)
     (tmp_path / "bare.npy").unlink()
@@ -267,11 +267,11 @@ def test_a_folder_of_prompts_follows_what_is_on_disk(tmp_path):
     assert (prompts["topic"].array != first.array).all()
 
 
-def test_a_damaged_file_leaves_the_prompt_that_was_there(tmp_path):
+def test_a_damaged_file_keeps_the_earlier_prompt(tmp_path):
     whole = save(tmp_path, "topic.safetensors").read_bytes()
     prompts = Prompts(tmp_path, byte_model())
     first = prompts["topic"]
-    (tmp_path / "topic.safetensors").write_bytes(whole[:-10])  # as while it is copied
+    (tmp_path / "topic.safetensors").write_bytes(whole[:-10])  # as during a copy
     save(tmp_path, "other.npy", width=19)
     assert prompts.refresh() == []
     assert prompts["topic"] is first
@@ -283,11 +283,11 @@ def test_a_damaged_file_leaves_the_prompt_that_was_there(tmp_path):
     assert sorted(prompts.errors) == ["other.npy"]
 
 
-def test_two_files_of_one_name(tmp_path):
+def test_a_second_file_of_the_same_name_is_refused(tmp_path):
     save(tmp_path, "topic.npy", 1)
     save(tmp_path, "topic.safetensors", 2)
     prompts = Prompts(tmp_path, byte_model())
-    assert prompts["topic"].label_words is None  # that of the .npy, which comes first
+    assert prompts["topic"].label_words is None  # the .npy file comes first
     assert prompts.errors["topic.safetensors"].endswith("topic.npy already defines the prompt 'topic'; rename one")
     with pytest.raises(CheckpointError, match="expected a folder of prompts"):
         Prompts(tmp_path / "none", byte_model())

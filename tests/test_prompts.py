@@ -1,4 +1,4 @@
-"""Files of prompts: they come back, and broken ones are refused."""
+"""Prompt files: saved prompts can be read again, and broken files are refused."""
 
 import io
 import json
@@ -45,16 +45,16 @@ def prompt_for(model, **changes):
 
 
 def about(prompt):
-    """All that a prompt says of itself, without its arrays."""
+    """Return all metadata of a prompt, without its arrays."""
     return prompt.model, prompt.fingerprint, prompt.label_words, prompt.settings
 
 
 @pytest.mark.parametrize("words", [("good", "schlecht ü"), (), None])
-def test_a_prompt_comes_back(folder, tmp_path, words):
+def test_a_saved_prompt_can_be_read(folder, tmp_path, words):
     model = models.load(folder)
     prompt = prompt_for(model, label_words=words)
     path = prompts.save_prompt(prompt, tmp_path / "new" / "p.safetensors")
-    prompts.save_prompt(prompt, path)  # over the first
+    prompts.save_prompt(prompt, path)  # overwrite the first
     assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]
     again = prompts.load_prompt(path)
     assert about(again) == about(prompt) == (model.name, model.fingerprint, words, prompt.settings)
@@ -74,7 +74,7 @@ def test_a_prompt_is_refused_on_another_model(folder, tmp_path):
         check_fit(prompt, other)
 
 
-def test_a_model_is_no_prompt(folder):
+def test_a_model_is_not_a_prompt(folder):
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a prompt"):
         prompts.load_prompt(folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="no such file"):
@@ -83,7 +83,7 @@ def test_a_model_is_no_prompt(folder):
 
 @examples(100)
 @given(data=st.data())
-def test_a_prompt_cut_short(shared, data):
+def test_a_truncated_prompt_is_refused(shared, data):
     folder, whole = shared
     (folder / "model.safetensors").write_bytes(whole)
     path = prompts.save_prompt(prompt_for(models.load(folder)), folder / "p.safetensors")
@@ -109,7 +109,7 @@ GOOD = dict(format="tinyprompt", model="m", fingerprint="f", settings="{}", labe
         *({k: v for k, v in GOOD.items() if k != missing} for missing in ("format", "settings")),
     ],
 )
-def test_damaged_metadata_of_a_prompt(tmp_path, about):
+def test_damaged_metadata_of_a_prompt_is_refused(tmp_path, about):
     path = by_hand(tmp_path / "p.safetensors", {"a": A, "b": B, "__metadata__": about})
     with pytest.raises(CheckpointError, match=r"p\.safetensors: "):
         prompts.load_prompt(path)
@@ -120,10 +120,10 @@ def vectors(rows=5, width=4, dtype=np.float32, seed=0):
     return np.random.default_rng(seed).normal(0, 3, (rows, width)).astype(dtype)
 
 
-def same(one, two):
-    """The same bits, dtypes and facts."""
-    assert about(one) == about(two)
-    for a, b in ((one.params, two.params), (one.train_state or {}, two.train_state or {})):
+def same(first, second):
+    """Assert that two prompts have equal bits, dtypes and metadata."""
+    assert about(first) == about(second)
+    for a, b in ((first.params, second.params), (first.train_state or {}, second.train_state or {})):
         assert a.keys() == b.keys()
         assert all(a[name].dtype == b[name].dtype and a[name].tobytes() == b[name].tobytes() for name in a)
 
@@ -152,7 +152,7 @@ def test_a_prompt_survives_every_format_that_can_hold_it(tmp_path_factory, data)
     ours, adapter, google = (folder / name for name in ("p.safetensors", "adapter", "p.npy"))
     for path in (ours, adapter):
         same(load_prompt(save_prompt(prompt, path)), prompt)
-        same(load_prompt(save_prompt(prompt, path)), prompt)  # over the first
+        same(load_prompt(save_prompt(prompt, path)), prompt)  # overwrite the first
     same(load_prompt(save_prompt(load_prompt(adapter), ours)), prompt)
     same(load_prompt(save_prompt(prompt, google)), Prompt({PROMPT: array}, **FOREIGN))
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "p.npy", "p.safetensors"]
@@ -173,7 +173,7 @@ OURS = {"format": "tinyprompt", "settings": "{}"}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16], ids=str)
-def test_our_own_file_of_every_floating_type(tmp_path, dtype):
+def test_our_file_may_have_any_floating_type(tmp_path, dtype):
     params = {PROMPT: vectors(dtype=dtype), "encoder.bias": np.ones(3, dtype)}
     save_file(params, tmp_path / "p.safetensors", OURS)
     wanted = {name: array.astype(np.float32) for name, array in params.items()}
@@ -194,7 +194,7 @@ def test_our_own_file_of_every_floating_type(tmp_path, dtype):
         ({PROMPT: np.ones((2, 3), np.int32)}, "has dtype I32"),
     ],
 )
-def test_arrays_in_our_own_file_that_are_no_prompt(tmp_path, params, message):
+def test_invalid_arrays_in_our_file_are_refused(tmp_path, params, message):
     save_file(params, tmp_path / "p.safetensors", OURS)
     with pytest.raises(CheckpointError, match=rf"p\.safetensors: .*{message}"):
         load_prompt(tmp_path / "p.safetensors")
@@ -202,7 +202,7 @@ def test_arrays_in_our_own_file_that_are_no_prompt(tmp_path, params, message):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16, ">f4", ">f8"], ids=str)
 @pytest.mark.parametrize("name", ["p.npy", "encoder.prompt.prompt.prompt"])
-def test_arrays_of_every_floating_type(tmp_path, name, dtype):
+def test_npy_may_have_any_floating_type(tmp_path, name, dtype):
     array = vectors(dtype=np.float32).astype(dtype)
     for stored in (array, np.asfortranarray(array)):
         (tmp_path / name).write_bytes(npy(stored))
@@ -210,7 +210,7 @@ def test_arrays_of_every_floating_type(tmp_path, name, dtype):
     assert list(load_prompts(tmp_path / name)) == [name.removesuffix(".npy")]
 
 
-def test_a_collection(tmp_path):
+def test_npz_holds_several_prompts(tmp_path):
     path = tmp_path / "all.npz"
     one, two = vectors(), vectors(3, 6, np.float64)
     np.savez_compressed(path, one=one, **{"a/b:c": two})
@@ -246,7 +246,7 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("case", BAD_ARRAYS)
-def test_an_array_that_is_no_prompt(tmp_path, case):
+def test_an_invalid_array_is_refused(tmp_path, case):
     array, message = BAD_ARRAYS[case]
     (tmp_path / "p.npy").write_bytes(npy(array))
     np.savez(tmp_path / "p.npz", good=vectors(), bad=array)
@@ -259,7 +259,7 @@ def test_an_array_that_is_no_prompt(tmp_path, case):
         assert (load_prompt(tmp_path / "p.npz:good").params[PROMPT] == vectors()).all()
 
 
-def test_files_that_are_something_else(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "p.npy").write_bytes(pickle.dumps(vectors()))
     (tmp_path / "q.npy").write_text("no array")
     (tmp_path / "r.npz").touch()
@@ -280,7 +280,7 @@ def test_files_that_are_something_else(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A prompt in every format; the files in which it lies."""
+    """Write a prompt in every format; return the folder and the files."""
     folder = tmp_path_factory.mktemp("whole")
     state = {"trainable.a": vectors(), "step": np.ones(1)}
     prompt = Prompt({PROMPT: vectors()}, "m", "f", ("a", "b"), {"seed": 1}, state)
@@ -293,7 +293,7 @@ def whole(tmp_path_factory):
 
 @examples(400)
 @given(data=st.data())
-def test_a_damaged_file_is_one_error_or_still_a_prompt(whole, data):
+def test_a_damaged_file_raises_one_error_or_is_still_a_prompt(whole, data):
     folder, files = whole
     path = data.draw(st.sampled_from(sorted(files)))
     contents = bytearray(files[path])
@@ -323,7 +323,7 @@ PREFIX = ADAPTER | dict(peft_type="PREFIX_TUNING", num_layers=1, num_attention_h
 
 
 def adapter(folder, config, **tensors):
-    """A PEFT directory, written by hand."""
+    """Write a PEFT directory by hand."""
     folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors or {"prompt_embeddings": vectors()}, folder / "adapter_model.safetensors")
@@ -340,7 +340,7 @@ def adapter(folder, config, **tensors):
         ({"num_transformer_submodules": 1, "peft_type": "P_TUNING", "task_type": None}, 5),
     ],
 )
-def test_an_adapter_written_by_hand(tmp_path, more, rows):
+def test_a_handwritten_adapter_is_read(tmp_path, more, rows):
     array = vectors(rows)
     folder = adapter(tmp_path / "a", ADAPTER | {"base_model_name_or_path": "org/t5"} | more, prompt_embeddings=array)
     same(load_prompt(folder), Prompt({PROMPT: array[:5]}, "org/t5", None, None, {}))
@@ -349,10 +349,10 @@ def test_an_adapter_written_by_hand(tmp_path, more, rows):
 
 BAD_ADAPTERS = {
     "method": ({"peft_type": "ADALORA"}, {}, ["'peft_type'", "PREFIX_TUNING", "'ADALORA'"]),
-    "no method": ({"peft_type": None}, {}, ["'peft_type'", "PREFIX_TUNING", "None"]),
+    "method missing": ({"peft_type": None}, {}, ["'peft_type'", "PREFIX_TUNING", "None"]),
     "a list": ({"peft_type": []}, {}, ["'peft_type'", "[]"]),
     "task": ({"task_type": "CAUSAL_LM"}, {}, ["'task_type'", "SEQ_2_SEQ_LM", "CAUSAL_LM"]),
-    "no length": ({"num_virtual_tokens": None}, {}, ["'num_virtual_tokens'", "positive", "None"]),
+    "length missing": ({"num_virtual_tokens": None}, {}, ["'num_virtual_tokens'", "positive", "None"]),
     "length": ({"num_virtual_tokens": 4}, {}, ["[5, 4]", "adapter_config.json", "[4, 4]"]),
     "true": ({"num_virtual_tokens": True}, {}, ["'num_virtual_tokens'", "True"]),
     "parts": ({"num_transformer_submodules": 2}, {}, ["[5, 4]", "[10, 4]"]),
@@ -369,7 +369,7 @@ BAD_ADAPTERS = {
 
 
 @pytest.mark.parametrize("case", BAD_ADAPTERS)
-def test_an_adapter_that_cannot_be_used(tmp_path, case):
+def test_an_unusable_adapter_is_refused(tmp_path, case):
     more, tensors, words = BAD_ADAPTERS[case]
     folder = adapter(tmp_path / "a", ADAPTER | more, **tensors)
     with pytest.raises(CheckpointError) as caught:
@@ -377,7 +377,7 @@ def test_an_adapter_that_cannot_be_used(tmp_path, case):
     assert [word for word in (str(folder), *words) if word not in str(caught.value)] == []
 
 
-def test_an_adapter_of_which_a_part_is_missing(tmp_path):
+def test_an_incomplete_adapter_is_refused(tmp_path):
     folder = adapter(tmp_path / "a", ADAPTER)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: no such file"):
@@ -394,7 +394,7 @@ def test_an_adapter_of_which_a_part_is_missing(tmp_path):
             load_prompt(path)
 
 
-def test_what_is_written_for_peft(tmp_path):
+def test_a_written_adapter_has_the_format_of_peft(tmp_path):
     prompt = Prompt({PROMPT: vectors()}, "org/t5", "f", ("a",), {"seed": 1}, {"step": np.ones(1)})
     folder = save_prompt(prompt, tmp_path / "new" / "adapter")
     model = pair("t5-1.1", d_model=4)[2]
@@ -413,7 +413,7 @@ def test_what_is_written_for_peft(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["p.npz", "p.bin", "p.json", "full", "dir.npy", "file", "file/p.npy", "/proc/no/a"])
-def test_a_name_that_no_prompt_is_written_to(tmp_path, name):
+def test_an_unsupported_target_is_refused(tmp_path, name):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "other").touch()
     (tmp_path / "dir.npy").mkdir()
@@ -425,7 +425,7 @@ def test_a_name_that_no_prompt_is_written_to(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", prompts.TRAINING_STATE])
-def test_a_directory_in_the_place_of_a_file_of_an_adapter(tmp_path, name):
+def test_a_directory_in_place_of_an_adapter_file_is_refused(tmp_path, name):
     folder = adapter(tmp_path / "a", ADAPTER)
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
@@ -435,7 +435,7 @@ def test_a_directory_in_the_place_of_a_file_of_an_adapter(tmp_path, name):
     assert (folder / "adapter_config.json").read_bytes() == before
 
 
-def test_a_prefix_has_a_file_of_ours_only(tmp_path):
+def test_a_prefix_can_be_saved_in_our_format_only(tmp_path):
     prompt = load_prompt(adapter(tmp_path / "a", PREFIX, prompt_embeddings=vectors(5, 8)))
     same(load_prompt(save_prompt(prompt, tmp_path / "p.safetensors")), prompt)
     for name in ("p.npy", "b"):
@@ -475,25 +475,25 @@ def test_a_foreign_prompt_is_checked_by_its_shape(folder):
     names = ("key", "value")
     prefix = lambda layers, width: {at.format(i, n): vectors(width=width) for i in range(layers) for n in names}
     check_fit(Prompt(prefix(1, 6), **FOREIGN), model)
-    check_fit(Prompt(prefix(2, 6), **FOREIGN), model)  # the surplus is not used
+    check_fit(Prompt(prefix(2, 6), **FOREIGN), model)  # surplus layers are ignored
     deeper = replace(model, config=parse_config(SMALL | {"num_decoder_layers": 2}))
     for width in (4, 6):
         with pytest.raises(CheckpointError, match="p: this prefix is for 1 decoder layers, 'small' has 2"):
             check_fit(Prompt(prefix(1, width), **FOREIGN), deeper, "p")
-    one, key, value = prefix(1, 6), *(at.format(0, name) for name in names)
+    base, key, value = prefix(1, 6), *(at.format(0, name) for name in names)
     bad = [
         prefix(1, 4),
-        {key: one[key]},
-        one | {value: vectors(4, 6)},
-        one | {at.format(0, "query"): one[key]},
-        one | {f"{key}.more": one[key]},
-        one | {"encoder.block.7.layer.0.SelfAttention.prefix." + name: one[key] for name in names},
+        {key: base[key]},
+        base | {value: vectors(4, 6)},
+        base | {at.format(0, "query"): base[key]},
+        base | {f"{key}.more": base[key]},
+        base | {"encoder.block.7.layer.0.SelfAttention.prefix." + name: base[key] for name in names},
     ]
     for params in bad:
         with pytest.raises(CheckpointError, match=r"p: does not fit.* the prefix at '.*\(P, 6\) at an attention"):
             check_fit(Prompt(params, **FOREIGN), model, "p")
     ours = Prompt({"shared.weight": vectors(), "lora.a": vectors()}, "small", model.fingerprint, None, {})
-    check_fit(ours, model)  # of a method that this test does not know
+    check_fit(ours, model)  # a method without a shape check
 
 
 KINDS = {
@@ -508,7 +508,7 @@ TASK = dict(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
 
 
 def both_logits(config, params, added, theirs):
-    """Ours with a prompt's arrays added, and those of a PEFT model, for one batch with padding."""
+    """Return our logits with a prompt's arrays, and those of a PEFT model, for a batch with padding."""
     ids, mask, labels, _ = batch(1, 61, rows=3, length=11, out=4)
     start = t5.shift_right(labels)
     ours = t5.forward(tree.merge(params, added), config, ids, mask, start)
@@ -521,8 +521,8 @@ def both_logits(config, params, added, theirs):
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 @pytest.mark.parametrize(("family", "layers", "decoder"), [("t5-1.0", 3, 3), ("t5-1.1", 2, 2), ("umt5", 4, 2)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_peft_saved_gives_its_logits(kind, family, layers, decoder, safe, tmp_path):
-    # PEFT's prefixes need d_model == num_heads * d_kv, and no more decoder than encoder layers.
+def test_prompts_saved_by_peft_give_its_logits(kind, family, layers, decoder, safe, tmp_path):
+    # PEFT's prefixes need d_model == num_heads * d_kv, and at most as many decoder as encoder layers.
     shape = dict(num_layers=layers, num_decoder_layers=decoder) | (dict(d_model=18) if "prefix" in kind else {})
     config, params, model = pair(family, **shape)
     torch.manual_seed(0)
@@ -539,13 +539,13 @@ def test_what_peft_saved_gives_its_logits(kind, family, layers, decoder, safe, t
     assert np.abs(ours - wanted).max() < 1e-10
     bare, unsaved = both_logits(config, params, {}, trained)
     assert np.abs(ours - bare).max() > 0.1
-    # An encoder (MLP, LSTM, projection) runs in float32; for a batch it is rounded otherwise than when it was saved.
+    # An encoder (MLP, LSTM, projection) runs in float32, and rounding depends on the batch.
     assert np.abs(ours - unsaved).max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1", "umt5"])
-def test_peft_loads_what_we_write(family, tmp_path):
+def test_peft_loads_our_adapters(family, tmp_path):
     config, params, model = pair(family)
     added = {PROMPT: vectors(5, 20)}
     folder = save_prompt(Prompt(added, "m", "f", ("a",), {"seed": 1}, {"step": np.ones(1)}), tmp_path / "a")
@@ -558,7 +558,7 @@ def test_peft_loads_what_we_write(family, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_pefts_logits_are_bit_for_bit_those_of_the_vectors_in_front(tmp_path):
+def test_peft_logits_equal_prepended_vectors_bit_for_bit(tmp_path):
     _, _, model = pair("t5-1.1")
     model, prompt = model.float(), vectors(5, 20)
     ids, mask, labels, _ = (torch.from_numpy(x) for x in batch(1, 61, rows=3, length=11, out=4))
@@ -573,7 +573,7 @@ def test_pefts_logits_are_bit_for_bit_those_of_the_vectors_in_front(tmp_path):
 
 @real
 @pytest.mark.parametrize("task", ["sst2", "mrpc", "rte"])
-def test_the_prompts_that_google_released(task, tmp_path):
+def test_prompts_released_by_google_are_read(task, tmp_path):
     path = REAL / f"google_t5_1_1_lm100k_base.{task}.npy"
     prompt = load_prompt(path)
     assert prompt.vectors(path).shape == (100, 768)
@@ -584,12 +584,12 @@ def test_the_prompts_that_google_released(task, tmp_path):
 
 
 @real
-def test_the_prompts_that_thunlp_released():
+def test_prompts_released_by_thunlp_are_read():
     found = load_prompts(REAL / "thunlp_t5_small_100tok.npz")
     assert len(found) == 17
     assert {prompt.params[PROMPT].shape for prompt in found.values()} == {(100, 512)}
-    one = load_prompt(f"{REAL}/thunlp_t5_small_100tok.npz:SST2")
-    assert (one.params[PROMPT] == found["SST2"].params[PROMPT]).all()
+    prompt = load_prompt(f"{REAL}/thunlp_t5_small_100tok.npz:SST2")
+    assert (prompt.params[PROMPT] == found["SST2"].params[PROMPT]).all()
 
 
 @pytest.mark.parametrize(
@@ -600,7 +600,7 @@ def test_the_prompts_that_thunlp_released():
         (lambda x: {PROMPT: x[0]}, "(P, d_model)"),
     ],
 )
-def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
+def test_invalid_arrays_of_our_writer_are_refused(folder, tmp_path, change, words):
     prompt = prompt_for(models.load(folder), train_state={"step": np.ones(1)})
     path = prompts.save_prompt(replace(prompt, params=change(prompt.params[PROMPT])), tmp_path / "p.safetensors")
     with pytest.raises(CheckpointError, match=re.escape(words)) as caught:
@@ -608,7 +608,7 @@ def test_our_own_files_are_checked_too(folder, tmp_path, change, words):
     assert str(path) in str(caught.value)
 
 
-def test_whole_numbers_are_neither_written_nor_read(folder, tmp_path):
+def test_integers_are_neither_written_nor_read(folder, tmp_path):
     prompt, path = prompt_for(models.load(folder)), tmp_path / "p.safetensors"
     params = {PROMPT: np.ascontiguousarray(prompt.params[PROMPT].astype(int))}
     with pytest.raises(CheckpointError, match=f"key '{PROMPT}' has dtype int64; expected one of float64"):
@@ -624,7 +624,7 @@ def test_whole_numbers_are_neither_written_nor_read(folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, bfloat16], ids=str)
-def test_our_own_files_are_computed_in_float32(folder, tmp_path, dtype):
+def test_our_files_are_converted_to_float32(folder, tmp_path, dtype):
     prompt = prompt_for(models.load(folder))
     narrow = prompt.params[PROMPT].astype(dtype)
     path = prompts.save_prompt(replace(prompt, params={PROMPT: narrow}), tmp_path / "p.safetensors")
@@ -649,7 +649,7 @@ def test_a_malformed_prefix_is_refused(folder, params):
         check_fit(Prompt(params, None, None, None, {}), models.load(folder))
 
 
-def test_the_adapter_in_a_folder_is_named(tmp_path):
+def test_an_adapter_in_a_subfolder_is_named(tmp_path):
     (tmp_path / "saved" / "mine").mkdir(parents=True)
     (tmp_path / "saved" / "mine" / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"no adapter_config\.json; name an adapter in it: .*saved/mine"):
@@ -657,7 +657,7 @@ def test_the_adapter_in_a_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_of_torch_is_named(tmp_path, legacy):
+def test_a_torch_file_is_named(tmp_path, legacy):
     torch = pytest.importorskip("torch")
     path = tmp_path / "prompt.pt"
     torch.save({"soft_embeds": torch.ones(3, 4)}, path, _use_new_zipfile_serialization=not legacy)
@@ -665,22 +665,22 @@ def test_a_file_of_torch_is_named(tmp_path, legacy):
         prompts.load_prompt(path)
 
 
-# ---- files that others write ----
+# ---- files that other processes write ----
 
 
-def test_no_prompt_is_mapped(whole, monkeypatch, tmp_path):
-    """A file that is cut short while it is mapped ends the process."""
+def test_prompts_are_not_memory_mapped(whole, monkeypatch, tmp_path):
+    """A mapped file that is truncated would crash the process."""
     torch.save({"prompt_embeddings": torch.zeros(5, 4)}, adapter(tmp_path / "bin", ADAPTER) / "adapter_model.bin")
     (tmp_path / "bin" / "adapter_model.safetensors").unlink()
     for name in ("numpy.memmap", "mmap.mmap"):
-        monkeypatch.setattr(name, type("Never", (), {}))  # takes no arguments
+        monkeypatch.setattr(name, type("Never", (), {}))  # any call fails
     for name in ("p.safetensors", "adapter", "p.npy", "p.npz:p", "c.npz"):
         assert load_prompt(whole[0] / name).params
     assert load_prompt(tmp_path / "bin").params
 
 
 @pytest.mark.parametrize("name", ["p.safetensors", "adapter"])
-def test_two_writers_never_make_a_mixture(tmp_path, name):
+def test_two_writers_never_produce_a_mixture(tmp_path, name):
     found = writers.reads(writers.versions(models.load(write(tmp_path / "t5", SMALL, weights()))), tmp_path / name, 0.7)
     assert found["mixed"] == 0
     assert found["first"]
@@ -688,7 +688,7 @@ def test_two_writers_never_make_a_mixture(tmp_path, name):
     assert name == "adapter" or not found["refused"]
 
 
-def test_an_adapter_is_read_again_if_a_file_of_it_changes_meanwhile(tmp_path, monkeypatch):
+def test_an_adapter_that_changes_during_reading_is_read_again(tmp_path, monkeypatch):
     folder, read = adapter(tmp_path / "a", ADAPTER), prompts.read_tensors
 
     def later(path):
@@ -701,7 +701,7 @@ def test_an_adapter_is_read_again_if_a_file_of_it_changes_meanwhile(tmp_path, mo
 
 
 def header_of(shape, length=None):
-    """A safetensors file of our own with one tensor, by hand."""
+    """Build a safetensors file of our format with one tensor by hand."""
     about = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}
     text = json.dumps({PROMPT: about, "__metadata__": GOOD}).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(4)
@@ -731,13 +731,13 @@ def odd(tmp_path):
             path.chmod(0o700)
 
 
-def test_an_odd_entry_harms_no_other_and_is_named(tmp_path, odd):
+def test_a_bad_entry_is_named_and_does_not_affect_others(tmp_path, odd):
     model = models.load(write(tmp_path / "t5", SMALL, weights()))
     save_prompt(prompt_for(model, params={PROMPT: vectors()}, settings={}), odd / "good.safetensors")
     for name, make in ODD.items():
         make(odd / name)
     found = prompts.Prompts(odd, model)
-    allowed = set() if os.getuid() else {"closed", "shut"}  # root may read everything
+    allowed = set() if os.getuid() else {"closed", "shut"}  # root can read every file
     assert set(found) - allowed == {"good"}
     assert {Path(name).stem for name in found.errors} == {Path(name).stem for name in ODD} - allowed
     assert all(message.startswith(f"{odd / name}") for name, message in found.errors.items())
@@ -746,7 +746,7 @@ def test_an_odd_entry_harms_no_other_and_is_named(tmp_path, odd):
     assert found.refresh() == ["good"]
 
 
-def test_any_error_of_an_entry_stays_its_own(tmp_path, monkeypatch):
+def test_any_error_of_an_entry_is_limited_to_it(tmp_path, monkeypatch):
     model = models.load(write(tmp_path / "t5", SMALL, weights()))
     for name in ("a.npy", "b.npy"):
         np.save(tmp_path / name, vectors())
@@ -763,14 +763,14 @@ def test_any_error_of_an_entry_stays_its_own(tmp_path, monkeypatch):
     assert found.errors == {"a.npy": f"{tmp_path / 'a.npy'}: MemoryError: no room"}
 
 
-def test_a_prompt_replaced_in_place_with_its_size_and_time_is_read_again(tmp_path):
+def test_a_prompt_replaced_with_equal_size_and_time_is_read_again(tmp_path):
     model = models.load(write(tmp_path / "t5", SMALL, weights()))
     (tmp_path / "p").mkdir()
     path = tmp_path / "p" / "a.npy"
     np.save(path, vectors())
     os.utime(path, (10**9, 10**9))
     found = prompts.Prompts(path.parent, model)
-    for seed in (1, 2, 3):  # also if it is written at once after it was read
+    for seed in (1, 2, 3):  # also if the file is rewritten right after it was read
         path.write_bytes(npy(vectors(seed=seed)))
         os.utime(path, (10**9, 10**9))
         found.refresh()
@@ -780,10 +780,10 @@ def test_a_prompt_replaced_in_place_with_its_size_and_time_is_read_again(tmp_pat
     assert found.refresh() == []
 
 
-def test_a_prompt_that_was_just_written_is_read_again(tmp_path, monkeypatch):
+def test_a_recently_written_prompt_is_read_again(tmp_path, monkeypatch):
     model = models.load(write(tmp_path / "t5", SMALL, weights()))
     (tmp_path / "p").mkdir()
-    now = (("a.npy", 0, 0, 0, time.time_ns() + 10**9),)  # two writes within a tick leave the same state
+    now = (("a.npy", 0, 0, 0, time.time_ns() + 10**9),)  # two writes within a clock tick leave the same state
     monkeypatch.setattr(prompts, "state", lambda path: now)
     monkeypatch.setattr(prompts, "TICK", 2)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -804,7 +804,7 @@ CONFIGS = {
 
 
 def with_adapter(family, method, seed):
-    """A random model of ours, and PEFT's with a random adapter."""
+    """Return a random model of ours, and PEFT's with a random adapter."""
     config, params, reference = pair(family)
     theirs = peft.get_peft_model(reference, CONFIGS[method]()).double().eval()
     rng = torch.Generator().manual_seed(seed)
@@ -823,7 +823,7 @@ def logits_of_peft(theirs, ids, mask, start):
 
 @pytest.mark.parametrize("family", ["t5-1.0", "t5-1.1", "umt5"])
 @pytest.mark.parametrize("method", ["lora", "ia3"])
-def test_adapters_of_peft_give_its_logits_and_ours_are_read_by_it(family, method, tmp_path):
+def test_adapters_are_exchanged_with_peft(family, method, tmp_path):
     config, params, theirs = with_adapter(family, method, 3)
     ids, mask, labels, _ = batch(5, 61, rows=2, length=6, out=3)
     start = t5.shift_right(labels)
@@ -856,7 +856,7 @@ def test_adapters_of_peft_give_its_logits_and_ours_are_read_by_it(family, method
         ("ia3", {"target_modules": "all-linear"}, "key 'target_modules': expected k, v, wo"),
     ],
 )
-def test_what_peft_has_beyond_our_lora_and_ia3_is_refused_by_key(method, changes, message, tmp_path):
+def test_unsupported_options_of_peft_are_refused_by_key(method, changes, message, tmp_path):
     with_adapter("t5-1.0", method, 1)[2].save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

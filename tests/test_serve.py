@@ -1,4 +1,4 @@
-"""Answers over HTTP: the batches, every refusal, prompts that change, signals, and the page in a browser."""
+"""Answers over HTTP: batches, refusals, changing prompts, signals, and the documentation."""
 
 import contextlib
 import importlib
@@ -85,7 +85,7 @@ def test_every_request_gets_its_own_results_in_order(requests, size, wait, bad):
 
 
 class Gate:
-    """Work that waits to be let through, and remembers its batches."""
+    """A work function that waits for a signal and records its batches."""
 
     def __init__(self):
         self.batches, self.begun, self.open = [], threading.Semaphore(0), threading.Event()
@@ -98,7 +98,7 @@ class Gate:
 
 
 def blocked(limits):
-    """A batcher whose thread is busy with a first row."""
+    """Return a batcher whose thread is blocked by a first row."""
     gate = Gate()
     batcher = Batcher(gate, limits)
     first = batcher.submit([0])
@@ -115,14 +115,14 @@ def test_requests_that_arrive_together_share_a_batch():
     batcher.close()
 
 
-def test_a_row_waits_for_others_but_not_for_long():
+def test_a_row_waits_briefly_for_more_rows():
     gate = Gate()
     gate.open.set()
     batcher = Batcher(gate, Limits(batch_rows=2, batch_wait=0.3))
     started = time.monotonic()
     batcher.submit([1])
     batcher.submit([2]).result(5)
-    assert time.monotonic() - started < 0.25  # the batch is full
+    assert time.monotonic() - started < 0.25  # a full batch does not wait
     assert gate.batches == [[1, 2]]
     started = time.monotonic()
     batcher.submit([3]).result(5)
@@ -130,7 +130,7 @@ def test_a_row_waits_for_others_but_not_for_long():
     batcher.close()
 
 
-def test_the_queue_is_bounded_and_what_is_urgent_comes_first():
+def test_the_queue_is_bounded_and_urgent_rows_come_first():
     batcher, gate, first = blocked(Limits(max_waiting=3, max_rows=3, batch_rows=1))
     kept = batcher.submit([1, 2])
     with pytest.raises(Full):
@@ -146,7 +146,7 @@ def test_the_queue_is_bounded_and_what_is_urgent_comes_first():
         batcher.submit([1])
 
 
-def test_what_nobody_waits_for_is_not_computed_and_takes_no_room():
+def test_cancelled_rows_are_not_computed_and_take_no_room():
     batcher, gate, _ = blocked(Limits(batch_rows=4, max_waiting=3, max_rows=3))
     gone, kept = batcher.submit([1, 2]), batcher.submit([3])
     assert gone.cancel()
@@ -178,7 +178,7 @@ def test_the_thread_survives_any_error(fault):
 @pytest.mark.parametrize(
     "wrong", [dict(max_rows=0), dict(timeout=0.0), dict(batch_wait=-1.0), dict(max_rows=9, max_waiting=8)]
 )
-def test_a_limit_that_cannot_be_is_named(wrong):
+def test_an_invalid_limit_is_named(wrong):
     with pytest.raises(ValueError, match="|".join(f"setting {name}: expected" for name in wrong)):
         Limits(**wrong)
 
@@ -197,8 +197,8 @@ def folder(model, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(model, folder, limits=QUICK, told=None):
-    service = Service(model, Prompts(folder, model), limits, "numpy", (told if told is not None else []).append)
+def serving(model, folder, limits=QUICK, log=None):
+    service = Service(model, Prompts(folder, model), limits, "numpy", (log if log is not None else []).append)
     with TestClient(service.app(), headers=AS_JSON) as client:
         client.service = service
         yield client
@@ -211,9 +211,9 @@ def client(model, folder):
 
 
 def near(found, wanted):
-    assert [one["text"] for one in found] == [one.text for one in wanted]
-    for one, like in zip(found, wanted, strict=True):
-        assert one["probabilities"] == pytest.approx(like.probabilities, abs=1e-5)
+    assert [found_answer["text"] for found_answer in found] == [found_answer.text for found_answer in wanted]
+    for found_answer, wanted_answer in zip(found, wanted, strict=True):
+        assert found_answer["probabilities"] == pytest.approx(wanted_answer.probabilities, abs=1e-5)
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(str.strip)
@@ -221,7 +221,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(st
 
 @given(data=st.data())
 @examples(15)
-def test_an_answer_over_http_is_that_of_python(client, model, data):
+def test_an_answer_over_http_equals_python(client, model, data):
     tasks = st.sampled_from(["topic", "sentiment", "free"])
     pairs = data.draw(st.lists(st.tuples(tasks, TEXTS), min_size=1, max_size=8))
     reply = client.post("/predict", json=body_of(*pairs))
@@ -229,7 +229,7 @@ def test_an_answer_over_http_is_that_of_python(client, model, data):
     near(reply.json()["answers"], answer(model, [(client.service.tasks[task], text) for task, text in pairs], "numpy"))
 
 
-def test_odd_texts_are_texts(client):
+def test_unusual_texts_are_answered(client):
     for text in ("\0", "\u202e", "e\u0301\U0001f35c" * 10, "</script>", "%s{0}"):
         assert client.post("/predict", json=body_of(("topic", text))).status_code == 200
     same = client.post("/predict", json=body_of(("topic", "soup"), ("topic", "soup"))).json()["answers"]
@@ -237,18 +237,18 @@ def test_odd_texts_are_texts(client):
 
 
 REFUSED = {
-    "no JSON": (b"rows", 400, "not valid JSON"),
-    "nothing": (b"", 400, "not valid JSON"),
+    "not JSON": (b"rows", 400, "not valid JSON"),
+    "an empty body": (b"", 400, "not valid JSON"),
     "not UTF-8": (b'{"rows": "\xff"}', 400, "not valid JSON"),
-    "deep": (b"[" * 19_000, 400, "not valid JSON"),
+    "deep nesting": (b"[" * 19_000, 400, "not valid JSON"),
     "a long number": (b"1" * 19_000, 400, "not valid JSON"),
     "a key twice": (b'{"rows": [{"task": "a", "task": "b", "input": ""}]}', 400, "a key occurs twice"),
     "a list": (b"[1]", 422, "expected an object with 'rows', found [1]"),
     "null": (b"null", 422, "found None"),
     "another key": (b'{"texts": []}', 422, "found the keys 'texts'"),
-    "one key more": (b'{"rows": [], "x": 1}', 422, "found the keys 'rows', 'x'"),
-    "no list": (b'{"rows": {}}', 422, "'rows': expected a list, found {}"),
-    "no rows": (b'{"rows": []}', 422, "expected 1 to 8, found 0"),
+    "an additional key": (b'{"rows": [], "x": 1}', 422, "found the keys 'rows', 'x'"),
+    "rows that are not a list": (b'{"rows": {}}', 422, "'rows': expected a list, found {}"),
+    "zero rows": (b'{"rows": []}', 422, "expected 1 to 8, found 0"),
     "too many rows": (json.dumps(body_of(*[("topic", "x")] * 9)).encode(), 422, "expected 1 to 8, found 9"),
     "a row that is a text": (b'{"rows": ["soup"]}', 422, "row 1: expected an object with 'task' and 'input'"),
     "a row without input": (b'{"rows": [{"task": "topic"}]}', 422, "row 1: expected an object"),
@@ -259,8 +259,8 @@ REFUSED = {
         404,
         "row 2: no task 'x'; the tasks are",
     ),
-    "half a character in a task": (b'{"rows": [{"task": "\\ud800", "input": ""}]}', 404, r"no task '\ud800'"),
-    "half a character": (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422, "an unpaired surrogate"),
+    "a surrogate in a task": (b'{"rows": [{"task": "\\ud800", "input": ""}]}', 404, r"no task '\ud800'"),
+    "a surrogate in an input": (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422, "an unpaired surrogate"),
     "a long row": (json.dumps(body_of(("topic", "x" * 101))).encode(), 422, "has 101 characters; at most 100"),
     "a long task": (json.dumps(body_of(("t" * 9999, ""))).encode(), 404, "row 1: no task"),
     "NaN": (b'{"rows": [NaN]}', 400, "NaN is not JSON"),
@@ -268,7 +268,7 @@ REFUSED = {
     "many keys": (json.dumps(dict.fromkeys(map(str, range(1000)), 1)).encode(), 422, "'3', '4', ..."),
     "long keys": (json.dumps({"k" * 3000 + str(i): 1 for i in range(5)}).encode(), 422, "found the keys 'kkk"),
     "a deep task": (b'{"rows": [{"task": ' + b"[" * 400 + b"]" * 400 + b', "input": "a"}]}', 422, "expected a text"),
-    "half a character in a key": (b'{"\\ud800": 1}', 422, r"the keys '\ud800'"),
+    "a surrogate in a key": (b'{"\\ud800": 1}', 422, r"the keys '\ud800'"),
     "an empty text": (json.dumps(body_of(("topic", "soup"), ("topic", ""))).encode(), 422, "row 2: 'input' is empty"),
     "white space": (json.dumps(body_of(("topic", " \n\u3000"))).encode(), 422, "row 1: 'input' is empty"),
     "a large body": (b" " * 20_001, 413, "more than 20,000 bytes"),
@@ -276,12 +276,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_and_why(client, case):
-    body, status, told = REFUSED[case]
+def test_invalid_requests_are_refused_with_a_reason(client, case):
+    body, status, message = REFUSED[case]
     reply = client.post("/predict", content=body)
     assert reply.status_code == status
     assert reply.json().keys() == {"error"}
-    assert told in reply.json()["error"]
+    assert message in reply.json()["error"]
     assert len(reply.json()["error"]) < 410
 
 
@@ -298,21 +298,21 @@ JSON = st.recursive(
 
 @given(JSON | st.binary(max_size=50))
 @examples(100)
-def test_whatever_is_posted_the_answer_is_one_object(client, value):
+def test_any_body_gets_one_json_object(client, value):
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     reply = client.post("/predict", content=body)
     assert reply.status_code in (200, 400, 404, 422)
     assert reply.json().keys() == {"answers" if reply.status_code == 200 else "error"}
 
 
-def test_the_name_of_a_file_may_be_no_text(model, folder, tmp_path):
+def test_a_file_name_may_be_invalid_utf8(model, folder, tmp_path):
     at = shutil.copytree(folder, tmp_path / "p")
     try:
         shutil.copy(at / "topic.safetensors", os.fsencode(at / "x") + b"\xff.safetensors")
     except OSError:
         pytest.skip("this file system has only names in UTF-8")
     with serving(model, at) as client:
-        (name,) = {one["task"] for one in client.get("/tasks").json()["tasks"]} - {"topic", "sentiment", "free"}
+        (name,) = {task["task"] for task in client.get("/tasks").json()["tasks"]} - {"topic", "sentiment", "free"}
         assert client.post("/predict", content=json.dumps(body_of((name, "soup")))).status_code == 200
         assert (
             client.post("/predict", json=body_of(("none", "soup")))
@@ -323,17 +323,17 @@ def test_the_name_of_a_file_may_be_no_text(model, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("headers", "told"),
+    ("headers", "message"),
     [
         ({"Content-Encoding": "gzip"}, "Content-Encoding: expected none, found 'gzip'"),
         ({"Content-Encoding": "br, gzip"}, "'br, gzip'"),
         ({"Content-Encoding": "x" * 5000}, "Content-Encoding: expected none"),
     ],
 )
-def test_a_compressed_body_is_refused_and_any_content_type_is_taken(client, headers, told):
+def test_a_compressed_body_is_refused_and_any_content_type_is_accepted(client, headers, message):
     reply = client.post("/predict", json=body_of(("topic", "soup")), headers=headers)
     assert reply.status_code == 415
-    assert told in reply.json()["error"]
+    assert message in reply.json()["error"]
     assert len(reply.json()["error"]) < 410
     for kind in ("application/json; charset=utf-8", "application/x-www-form-urlencoded", ""):
         right = {"Content-Type": kind, "Content-Encoding": "identity"}
@@ -343,37 +343,37 @@ def test_a_compressed_body_is_refused_and_any_content_type_is_taken(client, head
 LOCAL_ONLY = app.hosts_of("127.0.0.1", ["https://proxy.example:8443"])
 SITES = {
     "a name of this machine": ({"Host": "localhost:8000"}, 200),
-    "in capitals": ({"Host": "LocalHost"}, 200),
-    "its address": ({"Host": "127.0.0.1:1"}, 200),
-    "its address in IPv6": ({"Host": "[::1]:8000"}, 200),
-    "its own page": (
+    "the name in capitals": ({"Host": "LocalHost"}, 200),
+    "the loopback address": ({"Host": "127.0.0.1:1"}, 200),
+    "the loopback address in IPv6": ({"Host": "[::1]:8000"}, 200),
+    "the server's page": (
         {"Host": "localhost:8000", "Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-origin"},
         200,
     ),
-    "an address that was typed": ({"Host": "localhost", "Sec-Fetch-Site": "none"}, 200),
+    "an address typed into the browser": ({"Host": "localhost", "Sec-Fetch-Site": "none"}, 200),
     "a proxy": ({"Host": "proxy.example", "Origin": "https://proxy.example:8443"}, 200),
     "a proxy under our name": ({"Host": "localhost", "Origin": "https://proxy.example:8443"}, 200),
-    "a site that is allowed": (
+    "an allowed site": (
         {"Host": "localhost", "Origin": "https://proxy.example:8443", "Sec-Fetch-Site": "cross-site"},
         200,
     ),
     "rebinding": ({"Host": "evil.example:8000"}, 403),
-    "rebinding, by its own page": ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
-    "a name that begins as ours": ({"Host": "localhost.evil.example"}, 403),
-    "a name that ends as ours": ({"Host": "evil.localhost"}, 403),
+    "rebinding, with an origin": ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+    "a name that begins with localhost": ({"Host": "localhost.evil.example"}, 403),
+    "a name that ends with localhost": ({"Host": "evil.localhost"}, 403),
     "two ports": ({"Host": "localhost:1:2"}, 403),
-    "no name": ({"Host": ""}, 403),
+    "an empty name": ({"Host": ""}, 403),
     "a long name": ({"Host": "x" * 9000}, 403),
     "another site": ({"Host": "localhost", "Origin": "https://evil.example"}, 403),
     "another port": ({"Host": "localhost:8000", "Origin": "http://localhost:3000"}, 403),
-    "a file": ({"Host": "localhost", "Origin": "null"}, 403),
-    "a site without a name": ({"Host": "localhost", "Sec-Fetch-Site": "cross-site"}, 403),
+    "a local file": ({"Host": "localhost", "Origin": "null"}, 403),
+    "a cross-site request without an origin": ({"Host": "localhost", "Sec-Fetch-Site": "cross-site"}, 403),
 }
 
 
 @pytest.mark.parametrize("case", SITES)
 @pytest.mark.parametrize("path", ["/tasks", "/predict", "/metrics"])
-def test_only_this_machine_and_sites_that_are_allowed_may_ask(client, case, path):
+def test_only_this_machine_and_allowed_sites_may_ask(client, case, path):
     headers, status = SITES[case]
     guarded = TestClient(client.service.app(LOCAL_ONLY, ["https://proxy.example:8443"]), headers=AS_JSON | headers)
     reply = guarded.post(path, json=body_of(("topic", "soup"))) if path == "/predict" else guarded.get(path)
@@ -382,7 +382,7 @@ def test_only_this_machine_and_sites_that_are_allowed_may_ask(client, case, path
     assert reply.headers.get("access-control-allow-origin") in (None, "https://proxy.example:8443")
 
 
-def test_other_sites_may_ask_only_by_an_option(client):
+def test_other_sites_need_the_option_origin(client):
     asks = {
         "Origin": "https://site.example",
         "Access-Control-Request-Method": "POST",
@@ -398,14 +398,14 @@ def test_other_sites_may_ask_only_by_an_option(client):
     assert "127.0.0.2" in app.hosts_of("127.0.0.2", [])
 
 
-def test_no_answer_is_a_redirect(client):
+def test_the_server_never_redirects(client):
     for path in ("/predict/", "/tasks/", "/docs/"):
         for reply in (client.get(path, follow_redirects=False), client.post(path, json={}, follow_redirects=False)):
             assert reply.status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/predict", "/none", "/../etc/passwd", "/page.html"])
-def test_pages_that_are_not_there(client, path):
+def test_missing_pages_get_an_error(client, path):
     reply = client.get(path)
     assert reply.status_code == (405 if path == "/predict" else 404)
     assert "see /docs" in reply.json()["error"]
@@ -418,7 +418,7 @@ def test_a_body_without_a_length_is_not_read(client, path):
     assert "Content-Length" in reply.json()["error"]
 
 
-def test_a_full_queue_and_a_late_answer_are_told(model, folder):
+def test_a_full_queue_and_a_late_answer_are_reported(model, folder):
     with serving(model, folder, Limits(max_waiting=4, max_rows=4, batch_rows=1, batch_wait=0.0, timeout=0.5)) as client:
         gate, work = Gate(), client.service.batcher._work
         client.service.batcher._work = lambda rows: work(gate(rows))
@@ -437,10 +437,10 @@ def test_a_full_queue_and_a_late_answer_are_told(model, folder):
                 assert reply.headers["retry-after"] == full.headers["retry-after"] == "1"
             gate.open.set()
         assert client.post("/predict", json=body_of(*[("topic", "d")] * 4)).status_code == 200
-        assert sum(len(batch) for batch in gate.batches if batch[0][1] == "b") == 0  # nobody waited for them any more
+        assert sum(len(batch) for batch in gate.batches if batch[0][1] == "b") == 0  # their clients had left
 
 
-def test_what_the_model_raises_is_one_sentence(model, folder):
+def test_an_error_of_the_model_is_one_sentence(model, folder):
     with serving(model, folder) as client:
 
         def work(rows):
@@ -453,7 +453,7 @@ def test_what_the_model_raises_is_one_sentence(model, folder):
         reply = client.post("/predict", json=body_of(("topic", "long")))
         assert (reply.status_code, reply.json()) == (500, {"error": f"{'x' * 400}..."})
         with pytest.raises(KeyError):
-            client.post("/predict", json=body_of(("topic", "unknown")))  # goes to the log
+            client.post("/predict", json=body_of(("topic", "unknown")))  # raised here, and logged by a real server
         quiet = TestClient(client.app, raise_server_exceptions=False, headers=AS_JSON)
         reply = quiet.post("/predict", json=body_of(("topic", "unknown")))
         assert (reply.status_code, reply.json()) == (500, {"error": "internal server error; see the log of the server"})
@@ -464,8 +464,8 @@ def test_tasks_health_and_metrics(model, folder, tmp_path):
     (tmp_path / "p" / "bad.npy").write_bytes(b"bad")
     with serving(model, tmp_path / "p") as client:
         found = client.get("/tasks").json()
-        assert [one["task"] for one in found["tasks"]] == ["free", "sentiment", "topic"]
-        assert [one["label_words"] for one in found["tasks"]] == [None, ["bad", "good"], ["food", "sport", "other"]]
+        assert [task["task"] for task in found["tasks"]] == ["free", "sentiment", "topic"]
+        assert [task["label_words"] for task in found["tasks"]] == [None, ["bad", "good"], ["food", "sport", "other"]]
         assert found["errors"].keys() == {"bad.npy"}
         assert client.get("/health").json() == {"status": "ok", "tasks": 3, "waiting": 0}
         client.post("/predict", json=body_of(("topic", "a"), ("topic", "b"), ("free", "c")))
@@ -479,15 +479,15 @@ def test_tasks_health_and_metrics(model, folder, tmp_path):
             'tinyprompt_rows_total{task="topic"} 2.0',
             "tinyprompt_tasks 3.0",
             "tinyprompt_prompt_errors 1.0",
-            "tinyprompt_batch_rows_count 4.0",  # three when the prompts were read
+            "tinyprompt_batch_rows_count 4.0",  # three batches when the prompts were read
         ):
             assert f"\n{line}\n" in text
         client.service.batcher.close()
         assert client.get("/health").status_code == 503
 
 
-def test_health_tells_that_the_weights_have_changed(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(models, "COPY", 0)  # so that they are mapped, as large ones are
+def test_health_reports_changed_weights(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(models, "COPY", 0)  # map the weights, as for a large model
     at = files.write(tmp_path / "t5", files.SMALL, files.weights())
     with serving(models.load(at), folder) as client:
         files.write(at, files.SMALL, files.weights(seed=1))
@@ -496,7 +496,7 @@ def test_health_tells_that_the_weights_have_changed(tmp_path, folder, monkeypatc
         assert "model.safetensors" in reply.json()["error"]
 
 
-def test_the_api_page_and_its_schema_are_what_the_server_does(client):
+def test_the_api_schema_matches_the_server(client):
     schema = client.get("/openapi.json").json()
     served = {route.path: route.methods - {"HEAD"} for route in client.app.routes}
     for path in ("/", "/docs", "/style.css", "/openapi.json"):
@@ -514,11 +514,11 @@ def test_the_api_page_and_its_schema_are_what_the_server_does(client):
     )
     assert set(client.get("/health").json()) == set(parts["Health"]["required"])
     source = (HERE / "app.py").read_text(encoding="utf-8")
-    statuses = set(re.findall(r"\b([45]\d\d)\b", source)) - {"405"}  # 405 is no answer to what the page shows
+    statuses = set(re.findall(r"\b([45]\d\d)\b", source)) - {"405"}  # the documented paths do not return 405
     assert {status for status in post["responses"] if status != "200"} == statuses
 
 
-def test_the_pages_load_nothing_from_elsewhere(client):
+def test_the_pages_load_nothing_external(client):
     for path in ("/", "/docs", "/style.css"):
         page = client.get(path)
         assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -527,11 +527,11 @@ def test_the_pages_load_nothing_from_elsewhere(client):
         )
 
 
-# ---- prompts that change ----
+# ---- changing prompts ----
 
 
-def test_prompts_are_read_again_and_never_in_part(model, folder, tmp_path):
-    at, told = shutil.copytree(folder, tmp_path / "p"), []
+def test_prompts_are_reloaded_and_never_partially(model, folder, tmp_path):
+    at, log = shutil.copytree(folder, tmp_path / "p"), []
     other, path = a_prompt(model, ("food", "sport", "other"), 7), at / "topic.safetensors"
     whole = save_prompt(other, tmp_path / "other.safetensors").read_bytes()
     old = Prompts(folder, model)["topic"]
@@ -541,19 +541,19 @@ def test_prompts_are_read_again_and_never_in_part(model, folder, tmp_path):
 
     def until(line):
         deadline = time.monotonic() + 5
-        while line not in "\n".join(told):
-            assert time.monotonic() < deadline, told
+        while line not in "\n".join(log):
+            assert time.monotonic() < deadline, log
             time.sleep(0.01)
 
-    with serving(model, at, told=told) as client:
+    with serving(model, at, log=log) as client:
         now = old
         asked(client)
-        told.clear()
+        log.clear()
         path.write_bytes(whole[: len(whole) // 2])
         until("earlier prompts stay in use")
-        asked(client)  # with the one that was read before
+        asked(client)  # the earlier prompt is in use
         assert "topic.safetensors" in client.get("/tasks").json()["errors"]
-        told.clear()
+        log.clear()
         path.write_bytes(whole)
         until("topic: ready")
         now = other
@@ -562,7 +562,7 @@ def test_prompts_are_read_again_and_never_in_part(model, folder, tmp_path):
         path.unlink()
         until("topic: removed")
         assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 404
-        told.clear()
+        log.clear()
         shutil.move(at, tmp_path / "away")
         until("expected a folder of prompts")
         assert client.post("/predict", json=body_of(("sentiment", "soup"))).status_code == 200
@@ -572,49 +572,49 @@ def test_prompts_are_read_again_and_never_in_part(model, folder, tmp_path):
         asked(client)
 
 
-def test_a_fault_while_prompts_are_read_is_told_and_forgotten(model, folder, tmp_path, monkeypatch):
-    at, told = shutil.copytree(folder, tmp_path / "p"), []
-    with serving(model, at, told=told) as client:
+def test_an_error_while_prompts_are_read_is_logged_and_not_fatal(model, folder, tmp_path, monkeypatch):
+    at, log = shutil.copytree(folder, tmp_path / "p"), []
+    with serving(model, at, log=log) as client:
         right = client.service.prompts.refresh
         monkeypatch.setattr(client.service.prompts, "refresh", lambda: 1 / 0)
         deadline = time.monotonic() + 5
-        while "ZeroDivisionError: division by zero" not in "\n".join(told):
+        while "ZeroDivisionError: division by zero" not in "\n".join(log):
             assert time.monotonic() < deadline
         monkeypatch.setattr(client.service.prompts, "refresh", right)
         (at / "topic.safetensors").rename(at / "other.safetensors")
-        while "other: ready" not in told:
+        while "other: ready" not in log:
             assert time.monotonic() < deadline
 
 
-def test_an_odd_entry_is_told_once_and_stops_no_other(model, folder, tmp_path):
-    at, told = shutil.copytree(folder, tmp_path / "p"), []
+def test_a_bad_entry_is_reported_once_and_does_not_affect_others(model, folder, tmp_path):
+    at, log = shutil.copytree(folder, tmp_path / "p"), []
     os.mkfifo(at / "pipe.safetensors")
     (at / "folder.safetensors").mkdir()
-    with serving(model, at, told=told) as client:
+    with serving(model, at, log=log) as client:
         (at / "later.npy").symlink_to("nowhere")
         shutil.copy(at / "topic.safetensors", at / "new.safetensors")
         deadline = time.monotonic() + 5
-        while "new: ready" not in told or "later.npy" not in "\n".join(told):
+        while "new: ready" not in log or "later.npy" not in "\n".join(log):
             assert time.monotonic() < deadline
         time.sleep(5 * QUICK.reload_every)
         for name in ("pipe.safetensors", "folder.safetensors", "later.npy"):
-            assert sum(f"warning: {at / name}" in line for line in told) == 1
+            assert sum(f"warning: {at / name}" in line for line in log) == 1
         assert client.get("/tasks").json()["errors"].keys() == {"pipe.safetensors", "folder.safetensors", "later.npy"}
 
 
 def test_a_deleted_prompt_leaves_no_counter(model, folder, tmp_path):
-    at, told = shutil.copytree(folder, tmp_path / "p"), []
-    with serving(model, at, told=told) as client:
+    at, log = shutil.copytree(folder, tmp_path / "p"), []
+    with serving(model, at, log=log) as client:
         client.post("/predict", json=body_of(("topic", "soup"), ("free", "soup")))
         assert 'tinyprompt_rows_total{task="topic"} 1.0' in client.get("/metrics").text
         (at / "topic.safetensors").unlink()
         deadline = time.monotonic() + 5
-        while "topic: removed" not in told:
+        while "topic: removed" not in log:
             assert time.monotonic() < deadline
         found = client.get("/metrics").text
         assert 'task="topic"' not in found
         assert 'tinyprompt_rows_total{task="free"} 1.0' in found
-        client.service.metrics.answered(["topic"], client.service.tasks)  # was under way
+        client.service.metrics.answered(["topic"], client.service.tasks)  # a late answer
         assert 'task="topic"' not in client.get("/metrics").text
         assert client.service.metrics.totals()["rows"] == 3
 
@@ -627,29 +627,29 @@ def test_a_prompt_that_cannot_answer_is_not_used(model, folder, tmp_path):
         save_prompt(lora, at / f"{name}.safetensors")
     with serving(model, at) as client:
         found = client.get("/tasks").json()
-        assert "same" not in [one["task"] for one in found["tasks"]]
+        assert "same" not in [task["task"] for task in found["tasks"]]
         assert "label word 'a' is repeated" in found["errors"]["same"]
         assert client.post("/predict", json=body_of(("lora", "soup"))).json()["answers"][0]["text"] in ("a", "b")
         assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 200
 
 
-# ---- a server of its own ----
+# ---- a server in a child process ----
 
 TIGHT = {"timeout": 0.5, "max-connections": 6, "batch-wait": 0.3, "batch-rows": 64, "max-rows": 40, "max-waiting": 400}
 
 
 def raw(port, *parts, wait=0.0, timeout=8):
-    """What a server says to bytes, until it closes the connection."""
+    """Send bytes; return the server's output until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for part in parts:
                 sock.sendall(part)
                 time.sleep(wait)
-        said = b""
+        received = b""
         with contextlib.suppress(ConnectionResetError):
             while part := sock.recv(4096):
-                said += part
-        return said
+                received += part
+        return received
 
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %s\r\n\r\n"
@@ -668,33 +668,33 @@ def tight(folder, tmp_path_factory):
         ([HEAD % b"x"], 0, b"400"),
         ([HEAD % b"-1"], 0, b"400"),
         ([HEAD % b"99999999999"], 0, b"413"),
-        ([HEAD % b"50", b'{"rows": '], 0, b"408"),  # less than it says
-        ([HEAD % b"3000", *[b" "] * 30], 0.04, b"408"),  # slowly
-        ([b"GET / HT"], 0, b""),  # never a whole header: cut off
-        ([], 0, b""),  # nothing at all
+        ([HEAD % b"50", b'{"rows": '], 0, b"408"),  # shorter than announced
+        ([HEAD % b"3000", *[b" "] * 30], 0.04, b"408"),  # too slow
+        ([b"GET / HT"], 0, b""),  # an incomplete header
+        ([], 0, b""),  # an empty request
         ([b"\x16\x03\x01\x02\x00\x01"], 0, b"400"),  # TLS
         ([b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n"], 0, b"400"),
         ([b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 50_000], 0, b"400"),
     ],
 )
-def test_odd_clients_get_a_word_or_are_cut_off(tight, parts, wait, status):
+def test_odd_clients_get_an_error_or_are_cut_off(tight, parts, wait, status):
     started = time.monotonic()
-    said = raw(tight, *parts, wait=wait)
-    assert said.partition(b" ")[2][:3] == status
+    received = raw(tight, *parts, wait=wait)
+    assert received.partition(b" ")[2][:3] == status
     assert time.monotonic() - started < 4
-    assert b"Traceback" not in said
+    assert b"Traceback" not in received
     assert post(tight, body_of(("topic", "soup")))[0] == 200
 
 
-def test_a_client_that_ends_its_side_is_answered(tight):
+def test_a_client_that_closes_its_sending_side_is_answered(tight):
     body = json.dumps(body_of(("topic", "soup"))).encode()
     request = HEAD % str(len(body)).encode() + body
     for asked in (1, 3):
         with socket.create_connection(("127.0.0.1", tight), timeout=4) as sock:
             sock.sendall(request * asked)
             sock.shutdown(socket.SHUT_WR)
-            said = b"".join(iter(lambda: sock.recv(4096), b""))
-        assert said.count(b"HTTP/1.1 200 OK") == asked
+            received = b"".join(iter(lambda: sock.recv(4096), b""))
+        assert received.count(b"HTTP/1.1 200 OK") == asked
     with socket.create_connection(("127.0.0.1", tight), timeout=4) as sock:
         sock.sendall(request[:-1])
         sock.shutdown(socket.SHUT_WR)
@@ -703,24 +703,24 @@ def test_a_client_that_ends_its_side_is_answered(tight):
 
 def test_silent_connections_are_cut_off_soon(tight):
     found = hostile.silent(tight, 20)
-    assert found["answered after"] < 3  # the keep-alive time is a second
+    assert found["answered after"] < 3  # the keep-alive time is one second
     assert found["refused at once"] == 20 - TIGHT["max-connections"]
 
 
-def test_one_byte_chunks_hold_nobody_up(tight):
+def test_one_byte_chunks_do_not_delay_other_clients(tight):
     found = hostile.chunks(tight, 100_000)
     assert found["status"] == 411
     assert found["slowest other"] < 0.9  # batches wait 0.3 s here
 
 
-def test_a_page_that_rebinds_its_name_reads_nothing(tight):
+def test_dns_rebinding_is_refused(tight):
     found = hostile.rebinding(tight)
     assert found["answers"] == 0
     assert found["statuses"] == {403}
     assert found["own page"] == 200
 
 
-def test_bad_requests_leave_no_line(folder, tmp_path):
+def test_bad_requests_are_not_logged(folder, tmp_path):
     at = files.write(tmp_path / "t5", files.SMALL, files.weights())
     with started(at, folder, TIGHT) as (server, port):
         for _ in range(20):
@@ -732,14 +732,14 @@ def test_bad_requests_leave_no_line(folder, tmp_path):
         assert server.stderr.read().splitlines()[1:] == []
 
 
-def test_the_limit_on_open_files_is_checked(monkeypatch, folder, tmp_path, capsys):
+def test_the_limit_on_open_files_is_raised_or_refused(monkeypatch, folder, tmp_path, capsys):
     resource, raised = pytest.importorskip("resource"), []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
     for soft, hard, times in ((4096, 4096, 0), (resource.RLIM_INFINITY, -1, 0), (256, 4096, 1)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, found=(soft, hard): found)
         app.check_open_files(Limits())
         assert len(raised) == times
-    assert 2 * Limits().max_connections < raised[0][0] < 1024  # the usual limit is enough
+    assert 2 * Limits().max_connections < raised[0][0] < 1024  # the usual limit suffices
     at = files.write(tmp_path / "t5", files.SMALL, files.weights())
     monkeypatch.undo()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -751,7 +751,7 @@ def test_the_limit_on_open_files_is_checked(monkeypatch, folder, tmp_path, capsy
 @pytest.mark.parametrize(
     "url", ["example.org", "https://", "*", "https://*.example.org", "https://a.example/path", "null"]
 )
-def test_an_origin_that_no_browser_sends_is_refused(folder, url, capsys):
+def test_an_invalid_origin_is_refused(folder, url, capsys):
     assert main(["serve", str(folder), "--origin", url]) == 2
     assert (
         f"--origin: expected a scheme and a host, such as https://example.org, found {url!r}" in capsys.readouterr().err
@@ -767,15 +767,15 @@ def test_a_client_that_does_not_read_is_cut_off(tight):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
             time.sleep(2.5)
-        said = b""
+        received = b""
         with contextlib.suppress(ConnectionResetError):
             while part := sock.recv(2**20):
-                said += part
-    assert said.count(b"HTTP/1.1 200") < asked
+                received += part
+    assert received.count(b"HTTP/1.1 200") < asked
     assert post(tight, body_of(("topic", "soup")))[0] == 200
 
 
-def test_a_client_that_leaves_harms_nobody(tight):
+def test_a_client_that_disconnects_affects_no_one(tight):
     body = json.dumps(body_of(*[("topic", "soup")] * 20)).encode()
     for _ in range(4):
         with socket.create_connection(("127.0.0.1", tight)) as sock:
@@ -792,15 +792,15 @@ def test_connections_are_bounded(tight):
         for _ in range(6):
             stack.enter_context(socket.create_connection(("127.0.0.1", tight)))
         time.sleep(0.1)
-        status, told = post(tight, body_of(("topic", "soup")))
+        status, reply = post(tight, body_of(("topic", "soup")))
         assert status == 503
-        assert "6 connections are open" in told["error"]
+        assert "6 connections are open" in reply["error"]
     time.sleep(0.1)
     assert post(tight, body_of(("topic", "soup")))[0] == 200
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_it_when_all_is_answered(folder, tmp_path, name):
+def test_a_signal_stops_the_server_after_pending_answers(folder, tmp_path, name):
     at = files.write(tmp_path / "t5", files.SMALL, files.weights())
     options = {"batch-wait": 1, "batch-rows": 400, "max-waiting": 400}
     with started(at, folder, options) as (server, port):
@@ -819,11 +819,11 @@ def test_a_signal_ends_it_when_all_is_answered(folder, tmp_path, name):
         assert "Traceback" not in server.stderr.read()
 
 
-def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys, monkeypatch):
+def test_serve_fails_in_one_line(folder, tmp_path, capsys, monkeypatch):
     at = str(files.write(tmp_path / "t5", files.SMALL, files.weights()))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for words, told in (
+        for words, message in (
             ([str(folder), "--port", port], f"127.0.0.1:{port}: cannot be served at (Address already in use"),
             ([str(folder), "--port", "99999"], "99999: cannot be served at"),
             ([str(folder), "--host", "no.such.host.invalid"], "no.such.host.invalid:8000: cannot be served at"),
@@ -831,18 +831,18 @@ def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys, monkeypatch
             ([str(folder), "--max-rows", "0"], "setting max_rows: expected at least 1"),
         ):
             assert main(["serve", *words, "--model", at, "--device", "numpy"]) == 2
-            assert told in capsys.readouterr().err.splitlines()[-1]
+            assert message in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["serve", str(folder), "--model", at, "--device", "numpy"]) == 2
     assert "pip install 'tinyprompt-t5[serve]'" in capsys.readouterr().err
 
 
-# ---- its page in docs/ ----
+# ---- the guide ----
 
 GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 
-def test_the_guide_asks_as_one_can(tight, capsys):
+def test_the_requests_of_the_guide_work(tight, capsys):
     guide = GUIDE.replace("127.0.0.1:8000", f"127.0.0.1:{tight}")
     (body,) = re.findall(r"curl \S+/predict -H '\S+ \S+' --data '(.*)'", guide)
     status, found = post(tight, json.loads(body))
@@ -852,10 +852,10 @@ def test_the_guide_asks_as_one_can(tight, capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["topic", "sentiment"]
 
 
-def test_the_guide_has_every_limit_and_every_status(client):
+def test_the_guide_lists_every_limit_and_status(client):
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in GUIDE.splitlines() if line[:1] == "|"]
     limits = [[f"--{f.name.replace('_', '-')}", str(f.default), f.metadata["help"]] for f in fields(Limits)]
     assert [row for row in rows if re.match(r"--\w", row[0])] == limits
     answers = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
-    told = {status: about["description"] for status, about in answers.items() if status not in ("200", "500")}
-    assert {row[0]: row[1].partition("; `Retry")[0] for row in rows if row[0].isdigit()} == told
+    descriptions = {status: about["description"] for status, about in answers.items() if status not in ("200", "500")}
+    assert {row[0]: row[1].partition("; `Retry")[0] for row in rows if row[0].isdigit()} == descriptions

@@ -1,4 +1,4 @@
-"""The site: it is built without a warning, every link in it leads somewhere, and nothing comes from elsewhere."""
+"""The site: it builds without warnings, all links work, and it loads nothing external."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def build(source, out):
 
 
 class Page(HTMLParser):
-    """What a page links to, what it loads, and what can be linked to in it."""
+    """The links, loaded files and anchors of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -51,7 +51,7 @@ def site(tmp_path_factory):
     return out
 
 
-def test_every_link_leads_somewhere(site):
+def test_every_link_works(site):
     page_of, dead, count = cache(Page), [], 0
     for path in site.rglob("*.html"):
         for link in page_of(path).links:
@@ -68,14 +68,14 @@ def test_every_link_leads_somewhere(site):
     assert count > 5000
 
 
-def test_nothing_comes_from_elsewhere(site):
+def test_nothing_external_is_loaded(site):
     pages = [Page(path) for path in site.rglob("*.html")]
     assert [link for page in pages for link in page.loads if urlsplit(link).scheme not in ("", "data")] == []
     styles = [path for path in site.rglob("*.css") if "url(http" in path.read_text(encoding="utf-8").replace('"', "")]
     assert styles == []
 
 
-def test_all_pages_and_all_public_names_are_there(site):
+def test_all_pages_and_public_names_are_present(site):
     pages = [*ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.ipynb"), ROOT / "README.md", *ROOT.glob("lessons/*.md")]
     index = Page(site / "index.html")
     for page in pages:
@@ -87,7 +87,7 @@ def test_all_pages_and_all_public_names_are_there(site):
     modules = {name for name in tinyprompt.__all__ if isinstance(getattr(tinyprompt, name), ModuleType)}
     assert set(tinyprompt.__all__) - modules - {"PROMPT"} <= described
     text = "".join(page.read_text(encoding="utf-8") for page in reference)
-    assert "longest input, in tokens" in text  # the help of a setting
+    assert "longest input, in tokens" in text  # the help text of a setting
     assert "rows of a group are scored" in text  # the comment of a field
 
 
@@ -107,7 +107,7 @@ def test_a_lesson_folds_its_figures_and_checks_and_links_to_its_notebook(path, s
     assert 'class="prev-page"' in text
 
 
-def test_the_menu_shows_the_lesson_and_the_search_finds_without_a_network(site):
+def test_the_menu_shows_the_lesson_and_the_search_works_offline(site):
     with served(site) as address, chromium("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1") as browser:
         for width in (390, 1200):
             look(browser, width)
@@ -118,10 +118,10 @@ def test_the_menu_shows_the_lesson_and_the_search_finds_without_a_network(site):
             assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         browser.get(f"{address}search.html?q=adafactor")
         found = "return document.querySelectorAll('#search-results ul.search li').length"
-        until(lambda: browser.execute_script(found) > 3, 30)  # results appear one by one
+        until(lambda: browser.execute_script(found) > 3, 30)  # results appear gradually
 
 
-def test_formulas_are_drawn(site):
+def test_formulas_are_rendered(site):
     lesson = (site / "lessons" / "01_a_gradient_you_can_check.html").read_text(encoding="utf-8")
     assert lesson.count("<math ") > 20
     assert "$" not in lesson.split("<article")[1].split("How small a step")[0]

@@ -1,4 +1,4 @@
-"""The command line in rough places: closed streams, full disks, narrow encodings, Ctrl-C at the start."""
+"""The command line in difficult conditions: closed streams, full disks, narrow encodings, an early Ctrl-C."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def tinyprompt(folder, *args, shell="", **environment):
-    """Run a command, with its streams redirected as `shell` says."""
+    """Run a command; `shell` redirects its streams."""
     command = " ".join([f"'{sys.executable}' -m tinyprompt", *(f"'{arg}'" for arg in args), shell])
     environment = os.environ | {"PYTHONPATH": os.path.abspath("."), **environment}
     done = subprocess.run(["sh", "-c", command], cwd=folder, env=environment, capture_output=True, timeout=120)
@@ -35,7 +35,7 @@ PREDICT = ("predict", "p.safetensors", "film 1", "--model", "m")
 
 
 @pytest.mark.parametrize("shell", [">&-", "2>&-", ">&- 2>&- <&-"])
-def test_closed_streams_are_no_error(folder, shell):
+def test_closed_streams_are_accepted(folder, shell):
     done = tinyprompt(folder, *PREDICT, shell=shell)
     assert done.returncode == 0
     assert bool(done.stdout) == (shell == "2>&-")
@@ -43,14 +43,14 @@ def test_closed_streams_are_no_error(folder, shell):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_full_standard_output_is_one_line(folder, more):
+def test_a_full_standard_output_is_reported_in_one_line(folder, more):
     done = tinyprompt(folder, *PREDICT, *more, shell=">/dev/full")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == b"tinyprompt: standard output: No space left on device"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
-def test_a_terminal_of_any_encoding_gets_the_result(folder, encoding):
+def test_output_is_escaped_for_the_encoding_of_the_terminal(folder, encoding):
     done = tinyprompt(folder, "inspect", "p.safetensors", "--model", "m", PYTHONIOENCODING=encoding)
     assert done.returncode == 0
     assert "très ☺".encode(encoding, "backslashreplace") in done.stdout
@@ -74,7 +74,7 @@ def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-def test_ctrl_c_while_the_commands_are_imported_is_one_line(folder):
+def test_ctrl_c_during_imports_is_reported_in_one_line(folder):
     code = "import sys; sys.modules['tinyprompt.cli.main'] = None\n"
     code += "import builtins; real = builtins.__import__\n"
     code += "def fake(name, *rest):\n    if name == 'tinyprompt.cli.main': raise KeyboardInterrupt\n"
@@ -84,20 +84,20 @@ def test_ctrl_c_while_the_commands_are_imported_is_one_line(folder):
     assert (done.returncode, done.stderr) == (130, "tinyprompt: stopped; nothing was done\n")
 
 
-def test_deep_nesting_is_named(folder, capsys):
+def test_deep_nesting_is_refused(folder, capsys):
     (folder / "deep.toml").write_text("a = " + "[" * 100_000)
     assert main(["study", str(folder / "deep.toml")]) == 2
     assert "deep.toml: not valid TOML" in capsys.readouterr().err
 
 
-def test_an_odd_prompt_of_an_ensemble_is_named(folder, capsys):
+def test_an_ensemble_names_the_prompt_with_other_label_words(folder, capsys):
     rows, other = str(folder / "rows.tsv"), str(folder / "q.safetensors")
     assert main(["tune", rows, "--model", str(folder / "m"), "--out", other, *QUICK]) == 0
     assert main(["ensemble", str(folder / "p.safetensors"), other, "--data", rows, "--model", str(folder / "m")]) == 2
     assert "q.safetensors has bad, good" in capsys.readouterr().err
 
 
-def test_an_error_without_a_file_is_not_blamed_on_the_output(folder, capsys, monkeypatch):
+def test_an_error_without_a_file_is_not_attributed_to_the_output(folder, capsys, monkeypatch):
     def refused(*_):
         raise ConnectionRefusedError(111, "Connection refused")
 
