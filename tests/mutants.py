@@ -253,7 +253,7 @@ MUTANTS = [
         "t5",
         'prompt = weights["prompt"]["embedding"]',
         'prompt = weights["prompt"]["embedding"]\n        prompt = prompt[0] if prompt.ndim == 3 else prompt',
-        "test_t5.py::test_prompts_of_their_own_for_the_rows_of_a_batch",
+        "test_t5.py::test_each_row_of_a_batch_may_have_its_own_prompt",
     ),
     Mutant(
         "the cross-attention's gradient forgotten",
@@ -673,21 +673,21 @@ MUTANTS = [
         "study/cells",
         "stack.enter_context(io.claimed(path, wait))",
         "pass",
-        "test_study.py::test_two_commands_at_once_share_the_cells",
+        "test_study.py::test_two_simultaneous_commands_share_the_cells",
     ),
     Mutant(
         "a study is not known by its rows",
         "study/grid",
         "self.shots, self.task.digest, self.fingerprint",
         "self.shots, self.fingerprint",
-        "test_study.py::test_a_cell_is_another_one_if_something_decides_its_result",
+        "test_study.py::test_the_key_of_a_cell_covers_everything_that_affects_its_result",
     ),
     Mutant(
         "the spread is that of all seeds there are",
         "study/summary",
         "statistics.stdev(",
         "statistics.pstdev(",
-        "test_study.py::test_a_study_gives_what_its_runs_give_one_by_one",
+        "test_study.py::test_a_study_gives_the_results_of_single_runs",
     ),
     Mutant(
         "a short check misses far buckets",

@@ -1,4 +1,4 @@
-"""A study: what its file may say, that each cell is computed once whatever is killed, and what its table says."""
+"""A study: its file, its table, and that each cell is computed once even if processes are killed."""
 
 import contextlib
 import json
@@ -70,7 +70,7 @@ def rows_of(first, number):
 
 @pytest.fixture(scope="module")
 def at(tmp_path_factory):
-    """A folder with a small model, rows, and a study of them."""
+    """Write a folder with a small model, rows, and data for studies of them."""
     folder = tmp_path_factory.mktemp("study")
     write(folder / "small", SMALL, weights())
     for i, (name, number) in enumerate({"train": 24, "dev": 9, "test": 15, "other": 12}.items()):
@@ -86,7 +86,7 @@ def at(tmp_path_factory):
 
 
 def written(at, tmp_path, text=TEXT):
-    """The path of a study with these lines; its files are those of `at`, its output is under tmp_path."""
+    """Write a study with this text; its files are in `at`, its output is under tmp_path."""
     path = at / f"{tmp_path.name}.toml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -98,7 +98,7 @@ def read(at, tmp_path, text=TEXT):
 
 @pytest.fixture
 def run(at, tmp_path, capsys):
-    """Runs a study by the command; returns its exit status, its JSON, and standard error."""
+    """Return a function that runs a study with the command and returns exit status, JSON and standard error."""
 
     def run(text=TEXT, *options):
         capsys.readouterr()
@@ -110,14 +110,14 @@ def run(at, tmp_path, capsys):
     return run
 
 
-# ---- what it computes ----
+# ---- results ----
 
 
-def test_a_study_gives_what_its_runs_give_one_by_one(at, run):
+def test_a_study_gives_the_results_of_single_runs(at, run):
     text = TEXT.replace('"prompt"', '"full"').replace("[0.1, 0.5]", "[0.01, 0.1]")  # so that the seeds differ
     status, found, err = run(text)
     assert status == 0
-    assert "7 cells: 0 done, 7 to compute" in err  # the bare model once
+    assert "7 cells: 0 done, 7 to compute" in err  # the bare model is computed once
     model = models.load(at / "small")
     rows, dev, test = (tables.read_rows(at / f"{part}.tsv") for part in ("train", "dev", "test"))
     words, texts, targets = data.label_words(rows), [row.input for row in test], [row.target for row in test]
@@ -133,17 +133,17 @@ def test_a_study_gives_what_its_runs_give_one_by_one(at, run):
 
     expected = {("none", None): [score(Prompt(label_words=words))]}
     expected |= {("full", rate): [tuned(rate, seed) for seed in range(3)] for rate in (0.01, 0.1)}
-    entries = {(one["axes"]["method"], one["axes"].get("learning_rate")): one for one in found["table"]}
-    assert {name: one["scores"] for name, one in entries.items()} == expected
-    for name, one in entries.items():
-        assert one["mean"] == pytest.approx(np.mean(expected[name]), abs=1e-12)
-        assert one["seeds"] == len(expected[name])
+    entries = {(entry["axes"]["method"], entry["axes"].get("learning_rate")): entry for entry in found["table"]}
+    assert {name: entry["scores"] for name, entry in entries.items()} == expected
+    for name, entry in entries.items():
+        assert entry["mean"] == pytest.approx(np.mean(expected[name]), abs=1e-12)
+        assert entry["seeds"] == len(expected[name])
         spread = np.std(expected[name], ddof=1) if len(expected[name]) > 1 else None
-        assert one["spread"] == (None if spread is None else pytest.approx(spread, abs=1e-12))
-        assert (one["metric"], one["rows"]) == ("accuracy", 15)
+        assert entry["spread"] == (None if spread is None else pytest.approx(spread, abs=1e-12))
+        assert (entry["metric"], entry["rows"]) == ("accuracy", 15)
 
 
-def test_a_row_tells_how_it_was_made(run, tmp_path):
+def test_a_row_records_how_it_was_computed(run, tmp_path):
     run()
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     kept = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").glob("*.json")}
@@ -162,11 +162,11 @@ def test_a_row_tells_how_it_was_made(run, tmp_path):
     assert [*(tmp_path / "out" / "cells").glob(".*")] == []
 
 
-def test_what_is_done_is_not_done_again(run, tmp_path, monkeypatch):
+def test_finished_cells_are_not_computed_again(run, tmp_path, monkeypatch):
     _, first, _ = run()
     monkeypatch.setattr(cells, "compute", lambda cell: pytest.fail("computed again"))
     assert run()[1] == first
-    for path in (tmp_path / "out" / "cells").iterdir():  # as in a clone, where only rows.jsonl is
+    for path in (tmp_path / "out" / "cells").iterdir():  # as in a clone, which has rows.jsonl only
         path.unlink()
     status, again, err = run()
     assert (status, again) == (0, first)
@@ -184,7 +184,7 @@ def test_a_smaller_study_keeps_the_rows_of_a_larger_one(run, tmp_path):
     assert sorted(rows.read_text().splitlines()) == sorted(before)
 
 
-def test_what_a_killed_run_left_half_written_is_taken_away(run, at, tmp_path):
+def test_a_partial_file_of_a_killed_run_is_removed(run, at, tmp_path):
     key = read(at, tmp_path).cells[0].key
     part = tmp_path / "out" / "cells" / f".{key}.json.0123abcd.part"
     part.parent.mkdir(parents=True)
@@ -193,17 +193,17 @@ def test_what_a_killed_run_left_half_written_is_taken_away(run, at, tmp_path):
     assert not part.exists()
 
 
-def test_more_seeds_compute_only_these(run, monkeypatch):
+def test_additional_seeds_compute_only_their_cells(run, monkeypatch):
     run()
     done, compute = [], cells.compute
     monkeypatch.setattr(cells, "compute", lambda cell: done.append(str(cell)) or compute(cell))
     _, found, _ = run(TEXT.replace("[0, 1, 2]", "[0, 1, 2, 3]"))
     assert len(done) == 2
     assert all("seed 3" in name for name in done)
-    assert sorted(one["seeds"] for one in found["table"]) == [1, 4, 4]
+    assert sorted(entry["seeds"] for entry in found["table"]) == [1, 4, 4]
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(run, tmp_path):
+def test_a_failed_cell_is_reported_and_the_others_are_computed(run, tmp_path):
     text = TEXT.replace('"none", "prompt"', '"none", "few-shot"').replace("steps = 2", "steps = 2\nshots = 4")
     short = text.replace("steps = 2", "steps = 2\nmax_input_tokens = 20")
     status, found, err = run(short)
@@ -243,20 +243,20 @@ def test_shots_are_drawn_from_the_training_rows(number, seed, draw):
     assert grid.Task("t", "auto", rows, dev, {}, None).parts(seed, None) == (rows, dev)
 
 
-def test_every_seed_draws_other_shots():
+def test_every_seed_draws_different_shots():
     rows = [Row(f"{i}", "a") for i in range(40)]
     task = grid.Task("t", "auto", rows, rows[:1], {}, None)
     drawn = [tuple(task.parts(seed, 20)[0]) for seed in (0, 0, 1, 2)]
     assert len(set(drawn)) == 3
 
 
-def test_dev_rows_limits_those_of_a_file(at, tmp_path):
+def test_dev_rows_limits_the_rows_of_a_file(at, tmp_path):
     task = read(at, tmp_path, TEXT.replace('dev = "dev.tsv"', 'dev = "dev.tsv"\ndev_rows = 6')).cells[0].task
     assert len(task.dev) == 6
     assert set(task.dev) <= set(tables.read_rows(at / "dev.tsv"))
 
 
-def test_few_shots_stand_in_front_and_are_all_that_is_tuned_on(at, tmp_path, monkeypatch):
+def test_shots_are_the_examples_and_the_only_training_rows(at, tmp_path, monkeypatch):
     text = TEXT.replace('"none", "prompt"', '"few-shot", "prompt"').replace("learning_rate = [0.1, 0.5]", "shots = [3]")
     few, prompt = read(at, tmp_path, text.replace("[0, 1, 2]", "[1]")).cells
     seen = {}
@@ -282,14 +282,14 @@ def test_a_bag_of_words_needs_no_model(run, at):
     for part in ("train", "dev", "test"):
         text = text.replace(f'"{part}.tsv"', '"words.tsv"')
     _, found, _ = run(text)
-    (one,) = found["table"]
-    assert "model" not in one["axes"]
-    assert one["seeds"] == 3
-    assert one["spread"] == 0
-    assert one["mean"] == 1
+    (entry,) = found["table"]
+    assert "model" not in entry["axes"]
+    assert entry["seeds"] == 3
+    assert entry["spread"] == 0
+    assert entry["mean"] == 1
 
 
-def test_a_task_is_tested_on_the_rows_and_words_of_another(at, tmp_path):
+def test_a_task_can_be_tested_on_rows_and_words_of_another_task(at, tmp_path):
     table_of(at / "plain.tsv", [("He sat.", "same"), ("She ran.", "different")])
     text = TEXT.replace(
         'train = "train.tsv"\ndev = "dev.tsv"\ntest = "test.tsv"',
@@ -309,28 +309,28 @@ def test_a_task_is_tested_on_the_rows_and_words_of_another(at, tmp_path):
         "question1: Why 1? question2: How?", "different")]  # fmt: skip
     row = cells.compute(replace(found, answers=True))
     assert list(row["tests"]) == ["news", "plain", "questions"]
-    said, targets = row["answers"]["questions"], [one.target for one in questions.rows]
+    answers, targets = row["answers"]["questions"], [question.target for question in questions.rows]
     assert row["tests"]["questions"]["scores"] == {
-        "f1": metrics.f1(said, targets, "same"),
-        "accuracy": metrics.accuracy(said, targets),
+        "f1": metrics.f1(answers, targets, "same"),
+        "accuracy": metrics.accuracy(answers, targets),
     }
 
 
-def test_settings_of_a_method_and_of_a_task_stand_above_the_general_ones(at, tmp_path):
+def test_settings_of_methods_and_tasks_override_general_settings(at, tmp_path):
     text = TEXT.replace("[grid]", "settings = { steps = 5, rank = 3 }\n[methods.prompt]\nsteps = 7\n[grid]\nrank = [2]")
     none, *tuned = read(at, tmp_path, text).cells
     assert {(cell.settings.steps, cell.settings.rank, cell.settings.batch_size) for cell in tuned} == {(7, 2, 4)}
     assert none.axes == {"model": "small", "method": "none", "task": "soup"}
 
 
-def test_several_grids_are_one_study(at, tmp_path):
+def test_several_grids_form_one_study(at, tmp_path):
     more = '[[grid]]\nmodel = ["small"]\nmethod = ["none", "full"]\nseed = [0, 1]\n'
     found = read(at, tmp_path, TEXT.replace("[grid]", "[[grid]]") + more)
     assert Counter(cell.method for cell in found.cells) == {"none": 1, "prompt": 6, "full": 2}
 
 
 @pytest.mark.parametrize("rates", [[0.1, 0.5], [0.1]])
-def test_lines_of_several_grids_never_fall_together(at, tmp_path, rates):
+def test_rows_of_several_grids_are_not_merged(at, tmp_path, rates):
     text = TEXT.replace("[grid]", "[[grid]]").replace("[0.1, 0.5]", str(rates))
     found = read(at, tmp_path, text + '[[grid]]\nmodel = ["small"]\nprompt_length = [2, 3]\n')
     row = {"tests": {"soup": {"metric": "accuracy", "rows": 15, "score": 0.5}}}
@@ -340,32 +340,32 @@ def test_lines_of_several_grids_never_fall_together(at, tmp_path, rates):
     assert [line[:3] for line in table[1:]] == [["none", "", ""], *tuned, ["prompt", "2", ""], ["prompt", "3", ""]]
 
 
-# ---- what decides a result ----
+# ---- identity of a cell ----
 
-DECIDES = {
+IN_KEY = {
     "a setting": ("steps = 2", "steps = 3"),
-    "the number of rows": ("[settings]", "[settings]\nshots = 5"),
+    "the number of shots": ("[settings]", "[settings]\nshots = 5"),
     "the dev rows": ('dev = "dev.tsv"', 'dev = "other.tsv"'),
-    "their number": ('dev = "dev.tsv"', "dev_rows = 7"),
+    "the number of dev rows": ('dev = "dev.tsv"', "dev_rows = 7"),
     "the test rows": ('test = "test.tsv"', 'test = "other.tsv"'),
     "the task": ("[tasks.soup]", '[tasks.soup]\ntask = "generate"'),
     "the method": ('"prompt"]', '"lora"]'),
-    "the answers that are kept": ("title", "ensemble = true\ntitle"),
+    "keeping the answers": ("title", "ensemble = true\ntitle"),
 }
-DOES_NOT = {
+NOT_IN_KEY = {
     "the title": ('title = "Soup"', 'title = "Stew"'),
-    "a default that is told": ("[settings]", "[settings]\nrank = 8"),
+    "an explicit default": ("[settings]", "[settings]\nrank = 8"),
     "the columns": ("title", 'columns = "learning_rate"\ntitle'),
-    "how many are compared": ("[0.1, 0.5]", "[0.1]"),
+    "the number of compared settings": ("[0.1, 0.5]", "[0.1]"),
 }
 
 
-@pytest.mark.parametrize("what", [*DECIDES, *DOES_NOT])
-def test_a_cell_is_another_one_if_something_decides_its_result(at, tmp_path, what):
-    before, after = (DECIDES | DOES_NOT)[what]
+@pytest.mark.parametrize("what", [*IN_KEY, *NOT_IN_KEY])
+def test_the_key_of_a_cell_covers_everything_that_affects_its_result(at, tmp_path, what):
+    before, after = (IN_KEY | NOT_IN_KEY)[what]
     assert before in TEXT
     keys = [read(at, tmp_path, text).cells[1].key for text in (TEXT, TEXT.replace(before, after))]
-    assert (keys[0] == keys[1]) == (what in DOES_NOT)
+    assert (keys[0] == keys[1]) == (what in NOT_IN_KEY)
 
 
 def test_another_model_or_device_is_another_cell(at, tmp_path):
@@ -378,7 +378,7 @@ def test_another_model_or_device_is_another_cell(at, tmp_path):
         cells.compute(replace(cell, model=at / "other"))
 
 
-def test_the_row_of_another_default_is_refused(run, tmp_path, monkeypatch):
+def test_a_row_computed_with_another_default_is_refused(run, tmp_path, monkeypatch):
     run()
     path = next(path for path in (tmp_path / "out" / "cells").glob("*.json") if '"prompt"' in path.read_text())
     row = json.loads(path.read_text())
@@ -391,7 +391,7 @@ def test_the_row_of_another_default_is_refused(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"key": 1, "tests": {}}', '{"key": "x", "tests": []}'])
 @pytest.mark.parametrize("name", ["rows.jsonl", "cells/x.json"])
-def test_a_damaged_row_is_told(run, tmp_path, name, content):
+def test_a_damaged_row_is_named(run, tmp_path, name, content):
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text(content)
@@ -401,9 +401,9 @@ def test_a_damaged_row_is_told(run, tmp_path, name, content):
     assert err.count("\n") == 1
 
 
-# ---- what its file may say ----
+# ---- errors of the file ----
 
-SAYS = {
+ERRORS = {
     "title = 3": "title: expected a text, found 3",
     "titel = 'x'": "unknown key 'titel'; did you mean 'title'",
     "columns = 'rank'": "columns: expected one of test, task, model, method, learning_rate, found 'rank'",
@@ -443,7 +443,7 @@ SAYS = {
 
 
 def changed(text, lines):
-    """A study in which some lines stand in place of those with the same key, under the same header."""
+    """Return a study in which these lines replace the lines with the same key and header."""
     found, new = tomllib.loads(text), tomllib.loads(lines)
 
     def merge(old, new):
@@ -452,21 +452,21 @@ def changed(text, lines):
     return merge(found, new)
 
 
-@pytest.mark.parametrize("lines", SAYS)
-def test_what_is_wrong_is_told_before_anything_runs(at, tmp_path, monkeypatch, capsys, lines):
+@pytest.mark.parametrize("lines", ERRORS)
+def test_an_error_is_reported_before_any_cell_is_computed(at, tmp_path, monkeypatch, capsys, lines):
     path, found = written(at, tmp_path), changed(TEXT, lines)
     monkeypatch.setattr(grid.tomllib, "loads", lambda text: found)
     monkeypatch.setattr(cells, "compute", lambda cell: pytest.fail("computed"))
     assert main(["study", str(path), "--out", str(tmp_path / "out"), "--device", "numpy"]) == 2
     _, err = capsys.readouterr()
     assert err.startswith(f"tinyprompt: {path}: ")
-    assert SAYS[lines].format(at=at) in err
+    assert ERRORS[lines].format(at=at) in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["a =", "a = 1\na = 2", b"\xff".decode("latin-1") + "=", ""])
-def test_a_file_that_is_no_study_is_refused(at, tmp_path, capsys, text):
+def test_a_file_that_is_not_a_study_is_refused(at, tmp_path, capsys, text):
     path = written(at, tmp_path, text)
     assert main(["study", str(path)]) == 2
     assert capsys.readouterr().err.startswith(f"tinyprompt: {path}: ")
@@ -483,7 +483,7 @@ VALUES = st.sampled_from(
 
 @examples(60)
 @given(st.data())
-def test_any_other_value_anywhere_works_or_is_told(at, draw):
+def test_any_other_value_is_accepted_or_refused(at, draw):
     found = tomllib.loads(TEXT)
     place, path = found, []
     while True:
@@ -498,13 +498,13 @@ def test_any_other_value_anywhere_works_or_is_told(at, draw):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid.tomllib, "loads", lambda text: found)
         try:
-            told = str(file) if grid.read_study(file, "numpy").cells else "no cells"
+            message = str(file) if grid.read_study(file, "numpy").cells else "no cells"
         except (DataError, CheckpointError) as error:
-            told = str(error)
-    assert told.startswith(str(file))
+            message = str(error)
+    assert message.startswith(str(file))
 
 
-# ---- what its table says ----
+# ---- the table ----
 
 
 def results(*entries):
@@ -525,7 +525,7 @@ def test_the_table_has_mean_spread_and_seeds(run, at, tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_what_does_not_depend_on_the_columns_stands_in_each(at, tmp_path):
+def test_a_result_without_the_column_axis_is_repeated_in_each_column(at, tmp_path):
     axes = [({"task": "a", "test": "a", "method": "m", "model": name}, [0.1 * i, 0.1]) for i, name in enumerate("xyz")]
     table = summary.Summary(
         "t", results(*axes, ({"task": "a", "test": "a", "method": "b"}, [0.5])), ["method"], "model"
@@ -539,20 +539,20 @@ def test_what_does_not_depend_on_the_columns_stands_in_each(at, tmp_path):
 def test_an_ensemble_is_scored_by_the_votes_of_its_members(run, at, tmp_path):
     text = TEXT.replace("title", "ensemble = true\ntitle").replace("[0.1, 0.5]", "[0.5]")
     _, found, _ = run(text)
-    one = found["table"][1]
+    entry = found["table"][1]
     rows = [row for row in cells.records(tmp_path / "out").values() if row["method"] == "prompt"]
     rows.sort(key=lambda row: row["settings"]["seed"])
     targets = [row.target for row in tables.read_rows(at / "test.tsv")]
-    said = [vote(texts, {}) for texts in zip(*(row["answers"]["soup"] for row in rows), strict=True)]
-    assert one["scores"] == [metrics.accuracy(row["answers"]["soup"], targets) for row in rows]
-    assert one["ensemble"] == registry.score("auto", said, tables.read_rows(at / "test.tsv"), None).mean
+    votes = [vote(texts, {}) for texts in zip(*(row["answers"]["soup"] for row in rows), strict=True)]
+    assert entry["scores"] == [metrics.accuracy(row["answers"]["soup"], targets) for row in rows]
+    assert entry["ensemble"] == registry.score("auto", votes, tables.read_rows(at / "test.tsv"), None).mean
     study_ = read(at, tmp_path, text)
     lines = str(summary.summarize(study_, cells.records(tmp_path / "out"))).splitlines()
     assert lines[2] == "| method | average | best | ensemble | seeds |"
-    assert f"{max(one['scores']):.3f} | {one['ensemble']:.3f} | 3 |" in lines[5]
+    assert f"{max(entry['scores']):.3f} | {entry['ensemble']:.3f} | 3 |" in lines[5]
 
 
-def test_the_plot_is_over_the_number_that_varies(tmp_path, monkeypatch):
+def test_the_plot_has_the_varying_number_as_its_axis(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib").use("agg")
     import matplotlib.pyplot as plt
 
@@ -578,10 +578,10 @@ def test_the_plot_is_over_the_number_that_varies(tmp_path, monkeypatch):
     plt.rcdefaults()
 
 
-# ---- once, whatever happens ----
+# ---- interruptions ----
 
 RUNNER = '''
-"""The command, with a line in a log for each cell that was computed and written."""
+"""Run the command, and log each cell that was computed and written."""
 import os, sys
 from tinyprompt.cli.main import main
 from tinyprompt.study import cells
@@ -590,7 +590,7 @@ LOG = os.environ["LOG"]
 
 def logged(cell, folder, wait):
     from tinyprompt.study import cells
-    original = getattr(cells, "original", cells.run_cell)  # in a worker, where nothing was replaced, the latter
+    original = getattr(cells, "original", cells.run_cell)  # a worker has the unpatched function
     compute, ran = cells.compute, []
     cells.compute = lambda cell: ran.append(cell.key) or compute(cell)
     try:
@@ -611,7 +611,7 @@ LONGER = TEXT.replace("steps = 2", "steps = 30").replace("[0, 1, 2]", f"{[*range
 
 @pytest.fixture
 def start(at, tmp_path):
-    """Starts a study in processes of its own, and says where they write a line for each cell."""
+    """Return a function that starts a study in child processes, which log each computed cell."""
     script, path = tmp_path / "runner.py", written(at, tmp_path, LONGER)
     script.write_text(RUNNER)
     environment = os.environ | {"LOG": str(tmp_path / "log"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -626,7 +626,7 @@ def start(at, tmp_path):
 
 
 def finished(folder):
-    """What cannot change of the cells that are finished: the file, its time, its content."""
+    """Map the file of each finished cell to its inode, time and content, none of which may change."""
     found = {}
     for path in (folder / "cells").glob("[!.]*.json"):
         about = path.stat()
@@ -635,7 +635,7 @@ def finished(folder):
 
 
 def computed_once(tmp_path, number):
-    """That all cells are there, whole, and none was computed twice."""
+    """Assert that all cells are complete and that none was computed twice."""
     assert len(finished(tmp_path / "out")) == number
     times = Counter((tmp_path / "log").read_text().split())
     assert set(times.values()) == {1}
@@ -646,15 +646,15 @@ def computed_once(tmp_path, number):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX signals")
-def test_a_study_survives_being_killed(start, tmp_path):
+def test_a_study_survives_kills(start, tmp_path):
     rng, kept = random.Random(KILLS), {}
     for i in range(KILLS):
         process = start("--jobs", "2")
         time.sleep(rng.uniform(0.8, 2.5))
         if i % 2:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+            os.killpg(process.pid, signal.SIGKILL)  # with its workers
         else:
-            process.kill()  # they may finish what they compute
+            process.kill()  # the workers may finish their cells
         process.wait()
         after = finished(tmp_path / "out")
         assert kept.items() <= after.items()
@@ -665,7 +665,7 @@ def test_a_study_survives_being_killed(start, tmp_path):
     computed_once(tmp_path, 1 + 2 * (3 + KILLS))
 
 
-def test_two_commands_at_once_share_the_cells(start, tmp_path):
+def test_two_simultaneous_commands_share_the_cells(start, tmp_path):
     files = [tmp_path / "first.json", tmp_path / "second.json"]
     processes = [start("--json", out=file) for file in files]
     assert [process.wait(120) for process in processes] == [0, 0]
@@ -674,8 +674,8 @@ def test_two_commands_at_once_share_the_cells(start, tmp_path):
     computed_once(tmp_path, 1 + 2 * (3 + KILLS))
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(start, at, tmp_path):
-    written(at, tmp_path, LONGER.replace("steps = 30", "steps = 300"))  # else it may end before the signal comes
+def test_ctrl_c_prints_how_to_continue(start, at, tmp_path):
+    written(at, tmp_path, LONGER.replace("steps = 30", "steps = 300"))  # long enough for the signal
     process = start()
     until = time.time() + 120
     while not finished(tmp_path / "out") and time.time() < until:
@@ -688,7 +688,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(start, at, tmp_path):
     assert 0 < len(finished(tmp_path / "out")) < 1 + 2 * (3 + KILLS)
 
 
-def test_a_worker_that_is_killed_is_told(at, tmp_path, monkeypatch):
+def test_a_killed_worker_is_reported(at, tmp_path, monkeypatch):
     def dies(cell, folder, wait):
         os.kill(os.getpid(), 9)
 
@@ -709,14 +709,14 @@ def test_dask_workers_give_the_same_table(run, tmp_path):
     assert {key: row["tests"] for key, row in again.items()} == {key: row["tests"] for key, row in rows.items()}
 
 
-def test_a_backend_that_is_not_installed_is_told(run, monkeypatch):
+def test_a_missing_backend_is_named(run, monkeypatch):
     monkeypatch.setattr(cells.importlib.util, "find_spec", lambda name: None)
     status, _, err = run()
     assert status == 2
     assert "joblib is not installed; pip install 'tinyprompt-t5[study]'" in err
 
 
-# ---- those of this repository ----
+# ---- the studies of this repository ----
 
 STUDIES = sorted((ROOT / "lessons" / "studies").glob("*.toml"))
 
@@ -734,15 +734,15 @@ def test_a_study_of_the_lessons_can_be_read(path):
 @pytest.mark.parametrize(
     "path", [path for path in STUDIES if (path.with_suffix("") / "rows.jsonl").exists()], ids=lambda path: path.stem
 )
-def test_the_rows_of_the_lessons_are_those_of_their_studies(path):
+def test_the_rows_of_the_lessons_match_their_studies(path):
     if '"data/' in path.read_text(encoding="utf-8") and not (path.parent / "data").exists():
         pytest.skip("needs the data sets in lessons/studies/data")
     found = cells.records(path.with_suffix(""))
-    one = grid.read_study(path, next(iter(found.values()))["device"])
-    cells.check_settings(one.cells, found, path)
-    assert {cell.key for cell in one.cells} == found.keys()
+    study = grid.read_study(path, next(iter(found.values()))["device"])
+    cells.check_settings(study.cells, found, path)
+    assert {cell.key for cell in study.cells} == found.keys()
 
 
-def test_a_cell_of_a_table_has_neither_bars_nor_line_breaks():
+def test_table_cells_escape_bars_and_line_breaks():
     table = [["text", "score"], ["good | bad\nday", "0.5"]]
     assert summary.markdown(table)[2] == "| good \\| bad day | 0.5 |"

@@ -37,7 +37,7 @@ def test_logits_equal_transformers_at_the_shape_of_t5_1_1_small():
     assert np.abs(t5.forward(params, config, ids, mask, start) - theirs).max() < 1e-10
 
 
-def test_prompts_of_their_own_for_the_rows_of_a_batch():
+def test_each_row_of_a_batch_may_have_its_own_prompt():
     config, params, _ = pair("t5-1.1")
     ids, mask, labels, _ = batch(3, 61, rows=2, length=8, out=2)
     prompts = np.random.default_rng(0).normal(0, 1, (2, 4, 20))
@@ -57,12 +57,12 @@ def test_prompts_of_their_own_for_the_rows_of_a_batch():
     rows=st.integers(1, 4),
     own=st.booleans(),
 )
-def test_a_prefix_is_what_more_context_would_be(seed, length, more, queries, rows, own):
+def test_a_prefix_equals_additional_context(seed, length, more, queries, rows, own):
     config, params, _ = pair("t5-1.1")
     weights = params["decoder"]["block"]["0"]["layer"]["1"]["EncDecAttention"]
     rng = np.random.default_rng(seed)
     x, context = rng.normal(size=(rows, queries, 20)), rng.normal(size=(rows, length, 20))
-    first = rng.normal(size=(rows if own else 1, more, 20))  # of each row, or shared by all
+    first = rng.normal(size=(rows if own else 1, more, 20))  # one per row, or shared by all rows
     bias = t5.additive(np.arange(length) < rng.integers(1, length + 1, (rows, 1)), float)
     wide = np.concatenate([np.broadcast_to(first, (rows, more, 20)), context], 1)
     mask = np.concatenate([np.zeros((rows, 1, 1, more)), bias], -1)
@@ -76,12 +76,14 @@ def test_a_prefix_is_what_more_context_would_be(seed, length, more, queries, row
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_has_the_positions_before_the_first(family, stack):
     config, params, _ = pair(family, num_decoder_layers=2)
-    length, more, block = 5, 150, params[stack]["block"]  # so that far buckets are met too
+    length, more, block = 5, 150, params[stack]["block"]  # long enough to reach far buckets
     prefixed = tree.merge(block, {f"{i}.layer.0.SelfAttention.prefix.key": np.ones((more, 18)) for i in "01"})
     zeros = lambda n: np.zeros((1, 1, n, n))
     found = t5.position_biases(prefixed, zeros(length), np.arange(length), stack == "encoder", config)
     whole = t5.position_biases(block, zeros(more + length), np.arange(more + length), stack == "encoder", config)
-    assert [(one == two[:, :, more:]).all() for one, two in zip(found, whole, strict=True)] == [True, True]
+    assert [
+        (prefixed_bias == whole_bias[:, :, more:]).all() for prefixed_bias, whole_bias in zip(found, whole, strict=True)
+    ] == [True, True]
 
 
 ATTENTIONS = [
@@ -92,7 +94,7 @@ ATTENTIONS = [
 
 
 def prefixes(dtype=np.float64, places=ATTENTIONS):
-    """A prefix of another length for each attention."""
+    """Return prefixes of different lengths for several attentions."""
     rng = np.random.default_rng(0)
     shape = lambda i: (i + 2, 18)
     return {
@@ -103,7 +105,7 @@ def prefixes(dtype=np.float64, places=ATTENTIONS):
 
 
 @pytest.mark.parametrize("family", ["t5-1.0", "umt5"])
-def test_the_gradient_of_a_prefix_is_the_slope(family):
+def test_the_gradient_of_a_prefix_equals_finite_differences(family):
     config, params, _ = pair(family)
     ids, mask, labels, weights = batch(7, 61, rows=2, length=6, out=3)
     delta = prefixes() | {KEY: np.random.default_rng(1).normal(size=(2, 20))}
@@ -158,7 +160,7 @@ def test_float32_stays_float32(family):
     assert np.linalg.norm(gradient[KEY] - exact) < 1e-4 * np.linalg.norm(exact)
 
 
-def test_dropout_is_where_it_is_in_transformers():
+def test_dropout_is_applied_where_transformers_applies_it():
     config, params, reference = pair("t5-1.1")
     ids, mask, labels, _ = batch(8, 61, rows=2, length=6, out=3)
     ours, theirs = [], []
@@ -176,7 +178,7 @@ def test_dropout_is_where_it_is_in_transformers():
     t5.forward(params, config, ids, mask, start, seen)
     scores = [shape for shape in ours if len(shape) == 4 or shape[1] in (3 * 3, 3 * 6) or shape[-1] not in (20, 28)]
     assert sorted(shape for shape in ours if shape not in scores) == sorted(theirs)
-    assert len(scores) == 2 + 2 * 3  # one for each attention, where transformers calls a function
+    assert len(scores) == 2 + 2 * 3  # one per attention, where transformers uses the functional dropout
 
 
 def test_dropout_keeps_the_mean_and_follows_its_seed():
@@ -201,7 +203,7 @@ def test_dropout_keeps_the_mean_and_follows_its_seed():
     length=st.integers(1, 9),
     masked=st.booleans(),
 )
-def test_the_fast_forms_of_attention_equal_the_plain_one(seed, rows, queries, length, masked):
+def test_attend_short_equals_attend(seed, rows, queries, length, masked):
     config, params, _ = pair("t5-1.1")
     H, K = config.num_heads, config.d_kv
     weights = params["decoder"]["block"]["0"]["layer"]["1"]["EncDecAttention"]
@@ -215,7 +217,7 @@ def test_the_fast_forms_of_attention_equal_the_plain_one(seed, rows, queries, le
     assert np.abs(short - wanted).max() < 1e-12
 
 
-def test_attention_takes_the_short_way_where_it_is_shorter(monkeypatch):
+def test_attention_uses_attend_short_when_it_is_cheaper(monkeypatch):
     config, params, _ = pair("t5-1.1")
     ids, mask, labels, _ = batch(3, 61, rows=2, length=40, out=1)
     taken = []
@@ -225,7 +227,7 @@ def test_attention_takes_the_short_way_where_it_is_shorter(monkeypatch):
     assert taken == [(2, 3, 1, 6)] * config.num_decoder_layers
 
 
-def test_intermediate_values_are_those_of_transformers():
+def test_intermediate_values_equal_transformers():
     config, params, reference = pair("t5-1.1")
     ids, mask, labels, _ = batch(8, 61, rows=2, length=6, out=3)
     seen, start = {}, t5.shift_right(labels)

@@ -1,4 +1,4 @@
-"""T5X checkpoints, written here by hand and a real one; models converted to Hugging Face directories."""
+"""T5X checkpoints, handwritten and real; models converted to Hugging Face directories."""
 
 import gzip
 import json
@@ -34,13 +34,13 @@ HEADS, SIZE = raw_config("t5-1.0")["num_heads"], raw_config("t5-1.0")["d_kv"]
 
 
 def read_t5x(folder):
-    """All weights in memory."""
+    """Read all weights into memory."""
     raw, weights = open_t5x(folder)
     return raw, {name: np.asarray(value) for name, value in weights.items()}
 
 
 def pack(value):
-    """msgpack, in the longest form of each kind but for what the real file has short."""
+    """Encode msgpack in the longest form of each type, except where the real file has a short form."""
     if value is None:
         return b"\xc0"
     if isinstance(value, bool):
@@ -63,11 +63,11 @@ def pack(value):
 
 
 def target(flat, split=False):
-    """Hugging Face weights as T5X has them, nested; split: kernels keep the dimension of the heads."""
+    """Nest Hugging Face weights as T5X does. split: kernels keep the axis of the heads."""
 
     def kernel(name, heads=None):
         value = np.ascontiguousarray(flat[f"{name}.weight"].T)
-        if split and heads is not None:  # which dimension is that of the heads
+        if split and heads is not None:  # heads is the position of the heads' axis
             value = value.reshape(*value.shape[:heads], HEADS, SIZE, *value.shape[heads + 1 :])
         return {"kernel": value}
 
@@ -118,7 +118,7 @@ def write_zarr(folder, value, chunks, compressor, fill=None):
 
 
 def write_t5x(folder, tree_, step=3, compressor=None, small=40):
-    """A T5X checkpoint: arrays of up to `small` numbers in the msgpack file, the others in zarr directories."""
+    """Write a T5X checkpoint: arrays of up to `small` numbers in the msgpack file, others in zarr directories."""
     folder.mkdir(parents=True)
 
     def store(node, name):
@@ -137,7 +137,7 @@ def write_t5x(folder, tree_, step=3, compressor=None, small=40):
 
 
 def small_t5x(folder, **changes):
-    """A small one, with ByT5's tokenizer."""
+    """Write a small checkpoint with ByT5's tokenizer."""
     write_t5x(folder, target(weights()), **changes)
     (folder / "tokenizer_config.json").write_text(WORDS)
     return folder
@@ -153,13 +153,13 @@ def random_model(family, dtype=np.float32, seed=0, **changes):
 @given(data=st.data())
 def test_a_checkpoint_is_read_bit_for_bit(family, data, tmp_path_factory):
     dtype = data.draw(st.sampled_from([np.float32, bfloat16]))
-    square = dict(vocab_size=18, d_model=18, d_ff=18, num_heads=3, d_kv=6)  # a kernel is turned also where none sees it
+    square = dict(vocab_size=18, d_model=18, d_ff=18, num_heads=3, d_kv=6)  # the shape hides a transpose
     changes = data.draw(st.sampled_from([{}, square, dict(relative_attention_num_buckets=4)]))
     config, flat = random_model(family, dtype, **changes)
     tree_ = target(flat, data.draw(st.booleans()))
     tree_["encoder"]["prompt"] = {
         "prompt": {"prompt": np.ones((5, config.d_model), dtype)}
-    }  # a soft prompt is no weight
+    }  # a soft prompt is not a weight
     folder = tmp_path_factory.mktemp("t5x") / "checkpoint_3"
     compressor = data.draw(st.sampled_from([None, {"id": "gzip", "level": 1}]))
     write_t5x(folder, tree_, data.draw(st.integers(2, 30)), compressor, data.draw(st.sampled_from([0, 40, 10**6])))
@@ -172,13 +172,13 @@ def test_a_checkpoint_is_read_bit_for_bit(family, data, tmp_path_factory):
 
 
 def theirs(folder, *ids):
-    """Logits of a directory by transformers, in float64."""
+    """Return transformers' logits of a directory, in float64."""
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float64).eval()
     for module in model.modules():
         if type(module).__name__.endswith("LayerNorm"):
             module.forward = check_torch.exact_norm.__get__(module)
     if model.config.model_type == "umt5":
-        # transformers 5 takes every UMT5 for tied, whatever its config.json says, and scales its logits.
+        # transformers 5 ties every UMT5 regardless of config.json, and scales its logits.
         model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
     with torch.no_grad():
         return model(*map(torch.from_numpy, ids), use_cache=False).logits.numpy()
@@ -201,7 +201,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("origin", ["t5x", "safetensors", "bin"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_loads_what_was_converted_with_equal_logits(family, origin, tmp_path):
+def test_transformers_loads_a_converted_model_with_equal_logits(family, origin, tmp_path):
     config, flat = random_model(family, vocab_size=VOCAB)
     raw = raw_config(family, vocab_size=VOCAB, dropout_rate=0.3)
     source = tmp_path / "source"
@@ -231,9 +231,9 @@ def test_transformers_loads_what_was_converted_with_equal_logits(family, origin,
 
 
 @pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float64])
-def test_weights_keep_their_dtype_and_lose_their_copies(dtype, tmp_path):
+def test_conversion_keeps_dtypes_and_drops_redundant_copies(dtype, tmp_path):
     flat = {name: value.astype(dtype) for name, value in weights().items()}
-    flat["shared.weight"] = flat["shared.weight"].astype(np.float32)  # of two dtypes: each must lie aligned
+    flat["shared.weight"] = flat["shared.weight"].astype(np.float32)  # with two dtypes, alignment matters
     more = {f"{part}.embed_tokens.weight": flat["shared.weight"] for part in ("encoder", "decoder")}
     out = convert(write(tmp_path / "a", SMALL, flat | more), tmp_path / "b")
     _, _, found = models.open_model(out)
@@ -244,8 +244,8 @@ def test_weights_keep_their_dtype_and_lose_their_copies(dtype, tmp_path):
     assert "embed_tokens" not in (out / "model.safetensors").read_bytes().decode(errors="ignore")
 
 
-def test_a_wrong_tie_is_mended_and_all_else_kept(tmp_path):
-    # As transformers 5 writes a T5 1.1 that it has read.
+def test_conversion_corrects_a_wrong_tie_only(tmp_path):
+    # transformers 5 writes this config.json for a T5 1.1 that it has read
     raw = SMALL | {"tie_word_embeddings": True, "scale_decoder_outputs": False, "task_specific_params": {"a": [1]}}
     out = convert(write(tmp_path / "a", raw, weights()), tmp_path / "b")
     assert json.loads((out / "config.json").read_text()) == raw | {"tie_word_embeddings": False}
@@ -279,7 +279,7 @@ def test_the_real_checkpoint(tmp_path):
     assert models.load(copy).fingerprint == model.fingerprint
 
 
-def test_a_tokenizer_from_a_folder_or_a_file(tmp_path):
+def test_the_tokenizer_may_be_a_folder_or_a_file(tmp_path):
     source = write_t5x(tmp_path / "t5x", target(weights()))
     with pytest.raises(CheckpointError, match="T5X checkpoints have no tokenizer"):
         convert(source, tmp_path / "out")
@@ -303,7 +303,7 @@ def test_a_tokenizer_from_a_folder_or_a_file(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt("No time left")], ids=repr)
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, error, there):
+def test_a_failed_conversion_leaves_nothing(folder, tmp_path, monkeypatch, error, there):
     out = tmp_path / "new" / "out"
     if there:
         out.mkdir(parents=True)
@@ -326,14 +326,14 @@ def test_a_conversion_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, e
             with pytest.raises(type(error), match=r"No (space|time) left"):
                 convert(folder, out)
         assert sorted(tmp_path.rglob("*")) == before
-    left = tmp_path / "new" / "out.part"  # whatever this is, it is in nobody's way
+    left = tmp_path / "new" / "out.part"  # a foreign file must not disturb
     left.mkdir(parents=True)
     convert(folder, out)
     assert sorted(left.parent.iterdir()) == [out, left]
     assert models.load(out).fingerprint == models.load(folder).fingerprint
 
 
-def test_what_was_read_cannot_be_exported_before_it_is_converted(tmp_path):
+def test_a_t5x_model_must_be_converted_before_export(tmp_path):
     source = small_t5x(tmp_path / "t5x")
     shape = Shape(batch_size=2, input_tokens=7, target_tokens=3, prompt_length=5)
     with pytest.raises(CheckpointError, match=r"tinyprompt convert .*t5x TARGET"):
@@ -342,32 +342,32 @@ def test_what_was_read_cannot_be_exported_before_it_is_converted(tmp_path):
     export.export(convert(source, tmp_path / "hf"), tmp_path / "out", shape)
 
 
-def test_16_bit_weights_are_widened_unless_they_are_many(tmp_path, monkeypatch):
+def test_16_bit_weights_of_a_large_model_are_not_widened(tmp_path, monkeypatch):
     flat = {name: value.astype(bfloat16) for name, value in weights().items()}
     write_t5x(tmp_path / "t5x", target(flat))
     (tmp_path / "t5x" / "tokenizer_config.json").write_text(WORDS)
     wide = models.load(tmp_path / "t5x")
     monkeypatch.setattr(models, "WIDEN", 0)
     model = models.load(tmp_path / "t5x")
-    for one, dtype in ((wide, np.float32), (model, bfloat16)):
-        assert {value.dtype for value in tree.flatten(one.params).values()} == {np.dtype(dtype)}
-        assert all(is_frozen(value) for value in tree.flatten(one.params).values())
+    for loaded, dtype in ((wide, np.float32), (model, bfloat16)):
+        assert {value.dtype for value in tree.flatten(loaded.params).values()} == {np.dtype(dtype)}
+        assert all(is_frozen(value) for value in tree.flatten(loaded.params).values())
     assert model.fingerprint == wide.fingerprint
 
 
-def test_a_missing_chunk_is_an_error_whatever_the_fill_value(tmp_path):
+def test_a_missing_chunk_is_an_error_with_any_fill_value(tmp_path):
     source = small_t5x(tmp_path / "t5x")
     array = source / "target.token_embedder.embedding"
     (array / "1.0").unlink()
     about = json.loads((array / ".zarray").read_text())
-    for fill in (None, 0.5):  # of weights, a missing part is a lost one
+    for fill in (None, 0.5):  # a missing chunk of weights is lost data
         (array / ".zarray").write_text(json.dumps(about | {"fill_value": fill}))
         with pytest.raises(CheckpointError, match=r"embedding.1\.0: no such file"):
             models.load(source)
 
 
 def changed(**changes):
-    """Change keys of a .zarray; None: leave out."""
+    """Return a function that changes keys of a .zarray; "-" removes a key."""
 
     def change(folder):
         path = folder / "target.token_embedder.embedding" / ".zarray"
@@ -378,7 +378,7 @@ def changed(**changes):
 
 
 def rewritten(*path, value=None, name=None):
-    """Write the checkpoint with one entry of `target` changed or, without a value, left out."""
+    """Return a function that rewrites the checkpoint with one entry of `target` changed or, if None, removed."""
 
     def change(folder):
         shutil.rmtree(folder)
@@ -423,29 +423,32 @@ BROKEN = {
     "shape": (changed(shape=[384.0, 4]), [".zarray", "shape"]),
     "shape larger": (changed(shape=[388, 4]), ["'decoder.logits_dense.kernel' has shape [4, 384]; expected [4, 388]"]),
     "shape wider": (changed(shape=[384, 5]), ["has shape", "expected"]),
-    "no key": (changed(chunks="-"), [".zarray", "chunks"]),
-    "no JSON": (cut(f"{TABLE}/.zarray", 9), [TABLE, ".zarray", "JSON"]),
+    "key missing": (changed(chunks="-"), [".zarray", "chunks"]),
+    "not JSON": (cut(f"{TABLE}/.zarray", 9), [TABLE, ".zarray", "JSON"]),
     "a list": (cut(f"{TABLE}/.zarray", data=b"[]"), [TABLE, ".zarray", "JSON"]),
-    "no array": (lambda folder: shutil.rmtree(folder / TABLE), [TABLE, "no such file"]),
-    "chunk cut short": (cut(f"{TABLE}/2.0", 47), [TABLE, "2.0", "47", "48"]),
+    "array missing": (lambda folder: shutil.rmtree(folder / TABLE), [TABLE, "no such file"]),
+    "chunk truncated": (cut(f"{TABLE}/2.0", 47), [TABLE, "2.0", "47", "48"]),
     "chunk too long": (cut(f"{TABLE}/2.0", data=bytes(49)), [TABLE, "2.0", "49", "48"]),
-    "msgpack cut short": (cut("checkpoint", 500), ["checkpoint", "cut short"]),
+    "msgpack truncated": (cut("checkpoint", 500), ["checkpoint", "cut short"]),
     "msgpack empty": (cut("checkpoint", 0), ["checkpoint", "cut short"]),
     "msgpack nested": (cut("checkpoint", data=b"\x91" * 100_000), ["checkpoint", "not a msgpack file"]),
     "msgpack a list": (cut("checkpoint", data=b"\x90"), ["checkpoint", "'optimizer'"]),
-    "of TensorFlow": (cut("checkpoint", data=b'model_checkpoint_path: "a"'), ["checkpoint", "not a msgpack file"]),
+    "TensorFlow checkpoint": (
+        cut("checkpoint", data=b'model_checkpoint_path: "a"'),
+        ["checkpoint", "not a msgpack file"],
+    ),
     "unhashable": (cut("checkpoint", data=b"\x81\x90\xc0"), ["checkpoint", "not a msgpack file"]),
-    "no target": (cut("checkpoint", data=pack({"optimizer": {"state": 1}})), ["checkpoint", "'target'"]),
+    "target missing": (cut("checkpoint", data=pack({"optimizer": {"state": 1}})), ["checkpoint", "'target'"]),
     "dtype in msgpack": (
         rewritten("encoder", "encoder_norm", "scale", value=np.ones(4, np.int32)),
         ["checkpoint", "'encoder.encoder_norm.scale'", "int32"],
     ),
-    "no weight": (rewritten("token_embedder", "embedding"), ["'token_embedder.embedding' is missing"]),
-    "no norm": (rewritten("encoder", "encoder_norm", "scale"), ["'encoder.encoder_norm.scale' is missing"]),
-    "no bias": (rewritten("encoder", "relpos_bias"), ["'encoder.relpos_bias.rel_embedding' is missing"]),
-    "no decoder": (rewritten("decoder"), ["decoder"]),
-    "no layer 0": (rewritten("encoder", "layers_0"), ["'encoder.layers_0.attention.query.kernel' is missing"]),
-    "a layer more": (rewritten("encoder", "layers_7", "mlp", "wo", "kernel", value=ONES), ["'encoder.layers_1."]),
+    "weight missing": (rewritten("token_embedder", "embedding"), ["'token_embedder.embedding' is missing"]),
+    "norm missing": (rewritten("encoder", "encoder_norm", "scale"), ["'encoder.encoder_norm.scale' is missing"]),
+    "bias missing": (rewritten("encoder", "relpos_bias"), ["'encoder.relpos_bias.rel_embedding' is missing"]),
+    "decoder missing": (rewritten("decoder"), ["decoder"]),
+    "layer 0 missing": (rewritten("encoder", "layers_0"), ["'encoder.layers_0.attention.query.kernel' is missing"]),
+    "additional layer": (rewritten("encoder", "layers_7", "mlp", "wo", "kernel", value=ONES), ["'encoder.layers_1."]),
     "surplus": (rewritten("encoder", "adapter", "kernel", value=ONES), ["'encoder.adapter.kernel' is not a weight"]),
     "shape of a kernel": (
         rewritten("encoder", "layers_0", "mlp", "wo", "kernel", value=ONES),
@@ -480,7 +483,7 @@ def test_errors_name_the_file_and_the_weight(case, tmp_path):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-def test_the_folder_above_the_steps_names_them(tmp_path):
+def test_a_folder_of_steps_names_its_checkpoints(tmp_path):
     for step in (3, 20):
         small_t5x(tmp_path / "model" / f"checkpoint_{step}")
     with pytest.raises(CheckpointError, match=r"model: contains T5X checkpoints; name one .*checkpoint_20$"):
@@ -489,7 +492,7 @@ def test_the_folder_above_the_steps_names_them(tmp_path):
 
 @examples(100)
 @given(data=st.data())
-def test_no_bytes_raise_another_exception(data, tmp_path_factory):
+def test_random_bytes_raise_no_other_exception(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "checkpoint_3"
     write_t5x(folder, target(weights()), 10**6, {"id": "gzip", "level": 1})
     path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
@@ -502,14 +505,14 @@ def test_no_bytes_raise_another_exception(data, tmp_path_factory):
     try:
         raw, found = read_t5x(folder)
     except CheckpointError as error:
-        assert str(folder) in str(error)  # noqa: PT017 - what is changed may also be a number
+        assert str(folder) in str(error)  # noqa: PT017 - the change may be valid
     else:
         assert {name: x.shape for name, x in found.items()} == weight_shapes(parse_config(raw))
 
 
 @examples(60)
 @given(data=st.data())
-def test_a_compressed_chunk_cut_short(data, tmp_path_factory):
+def test_a_truncated_compressed_chunk_is_refused(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cut") / "checkpoint_3"
     write_t5x(folder, target(weights()), 10**6, {"id": "gzip", "level": 1})
     path = folder / TABLE / "0.0"

@@ -1,4 +1,4 @@
-"""Built-in tasks: rows of small files written here, damaged files, and every row of the distributed dev files."""
+"""Built-in tasks: small handwritten files, damaged files, and every row of the distributed dev files."""
 
 import copy
 import gzip
@@ -53,7 +53,7 @@ def lines(*records):
     return "\n".join(map(json.dumps, records))
 
 
-# Task, name of the file, its content, the rows.
+# task, file name, content, rows
 FILES = [
     (
         "boolq",
@@ -191,7 +191,7 @@ def write(path, content):
 
 
 @pytest.mark.parametrize(("task", "name", "content", "rows"), FILES)
-def test_rows(tmp_path, task, name, content, rows):
+def test_rows_of_each_task(tmp_path, task, name, content, rows):
     path = write(tmp_path / name, content)
     assert registry.read(task, path) == rows
     assert [row.input for row in registry.read(task, path, labelled=False)] == [row.input for row in rows]
@@ -200,11 +200,11 @@ def test_rows(tmp_path, task, name, content, rows):
         registry.read(task, write(tmp_path / f"none{name[1:]}", ""))
 
 
-def test_every_task_has_a_row_above():
+def test_every_task_has_a_file_above():
     assert {task for task, *_ in FILES} == TASKS.keys()
 
 
-def test_what_is_learned_from(tmp_path):
+def test_training_rows_of_each_task(tmp_path):
     path = {task: write(tmp_path / f"{task}-{name}", content) for task, name, content, _ in FILES}
     assert [row.target for row in registry.read("record", path["record"], training=True)] == ["Bergen", "Oslo"]
     assert [row.target for row in registry.read("wsc", path["wsc"], training=True)] == ["the cup"]
@@ -223,7 +223,7 @@ def test_what_is_learned_from(tmp_path):
         (dict(span2_text="it.", span2_index=3), "He did use it. Again.", "He did use *it.* Again."),
     ],
 )
-def test_pronouns_off_by_one_or_with_punctuation(tmp_path, spans, text, marked):
+def test_pronouns_with_a_wrong_index_or_punctuation_are_found(tmp_path, spans, text, marked):
     record = dict(text=text, target=dict(span1_text="He", span1_index=0) | spans, label=1)
     assert registry.read("wsc", write(tmp_path / "a.jsonl", lines(record)))[0].input == marked
 
@@ -251,7 +251,7 @@ def test_pronouns_off_by_one_or_with_punctuation(tmp_path, spans, text, marked):
         ("sst2", "a.tsv.xz", None, "a.tsv.xz: cannot be decompressed"),
     ],
 )
-def test_bad_files_say_where(tmp_path, task, name, content, message):
+def test_errors_name_the_file_and_the_place(tmp_path, task, name, content, message):
     path = tmp_path / name
     path.write_bytes(b"no archive" if content is None else content.encode())
     with pytest.raises(DataError) as caught:
@@ -260,7 +260,7 @@ def test_bad_files_say_where(tmp_path, task, name, content, message):
     assert message in str(caught.value)
 
 
-def test_a_cut_archive_is_named(tmp_path):
+def test_a_truncated_archive_is_named(tmp_path):
     for name, pack in (("a.tsv.gz", gzip.compress), ("a.tsv.xz", lzma.compress)):
         path = tmp_path / name
         path.write_bytes(pack(b"sentence\tlabel\nso dull\t0\n")[:-9])
@@ -280,7 +280,7 @@ JSON_TASKS = [(task, name, content) for task, name, content, _ in FILES if name.
 
 @examples(300)
 @given(st.data())
-def test_damaged_files_give_rows_or_one_error(tmp_path_factory, data):
+def test_a_damaged_file_gives_rows_or_one_error(tmp_path_factory, data):
     task, name, content = data.draw(st.sampled_from(JSON_TASKS))
     records = [copy.deepcopy(json.loads(line)) for line in content.splitlines()]
     node, key = records, len(records) - 1
@@ -303,14 +303,14 @@ def test_damaged_files_give_rows_or_one_error(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize("words", [("x", "x"), ("equivalent", "not_equivalent")])
-def test_label_words_that_tell_nothing_apart(words):
+def test_ambiguous_label_words_are_refused(words):
     with pytest.raises(DataError, match=f"mrpc: expected distinct words that do not swap labels, found {words[0]}"):
         registry.task_labels("mrpc", dict(zip(("not_equivalent", "equivalent"), words, strict=True)))
 
 
-def test_other_label_words(tmp_path):
+def test_custom_label_words(tmp_path):
     words = {"not_equivalent": "not_duplicate", "equivalent": "duplicate"}
-    task, name, content, (row,) = next(one for one in FILES if one[0] == "mrpc")
+    task, name, content, (row,) = next(entry for entry in FILES if entry[0] == "mrpc")
     path = write(tmp_path / name, content)
     assert registry.read(task, path, words=words) == [row._replace(target="duplicate")]
     labels = registry.task_labels(task, words)
@@ -320,7 +320,7 @@ def test_other_label_words(tmp_path):
     assert registry.score(task, predicted, rows, labels).metrics == {"f1": 2 / 3, "accuracy": 0.5}
     assert registry.score(task, predicted, rows, labels).mean == pytest.approx(7 / 12)
     rows = [row._replace(target=TASKS[task].labels[i]) for i in (1, 1, 1, 0)]
-    predicted = [TASKS[task].labels[i] for i in (1, 1, 0, 1)]  # sorted, as files of columns have them:
+    predicted = [TASKS[task].labels[i] for i in (1, 1, 0, 1)]  # sorted, like the labels of a table
     assert registry.score(task, predicted, rows, ("equivalent", "not_equivalent")).metrics == {
         "f1": 2 / 3,
         "accuracy": 0.5,
@@ -333,7 +333,7 @@ def test_other_label_words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "candidate", "true", "right"),
+    ("predicted", "candidate", "true", "right"),
     [
         ("The Cup", "cup", True, True),
         ("fuzzy bunny", "the bunny", True, True),
@@ -346,15 +346,15 @@ def test_other_label_words(tmp_path):
         ("dog", "his", False, True),
     ],
 )
-def test_referents(said, candidate, true, right):
+def test_answers_of_wsc_are_compared_as_referents(predicted, candidate, true, right):
     row = Row("x", candidate, (candidate,) if true else ())
-    assert registry.score("wsc", [said], [row], None).metrics == {"accuracy": right}
+    assert registry.score("wsc", [predicted], [row], None).metrics == {"accuracy": right}
 
 
-# Every row of the dev files: task, number of rows, digest, scores. The digests, of "input<tab>target<newline>", are of
-# the strings that t5 0.9.4 makes of them (t5.data.preprocessors, fed by TFDS 4.9.10 as its tasks are, then what
-# prompt-tuning calls remove_first_text_token), both ends stripped; those of TREC and AG News, which T5 has not, were
-# put together by hand. The scores, of `guesses`, are of t5.evaluation.metrics (scikit-learn's within), divided by 100.
+# Every row of the dev files: task, number of rows, digest, scores. The digests are of "input<tab>target<newline>" for
+# the strings that t5 0.9.4 generates (t5.data.preprocessors on TFDS 4.9.10, as in its tasks, then
+# remove_first_text_token of prompt-tuning), with both ends stripped. T5 has no TREC and AG News; their strings were
+# composed by hand. The scores are those of t5.evaluation.metrics (with scikit-learn) for `guesses`, divided by 100.
 DEV = {
     "superglue/BoolQ.val.jsonl": ("boolq", 3270, "a3235aef014b6221", 0.801529051988),
     "superglue/CB.val.jsonl": ("cb", 56, "fe39ae7e372506a5", 0.735600907029, 0.75),
@@ -379,7 +379,7 @@ DEV = {
 
 
 def guesses(rows, labels):
-    """Half of them right, some another row's answer, some nothing that could be right, some worded otherwise."""
+    """Return answers: half of them right, the rest from other rows, impossible, or worded differently."""
     rng, out = random.Random(0), []
     for row in rows:
         kind = rng.random()
@@ -406,7 +406,7 @@ distributed = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}, wher
 @pytest.mark.parametrize("file", DEV)
 def test_every_row_of_the_distributed_files(file):
     task, count, sha256, *scores = DEV[file]
-    rows = registry.read(task, SHARED / file, training=task == "record")  # T5 has a row for each answer in both
+    rows = registry.read(task, SHARED / file, training=task == "record")  # T5 has a row for each answer in both splits
     assert (len(rows), digest(rows)) == (count, sha256)
     rows = registry.read(task, SHARED / file)
     labels = TASKS[task].labels
@@ -415,10 +415,10 @@ def test_every_row_of_the_distributed_files(file):
 
 
 @distributed
-def test_only_true_referents_are_learned_from():
+def test_training_uses_true_referents_only():
     assert (
         len(registry.read("wsc", SHARED / "superglue/WSC.train.jsonl", training=True)) == 259
-    )  # the paper's section 3
+    )  # section 3 of the paper
 
 
 QUICK = "--steps 2 --batch-size 4 --prompt-length 3 --eval-every 1 --optimizer adam --max-new-tokens 3".split()  # noqa: SIM905
@@ -426,7 +426,7 @@ QUICK = "--steps 2 --batch-size 4 --prompt-length 3 --eval-every 1 --optimizer a
 
 @pytest.fixture
 def call(capsys, folder):
-    """Runs a command on the small model; returns its JSON or, where it fails, what it says."""
+    """Return a function that runs a command on the small model and returns its JSON or, on failure, its last line."""
 
     def call(*args):
         status = main([*map(str, args), "--model", str(folder), "--device", "numpy", "--json"])
@@ -442,7 +442,7 @@ def pairs(path, first, second, label, labels):
     return path
 
 
-def test_a_prompt_remembers_its_task(call, tmp_path):
+def test_a_prompt_keeps_its_task(call, tmp_path):
     train, prompt = pairs(tmp_path / "a.jsonl", "text_a", "text_b", "label", "01"), tmp_path / "p.safetensors"
     tuned = call("tune", train, "--dev", train, "--task", "qqp", "--out", prompt, *QUICK)
     assert tuned["label_words"] == ["not_duplicate", "duplicate"]
@@ -451,8 +451,8 @@ def test_a_prompt_remembers_its_task(call, tmp_path):
     assert scored["scores"].keys() == {"f1", "accuracy"}
     answered = call("predict", prompt, "--data", train)["predictions"]
     assert answered[0]["input"] == "question1: Text 0. question2: Text 0."
-    assert {one["prediction"] for one in answered} <= set(tuned["label_words"])
-    # The paper's transfer (table 2): the same prompt on the other set of paraphrases.
+    assert {answer["prediction"] for answer in answered} <= set(tuned["label_words"])
+    # The transfer of the paper (table 2): the same prompt on the other paraphrase task.
     other = pairs(tmp_path / "b.jsonl", "sentence1", "sentence2", "label", ["not_equivalent", "equivalent"])
     words = ("--words", "not_equivalent=not_duplicate", "equivalent=duplicate")
     scored = call("eval", prompt, other, "--task", "mrpc", *words)
@@ -470,7 +470,7 @@ def test_a_prompt_remembers_its_task(call, tmp_path):
     )
 
 
-def test_free_text_tasks_by_the_command_line(call, tmp_path, monkeypatch):
+def test_free_text_tasks_on_the_command_line(call, tmp_path, monkeypatch):
     first, words = methods.init_params, []
     spy = lambda model, settings, labels, init: words.append((labels, init)) or first(model, settings, labels, init)
     monkeypatch.setattr(methods, "init_params", spy)
@@ -485,7 +485,7 @@ def test_free_text_tasks_by_the_command_line(call, tmp_path, monkeypatch):
     assert call("eval", prompt, squad, "--task", "squad")["scores"].keys() == {"exact match", "f1"}
 
 
-def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
+def test_a_mixture_of_tasks_on_the_command_line(call, tmp_path):
     qqp = pairs(tmp_path / "a.jsonl", "question1", "question2", "is_duplicate", [0, 1])
     wsc = write(tmp_path / "b.jsonl", lines(WSC, WSC | {"label": False}))
     out = tmp_path / "p.safetensors"
@@ -515,8 +515,8 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
     assert scored["metric"] == "mean of the tasks qqp and wsc"
     alone = call("eval", out, wsc, "--task", "wsc")
     assert alone["score"] == scored["scores"]["wsc accuracy"]
-    said = call("predict", out, "--data", wsc, "--task", "wsc")["predictions"]
-    assert said[0]["input"].startswith("wsc ")
+    predictions = call("predict", out, "--data", wsc, "--task", "wsc")["predictions"]
+    assert predictions[0]["input"].startswith("wsc ")
     assert "--task qqp,wsc: 2 tasks, found 1 file: " in call("eval", out, qqp)
     assert "task 'auto': expected one of boolq" in call("tune", qqp, wsc, "--task", "qqp,auto")
     assert "a mixture consists of built-in tasks with their own words" in call(
@@ -528,7 +528,7 @@ def test_a_mixture_of_tasks_by_the_command_line(call, tmp_path):
     assert "was tuned without task names; name one task" in call("eval", single, qqp, wsc, *both)
 
 
-def test_only_true_referents_are_shown_as_examples(call, tmp_path):
+def test_few_shot_examples_use_true_referents_only(call, tmp_path):
     wsc = write(tmp_path / "a.jsonl", lines(WSC, *[WSC | {"label": False}] * 9))
     assert (
         call("few-shot", wsc, wsc, "--task", "wsc", "--k", "1", "--max-new-tokens", "2", "--max-input-tokens", 999)["k"]
@@ -551,11 +551,11 @@ def test_a_mixture_is_scored_task_by_task():
         "qqp f1": pytest.approx(4 / 5),
         "qqp accuracy": pytest.approx(2 / 3),
     }
-    # A task with two metrics does not count twice.
+    # A task with two metrics has the same weight.
     assert found.mean == pytest.approx((1 / 2 + (4 / 5 + 2 / 3) / 2) / 2)
 
 
-def test_scores_say_what_they_are_of():
+def test_scores_print_their_metrics_and_rows():
     rows = [Row("a", "duplicate"), Row("b", "not_duplicate"), Row("c", "duplicate")]
     found = registry.score("qqp", ["duplicate", "duplicate", "not_duplicate"], rows, TASKS["qqp"].labels)
     assert (found.rows, found.name) == (3, "mean of f1 and accuracy")
@@ -565,7 +565,7 @@ def test_scores_say_what_they_are_of():
 
 
 @pytest.mark.parametrize("words", [("no", "yes"), None])
-def test_a_prompt_is_evaluated_with_the_metrics_of_its_task(folder, words):
+def test_evaluate_uses_the_metrics_of_the_task(folder, words):
     model, rows = load(folder), [Row("a", "yes"), Row("b", "no"), Row("c", "yes")]
     prompt = Prompt(label_words=words, settings={"max_new_tokens": 2} | ({"task": "qqp"} if words else {}))
     answers = predict(model, prompt, [row.input for row in rows], "numpy")
@@ -574,7 +574,7 @@ def test_a_prompt_is_evaluated_with_the_metrics_of_its_task(folder, words):
     assert list(found.metrics) == (["f1", "accuracy"] if words else ["exact match"])
 
 
-def test_names_of_tasks():
+def test_valid_and_invalid_task_names():
     for name in (*registry.PLAIN, *TASKS, "boolq,rte"):
         registry.check_name(name)
     for name in ("mnli", "boolq,auto", "boolq,", ""):
@@ -582,7 +582,7 @@ def test_names_of_tasks():
             registry.check_name(name)
 
 
-def test_rows_of_qqp_with_a_line_break_are_left_out_and_counted(tmp_path, caplog):
+def test_qqp_rows_with_a_line_break_are_skipped_and_counted(tmp_path, caplog):
     head = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     good = "".join(f"{i}\t1\t2\tHow is it?\tHow are {i}?\t{i % 2}\n" for i in range(4))
     path = write(tmp_path / "train.tsv", head + good + "9\t1\t2\tWho?\tIs it, and what\n\tis known?\t0\n" + good)
@@ -598,7 +598,7 @@ def test_the_test_file_of_cola_has_a_header(tmp_path):
     assert row.input == "sentence: Bill whistled past the house."
 
 
-def test_an_empty_answer_of_multirc_is_kept_and_groups_are_of_their_line(tmp_path):
+def test_multirc_keeps_an_empty_answer_and_groups_by_line(tmp_path):
     def line(*texts):
         answers = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
         return {"passage": {"text": "It is so.", "questions": [{"question": "Is it?", "idx": 0, "answers": answers}]}}
@@ -606,7 +606,7 @@ def test_an_empty_answer_of_multirc_is_kept_and_groups_are_of_their_line(tmp_pat
     path = write(tmp_path / "val.jsonl", lines(line("", "yes"), line("no", "never")))
     rows = registry.read("multirc", path)
     assert rows[0].input == "question: Is it? answer:  paragraph: It is so."
-    assert len({row.group for row in rows}) == 2  # also without idx
+    assert len({row.group for row in rows}) == 2  # without idx too
 
 
 def test_files_of_other_releases_are_named(tmp_path):

@@ -57,7 +57,7 @@ texts = st.builds(unicodedata.normalize, forms, st.lists(parts, max_size=10).map
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A directory with the spiece.model of 80 pieces, and no other file."""
+    """Write a directory that contains only a spiece.model of 80 pieces."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS.splitlines() * 5),
@@ -76,7 +76,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session", params=["tiny", pytest.param("t5", marks=needs_t5)])
 def pair(request, tiny):
-    """(our tokenizer, sentencepiece's own) of one model file."""
+    """Return our tokenizer and sentencepiece's for one model file."""
     path = tiny / "spiece.model" if request.param == "tiny" else T5 / "t5.spiece.model"
     return from_sentencepiece(path), sentencepiece.SentencePieceProcessor(model_file=str(path))
 
@@ -95,7 +95,7 @@ def test_ids_equal_sentencepiece(pair, text):
 
 @examples(100)
 @given(st.text(alphabet=sorted(set(CORPUS) - {"\n"}), max_size=40))
-def test_texts_of_known_characters_come_back(pair, text):
+def test_texts_of_known_characters_survive_encoding(pair, text):
     ours, theirs = pair
     ids = ours.encode(text)
     if tokenizer.UNK not in ids:
@@ -110,7 +110,7 @@ def test_pieces_are_spelled_as_in_the_vocabulary(pair):
     assert [tokenizer.ByteTokenizer().piece(ord(c) + 3) for c in "a\n~"] == ["a", "<13>", "~"]
 
 
-def test_sentinels_come_last_with_the_first_highest(tiny):
+def test_sentinels_are_last_in_descending_order(tiny):
     words = tokenizer.load(tiny)
     assert len(words) == 180
     assert [i for i in words.encode("the <extra_id_0> sat<extra_id_99>.") if i >= 80] == [179, 80]
@@ -119,7 +119,7 @@ def test_sentinels_come_last_with_the_first_highest(tiny):
 
 
 @pytest.mark.parametrize("extra_ids", [0, 7])
-def test_extra_ids_of_the_configuration_count(tiny, tmp_path, extra_ids):
+def test_extra_ids_of_the_configuration_are_used(tiny, tmp_path, extra_ids):
     shutil.copy(tiny / "spiece.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": extra_ids}))
     words = tokenizer.load(tmp_path)
@@ -147,7 +147,7 @@ def test_the_real_vocabulary(file, tmp_path):
 
 
 def clean_up(text):
-    """What transformers did to decoded text by default: English punctuation without a space in front."""
+    """Remove spaces before English punctuation, which was the default of transformers."""
     for mark in (".", "?", "!", ","):
         text = text.replace(" " + mark, mark)
     text = text.replace(" ' ", "'")
@@ -172,7 +172,7 @@ def test_bytes_equal_byt5(byt5, text):
 
 @examples(200)
 @given(st.lists(st.integers(0, 383), max_size=20))
-def test_any_ids_decode_as_byt5_does(byt5, ids):
+def test_any_ids_decode_like_byt5(byt5, ids):
     ours, theirs = byt5
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True).strip()
 
@@ -182,12 +182,12 @@ def byt5(tmp_path_factory):
     return byte_tokenizer(tmp_path_factory.mktemp("byt5")), transformers.ByT5Tokenizer()
 
 
-def test_extra_ids_of_bytes(tmp_path):
+def test_extra_ids_of_the_byte_tokenizer(tmp_path):
     assert len(byte_tokenizer(tmp_path)) == len(transformers.ByT5Tokenizer()) == 384
     assert len(byte_tokenizer(tmp_path, extra_ids=3)) == 262
 
 
-def test_a_directory_without_a_tokenizer_is_named(tmp_path):
+def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no tokenizer"):
         tokenizer.load(tmp_path)
 
@@ -198,13 +198,13 @@ def empty(tmp_path_factory):
 
 
 def load_broken(folder, name, contents):
-    """The tokenizer of a directory with this file alone, or None after a ValueError that names the file."""
+    """Load a tokenizer from this file alone. Return None after a ValueError that names the file."""
     path = folder / name
     path.write_bytes(contents)
     try:
         return tokenizer.load(folder)
     except ValueError as error:
-        assert str(path) in str(error)  # noqa: PT017 - both outcomes are right
+        assert str(path) in str(error)  # noqa: PT017 - both outcomes are valid
         return None
     finally:
         path.unlink()
@@ -222,32 +222,32 @@ def test_a_broken_tokenizer_json_is_named(empty, contents):
     assert load_broken(empty, "tokenizer.json", contents) is None
 
 
-# The tiny model: 80 pieces in 1,200 bytes, the trainer's settings, then a table of 239,000 bytes.
+# The tiny model has 80 pieces in 1,200 bytes, the trainer's settings, and a table of 239,000 bytes.
 places = st.one_of(st.integers(0, 1500), st.integers(0, 240_000))
 
 
 @examples(200)
 @given(cut=places)
-def test_a_sentencepiece_model_cut_short(tiny, empty, cut):
+def test_a_truncated_sentencepiece_model_is_refused_or_usable(tiny, empty, cut):
     words = load_broken(empty, "spiece.model", (tiny / "spiece.model").read_bytes()[:cut])
     assert words is None or 100 < len(words) <= 180
 
 
 @examples(300)
 @given(at=st.integers(0, 1500), wrong=st.binary(min_size=1, max_size=3))
-def test_a_sentencepiece_model_with_wrong_bytes(tiny, empty, at, wrong):
+def test_changed_bytes_of_a_sentencepiece_model_raise_only_value_errors(tiny, empty, at, wrong):
     data = (tiny / "spiece.model").read_bytes()
     load_broken(empty, "spiece.model", data[:at] + wrong + data[at + len(wrong) :])
 
 
 @examples(300)
 @given(st.one_of(st.binary(), st.binary(max_size=40).map(lambda b: b"\x0a" + bytes([len(b)]) + b)))
-def test_random_bytes_raise_nothing_but_value_errors(empty, contents):
+def test_random_bytes_raise_only_value_errors(empty, contents):
     load_broken(empty, "spiece.model", contents)
 
 
 def trained(path, **more):
-    """A sentencepiece model of the corpus with other settings, and sentencepiece's own view of it."""
+    """Train a sentencepiece model on the corpus with other settings; return sentencepiece's tokenizer."""
     out = io.BytesIO()
     known = dict(vocab_size=80, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
     lines = iter(CORPUS.splitlines() * 5)
@@ -256,7 +256,7 @@ def trained(path, **more):
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-def test_pieces_of_bytes_become_their_letters_again(tmp_path):
+def test_byte_pieces_are_decoded_to_characters(tmp_path):
     theirs = trained(tmp_path / "spiece.model", byte_fallback=True, vocab_size=310, character_coverage=0.98)
     words = tokenizer.load(tmp_path)
     for text in ("the cat 好 sat", "日本", "naïf 😀 é", "the"):
@@ -265,7 +265,7 @@ def test_pieces_of_bytes_become_their_letters_again(tmp_path):
         assert words.decode(ids) == theirs.decode(ids[:-1])
 
 
-def test_a_model_that_holds_its_sentinels_gets_no_others(tmp_path):
+def test_a_model_with_sentinels_gets_no_additional_ones(tmp_path):
     sentinels = [f"▁<extra_id_{i}>" for i in reversed(range(100))]
     theirs = trained(tmp_path / "spiece.model", user_defined_symbols=sentinels, vocab_size=180)
     words = tokenizer.load(tmp_path)
@@ -282,7 +282,7 @@ def test_a_model_that_holds_its_sentinels_gets_no_others(tmp_path):
         ({"pad_id": 1, "eos_id": 0}, "</s> has id 0, expected 1|<pad> has id 1, expected 0"),
     ],
 )
-def test_settings_that_no_t5_has_are_refused(tmp_path, setting, message):
+def test_special_ids_unlike_t5_are_refused(tmp_path, setting, message):
     trained(tmp_path / "spiece.model", **setting)
     with pytest.raises(ValueError, match=message):
         tokenizer.load(tmp_path)
@@ -305,7 +305,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_settings_of_the_trainer_count(tmp_path, flag):
+def test_settings_of_the_trainer_are_respected(tmp_path, flag):
     theirs = trained(tmp_path / "spiece.model", **{flag: FLAGS[flag]})
     words = tokenizer.load(tmp_path)
     for text in ("the cat  sat on the mat", " a dog\t12 <cat> ", "ﬁve cats", "3a b3", "a  b   c"):
@@ -316,7 +316,7 @@ def test_settings_of_the_trainer_count(tmp_path, flag):
 
 
 @pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder"])
-def test_added_tokens_have_their_ids(tiny, tmp_path, where):
+def test_added_tokens_keep_their_ids(tiny, tmp_path, where):
     shutil.copy(tiny / "spiece.model", tmp_path)
     added = {"<speaker>": 180, "<table>": 181}
     config = {"extra_ids": 100}
@@ -350,9 +350,11 @@ between = st.sampled_from(
 
 @examples(200)
 @given(st.tuples(flags, flags, flags), st.lists(between, max_size=9).map("".join))
-def test_flags_of_added_tokens_are_those_of_transformers(tiny, empty, chosen, text):
+def test_flags_of_added_tokens_equal_transformers(tiny, empty, chosen, text):
     ids = {"<cat>": 180, "cat": 181, "a": tokenizer.load(tiny).pipeline.token_to_id("a")}  # "a" is a piece
-    decoder = {id: one | {"content": token} for (token, id), one in zip(ids.items(), chosen, strict=True)}
+    decoder = {
+        id: chosen_flags | {"content": token} for (token, id), chosen_flags in zip(ids.items(), chosen, strict=True)
+    }
     config = {"extra_ids": 100, "added_tokens_decoder": decoder, "tokenizer_class": "T5Tokenizer"}
     (empty / "tokenizer_config.json").write_text(json.dumps(config))
     shutil.copy(tiny / "spiece.model", empty)
@@ -363,16 +365,16 @@ def test_flags_of_added_tokens_are_those_of_transformers(tiny, empty, chosen, te
             file.unlink()
     ids = ours.encode(text)
     assert ids == theirs(text).input_ids
-    said = theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert ours.decode(ids) == said.strip()
+    decoded = theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert ours.decode(ids) == decoded.strip()
 
 
 @examples(100)
 @given(st.tuples(flags, flags), st.lists(between, max_size=9).map("".join))
-def test_added_tokens_of_byt5_are_those_of_transformers(empty, chosen, text):
+def test_added_tokens_of_byt5_equal_transformers(empty, chosen, text):
     theirs = transformers.ByT5Tokenizer()
-    for token, one in zip(("<cat>", "cat"), chosen, strict=True):
-        theirs.add_tokens([transformers.AddedToken(token, **one | {"single_word": False})])
+    for token, chosen_flags in zip(("<cat>", "cat"), chosen, strict=True):
+        theirs.add_tokens([transformers.AddedToken(token, **chosen_flags | {"single_word": False})])
     theirs.save_pretrained(empty)
     try:
         ours = tokenizer.load(empty)
@@ -385,7 +387,7 @@ def test_added_tokens_of_byt5_are_those_of_transformers(empty, chosen, text):
     assert len(ours) == len(theirs) == 386
 
 
-def test_byt5_refuses_added_tokens_that_are_whole_words_only(tmp_path):
+def test_byt5_refuses_added_tokens_that_match_whole_words_only(tmp_path):
     with pytest.raises(ValueError, match="added token 'cat' is single_word"):
         byte_tokenizer(tmp_path, added_tokens_decoder={"384": {"content": "cat", "single_word": True}})
 
@@ -397,7 +399,7 @@ def test_byt5_reads_its_special_tokens(tmp_path, text):
     assert tokenizer.load(tmp_path).encode(text) == [*reference.encode(text, add_special_tokens=False), 1]
 
 
-def test_a_tokenizer_json_with_another_end_is_refused(tmp_path):
+def test_a_tokenizer_json_with_another_eos_is_refused(tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, [])).save(str(tmp_path / "tokenizer.json"))
