@@ -528,13 +528,13 @@ def loss_of(module, case: Callable, constant: np.ndarray, second_term: bool) -> 
     return loss
 
 
-def slopes(loss: Callable, w: np.ndarray, *others) -> np.ndarray:
+def slopes(loss: Callable, w: np.ndarray, *more) -> np.ndarray:
     """Return the central differences of a loss with respect to every element of w, in float64."""
     out, step = np.zeros_like(w), 1e-6
     for k in np.ndindex(w.shape):
         moved = np.zeros_like(w)
         moved[k] = step
-        out[k] = (loss(w + moved, *others) - loss(w - moved, *others)) / (2 * step)
+        out[k] = (loss(w + moved, *more) - loss(w - moved, *more)) / (2 * step)
     return out
 
 
@@ -564,8 +564,8 @@ def judge(module: str, function: Callable, dtype, wrapper, second_term: bool, va
             found = compile(wrapper(loss), "cpu")(w, x, i)
     except LoweringError as error:
         named = Path(__file__).name in str(error)
-        told = module == "autograd.numpy" or "use autograd.numpy" in str(error)
-        return ("refused" if named and told else "odd"), str(error)
+        has_advice = module == "autograd.numpy" or "use autograd.numpy" in str(error)
+        return ("refused" if named and has_advice else "odd"), str(error)
     except Exception as error:
         return "odd", f"{type(error).__name__}: {error}"
     gradient = found if wrapper is grad else found[1]

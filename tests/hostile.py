@@ -36,14 +36,14 @@ def ask(port):
 
 def say(port, text):
     """Send some bytes; return the whole reply."""
-    said = b""
+    reply = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         with contextlib.suppress(OSError):
             sock.sendall(text)
         with contextlib.suppress(OSError):
             while part := sock.recv(2**16):
-                said += part
-    return said
+                reply += part
+    return reply
 
 
 def lines(request, *headers):
@@ -51,8 +51,8 @@ def lines(request, *headers):
     return "\r\n".join([f"{request} HTTP/1.1", *headers, "", ""]).encode()
 
 
-def status_of(said):
-    return int(said.split(b" ", 2)[1]) if said.startswith(b"HTTP/") else 0
+def status_of(reply):
+    return int(reply.split(b" ", 2)[1]) if reply.startswith(b"HTTP/") else 0
 
 
 def silent(port, count=2000):
@@ -66,17 +66,17 @@ def silent(port, count=2000):
             refused.append(status)
             time.sleep(0.02)
         answered = time.monotonic()
-        told = 0
+        refused_at_once = 0
         for sock in socks:
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # the server may have cut off the connection
-                told += sock.recv(16).startswith(b"HTTP/1.1 503")
+                refused_at_once += sock.recv(16).startswith(b"HTTP/1.1 503")
     return {
         "connections": count,
         "opened in": round(opened - start, 2),
-        "refused at once": told,
+        "refused at once": refused_at_once,
         "answered after": round(answered - opened, 2),
-        "told to come again": len(refused),
+        "asked to come again": len(refused),
         "lost": refused.count(0),
     }
 
@@ -84,26 +84,26 @@ def silent(port, count=2000):
 def chunks(port, count=1_000_000):
     """Send a body in chunks of one byte. Ask from another client meanwhile."""
     head = "POST /predict", "Host: localhost", "Content-Type: application/json", "Transfer-Encoding: chunked"
-    others, done, said = [], threading.Event(), []
+    other_replies, done, reply = [], threading.Event(), []
     ask(port)
 
     def attack():
         start = time.monotonic()
-        said.extend([say(port, lines(*head) + b"1\r\n \r\n" * count + b"0\r\n\r\n"), time.monotonic() - start])
+        reply.extend([say(port, lines(*head) + b"1\r\n \r\n" * count + b"0\r\n\r\n"), time.monotonic() - start])
         done.set()
 
     attacker = threading.Thread(target=attack)
     attacker.start()
-    while not done.is_set() or not others:
-        others.append(ask(port))
+    while not done.is_set() or not other_replies:
+        other_replies.append(ask(port))
     attacker.join()
     return {
         "chunks": count,
-        "status": status_of(said[0]),
-        "seconds": round(said[1], 2),
-        "others answered": sum(status == 200 for status, _ in others),
-        "others lost": sum(status != 200 for status, _ in others),
-        "slowest other": round(max(seconds for _, seconds in others), 2),
+        "status": status_of(reply[0]),
+        "seconds": round(reply[1], 2),
+        "others answered": sum(status == 200 for status, _ in other_replies),
+        "others lost": sum(status != 200 for status, _ in other_replies),
+        "slowest other": round(max(seconds for _, seconds in other_replies), 2),
     }
 
 

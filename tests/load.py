@@ -207,7 +207,7 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.answered:,} answered ({self.rows:,} rows), {self.refused} refused as they should be, "
-            f"{self.busy:,} told to come again, {self.lost} lost, {self.wrong} wrong; "
+            f"{self.busy:,} asked to come again, {self.lost} lost, {self.wrong} wrong; "
             f"largest difference {self.off:.1e}; p50 {1000 * self.p50:.0f} ms, p99 {1000 * self.p99:.0f} ms"
         )
 
@@ -345,8 +345,8 @@ class Bench:
         sender.join()
         verdict = judge(load.replies, self.right)
         after = verdict.answered - before
-        told = f"answers again {seconds:.1f} s after kill -9; {before:,} answered before, {after:,} since"
-        self.say("killed", f"{told}; lost: under way or while it was down; {verdict}")
+        message = f"answers again {seconds:.1f} s after kill -9; {before:,} answered before, {after:,} since"
+        self.say("killed", f"{message}; lost: under way or while it was down; {verdict}")
         return not verdict.wrong and after > 0 and self.server.process.poll() is None
 
     def stopped(self) -> bool:

@@ -50,14 +50,14 @@ MUTANTS = [
         "export/page",
         "[:, text, : len(prompt)]",
         "[:, text, -len(prompt) :]",
-        "test_web.py::test_the_graph_of_the_inside_is_that_of_numpy",
+        "test_web.py::test_the_graph_of_the_views_equals_numpy",
     ),
     Mutant(
         "the page shows products in place of cosines",
         "export/page",
         "ops.linear(prompt / length(prompt), table)",
         "ops.linear(prompt, table)",
-        "test_web.py::test_the_graph_of_the_inside_is_that_of_numpy",
+        "test_web.py::test_the_graph_of_the_views_equals_numpy",
     ),
     Mutant(
         "the weights of another model stay in a session of 8 bits",

@@ -552,8 +552,8 @@ def test_rows_written_by_eval_can_be_read(call, fails, models, prompt, tmp_path,
     assert same == odd[:-1]
     assert last == (odd[-1][0] if ending == "csv" else r"tab\tand\r\nbreak")
     before = answers.read_bytes()
-    told = fails("eval", prompt, answers, *model, "--rows", tmp_path / "." / answers.name)
-    assert "is also the input file; name another" in told
+    error = fails("eval", prompt, answers, *model, "--rows", tmp_path / "." / answers.name)
+    assert "is also the input file; name another" in error
     assert answers.read_bytes() == before
 
 

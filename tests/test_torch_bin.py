@@ -1,4 +1,4 @@
-"""State dicts that torch.save wrote: equal to torch's tensors, and no file makes the reader do anything else."""
+"""State dicts of torch.save: the reader returns torch's tensors, and a hostile file cannot make it do anything else."""
 
 import collections
 import functools
@@ -38,7 +38,7 @@ def as_numpy(tensor):
 
 @st.composite
 def state_dicts(draw):
-    """Tensors of all kinds: whole, transposed, parts of a storage that others share, parameters."""
+    """Draw tensors of all kinds: contiguous, transposed, sharing a storage, or parameters."""
     out = collections.OrderedDict()
     for i in range(draw(st.integers(1, 4))):
         shape = draw(st.lists(st.integers(1, 5), max_size=3))
@@ -54,7 +54,7 @@ def state_dicts(draw):
 @layouts
 @examples(60)
 @given(wanted=state_dicts())
-def test_what_torch_saved_is_read_bit_for_bit(layout, wanted, tmp_path_factory):
+def test_tensors_saved_by_torch_are_read_bit_for_bit(layout, wanted, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "a.bin"
     torch.save(wanted, path, **LAYOUTS[layout])
     found = map_pickle(path)
@@ -79,11 +79,11 @@ def test_the_state_dict_of_a_module(layout, tmp_path):
     assert all((as_numpy(tensor) == found[name]).all() for name, tensor in module.state_dict().items())
 
 
-# What follows writes pickles by hand: each stands where torch.save puts that of the state dict.
+# Handwritten pickles, each in the place of the state dict's pickle.
 
 
 def archive(data_pkl, compression=None, **members):
-    """A zip archive as torch.save writes it, with another pickle and other members."""
+    """Build a zip archive like torch.save, with another pickle and other members."""
     file = io.BytesIO()
     members = {"data.pkl": data_pkl, "byteorder": b"little", "data__0": bytes(24)} | members
     with zipfile.ZipFile(file, "w") as out:
@@ -93,7 +93,7 @@ def archive(data_pkl, compression=None, **members):
 
 
 def legacy(data_pkl, keys=("0",), machine=None, length=6):
-    """The layout before torch 1.6 with another pickle."""
+    """Build a file in the layout before torch 1.6, with another pickle."""
     parts = [1001, machine or {"little_endian": True}]
     return (
         torch_bin.MAGIC
@@ -106,7 +106,7 @@ def legacy(data_pkl, keys=("0",), machine=None, length=6):
 
 
 class Call:
-    """An object whose pickle calls a function."""
+    """The pickle of this object calls a function."""
 
     def __init__(self, function, *arguments):
         self.parts = function, arguments
@@ -154,14 +154,14 @@ HOSTILE = {
     "partial": (lambda p: pickle.dumps(functools.partial(os.system, TOUCH.format(p)), 2), "functools.partial"),
     "dotted": (lambda p: state_dict(name("torch._utils os.system") + text(TOUCH.format(p)) + b"\x85R"), "os.system"),
     "dotted inside torch": (lambda p: state_dict(name("torch serialization.os.system") + b")R"), "torch.serialization"),
-    "another of torch": (lambda p: state_dict(name("torch load") + text(str(p)) + b"\x85R"), "torch.load"),
+    "another function of torch": (lambda p: state_dict(name("torch load") + text(str(p)) + b"\x85R"), "torch.load"),
     "torch.hub": (lambda p: state_dict(name("torch.hub load_state_dict_from_url") + b")R"), "torch.hub"),
     "numpy": (lambda p: pickle.dumps({"a": np.ones(2)}, 2), "numpy"),
     "a whole module": (
         lambda p: state_dict(name("transformers T5ForConditionalGeneration") + b")\x81"),
         "transformers.T5",
     ),
-    "only named": (lambda p: state_dict(name("posix system")), "posix.system"),
+    "a function that is not called": (lambda p: state_dict(name("posix system")), "posix.system"),
     # opcodes that torch.save never writes
     "INST": (lambda p: b"\x80\x02(" + text(TOUCH.format(p)) + b"iposix\nsystem\n.", "INST 'posix system'"),
     "OBJ": (lambda p: b"\x80\x02(" + name("collections OrderedDict") + b"o.", "OBJ"),
@@ -172,8 +172,8 @@ HOSTILE = {
     "STACK_GLOBAL": (lambda p: b"\x80\x04" + text("posix") + text("system") + b"\x93)R.", "STACK_GLOBAL"),
     "text protocol": (lambda p: f"cposix\nsystem\n(S'touch {p}'\ntR.".encode(), "posix.system"),
     "PERSID": (lambda p: b"\x80\x02Pos.system\n.", "PERSID"),
-    "a buffer from elsewhere": (lambda p: b"\x80\x05\x97.", "NEXT_BUFFER"),
-    # known functions, called or changed in unknown ways
+    "an external buffer": (lambda p: b"\x80\x05\x97.", "NEXT_BUFFER"),
+    # known functions with unknown arguments or changes
     "BUILD on a function": (
         lambda p: state_dict(name("torch._utils _rebuild_tensor_v2") + b"}" + text("__code__") + b"Nsb"),
         "BUILD",
@@ -195,40 +195,40 @@ HOSTILE = {
     "persistent id a module": (lambda p: state_dict(storage(first="module")), "persistent id"),
     "a view of before torch 0.4": (lambda p: state_dict(storage(view=text("1")) + b""), "persistent id"),
     "negative length": (lambda p: state_dict(tensor(storage(length=big(-1)))), "persistent id"),
-    # damage
+    # damaged pickles
     "a key that is a tuple": (lambda p: b"\x80\x02})Ns.", "tuple"),
     "append to a dict": (lambda p: b"\x80\x02}Na.", "dict"),
     "endless nesting": (lambda p: b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.", "tuple"),
     "huge memo": (lambda p: b"\x80\x02}r\xff\xff\xff\xff(j\xfe\xff\xff\xffe.", "damaged"),
     "huge text": (lambda p: b"\x80\x02\x8d" + (2**62).to_bytes(8, "little") + b"a.", "expected"),
-    "nothing to take": (lambda p: b"\x80\x02tR.", "damaged"),
-    "no mark": (lambda p: b"\x80\x02}u.", "damaged"),
-    "no end": (lambda p: b"\x80\x02}", ""),
+    "empty stack": (lambda p: b"\x80\x02tR.", "damaged"),
+    "mark missing": (lambda p: b"\x80\x02}u.", "damaged"),
+    "end missing": (lambda p: b"\x80\x02}", ""),
     "unknown opcode": (lambda p: b"\x80\x02\xff.", "unknown"),
     # not a state dict
     "a list": (lambda p: b"\x80\x02].", "holds a list"),
     "nested": (lambda p: state_dict(state_dict(tensor())[2:-1], "state_dict"), "'state_dict' holds a dict"),
     "a number": (lambda p: state_dict(b"K\x05", "step"), "'step' holds a int"),
-    # numbers that do not fit
+    # invalid numbers
     "dtype": (lambda p: state_dict(tensor(storage("torch LongStorage", length=b"K\x03"))), "'weight' has dtype int64"),
     "kind of storage": (lambda p: state_dict(tensor(storage("torch UntypedStorage"))), "torch.UntypedStorage"),
     "offset": (lambda p: state_dict(tensor(offset=b"K\x01")), "'weight' reaches beyond its storage of 6"),
     "negative offset": (lambda p: state_dict(tensor(offset=big(-1))), "_rebuild_tensor_v2"),
-    "offset no number": (lambda p: state_dict(tensor(offset=b"N")), "_rebuild_tensor_v2"),
+    "offset not a number": (lambda p: state_dict(tensor(offset=b"N")), "_rebuild_tensor_v2"),
     "offset true": (lambda p: state_dict(tensor(offset=b"\x88")), "_rebuild_tensor_v2"),
     "shape": (lambda p: state_dict(tensor(shape=b"K\x03K\x03\x86")), "[3, 3]"),
     "huge shape": (lambda p: state_dict(tensor(shape=big(2**62) * 2 + b"\x86", stride=b"K\x00K\x00\x86")), "beyond"),
     "empty": (lambda p: state_dict(tensor(shape=b"K\x00K\x03\x86")), "'weight' is empty"),
     "negative stride": (lambda p: state_dict(tensor(stride=big(-1) + b"K\x01\x86")), "_rebuild_tensor_v2"),
     "huge stride": (lambda p: state_dict(tensor(stride=big(2**63) + b"K\x01\x86")), "beyond"),
-    "more strides": (lambda p: state_dict(tensor(stride=b"K\x01K\x01K\x01\x87")), "_rebuild_tensor_v2"),
+    "too many strides": (lambda p: state_dict(tensor(stride=b"K\x01K\x01K\x01\x87")), "_rebuild_tensor_v2"),
 }
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("wrap", [archive, legacy])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_pickles_are_refused_by_name_and_do_nothing(case, wrap, tmp_path):
+def test_hostile_pickles_are_refused_by_name_and_have_no_effect(case, wrap, tmp_path):
     attack, word = HOSTILE[case]
     made = tmp_path / "made"
     path = tmp_path / "a.bin"
@@ -241,12 +241,12 @@ def test_hostile_pickles_are_refused_by_name_and_do_nothing(case, wrap, tmp_path
     assert len(str(caught.value)) < 400
 
 
-def test_the_pickles_above_are_refused_for_what_is_wrong_in_them(tmp_path):
+def test_the_pickles_above_are_valid_apart_from_their_attack(tmp_path):
     path = tmp_path / "a.bin"
     for wrap in (archive, legacy):
         path.write_bytes(wrap(state_dict(tensor())))
         assert (map_pickle(path)["weight"] == np.zeros((2, 3))).all()
-    odd = tensor(shape=b"K\x01K\x03\x86", stride=big(2**63) + b"K\x02\x86")  # the stride of one row says nothing
+    odd = tensor(shape=b"K\x01K\x03\x86", stride=big(2**63) + b"K\x02\x86")  # one row: any stride
     path.write_bytes(archive(state_dict(odd)))
     assert map_pickle(path)["weight"].shape == (1, 3)
 
@@ -258,14 +258,14 @@ ARCHIVES = {
     "storage too short": (archive(GOOD, data__0=bytes(23)), "'weight': its storage has 23 bytes"),
     "storage too long": (archive(GOOD, data__0=bytes(25)), "'weight': its storage has 25 bytes"),
     "storage missing": (archive(state_dict(tensor(storage(key="7")))), "'a/data/7' is missing"),
-    "storage from elsewhere": (archive(state_dict(tensor(storage(key="../../../etc/passwd")))), "is missing"),
+    "storage outside the archive": (archive(state_dict(tensor(storage(key="../../../etc/passwd")))), "is missing"),
     "two pickles": (archive(GOOD).replace(b"a/byteorder", b"bc/data.pkl"), "2 members"),
-    "no pickle": (archive(GOOD).replace(b"data.pkl", b"data.pkk"), "0 members"),
+    "pickle missing": (archive(GOOD).replace(b"data.pkl", b"data.pkk"), "0 members"),
     "legacy big-endian": (legacy(GOOD, machine={"little_endian": False}), "big-endian"),
     "legacy other keys": (legacy(GOOD, keys=["1"]), "list of storages"),
     "legacy keys twice": (legacy(GOOD, keys=["0", "0"]), "list of storages"),
     "legacy length": (legacy(GOOD, length=5), "'weight': its storage has 5"),
-    "legacy cut short": (legacy(GOOD)[:-1], "cut short: key 'weight' ends at byte"),
+    "legacy truncated": (legacy(GOOD)[:-1], "cut short: key 'weight' ends at byte"),
     "legacy two kinds": (
         legacy(b"\x80\x02}" + text("a") + tensor() + b"s" + text("b") + tensor(storage("torch HalfStorage")) + b"s."),
         "'b' uses storage '0'",
@@ -273,7 +273,7 @@ ARCHIVES = {
     "empty file": (b"", "empty"),
     "text": (b"<html>not found</html>", "not a file written by torch.save"),
     "another pickle": (pickle.dumps({"a": 1}), "not a file written by torch.save"),
-    "only a beginning": (b"PK\3\4", "zip archive that is damaged"),
+    "truncated zip archive": (b"PK\3\4", "zip archive that is damaged"),
 }  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def test_damaged_files_are_refused(case, tmp_path):
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory):
-    """A file to write to, and the bytes of good files."""
+    """Return a path to write to, and the bytes of valid files."""
     files = {}
     for layout, settings_ in LAYOUTS.items():
         file = io.BytesIO()
@@ -297,11 +297,11 @@ def fuzzed(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz") / "a.bin", files
 
 
-@pytest.mark.filterwarnings("ignore")  # of pickletools, about bytes that are no text
+@pytest.mark.filterwarnings("ignore")  # pickletools warns about undecodable bytes
 @layouts
 @examples(400)
 @given(data=st.data())
-def test_no_bytes_raise_another_exception(layout, fuzzed, data):
+def test_random_bytes_raise_no_other_exception(layout, fuzzed, data):
     path, whole = fuzzed[0], bytearray(fuzzed[1][layout])
     at = st.integers(0, len(whole) - 1) | st.integers(0, 400)
     for i, new in data.draw(st.lists(st.tuples(at, st.binary(min_size=1, max_size=9)), max_size=4)):
@@ -310,16 +310,16 @@ def test_no_bytes_raise_another_exception(layout, fuzzed, data):
     try:
         found = map_pickle(path)
     except CheckpointError as error:
-        assert str(path) in str(error)  # noqa: PT017 - what is changed may also be a number
+        assert str(path) in str(error)  # noqa: PT017 - the change may be valid
     else:
         assert sum(value.nbytes for value in found.values()) <= 36
 
 
-# Model directories.
+# ---- model directories ----
 
 
 def save(folder, layout="zip", shards=0, **changes):
-    """The small model as torch.save writes it; returns its folder."""
+    """Save the small model with torch.save; return its folder."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SMALL))
     (folder / "tokenizer_config.json").write_text(WORDS)
@@ -336,12 +336,12 @@ def save(folder, layout="zip", shards=0, **changes):
 
 @pytest.mark.parametrize("shards", [0, 3])
 @layouts
-def test_a_directory_with_bin_files_is_the_same_model(layout, shards, tmp_path, folder):
+def test_a_directory_with_bin_files_gives_the_same_model(layout, shards, tmp_path, folder):
     model = models.load(save(tmp_path / "bin", layout, shards))
     assert model.fingerprint == models.load(folder).fingerprint
 
 
-def test_transformers_own_bin_and_its_copies_of_the_table(tmp_path, folder):
+def test_redundant_copies_in_a_bin_file_are_accepted(tmp_path, folder):
     model = hugging_face(SMALL, weights()).float()
     save(tmp_path / "bin")
     torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
@@ -349,10 +349,10 @@ def test_transformers_own_bin_and_its_copies_of_the_table(tmp_path, folder):
     assert models.load(tmp_path / "bin").fingerprint == models.load(folder).fingerprint
 
 
-def test_safetensors_come_first_and_a_whole_before_shards(tmp_path, folder):
+def test_safetensors_have_priority_and_a_whole_file_over_shards(tmp_path, folder):
     save(tmp_path / "bin", shards=2)
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"never read")
-    assert [path.name for path in models.weight_files(tmp_path / "bin")] == ["pytorch_model.bin"]  # as transformers
+    assert [path.name for path in models.weight_files(tmp_path / "bin")] == ["pytorch_model.bin"]  # like transformers
     (tmp_path / "bin" / "pytorch_model.bin").unlink()
     assert len(models.weight_files(tmp_path / "bin")) == 2
     assert models.load(tmp_path / "bin").fingerprint == models.load(folder).fingerprint
@@ -389,18 +389,18 @@ SHAPE = Shape(batch_size=2, input_tokens=7, target_tokens=3, prompt_length=5)
 def test_exported_graphs_read_the_bin_file(layout, dtype, tmp_path):
     ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[ort]'")
     save(tmp_path / "bin", layout, **{k: torch.from_numpy(v).to(dtype) for k, v in weights().items()})
-    told = export.export(tmp_path / "bin", tmp_path / "out", SHAPE)
-    one, two = (tmp_path / name / "pytorch_model.bin" for name in ("bin", "out"))
-    assert one.read_bytes() == two.read_bytes()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {os.path.basename(path) for path in told.files}
-    one.rename(tmp_path / "gone.bin")
+    report = export.export(tmp_path / "bin", tmp_path / "out", SHAPE)
+    original, copy = (tmp_path / name / "pytorch_model.bin" for name in ("bin", "out"))
+    assert original.read_bytes() == copy.read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {os.path.basename(path) for path in report.files}
+    original.rename(tmp_path / "gone.bin")
     rng = np.random.default_rng(0)
     ids, labels = rng.integers(3, 200, (2, 7)), rng.integers(3, 200, (2, 3))
     arrays = np.load(tmp_path / "out" / "prompt.npy"), ids, np.ones_like(ids), labels, np.ones((2, 3), np.float32)
     names = ["prompt", "input_ids", "attention_mask", "labels", "weights"]
     session = ort.InferenceSession(tmp_path / "out" / "step.onnx")
     loss, gradient = session.run(["loss", "gradient"], dict(zip(names, arrays, strict=True)))
-    (tmp_path / "gone.bin").rename(one)
+    (tmp_path / "gone.bin").rename(original)
     model = models.load(tmp_path / "bin")
     exact = export.step(*arrays, tree.nest({k: v.astype(np.float64) for k, v in tree.flatten(model.params).items()}),
                         parse_config(SMALL))  # fmt: skip
@@ -408,7 +408,7 @@ def test_exported_graphs_read_the_bin_file(layout, dtype, tmp_path):
     assert np.abs(gradient - exact["gradient"]).max() < 1e-5 * np.abs(exact["gradient"]).max()
 
 
-def test_a_transposed_weight_cannot_be_exported_and_it_says_what_to_do(tmp_path):
+def test_export_of_a_transposed_weight_recommends_convert(tmp_path):
     key = "encoder.block.0.layer.0.SelfAttention.q.weight"
     turned = torch.from_numpy(np.ascontiguousarray(weights()[key].T)).T
     folder = save(tmp_path / "bin", **{key: turned})

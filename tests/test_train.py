@@ -1,4 +1,4 @@
-"""The loop, the first prompts, and prediction, on a small random model in float32."""
+"""The training loop, initial prompts and prediction, on a small random model in float32."""
 
 from dataclasses import replace
 
@@ -36,11 +36,11 @@ def model_of(flat, dtype=np.float32):
 @pytest.fixture(scope="module")
 def model():
     flat = random_weights(CONFIG, 0)
-    return model_of(flat | {"lm_head.weight": 3 * flat["lm_head.weight"]})  # sure enough of itself to be taught
+    return model_of(flat | {"lm_head.weight": 3 * flat["lm_head.weight"]})  # large enough logits for training to work
 
 
 def rows_of(count, seed=0):
-    """Rows whose one character tells their label; half of them each."""
+    """Return rows whose single repeated character determines the label, half of them each."""
     rng = np.random.default_rng(seed)
     return [Row("-+"[i] * int(rng.integers(1, 9)), LABELS[i]) for i in rng.permutation(np.arange(count) % 2)]
 
@@ -57,19 +57,19 @@ def test_the_frozen_weights_stay_frozen(model):
     check_fit(result.prompt, model)
 
 
-def test_a_fingerprint_sees_every_change(model):
+def test_a_fingerprint_changes_with_every_change(model):
     flat = tree.flatten(model.params)
     last = sorted(flat)[-1]
     changed = flat[last].copy()
     changed.flat[-1] = np.nextafter(changed.flat[-1], np.float32(9))
     renamed = {("z" if k == last else k): v for k, v in flat.items()}
     reshaped = flat | {last: flat[last].T}
-    others = [model_of(f).fingerprint for f in (flat | {last: changed}, renamed, reshaped)]
-    assert len({model.fingerprint, *others}) == 4
+    fingerprints = [model_of(f).fingerprint for f in (flat | {last: changed}, renamed, reshaped)]
+    assert len({model.fingerprint, *fingerprints}) == 4
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_one_seed_is_one_result(model, dropout):
+def test_runs_are_reproducible_by_seed(model, dropout):
     a, b, c = (
         tune(model, rows_of(20), rows_of(6, 1), changed(seed=s, dropout=dropout, init="vocab"), LABELS)
         for s in (3, 3, 4)
@@ -80,14 +80,14 @@ def test_one_seed_is_one_result(model, dropout):
     assert not (a.prompt.params[PROMPT] == c.prompt.params[PROMPT]).all()
 
 
-def test_dropout_changes_the_training_and_nothing_else(model):
+def test_dropout_affects_training_only(model):
     plain, dropped = (tune(model, rows_of(20), rows_of(6, 1), changed(dropout=d), LABELS) for d in (0.0, 0.2))
     assert plain.history[0] == dropped.history[0]
     assert plain.history[1]["loss"] != dropped.history[1]["loss"]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adafactor-t5x", "adafactor-huggingface"])
-def test_the_loss_falls_on_a_task_that_can_be_learnt(model, optimizer):
+def test_the_loss_falls_on_a_learnable_task(model, optimizer):
     settings = changed(steps=60, batch_size=8, prompt_length=10, learning_rate=0.3, eval_every=15, optimizer=optimizer)
     result = tune(model, rows_of(40), rows_of(20, 1), settings, LABELS)
     losses = [row["loss"] for row in result.history[1:]]
@@ -119,8 +119,8 @@ def test_the_best_prompt_on_dev_is_returned(model):
 @pytest.mark.parametrize(
     ("scores", "best"),
     [
-        ([(0.5, 2.0), (0.5, 1.5), (0.5, 1.7)], 1),  # of equal scores the lower loss
-        ([(0.5, 2.0), (0.5, 2.0), (0.5, 2.0)], 2),  # of equal losses the later step
+        ([(0.5, 2.0), (0.5, 1.5), (0.5, 1.7)], 1),  # equal scores: the lower loss wins
+        ([(0.5, 2.0), (0.5, 2.0), (0.5, 2.0)], 2),  # equal losses: the later step wins
         ([(0.5, 2.0), (0.4, 1.0), (0.3, 0.5)], 0),
         ([(0.1, 1.0), (0.6, 3.0), (0.6, 4.0)], 1),
     ],
@@ -134,16 +134,16 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_later_step(model, scores, bes
     assert (state.best[PROMPT] == best).all()
 
 
-def test_a_run_that_never_beat_its_start_says_so(model):
+def test_a_run_that_never_beats_its_start_reports_it(model):
     flat = {name: x if name != "lm_head.weight" else x * 0 for name, x in tree.flatten(model.params).items()}
     result = tune(model_of(flat), rows_of(8), rows_of(6, 1), changed(learning_rate=0.3), LABELS)
-    assert "no step beat the start" not in str(result)  # all are equal: the last one is as good as the first
+    assert "no step beat the start" not in str(result)  # all scores are equal, so the last step is the best
     assert f"at step 6 of {SHORT.steps}; " in str(result)
     worse = replace(result, best_step=0)
     assert "no step beat the start" in str(worse)
 
 
-def test_the_dev_loss_is_that_of_the_right_answers(model):
+def test_the_dev_loss_is_the_loss_of_the_right_answers(model):
     dev, settings = rows_of(10, 1), SHORT
     result = tune(model, rows_of(8), dev, settings, LABELS)
     found = result.prompt.train_state["scores"].reshape(-1, 3)[-1, 2]
@@ -151,7 +151,7 @@ def test_the_dev_loss_is_that_of_the_right_answers(model):
         name.removeprefix("trainable."): x for name, x in result.prompt.train_state.items() if "trainable." in name
     }
     last = prompt_of(model, {PROMPT: state[PROMPT].astype(np.float32).reshape(5, 20)}, LABELS, settings)
-    assert np.isclose(found, 2 * gradient(model, last, dev).loss, rtol=1e-5)  # labels of one piece and eos: two tokens
+    assert np.isclose(found, 2 * gradient(model, last, dev).loss, rtol=1e-5)  # a label has two tokens: a piece and eos
     free = tune(model, rows_of(8), dev, settings, None)
     state = {name.removeprefix("trainable."): x for name, x in free.prompt.train_state.items() if "trainable." in name}
     last = prompt_of(model, {PROMPT: state[PROMPT].astype(np.float32).reshape(5, 20)}, None, settings)
@@ -160,7 +160,7 @@ def test_the_dev_loss_is_that_of_the_right_answers(model):
     )
 
 
-def test_the_saved_settings_are_those_of_the_run(model, tmp_path):
+def test_saved_settings_equal_those_of_the_run(model, tmp_path):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, LABELS)
     saved = prompts.load_prompt(prompts.save_prompt(result.prompt, tmp_path / "new" / "p.safetensors"))
     assert Settings(**saved.settings) == SHORT
@@ -170,7 +170,7 @@ def test_the_saved_settings_are_those_of_the_run(model, tmp_path):
 
 @pytest.mark.parametrize("patience", [1, 3])
 def test_early_stopping(model, patience):
-    # The task is unlearnt: the targets say the opposite of the dev rows', so that step 0 stays the best.
+    # The train targets contradict the dev targets, so step 0 stays the best.
     wrong = [row._replace(target="ab"["ba".index(row.target)]) for row in rows_of(20)]
     settings = changed(steps=100, learning_rate=0.3, patience=patience, eval_every=2)
     result = tune(model, wrong, rows_of(6, 1), settings, LABELS)
@@ -186,12 +186,12 @@ def test_the_last_step_is_scored(model):
     assert list(dev_scores(result)) == [0, 3, 5]
 
 
-def same_run(one, two):
-    assert one.history == two.history
-    assert (one.best_step, one.best_dev) == (two.best_step, two.best_dev)
+def same_run(found, wanted):
+    assert found.history == wanted.history
+    assert (found.best_step, found.best_dev) == (wanted.best_step, wanted.best_dev)
     for name in ("model", "fingerprint", "label_words", "settings"):
-        assert getattr(one.prompt, name) == getattr(two.prompt, name)
-    for a, b in ((one.prompt.params, two.prompt.params), (one.prompt.train_state, two.prompt.train_state)):
+        assert getattr(found.prompt, name) == getattr(wanted.prompt, name)
+    for a, b in ((found.prompt.params, wanted.prompt.params), (found.prompt.train_state, wanted.prompt.train_state)):
         assert a.keys() == b.keys()
         assert [k for k in a if a[k].dtype != b[k].dtype or a[k].tobytes() != b[k].tobytes()] == []
 
@@ -201,14 +201,14 @@ def same_run(one, two):
     ("steps", "every", "length", "optimizer"),
     [
         (6, 3, 5, "adam"),
-        (5, 2, 5, "adam"),  # the last step is scored off the beat
+        (5, 2, 5, "adam"),  # the last step is scored off schedule
         (4, 6, 5, "adafactor-t5x"),
-        (6, 3, 130, "adafactor-t5x"),  # factored
+        (6, 3, 130, "adafactor-t5x"),  # with factored moments
         (6, 3, 5, "adafactor-huggingface"),
         (1, 1, 5, "adam"),
     ],
 )
-def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length, optimizer, name):
+def test_a_resumed_run_equals_the_unbroken_run(model, tmp_path, steps, every, length, optimizer, name):
     settings = dict(optimizer=optimizer, eval_every=every, prompt_length=length, learning_rate=0.3)
     rows, dev = rows_of(10), rows_of(30, 1)
     run = lambda steps, **more: tune(model, rows, dev, changed(**settings, steps=steps), LABELS, "numpy", **more)
@@ -220,7 +220,7 @@ def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length
     same_run(run(2 * steps, resume=prompt), whole)
     scores = dev_scores(whole)
     assert [int(p.train_state["step"].item()) for p in kept] == list(scores)[1:]
-    for at, prompt in zip(list(scores)[1:-1], kept, strict=False):  # as if it had been stopped there
+    for at, prompt in zip(list(scores)[1:-1], kept, strict=False):  # as if stopped at this step
         assert prompt.settings["steps"] == 2 * steps
         same_run(run(2 * steps, resume=prompt), whole)
         best = max(dev for step, dev in scores.items() if step <= at)
@@ -229,14 +229,14 @@ def test_a_resumed_run_is_the_unbroken_one(model, tmp_path, steps, every, length
 
 
 @pytest.mark.parametrize("device", ["numpy", "cpu"])
-def test_a_resumed_run_with_dropout_is_the_unbroken_one(model, device):
+def test_a_resumed_run_with_dropout_equals_the_unbroken_run(model, device):
     run = lambda steps, **more: tune(
         model, rows_of(10), rows_of(6, 1), changed(dropout=0.2, eval_every=2, steps=steps), LABELS, device, **more
     )
     same_run(run(6, resume=run(4).prompt), run(6))
 
 
-def test_early_stopping_goes_on_counting(model):
+def test_a_resumed_run_continues_early_stopping(model):
     wrong = [row._replace(target="ab"["ba".index(row.target)]) for row in rows_of(20)]
     settings = changed(steps=100, learning_rate=0.3, patience=3, eval_every=2)
     kept = []
@@ -258,13 +258,13 @@ def test_early_stopping_goes_on_counting(model):
         *[("max_input_tokens", 9), ("max_new_tokens", 9), ("seed", 1), ("num_beams", 2), ("length_penalty", 0.5)],
     ],
 )
-def test_a_resumed_run_keeps_its_settings(model, name, value):
+def test_a_resumed_run_refuses_other_settings(model, name, value):
     prompt = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS).prompt
     with pytest.raises(ValueError, match=f"setting {name}: expected .*, found {value!r}"):
         tune(model, rows_of(8), rows_of(6, 1), changed(**{"steps": 9, name: value}), LABELS, resume=prompt)
 
 
-def test_what_cannot_be_resumed(model):
+def test_an_unsuitable_prompt_cannot_be_resumed(model):
     rows, dev, more = rows_of(8), rows_of(6, 1), changed(steps=9)
     prompt = tune(model, rows, dev, SHORT, LABELS).prompt
     flat = random_weights(CONFIG, 1)
@@ -275,9 +275,9 @@ def test_what_cannot_be_resumed(model):
         tune(model, rows, dev, more, LABELS, resume=replace(prompt, train_state=None))
     with fail("more than the 6 completed steps"):
         tune(model, rows, dev, SHORT, LABELS, resume=prompt)
-    for others in ((rows_of(9), dev), (rows, rows_of(6, 2)), (rows[::-1], dev)):
+    for wrong_rows in ((rows_of(9), dev), (rows, rows_of(6, 2)), (rows[::-1], dev)):
         with fail("the train or dev rows differ", kind=DataError):
-            tune(model, *others, more, LABELS, resume=prompt)
+            tune(model, *wrong_rows, more, LABELS, resume=prompt)
     with fail("tuned on 'tiny'", kind=CheckpointError):
         tune(model_of(flat), rows, dev, more, LABELS, resume=prompt)
     for name in prompt.train_state:
@@ -289,10 +289,10 @@ def test_what_cannot_be_resumed(model):
                 tune(model, rows, dev, more, LABELS, resume=replace(prompt, train_state=state))
 
 
-def test_what_is_no_text_or_no_list_of_texts_is_an_error(model):
+def test_a_text_or_list_of_a_wrong_type_is_refused(model):
     prompt = Prompt(label_words=LABELS)
-    for wrong, told in ((None, "None"), (b"++", "b'\\+\\+'"), (Row("++", "a"), "Row")):
-        with pytest.raises(TypeError, match=f"text 2: expected a text, found {told}"):
+    for wrong, description in ((None, "None"), (b"++", "b'\\+\\+'"), (Row("++", "a"), "Row")):
+        with pytest.raises(TypeError, match=f"text 2: expected a text, found {description}"):
             tinyprompt.predict(model, prompt, ["++", wrong], "numpy")
     with pytest.raises(DataError, match=r"text 1: contains \\ud800, an unpaired surrogate"):
         tinyprompt.predict(model, prompt, "a\ud800", "numpy")
@@ -310,7 +310,7 @@ def test_what_is_no_text_or_no_list_of_texts_is_an_error(model):
 
 
 @pytest.mark.parametrize("part", ["train", "dev"])
-def test_a_target_that_is_no_label_is_named(model, part):
+def test_an_unknown_target_is_named(model, part):
     parts = {"train": rows_of(8), "dev": rows_of(4)}
     parts[part] = [*parts[part], Row("so so", "fair")]
     more = ", or add train rows with it" if part == "dev" else ""
@@ -321,12 +321,12 @@ def test_a_target_that_is_no_label_is_named(model, part):
 
 
 @pytest.mark.parametrize(("rows", "dev"), [([], rows_of(2)), (rows_of(2), [])])
-def test_no_rows_are_an_error(model, rows, dev):
+def test_missing_rows_are_refused(model, rows, dev):
     with pytest.raises(DataError, match=f"{len(rows)} train rows and {len(dev)} dev rows"):
         tune(model, rows, dev, SHORT, LABELS)
 
 
-def test_what_is_not_finite_stops(model):
+def test_a_non_finite_loss_stops_the_run(model):
     kept = []
     with pytest.raises(FloatingPointError, match=r"not finite at step 2|loss is (nan|inf) at step 2"):
         tune(model, rows_of(8), rows_of(2), changed(learning_rate=1e39), LABELS, each=saver(kept))
@@ -382,7 +382,7 @@ def vectors(model, length, init, **more):
 
 
 def ids_of(model, prompt):
-    """Which row of the embedding table each prompt vector is."""
+    """Return the row of the embedding table that each prompt vector equals."""
     table = model.params["shared"]["weight"]
     found = (prompt[:, None] == table).all(-1)
     assert (found.sum(1) == 1).all()
@@ -390,7 +390,7 @@ def ids_of(model, prompt):
 
 
 @pytest.mark.parametrize(("init", "low"), [("uniform", -0.5), ("uniform-t5x", 0.0)])
-def test_uniform_prompts(model, init, low):
+def test_init_uniform(model, init, low):
     prompt = vectors(model, 200, init, seed=1)
     assert low <= prompt.min() < low + 0.01
     assert 0.49 < prompt.max() < 0.5
@@ -398,19 +398,19 @@ def test_uniform_prompts(model, init, low):
 
 
 @pytest.mark.parametrize(("init", "length"), [("vocab", 100), ("vocab", 381), ("vocab", 500), ("labels", 100)])
-def test_prompts_from_the_vocabulary(model, init, length):
+def test_init_vocab(model, init, length):
     ids = ids_of(model, vectors(model, length, init, seed=1))
     assert ids.min() >= 3
-    assert length > 381 or len(set(ids)) == length  # no piece twice, where there are enough
+    assert length > 381 or len(set(ids)) == length  # pieces are distinct if there are enough
     assert list(ids) != list(ids_of(model, vectors(model, length, init, seed=2)))
 
 
-def test_prompts_come_from_the_frequent_pieces(model, monkeypatch):
+def test_init_vocab_uses_frequent_pieces(model, monkeypatch):
     monkeypatch.setattr(methods, "FREQUENT", 10)
     assert set(ids_of(model, vectors(model, 10, "vocab"))) == set(range(3, 13))
 
 
-def test_prompts_from_label_words(model):
+def test_init_labels(model):
     table = model.params["shared"]["weight"]
     prompt = vectors(model, 7, "labels", labels=("ab", "c"))
     assert np.allclose(prompt[0], (table[ord("a") + 3] + table[ord("b") + 3]) / 2)
@@ -419,13 +419,13 @@ def test_prompts_from_label_words(model):
     assert (vectors(model, 1, "labels", labels=("ab", "c")) == prompt[:1]).all()
 
 
-def test_prompts_from_a_text(model):
+def test_init_text(model):
     ids = ids_of(model, vectors(model, 8, "text", text="abc"))
     assert list(ids) == [ord(c) + 3 for c in "abcabcab"]
     assert (vectors(model, 2, "text", text="abc") == vectors(model, 8, "text", text="abc")[:2]).all()
 
 
-def test_prompts_from_a_file(model, tmp_path):
+def test_init_file(model, tmp_path):
     result = tune(model, rows_of(8), rows_of(6, 1), SHORT, LABELS)
     path = prompts.save_prompt(result.prompt, tmp_path / "p.safetensors")
     assert (vectors(model, 5, "file", prompt=prompts.load_prompt(path)) == result.prompt.params[PROMPT]).all()
@@ -453,7 +453,7 @@ def texts_of(count, most=60):
 
 
 def log_p_of(params, label, states, mask):
-    """Log probability of the ids of one label, on its own."""
+    """Return the log probability of one label's ids, computed alone."""
     logits = t5.decode(params, CONFIG, t5.shift_right(np.array([label])), states, mask)
     return decode.log_probability(logits, np.array([label])).sum()
 
@@ -486,8 +486,8 @@ def test_a_prediction_reads_max_input_tokens(model):
 def test_free_text_equals_transformers(prompted):
     flat = random_weights(CONFIG, 3)
     flat["shared.weight"] = flat["shared.weight"] * 2
-    flat["lm_head.weight"][131:] *= 0.1  # write ASCII, mostly
-    flat["lm_head.weight"][1] *= 1.2  # and stop now and then
+    flat["lm_head.weight"][131:] *= 0.1  # write mostly ASCII
+    flat["lm_head.weight"][1] *= 1.2  # and sometimes stop
     model, reference = model_of(flat, np.float64), hugging_face(RAW, flat)
     texts, settings = texts_of(70), changed(max_new_tokens=12)
     delta = {k: v.astype(float) for k, v in first_of(model, 5, "vocab").items()} if prompted else {}
@@ -505,17 +505,17 @@ def test_free_text_equals_transformers(prompted):
     assert len(set(map(len, answers))) > 3
 
 
-def test_a_stream_says_what_predict_says():
+def test_a_stream_equals_predict():
     flat = random_weights(CONFIG, 3)
     flat["shared.weight"] = flat["shared.weight"] * 2
-    model, settings = model_of(flat), changed(max_new_tokens=12)  # writes bytes that are no letters, too
+    model, settings = model_of(flat), changed(max_new_tokens=12)  # the bytes include invalid characters
     texts = texts_of(12)
     streams = [list(stream(model, Prompt(settings=vars(settings)), text)) for text in texts]
     assert ["".join(pieces) for pieces in streams] == answer(model, texts, None, (), settings)
     assert max(map(len, streams)) > 3
 
 
-def test_beams_write_what_is_likelier():
+def test_beams_find_likelier_texts():
     flat = random_weights(CONFIG, 3)
     flat["lm_head.weight"][131:] *= 0.1
     flat["lm_head.weight"][1] *= 2
@@ -528,10 +528,10 @@ def test_beams_write_what_is_likelier():
     other = lambda penalty: answer(
         model, texts, None, (), changed(max_new_tokens=8, num_beams=4, length_penalty=penalty)
     )
-    assert other(1.0) == beams != other(2.0)  # as transformers: 1 if nothing is said
+    assert other(1.0) == beams != other(2.0)  # the default of transformers is 1
 
 
-def test_free_text_is_tuned_too(model):
+def test_free_text_can_be_tuned(model):
     result = tune(model, rows_of(20), rows_of(6, 1), SHORT, None)
     assert result.prompt.label_words is None
     assert len(answer(model, ["+", "--"], None, result.prompt.params, SHORT)) == 2
@@ -551,7 +551,7 @@ def test_loss_is_teacher_forced_cross_entropy(model):
     )
 
 
-def test_the_gradient_is_the_slope_of_the_loss(model):
+def test_the_gradient_equals_finite_differences(model):
     rows = rows_of(5)
     prompt = prompt_of(model, first_of(model, 4, "vocab"), LABELS, replace(SHORT, prompt_length=4))
     found = gradient(model, prompt, rows, "numpy")

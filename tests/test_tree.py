@@ -18,7 +18,7 @@ def is_prefix(short, name):
 
 @st.composite
 def flat_dicts(draw):
-    """Flat dicts in which no name is the beginning of another."""
+    """Draw flat dicts in which no name is a prefix of another."""
     flat = {}
     for name in draw(st.lists(NAMES, max_size=12)):
         if not any(is_prefix(name, other) or is_prefix(other, name) for other in flat):
@@ -36,7 +36,7 @@ def test_nest_makes_a_dict_for_every_dot():
 
 
 @given(flat_dicts(), st.data())
-def test_merge_adds_and_replaces_and_leaves_its_argument(flat, data):
+def test_merge_adds_and_replaces_without_changing_its_argument(flat, data):
     delta = {name: -1 for name in data.draw(st.sets(st.sampled_from(sorted(flat)))) if flat} if flat else {}
     delta |= {f"new.{name}": -2 for name in data.draw(flat_dicts())}
     before = nest(flat)
@@ -45,7 +45,7 @@ def test_merge_adds_and_replaces_and_leaves_its_argument(flat, data):
     assert before == untouched
 
 
-def test_merge_shares_the_arrays_it_does_not_replace():
+def test_merge_shares_unchanged_arrays():
     weight = np.ones(3)
     tree = {"a": {"b": weight}}
     assert merge(tree, {"a.c": np.zeros(2)})["a"]["b"] is weight
@@ -53,11 +53,11 @@ def test_merge_shares_the_arrays_it_does_not_replace():
 
 
 @pytest.mark.parametrize("names", [["a.b", "a.b.c"], ["a.b.c", "a.b"], ["a", "a.b.c.d"], ["a.b.c.d", "a"]])
-def test_a_name_that_begins_another_is_named(names):
+def test_a_name_that_is_a_prefix_of_another_is_refused(names):
     with pytest.raises(ValueError, match=f"parameter '{names[1]}'"):
         nest(dict.fromkeys(names, 0))
 
 
-def test_count():
+def test_count_adds_the_sizes():
     assert count({}) == 0
     assert count({"a": np.zeros((3, 4)), "b.c": np.zeros(5), "d": np.float32(1)}) == 18

@@ -1,4 +1,4 @@
-"""tune, run, evaluate and gradient, as a user calls them."""
+"""tune, run, evaluate and gradient from Python."""
 
 import time
 from dataclasses import replace
@@ -21,8 +21,8 @@ def model():
     return byte_model()
 
 
-def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
-    """On a file of 50 rows: file names, a bar, a curve, one line for what is shown, a string for a string."""
+def test_the_python_api_from_tuning_to_gradients(tmp_path, capsys):
+    """A file of 50 rows: file names, a progress bar, a curve, one-line texts, and a text for a text."""
     model = byte_model()
     path = tmp_path / "train.tsv"
     path.write_text("input\ttarget\n" + "".join(f"{row.input}\t{row.target}\n" for row in ROWS))
@@ -48,7 +48,7 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
     assert tinyprompt.gradient(model, result.prompt, path).array.shape == result.prompt.array.shape == (5, 20)
     seen = tinyprompt.intermediates(model, result.prompt, "++", "a")
     assert seen["encoder.block.0.layer.0.attention_weights"].shape == (1, 3, 8, 8)
-    assert seen["logits"].shape == (1, 2, 384)  # nothing is padded: "a" and eos; and 3 letters with it
+    assert seen["logits"].shape == (1, 2, 384)  # without padding: "a" and eos; "+++" adds no column
     assert tinyprompt.intermediates(model, result.prompt, "+++", "ab")["logits"].shape == (1, 3, 384)
     assert tinyprompt.intermediates(model, result.prompt, "+++")["encoder.final"].shape == (1, 9, 20)
     with pytest.raises(TypeError, match="the first argument is a Model"):
@@ -58,27 +58,27 @@ def test_from_python_as_a_newcomer_types_it(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("targets", "warning"),
     [
         (("one < two", "3 apples"), ""),
         (("select 好 1", "3 apples"), "correct answers would score 0.500, for example 'select 1' for 'select 好 1'"),
         (("CAF\u00c9", "caf\u00e9"), "correct answers would score 0.000"),  # the tokenizer drops accents
     ],
 )
-def test_targets_that_the_tokenizer_cannot_write_are_said(caplog, targets, told):
+def test_unwritable_targets_cause_a_warning(caplog, targets, warning):
     rows = [Row(f"text {i}", target) for i, target in enumerate(targets)]
     settings = replace(SHORT, task="generate", max_new_tokens=2)
     tinyprompt.run(tinyprompt.load("tiny"), rows, rows, settings)  # before the first step
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == bool(told)
-    assert not told or told in said[0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == bool(warning)
+    assert not warning or warning in messages[0]
 
 
 def losses(result):
     return [row["loss"] for row in result.history]
 
 
-def test_settings_are_taken_as_an_object_and_by_name(model):
+def test_settings_may_be_an_object_or_names(model):
     tune = lambda *args, **more: tinyprompt.tune(model, ROWS, *args, device="numpy", progress=False, **more)
     wanted = losses(tune(settings=SHORT))
     assert losses(tune(SHORT)) == wanted
@@ -99,16 +99,16 @@ def test_settings_are_taken_as_an_object_and_by_name(model):
         tune(SHORT, SHORT)
 
 
-def test_a_callback_sees_every_step(model):
+def test_a_callback_gets_every_step(model):
     seen = []
     result = tinyprompt.tune(model, ROWS, SHORT, callback=seen.append, progress=False)
-    assert [one.step for one in seen] == list(range(13))
-    assert [one.loss for one in seen] == losses(result)
-    assert [one.dev for one in seen] == [row["dev"] for row in result.history]
-    assert [one.step for one in seen if one.prompt] == [4, 8, 12]
+    assert [progress.step for progress in seen] == list(range(13))
+    assert [progress.loss for progress in seen] == losses(result)
+    assert [progress.dev for progress in seen] == [row["dev"] for row in result.history]
+    assert [progress.step for progress in seen if progress.prompt] == [4, 8, 12]
 
 
-def test_run_is_a_loop_that_may_stop_and_resume(model, tmp_path):
+def test_run_is_a_loop_that_can_stop_and_resume(model, tmp_path):
     whole = tinyprompt.tune(model, ROWS, SHORT, device="numpy", progress=False)
     for progress in tinyprompt.run(model, ROWS, SHORT, device="numpy"):
         if progress.step == 8:
@@ -120,7 +120,7 @@ def test_run_is_a_loop_that_may_stop_and_resume(model, tmp_path):
         assert np.array_equal(rest.prompt.array, whole.prompt.array)
 
 
-def test_the_first_prompt_comes_from_a_file(model, tmp_path):
+def test_the_first_prompt_may_be_a_file(model, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(5, model.config.d_model)).astype(np.float32)
     path = tinyprompt.save_prompt(tinyprompt.Prompt({tinyprompt.PROMPT: vectors}), tmp_path / "first.safetensors")
     first, *_ = tinyprompt.run(model, ROWS, SHORT, init_file=str(path))
@@ -129,7 +129,7 @@ def test_the_first_prompt_comes_from_a_file(model, tmp_path):
     assert not np.array_equal(first.state.trainable[tinyprompt.PROMPT], vectors)
 
 
-def test_columns_and_words_are_named(model, tmp_path):
+def test_columns_and_words_can_be_named(model, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "".join(f"{row.input},{LABELS.index(row.target)}\n" for row in ROWS))
     names = {"input": "text", "target": "label", "words": {"0": "a", "1": "b"}}
@@ -141,12 +141,12 @@ def test_columns_and_words_are_named(model, tmp_path):
     assert scores.mean == tinyprompt.evaluate(model, found.prompt, ROWS).mean
     gradient = tinyprompt.gradient(model, found.prompt, path, "numpy", **names)
     assert gradient.loss == tinyprompt.gradient(model, found.prompt, ROWS, "numpy").loss
-    assert tinyprompt.evaluate(model, found.prompt, path).mean == scores.mean  # the prompt remembers its columns
+    assert tinyprompt.evaluate(model, found.prompt, path).mean == scores.mean  # the prompt keeps its columns
     with pytest.raises(DataError, match="no column 'input'; found 'text', 'label'"):
         tinyprompt.evaluate(model, wanted.prompt, path)
 
 
-def test_a_built_in_task_is_named(model, tmp_path):
+def test_a_built_in_task_can_be_named(model, tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("sentence\tlabel\n" + "".join(f"{row.input}\t{i % 2}\n" for i, row in enumerate(ROWS)))
     result = tinyprompt.tune(model, path, path, SHORT, task="sst2", progress=False)
@@ -154,7 +154,7 @@ def test_a_built_in_task_is_named(model, tmp_path):
     assert str(tinyprompt.evaluate(model, result.prompt, path)).startswith("accuracy ")
 
 
-def test_what_gradient_returns_check_gradient_judges(model):
+def test_check_gradient_judges_the_result_of_gradient(model):
     prompt = tinyprompt.tune(model, ROWS, SHORT, progress=False).prompt
     found = tinyprompt.gradient(model, prompt, ROWS[:6], "numpy")
     assert tinyprompt.check_gradient(found, model).ok

@@ -1,4 +1,4 @@
-"""The page of `export --web` in headless Chromium: tokens, Adam, training, ranking and files are those of Python."""
+"""The page of `export --web` in headless Chromium: tokens, Adam, training, ranking and files equal those of Python."""
 
 import csv
 import dataclasses
@@ -51,7 +51,7 @@ ROWS = [("good", "The soup was hot."), ("bad", "We waited: an hour!"), ("good", 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of a page for the smallest model."""
+    """Return the folder of a page for the smallest model."""
     try:
         for package in web.SCRIPTS:
             npm.fetch(package)
@@ -81,9 +81,9 @@ def model():
 
 
 def opened(browser, rows=ROWS):
-    """The page once it is ready, with rows in its text box."""
+    """Open the page, wait until it is ready, and put rows into its text box."""
     browser.get(browser.url)
-    until(lambda: said(browser, "status").startswith("ready"), 20)
+    until(lambda: text_of(browser, "status").startswith("ready"), 20)
     if rows:
         browser.execute_script(
             "const [box, text] = [document.getElementById('rows'), arguments[0]];"
@@ -93,23 +93,23 @@ def opened(browser, rows=ROWS):
     return browser
 
 
-def said(browser, name):
+def text_of(browser, name):
     return browser.find_element("id", name).text
 
 
 def tune(browser, steps):
-    """Train in the page as a visitor does; what it says at the end."""
+    """Train like a visitor; return the page's final message."""
     field = browser.find_element("id", "steps")
     field.clear()
     field.send_keys(str(steps))
     browser.find_element("id", "train").click()
     until(lambda: browser.find_element("id", "train").is_enabled(), 30)
-    assert browser.find_element("id", "progress").get_attribute("class") == "quiet", said(browser, "progress")
-    return said(browser, "progress")
+    assert browser.find_element("id", "progress").get_attribute("class") == "quiet", text_of(browser, "progress")
+    return text_of(browser, "progress")
 
 
 def compute(browser, code, *given):
-    """What an expression in JavaScript is, with `state` that of the page, its modules by their names, and `given`."""
+    """Evaluate a JavaScript expression, which may use the page's `state`, its modules by name, and `given`."""
     script = (
         "const given = [...arguments], done = given.pop(); const names = ['app', 'tune', 'rows', 'inside', 'draw'];"
     )
@@ -123,11 +123,11 @@ def compute(browser, code, *given):
 
 
 def prompt_of(browser):
-    """The prompt of the page, (P, D)."""
+    """Return the prompt of the page, (P, D)."""
     return np.float32(compute(browser, "[...state.model.prompt.data]")).reshape(SHAPE.prompt_length, -1)
 
 
-def test_the_tokens_are_those_of_python(browser, model):
+def test_tokens_equal_python(browser, model):
     texts = [row.input for name in ("topic", "sentiment") for row in tables.read_rows(DEMO / f"{name}.train.tsv")] + ODD
     opened(browser, None)
     assert compute(browser, "given[0].map(text => state.model.encode(text))", texts) == [
@@ -135,7 +135,7 @@ def test_the_tokens_are_those_of_python(browser, model):
     ]
 
 
-def test_the_ids_of_every_character_are_those_of_python(model, tmp_path):
+def test_ids_of_every_character_equal_python(model, tmp_path):
     if not (node := shutil.which("node")):
         pytest.skip("needs node")
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
@@ -157,7 +157,7 @@ def test_the_ids_of_every_character_are_those_of_python(model, tmp_path):
     assert [text for text, ids in zip(texts, found, strict=True) if model.tokenizer.encode(text) != ids] == []
 
 
-def test_a_tokenizer_whose_ids_the_page_may_not_give_is_refused(model):
+def test_an_unsupported_tokenizer_is_refused(model):
     def refused(change):
         about = json.loads(model.tokenizer.pipeline.to_str())
         change(about)
@@ -174,7 +174,7 @@ def test_a_tokenizer_whose_ids_the_page_may_not_give_is_refused(model):
         web.tokenizer_files(dataclasses.replace(model, tokenizer=tokenizer.ByteTokenizer()))
 
 
-def test_adam_is_that_of_python(browser):
+def test_adam_equals_python(browser):
     rng = np.random.default_rng(0)
     params, grads = rng.normal(size=12).astype(np.float32), rng.normal(size=(5, 12)).astype(np.float32)
     grads[:, 0] *= 1e-6
@@ -203,14 +203,14 @@ def test_an_epoch_has_every_row_once_and_seeds_differ(browser):
 
 
 def first_prompt(model, site, words):
-    """What training begins with: the label words in front of the exported vectors."""
+    """Return the first prompt of a training: the label words, then the exported vectors."""
     first, by_words = np.load(site / "prompt.npy"), Settings(prompt_length=len(words), init="labels")
     first[: len(words)] = init_params(model, by_words, words)[PROMPT]
     return first
 
 
 def by_python(model, site, steps):
-    """Losses and prompt in float64 of steps on ROWS, which are one batch."""
+    """Return losses and prompt after steps in float64 on ROWS, which form one batch."""
     params = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
     trainable, adam = {PROMPT: first_prompt(model, site, ("bad", "good")).astype(np.float64)}, optim.adam()
     state, losses = adam.init(trainable), []
@@ -223,10 +223,10 @@ def by_python(model, site, steps):
     return losses, trainable[PROMPT]
 
 
-def test_five_steps_are_those_of_python(browser, site, model):
-    """Losses to 1e-5. The prompt to 1e-4: Adam divides each number of a gradient, and its rounding, by its size."""
+def test_five_steps_equal_python(browser, site, model):
+    """Losses agree to 1e-5. The prompt agrees to 1e-4: Adam's division amplifies rounding of small gradients."""
     tune(opened(browser), 3)
-    tune(browser, 5)  # begins anew
+    tune(browser, 5)  # restarts
     losses, prompt = by_python(model, site, 5)
     assert np.allclose(compute(browser, "state.losses"), losses, rtol=1e-5, atol=0)
     found = np.reshape(compute(browser, "[...state.model.prompt.data]"), prompt.shape)
@@ -234,10 +234,10 @@ def test_five_steps_are_those_of_python(browser, site, model):
     assert losses[-1] < losses[0]
 
 
-def test_the_prompt_goes_on_in_python(browser, model, downloads, tmp_path, monkeypatch, capsys):
-    """The commands of the page: the same accuracy and shares; PEFT has the same vectors."""
+def test_the_saved_prompt_works_in_python(browser, model, downloads, tmp_path, monkeypatch, capsys):
+    """The commands on the page give the same accuracy and shares, and PEFT gets the same vectors."""
     opened(browser, None)
-    told = tune(browser, 5)
+    message = tune(browser, 5)
     browser.find_element("id", "save").click()
     until(lambda: (downloads / "topic.npy").exists())
     monkeypatch.chdir(tmp_path)
@@ -254,7 +254,7 @@ def test_the_prompt_goes_on_in_python(browser, model, downloads, tmp_path, monke
     capsys.readouterr()
     assert main(["eval", "topic.safetensors", str(DEMO / "topic.test.tsv"), "--model", "tiny", "--json"]) == 0
     accuracy = json.loads(capsys.readouterr().out)["scores"]["accuracy"]
-    assert f"accuracy {accuracy:.3f} on 200 test rows" in told
+    assert f"accuracy {accuracy:.3f} on 200 test rows" in message
     texts = ["Two goals in the last minute.", "Bread", "x " * 100]
     shares = compute(browser, "Promise.all(given[0].map(text => state.model.classify(text, state.words)))", texts)
     prompt = prompts.load_prompt("topic.safetensors")
@@ -262,7 +262,7 @@ def test_the_prompt_goes_on_in_python(browser, model, downloads, tmp_path, monke
     assert np.allclose(shares, probabilities(label_scores(model, cut, texts, "numpy")), atol=1e-4)
 
 
-def test_bars_follow_what_is_typed_and_what_is_learned(browser):
+def test_bars_follow_typing_and_training(browser):
     opened(browser)
     text = browser.find_element("id", "text")
     text.clear()
@@ -300,17 +300,17 @@ WRONG = {
 }
 
 
-def test_rows_that_cannot_be_used(browser):
+def test_invalid_rows_are_explained(browser):
     opened(browser)
     write = "const box = document.getElementById('rows'); box.value = arguments[0]; "
     write += "box.dispatchEvent(new Event('input'))"
     for text, message in WRONG.items():
         browser.execute_script(write, text)
-        assert message in said(browser, "counted")
+        assert message in text_of(browser, "counted")
         assert browser.find_element("id", "counted").get_attribute("class") == "wrong"
         assert not browser.find_element("id", "train").is_enabled()
         browser.execute_script(write, "good: a\nbad: b")
-        assert said(browser, "counted") == "2 rows, of which 0 are held out; labels: bad, good"
+        assert text_of(browser, "counted") == "2 rows, of which 0 are held out; labels: bad, good"
         assert browser.find_element("id", "train").is_enabled()
 
 
@@ -321,22 +321,22 @@ OTHER = {
 
 
 @pytest.mark.parametrize("code", OTHER.values(), ids=OTHER)
-def test_another_task_begins_with_the_first_prompt_again(code, browser, site, model):
+def test_another_task_restarts_from_the_first_prompt(code, browser, site, model):
     tune(opened(browser), 2)
-    before = said(browser, "counted")
+    before = text_of(browser, "counted")
     browser.execute_script(f"const at = id => document.getElementById(id); {code}")
-    until(lambda: said(browser, "counted") != before and compute(browser, "state.path.length") == 1)
+    until(lambda: text_of(browser, "counted") != before and compute(browser, "state.path.length") == 1)
     first = first_prompt(model, site, tuple(compute(browser, "state.words")))
     assert np.allclose(prompt_of(browser), first, rtol=1e-6)
     assert not browser.find_element("id", "save").is_enabled()
 
 
-def test_reset_goes_back_to_the_first_prompt(browser, site, model):
+def test_reset_restores_the_first_prompt(browser, site, model):
     tune(opened(browser), 2)
     first = first_prompt(model, site, ("bad", "good"))
     assert not np.allclose(prompt_of(browser), first)
     browser.find_element("id", "reset").click()
-    until(lambda: "first values" in said(browser, "progress") and compute(browser, "state.path.length") == 1)
+    until(lambda: "first values" in text_of(browser, "progress") and compute(browser, "state.path.length") == 1)
     assert np.allclose(prompt_of(browser), first, rtol=1e-6)
     assert compute(browser, "[state.losses.length, state.scores.length]") == [0, 0]
     browser.execute_script(
@@ -361,47 +361,47 @@ CLEAN = [(" ".join(text.split()), label) for text, label, _ in TABLE[1:] if text
 
 @pytest.mark.parametrize("delimiter", [",", ";"])
 @pytest.mark.parametrize("ends", ["\r\n", "\n"])
-def test_a_file_fills_the_rows(browser, tmp_path, delimiter, ends):
+def test_a_csv_file_fills_the_rows(browser, tmp_path, delimiter, ends):
     """A byte order mark; quotes, line ends and delimiters in fields; a colon in a label; a missing text."""
     written = io.StringIO()
     csv.writer(written, delimiter=delimiter, lineterminator=ends).writerows(TABLE)
     path = tmp_path / "my rows.csv"
     path.write_bytes(written.getvalue().encode("utf-8-sig"))
     opened(browser).find_element("id", "file").send_keys(str(path))
-    until(lambda: "left out" in said(browser, "counted"))
-    assert said(browser, "counted") == (
+    until(lambda: "left out" in text_of(browser, "counted"))
+    assert text_of(browser, "counted") == (
         '4 rows, of which 0 are held out; labels: "so", a: b, good; 1 lines without a text or a label are left out'
     )
     assert [(row["input"], row["target"]) for row in compute(browser, "state.rows")] == CLEAN
-    assert "tinyprompt convert my-rows.npy my-rows.safetensors" in said(browser, "commands")
+    assert "tinyprompt convert my-rows.npy my-rows.safetensors" in text_of(browser, "commands")
     choose = "const it = document.getElementById(arguments[0]); it[arguments[1]] = arguments[2];"
     choose += "it.dispatchEvent(new Event('change'))"
     browser.execute_script(choose, "label-column", "value", "2")
-    assert "labels: 1, 2, 4, 5; 1 lines" in said(browser, "counted")
+    assert "labels: 1, 2, 4, 5; 1 lines" in text_of(browser, "counted")
     browser.execute_script(choose, "header", "checked", False)
-    assert "labels: 1, 2, 4, 5, id; 1 lines" in said(browser, "counted")
+    assert "labels: 1, 2, 4, 5, id; 1 lines" in text_of(browser, "counted")
 
 
-def test_between_tabs_a_quote_is_a_character_as_in_tune(browser, tmp_path, caplog):
+def test_a_quote_between_tabs_is_kept(browser, tmp_path, caplog):
     lines = ["input\ttarget", 'say "so"\tgood', '"The soup"\tbad', '"He said ""so""."\tgood', '"\tbad']
     path = tmp_path / "mine.tsv"
     path.write_text("\n".join(lines))
     opened(browser).find_element("id", "file").send_keys(str(path))
-    until(lambda: "the quotes were kept" in said(browser, "counted"))
+    until(lambda: "the quotes were kept" in text_of(browser, "counted"))
     found = [(row["input"], row["target"]) for row in compute(browser, "state.rows")]
     assert found == [(row.input, row.target) for row in tables.read_rows(path)]
-    assert said(browser, "counted").endswith("; 1 rows look quoted, as in a .csv; the quotes were kept")
+    assert text_of(browser, "counted").endswith("; 1 rows look quoted, as in a .csv; the quotes were kept")
     assert "1 texts look quoted" in caplog.text
 
 
-def test_many_rows_are_counted_again_at_once(browser):
-    """A keystroke among 5,000 rows reads the tokens of the changed line alone."""
+def test_a_keystroke_among_many_rows_is_fast(browser):
+    """A keystroke among 5,000 rows tokenises only the changed line."""
     browser = opened(browser)
     change = "const it = document.getElementById('rows'); it.value = arguments[0];"
     change += "const was = performance.now(); it.dispatchEvent(new Event('input')); return performance.now() - was"
     rows = [f"{('good', 'bad')[i % 2]}: The soup number {i} was hot and the bread was fresh." for i in range(5000)]
     first, second = (browser.execute_script(change, "\n".join(rows) + end) for end in ("", " And cold."))
-    assert "5000 rows" in said(browser, "counted")
+    assert "5000 rows" in text_of(browser, "counted")
     assert second < first / 2, (first, second)
 
 
@@ -411,7 +411,7 @@ def test_a_file_can_be_dropped(browser):
         "document.getElementById('rows').dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }))"
     )
     opened(browser).execute_script(drop, "\ufeffgood\tThe soup was hot.\nbad\tCold soup\ngood\tKind staff\n")
-    until(lambda: "3 rows" in said(browser, "counted"))  # no line is a header
+    until(lambda: "3 rows" in text_of(browser, "counted"))  # no line is taken as a header
     assert [row["target"] for row in compute(browser, "state.rows")] == ["good", "bad", "good"]
     for text, message in {
         "one column\nof text": "The file has one column.",
@@ -419,10 +419,10 @@ def test_a_file_can_be_dropped(browser):
         'a,b\n"never closed,2\n': "Line 2: a quote is out of place or never closed.",
     }.items():
         browser.execute_script(drop, text)
-        until(lambda message=message: message in said(browser, "counted"))
+        until(lambda message=message: message in text_of(browser, "counted"))
         assert not browser.find_element("id", "train").is_enabled()
     browser.execute_script(drop.replace("[arguments[0]]", "[new Uint8Array([0xff, 0xfe, 65])]"))
-    until(lambda: "not UTF-8" in said(browser, "counted"))
+    until(lambda: "not UTF-8" in text_of(browser, "counted"))
 
 
 @pytest.mark.parametrize(
@@ -440,39 +440,39 @@ def test_the_columns_are_guessed(browser, header, text, label):
     assert found == {"text": text, "label": label, "header": True}
 
 
-def test_held_out_rows_are_a_share_of_each_label_and_the_same_in_any_order(browser):
+def test_held_out_rows_are_a_share_of_each_label_in_any_order(browser):
     opened(browser, None)
     rows = [{"input": f"text {i}", "target": ("good", "bad", "good", "fair")[i % 4]} for i in range(80)]
     rows += [{"input": "text 7", "target": "fair"}] * 3 + [{"input": "alone", "target": "rare"}]
     order = np.random.default_rng(0).permutation(80)
     code = "given[0].map(some => rows.holdOut(some, given[1]))"
-    one, other, fewer = compute(browser, code, [rows, [rows[i] for i in order] + rows[80:], rows[:40]], 0.2)
-    held = {row["input"] for row in one["held"]}
-    assert held == {row["input"] for row in other["held"]}
-    assert held.isdisjoint({row["input"] for row in one["rows"]})
-    assert one["rows"] + one["held"] != rows
-    assert len(one["rows"]) + len(one["held"]) == len(rows)
+    first, shuffled, fewer = compute(browser, code, [rows, [rows[i] for i in order] + rows[80:], rows[:40]], 0.2)
+    held = {row["input"] for row in first["held"]}
+    assert held == {row["input"] for row in shuffled["held"]}
+    assert held.isdisjoint({row["input"] for row in first["rows"]})
+    assert first["rows"] + first["held"] != rows
+    assert len(first["rows"]) + len(first["held"]) == len(rows)
     times = [sum(row["target"] == word for row in fewer["held"]) for word in ("good", "bad", "fair", "rare")]
     assert times == [4, 2, 2, 0]
     assert "alone" not in held
     assert len({row["input"] for row in compute(browser, code, [rows], 0.9)[0]["rows"]}) >= 4
 
 
-def test_held_out_rows_are_scored_beside_the_majority_class(browser):
+def test_accuracy_on_held_out_rows_is_shown_with_the_majority_class(browser):
     rows = [("bad" if i % 3 else "good", f"{('cold', 'hot')[i % 3 == 0]} soup {i}") for i in range(30)]
-    told = tune(opened(browser, rows), 30)
-    assert "30 rows, of which 6 are held out" in said(browser, "counted")
+    message = tune(opened(browser, rows), 30)
+    assert "30 rows, of which 6 are held out" in text_of(browser, "counted")
     held, scores = compute(browser, "[state.held, state.scores]")
     assert [step for step, _ in scores] == [10, 20, 30]
     code = "Promise.all(state.held.map(row => state.model.classify(row.input, state.words)))"
     shares = np.array(compute(browser, code))
     right = np.mean([("bad", "good")[i] == row["target"] for i, row in zip(shares.argmax(1), held, strict=True)])
     assert scores[-1][1] == pytest.approx(right)
-    assert told.endswith(f"accuracy {right:.3f} on 6 held-out rows; majority class {4 / 6:.3f}")
+    assert message.endswith(f"accuracy {right:.3f} on 6 held-out rows; majority class {4 / 6:.3f}")
 
 
-def test_many_labels_are_those_of_python(browser, model, site):
-    """More than the graph takes at once."""
+def test_shares_of_many_labels_equal_python(browser, model, site):
+    """There are more labels than the graph scores at once."""
     words = ("red", "blue", "green", "black", "white", "pink", "gold", "grey", "brown")
     rows = [(word, f"a {word} wall") for word in words]
     opened(browser, rows)
@@ -482,10 +482,10 @@ def test_many_labels_are_those_of_python(browser, model, site):
     assert np.allclose(shares, probabilities(label_scores(model, prompt, ["a red wall"], "numpy"))[0], atol=1e-4)
 
 
-# ---- the prompt from inside ----
+# ---- views inside the prompt ----
 
 
-def test_the_graph_of_the_inside_is_that_of_numpy(model):
+def test_the_graph_of_the_views_equals_numpy(model):
     import onnxruntime
 
     rng = np.random.default_rng(0)
@@ -508,9 +508,9 @@ def test_the_graph_of_the_inside_is_that_of_numpy(model):
     assert np.allclose(found["attention"][:, :L], np.mean(layers, axis=(0, 2))[:, P:, :P], atol=1e-5)
 
 
-def test_the_page_shows_the_nearest_words_the_attention_and_the_paths(browser, model, site):
+def test_the_page_shows_nearest_words_attention_and_paths(browser, model, site):
     tune(opened(browser), 20)
-    until(lambda: compute(browser, "state.path.length") == 4)  # first, 10, 20, last
+    until(lambda: compute(browser, "state.path.length") == 4)  # the first prompt, steps 10 and 20, and the last prompt
     table = model.params["shared"]["weight"][: len(model.tokenizer)]
     read = "return [...document.querySelectorAll('#nearest tr')].map(tr => [...tr.cells].map(td => td.textContent))"
 
@@ -528,14 +528,14 @@ def test_the_page_shows_the_nearest_words_the_attention_and_the_paths(browser, m
     moved = np.linalg.norm(prompt_of(browser) - first, axis=1) / np.linalg.norm(first, axis=1)
     assert np.allclose([float(row[3][:-1]) for row in cells], 100 * moved, atol=0.06)
     stayed = sum(row[1] == row[2].split()[0] for row in cells)
-    assert said(browser, "stayed").startswith(f"{stayed} of 5 vectors")
+    assert text_of(browser, "stayed").startswith(f"{stayed} of 5 vectors")
     tokens = len(model.tokenizer.encode(browser.find_element("id", "text").get_attribute("value")))
     assert len(browser.find_elements("css selector", "#attention rect")) == tokens * 5
     lines = browser.find_elements("css selector", "#paths polyline")
     assert [len(line.get_attribute("points").split()) for line in lines] == [4] * 5
 
 
-def test_the_plane_of_the_paths_is_that_of_numpy(browser):
+def test_the_plane_of_the_paths_equals_numpy(browser):
     points = np.random.default_rng(0).normal(size=(40, 8)) * [5, 3, 1, 1, 1, 1, 1, 1]
     opened(browser, None)
     code = "(() => { const { axes } = inside.directions(given[0]); return inside.directions(given[0], axes) })()"
@@ -547,8 +547,8 @@ def test_the_plane_of_the_paths_is_that_of_numpy(browser):
 
 
 @pytest.mark.parametrize("losses", [[0.004, 0.001], [7.5, 0.2], [640.0, 1234.5], [0.26, 0.3], []])
-def test_no_line_and_no_number_of_the_curve_is_cut(browser, losses):
-    """Everything lies inside the drawing, and the axis ends near the highest loss."""
+def test_the_curve_is_drawn_inside_its_frame(browser, losses):
+    """Every element is inside the drawing, and the axis ends near the highest loss."""
     opened(browser, None)
     code = "(() => { const node = document.getElementById('curve'), frame = node.getBoundingClientRect();"
     code += "draw.chart(node, [{ kind: 'each', points: given[0].map((loss, i) => [i + 1, loss]) }], 2);"
@@ -565,16 +565,17 @@ def test_no_line_and_no_number_of_the_curve_is_cut(browser, losses):
         assert max(losses) <= marks[-1] <= 1.5 * max(losses)
 
 
-def test_the_bytes_that_load_are_counted(browser, site):
+def test_loaded_bytes_are_counted(browser, site):
     opened(browser, None)
-    code = "(async () => { const said = []; const model = await tune.Model.open('wasm', (...told) => said.push(told));"
-    code += "await model.close(); return said.filter(told => told.length === 3) })()"
-    told = compute(browser, code)
+    code = "(async () => { const calls = [];"
+    code += "const model = await tune.Model.open('wasm', (...call) => calls.push(call));"
+    code += "await model.close(); return calls.filter(call => call.length === 3) })()"
+    calls = compute(browser, code)
     total = sum((site / name).stat().st_size for name in ("model.safetensors", "vendor/ort-wasm-simd-threaded.wasm"))
-    assert told[-1][1:] == [total, total]
-    assert told[0][1] < total / 2
-    assert len(told) > 10
-    assert [count for _, count, _ in told] == sorted(count for _, count, _ in told)
+    assert calls[-1][1:] == [total, total]
+    assert calls[0][1] < total / 2
+    assert len(calls) > 10
+    assert [count for _, count, _ in calls] == sorted(count for _, count, _ in calls)
     assert not browser.find_element("id", "loading").is_displayed()
 
 
@@ -588,15 +589,15 @@ def test_the_example_follows_the_task_until_a_text_is_typed(browser):
         browser.execute_script(choose, task)
         first = tables.read_rows(DEMO / f"{task}.test.tsv")[0].input
         until(lambda first=first: text.get_attribute("value") == first)
-        until(lambda task=task: f"tinyprompt convert {task}.npy" in said(browser, "commands"))
+        until(lambda task=task: f"tinyprompt convert {task}.npy" in text_of(browser, "commands"))
     text.clear()
     text.send_keys("my own")
     browser.execute_script(choose, "sentiment")
-    until(lambda: "sentiment.npy" in said(browser, "commands"))
+    until(lambda: "sentiment.npy" in text_of(browser, "commands"))
     assert text.get_attribute("value") == "my own"
 
 
-def test_webgpu_is_offered_where_it_computes_with_the_weights(browser):
+def test_webgpu_is_offered_if_it_supports_the_weights(browser):
     opened(browser, None)
     code = "(Object.defineProperty(navigator, 'gpu', { configurable: true, value: { requestAdapter: async () => "
     code += "given[0] && { features: new Set(given[0]) } } }), tune.Model.runsOnGpu({ weights_dtype: given[1] }))"
@@ -608,32 +609,32 @@ def test_webgpu_is_offered_where_it_computes_with_the_weights(browser):
         assert compute(browser, code, features, dtype) is wanted
 
 
-def test_stop_keeps_what_is_there(browser):
+def test_stop_keeps_the_current_prompt(browser):
     opened(browser)
     field = browser.find_element("id", "steps")
     field.clear()
     field.send_keys("10000")
     browser.find_element("id", "train").click()
-    until(lambda: said(browser, "progress").startswith("step "))
+    until(lambda: text_of(browser, "progress").startswith("step "))
     browser.find_element("id", "stop").click()
     until(lambda: browser.find_element("id", "train").is_enabled(), 20)
-    assert re.match(r"\d+ steps, .* accuracy", said(browser, "progress"))
+    assert re.match(r"\d+ steps, .* accuracy", text_of(browser, "progress"))
     assert browser.find_element("id", "save").is_enabled()
 
 
-def test_only_its_own_folder_is_asked_and_nothing_is_logged(browser):
-    browser.get_log("browser")  # of the pages before
+def test_the_page_requests_its_own_folder_only_and_logs_nothing(browser):
+    browser.get_log("browser")  # discard the log of earlier pages
     opened(browser, None)
     tune(browser, 2)
-    assert not browser.find_element("id", "device").is_displayed()  # there is no GPU
+    assert not browser.find_element("id", "device").is_displayed()  # without a GPU
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert len(asked) > 8
     assert {name for name in asked if not name.startswith((browser.url, f"blob:{browser.url}", "data:"))} == set()
     logged = [entry["message"] for entry in browser.get_log("browser")]
-    assert [message for message in logged if "No available adapters" not in message] == []  # of WebGPU
+    assert [message for message in logged if "No available adapters" not in message] == []  # WebGPU logs this message
 
 
-def test_a_tokenizer_that_differs_is_found_out(browser, site, tmp_path):
+def test_a_different_tokenizer_is_detected(browser, site, tmp_path):
     other = shutil.copytree(site, tmp_path / "other", copy_function=os.link)
     about = json.loads((site / "page.json").read_text())
     about["probes"][0]["ids"][0] += 1
@@ -641,11 +642,11 @@ def test_a_tokenizer_that_differs_is_found_out(browser, site, tmp_path):
     (other / "page.json").write_text(json.dumps(about))
     with served(other) as url:
         browser.get(url)
-        until(lambda: "otherwise than tinyprompt" in said(browser, "status"), 20)
+        until(lambda: "otherwise than tinyprompt" in text_of(browser, "status"), 20)
         assert not browser.find_element("id", "train").is_enabled()
 
 
-def test_it_can_be_read_in_light_and_dark_and_on_a_phone(browser):
+def test_it_is_readable_in_light_and_dark_mode_and_on_a_phone(browser):
     tune(opened(browser, None), 2)
     for dark in (False, True):
         for width in (320, 390, 1100):
@@ -657,7 +658,7 @@ def test_it_can_be_read_in_light_and_dark_and_on_a_phone(browser):
     look(browser)
 
 
-def test_what_a_folder_cannot_be_made_of(tmp_path, capsys, monkeypatch, folder):
+def test_export_web_fails_in_one_line(tmp_path, capsys, monkeypatch, folder):
     out = tmp_path / "out"
 
     def refused(*words):
@@ -672,13 +673,13 @@ def test_what_a_folder_cannot_be_made_of(tmp_path, capsys, monkeypatch, folder):
     assert "onnxruntime-web-1.30.0.tgz: cannot be fetched" in refused()
 
 
-def test_its_files_are_in_the_package():
+def test_the_files_of_the_page_are_in_the_package():
     assert {path.name for path in web.WEB.iterdir()} == set(web.PAGE)
     wheel = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert 'include = ["/tinyprompt",' in wheel
 
 
-def test_the_probes_have_an_unknown_piece_and_a_cut_word(model):
+def test_the_probes_have_an_unknown_piece_and_a_split_word(model):
     ids = [model.tokenizer.encode(text) for text in web.PROBES]
-    assert any(tokenizer.UNK in one for one in ids)
+    assert any(tokenizer.UNK in tokens for tokens in ids)
     assert max(map(len, ids)) > 10

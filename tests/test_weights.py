@@ -1,4 +1,4 @@
-"""The models that the package carries: what they are, and that transformers reads them as we do."""
+"""The built-in models: their sizes and weights, and that transformers reads them as we do."""
 
 import hashlib
 import shutil
@@ -47,7 +47,7 @@ def test_vocabulary(model):
     )
 
 
-def test_all_sizes_are_here():
+def test_all_sizes_are_present():
     assert {folder.name for folder in FOLDERS} == set(MILLIONS)
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 45 * MEGABYTE
 
@@ -69,14 +69,14 @@ def test_a_built_in_size_opens_by_its_name(name, folder, tmp_path, monkeypatch):
     assert model.fingerprint == models.load(WEIGHTS / f"tinyprompt-t5{folder}").fingerprint
 
 
-def test_a_folder_comes_before_a_built_in_size(tmp_path, monkeypatch):
+def test_a_folder_has_priority_over_a_built_in_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(WEIGHTS / "tinyprompt-t5-tiny", "small")
     assert models.load("small").config.d_model == models.load("tiny").config.d_model
     assert models.load().config.d_model == models.load("base").config.d_model
 
 
-def test_a_size_that_is_not_carried_says_how_it_is_made():
+def test_a_size_that_is_not_included_names_the_command():
     with pytest.raises(CheckpointError, match=r"'large' is not included; weights/README.md shows the command"):
         models.load("large")
 
@@ -111,12 +111,12 @@ def test_ids_equal_transformers(model):
 
 
 @pytest.mark.parametrize("text", ["the cat sat on the mat.", "a small model, frozen, that learns!", "x", "42"])
-def test_plain_text_comes_back(model, text):
+def test_plain_text_survives_encoding_and_case_is_ignored(model, text):
     assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
     assert model.tokenizer.encode(text.upper()) == model.tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_readme_names_these_weights(folder):
+def test_the_readme_has_the_digests_of_the_weights(folder):
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert digest in README.read_text(encoding="utf-8")

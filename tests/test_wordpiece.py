@@ -1,4 +1,4 @@
-"""The ids that encode.c makes of a text are those of the tokenizer."""
+"""encode.c gives a text the ids of the tokenizer."""
 
 import ctypes
 import shutil
@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def encode(model, tmp_path_factory):
-    """The ids of a text by encode.c, at most `most`."""
+    """Return a function that computes the ids of a text with encode.c, at most `most`."""
     made = tmp_path_factory.mktemp("c")
     (made / "words.bin").write_bytes(wordpiece.table(model.tokenizer))
     flags = "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"
@@ -56,18 +56,18 @@ TEXTS = st.lists(TOKENS | WORDS | st.text(LETTERS, max_size=12) | st.sampled_fro
 
 @examples(1000)
 @given(text=TEXTS)
-def test_ids_are_those_of_the_tokenizer(model, encode, text):
+def test_ids_equal_the_tokenizer(model, encode, text):
     assert encode(text) == model.tokenizer.encode(text)
 
 
 @examples(100)
 @given(text=TEXTS, most=st.integers(1, 9))
-def test_a_long_text_loses_its_end(model, encode, text, most):
+def test_a_long_text_is_truncated(model, encode, text, most):
     assert encode(text, most) == encode_inputs([text], model.tokenizer, most)[0]
 
 
-def test_every_character(model, encode):
-    """Each alone between letters, and behind another."""
+def test_ids_of_every_character(model, encode):
+    """Each character occurs between letters, and after another word."""
     codes = [code for code in range(1, 0x30000) if not 0xD800 <= code < 0xE000]
     for start in range(0, len(codes), 1000):
         text = " ".join(f"a{chr(code)}b {chr(code)}" for code in codes[start : start + 1000])
@@ -75,7 +75,7 @@ def test_every_character(model, encode):
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"a\xc3", b"\xe2\x82", b"\xf0\x9f\x98z", b"\xc0\xaf"])
-def test_bytes_that_are_not_utf_8_make_their_word_unknown(encode, bad):
+def test_invalid_utf8_makes_its_word_unknown(encode, bad):
     assert encode(b"a " + bad + b" a") == [encode("a")[0], UNK, encode("a")[0], EOS]
 
 

@@ -24,22 +24,22 @@ from tinyprompt.tasks.registry import DEMO
 PICTURES = {"light": (1100, False), "dark": (1100, True), "phone": (390, False)}
 
 
-def said(browser, name):
+def text_of(browser, name):
     return browser.find_element("id", name).text
 
 
 def train(browser, url, steps, init):
     """Train as a visitor does; return the page's final message."""
     browser.get(url)
-    until(lambda: said(browser, "status").startswith("ready"), 120)
-    print(f"{said(browser, 'status')}; {said(browser, 'about')}")
+    until(lambda: text_of(browser, "status").startswith("ready"), 120)
+    print(f"{text_of(browser, 'status')}; {text_of(browser, 'about')}")
     field = browser.find_element("id", "steps")
     field.clear()
     field.send_keys(str(steps))
     Select(browser.find_element("id", "init")).select_by_value(init)
     browser.find_element("id", "train").click()
     until(lambda: browser.find_element("id", "train").is_enabled(), 10_000)
-    return said(browser, "progress")
+    return text_of(browser, "progress")
 
 
 def take_pictures(browser, folder):
@@ -57,24 +57,24 @@ def run(args, work):
         return 2
     with chromium(downloads=work) as browser, served(site) as url:
         look(browser)
-        told = train(browser, url, args.steps, args.init)
-        stayed = said(browser, "stayed").split(". ")[0]
+        message = train(browser, url, args.steps, args.init)
+        stayed = text_of(browser, "stayed").split(". ")[0]
         losses = browser.execute_async_script(
             "const done = arguments[0]; import('./app.js').then(({ state }) => done(state.losses))"
         )
-        words = re.search("--label-words (.*)", said(browser, "commands"))[1].split()
+        words = re.search("--label-words (.*)", text_of(browser, "commands"))[1].split()
         browser.find_element("id", "save").click()
         until((work / "topic.npy").exists)
         if args.pictures:
             take_pictures(browser, args.pictures)
     print(f"loss at steps 1, 2, 3: {', '.join(f'{loss:.6f}' for loss in losses[:3])}")
-    print(f"in the page: {told}\n{stayed}", flush=True)
+    print(f"in the page: {message}\n{stayed}", flush=True)
     main(["convert", str(work / "topic.npy"), str(prompt), "--model", args.model, "--label-words", *words])
     out = work / "answers.tsv"
     main(["eval", str(prompt), str(DEMO / "topic.test.tsv"), "--model", args.model, "--rows", str(out)])
     rows = [line.split("\t")[1:3] for line in out.read_text(encoding="utf-8").splitlines()[1:]]
     accuracy = sum(target == answer for target, answer in rows) / len(rows)
-    same = f"accuracy {accuracy:.3f} on" in told
+    same = f"accuracy {accuracy:.3f} on" in message
     print("the same accuracy in the page and by tinyprompt eval" if same else "the accuracies differ")
     return 0 if same else 1
 

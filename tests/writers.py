@@ -101,7 +101,7 @@ def answers(model, folder, how, prompts, seconds):
     """Ask a server while two writers replace its prompt; count the writes, and the answers of each version."""
     at = folder / "prompts"
     at.mkdir()
-    right = [answer(model, [(one, "soup")], "numpy")[0].probabilities for one in prompts]
+    right = [answer(model, [(prompt_shares, "soup")], "numpy")[0].probabilities for prompt_shares in prompts]
     found = Counter(first=0, second=0, neither=0, lost=0)
     how(prompts[0], at / "topic.safetensors")
     with (
@@ -115,8 +115,12 @@ def answers(model, folder, how, prompts, seconds):
             except OSError:
                 found["lost"] += 1
                 break
-            said = reply["answers"][0]["probabilities"] if status == 200 else {}
-            which = [said.keys() == one.keys() and all(abs(said[w] - one[w]) < 1e-5 for w in one) for one in right]
+            shares = reply["answers"][0]["probabilities"] if status == 200 else {}
+            which = [
+                shares.keys() == prompt_shares.keys()
+                and all(abs(shares[w] - prompt_shares[w]) < 1e-5 for w in prompt_shares)
+                for prompt_shares in right
+            ]
             found["first" if which[0] else "second" if which[1] else "neither"] += 1
         found["writes"] = writers.count.value
     return found
