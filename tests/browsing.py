@@ -34,7 +34,7 @@ def chromium(*words, downloads=None):
         driver.quit()
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Serve the files of a folder without logging requests."""
 
     def log_message(self, *_):
@@ -42,9 +42,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def served(folder):
+def serve_folder(folder):
     """Serve a folder; yield its address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -53,7 +53,7 @@ def served(folder):
         server.server_close()
 
 
-def look(browser, width=1100, dark=False, height=800):
+def set_view(browser, width=1100, dark=False, height=800):
     """Show pages at a given width, in light or dark mode."""
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
@@ -61,7 +61,7 @@ def look(browser, width=1100, dark=False, height=800):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def until(found, seconds=5):
+def wait_until(found, seconds=5):
     deadline = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < deadline

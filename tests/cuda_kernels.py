@@ -49,12 +49,12 @@ def problems() -> Iterator[tuple[str, Any, tuple]]:
         for method in methods.METHODS if dtype == np.float32 else ("prompt",):
             name = f"{family} {np.dtype(dtype)} {method}"
             for length in (7, 40) if method in ("prompt", "prefix") else (40,):
-                yield from of_method(f"{name} {length}", config, params, method, rows(length))
+                yield from method_problems(f"{name} {length}", config, params, method, rows(length))
         embeds = np.zeros((3, 40, config.d_model), np.float32)
         yield f"mixed {family} {np.dtype(dtype)}", t5.encode, (params, config, embeds, rows(40).attention_mask)
 
 
-def of_method(name, config, params, method, given) -> Iterator[tuple[str, Any, tuple]]:
+def method_problems(name, config, params, method, given) -> Iterator[tuple[str, Any, tuple]]:
     """Yield a training step with and without dropout, ranking, and the three parts of decoding."""
     shapes = methods.trained_shapes(config, replace(SETTINGS, method=method), 3)
     trained = {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}

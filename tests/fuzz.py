@@ -82,7 +82,7 @@ def prepare(folder: Path) -> dict[str, tuple[Path, list[str]]]:
     (folder / "rows.jsonl").write_text("".join(json.dumps({"input": a, "target": b}) + "\n" for a, b in rows))
     tune = ["tune", str(train), "--dev", str(train), "--model", str(model), "--steps", "1", "--batch-size", "2"]
     tune += ["--prompt-length", "2", "--device", "numpy", "--out"]
-    quiet([*tune, str(folder / "p.safetensors")])
+    run_command([*tune, str(folder / "p.safetensors")])
     prompt = prompts.load_prompt(folder / "p.safetensors")
     prompts.save_prompt(prompt, folder / "p.npy")
     prompts.save_prompt(prompt, folder / "peft")
@@ -119,7 +119,7 @@ def prepare(folder: Path) -> dict[str, tuple[Path, list[str]]]:
     return {kind: (path, words) for kind, (path, words) in found.items() if path.exists()}
 
 
-def other_values(whole: bytes, rng: np.random.Generator) -> bytes | None:
+def change_json(whole: bytes, rng: np.random.Generator) -> bytes | None:
     """Change one or two values in JSON, or in the JSON header of a file. Return None if there is no JSON."""
     size = int.from_bytes(whole[:8], "little")
     head = whole[8 : 8 + size] if size < len(whole) else whole
@@ -158,7 +158,7 @@ def change(node: Any, rng: np.random.Generator) -> None:
 def damaged(whole: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     """Apply one to three changes to the bytes or, if the file contains JSON, to its values."""
     data = bytearray(whole)
-    if rng.random() < 0.5 and (changed := other_values(whole, rng)):
+    if rng.random() < 0.5 and (changed := change_json(whole, rng)):
         return changed
     for _ in range(rng.integers(1, 4)):
         # Half of the changes hit the beginning, where the headers are.
@@ -187,11 +187,11 @@ class Hang(BaseException):
     """A case exceeded its time limit."""
 
 
-def alarmed(*_):
+def raise_hang(*_):
     raise Hang
 
 
-def quiet(words: list[str]) -> tuple[int, str]:
+def run_command(words: list[str]) -> tuple[int, str]:
     """Run a command in this process; return its exit status and standard error."""
     err = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
@@ -205,7 +205,7 @@ def verdict(words: list[str], path: Path) -> str:
     """Return "ran", "refused", or a description of the failure."""
     signal.alarm(SECONDS)
     try:
-        status, err = quiet(words)
+        status, err = run_command(words)
     except Hang:
         return f"HANG of more than {SECONDS} s"
     except BaseException:
@@ -228,7 +228,7 @@ def run(kind: str, path: Path, words: list[str], seeds: range, other: bytes) -> 
     readable, writable = os.pipe()
     if os.fork() == 0:
         os.close(readable)
-        signal.signal(signal.SIGALRM, alarmed)
+        signal.signal(signal.SIGALRM, raise_hang)
         try:
             whole = path.read_bytes()
             with os.fdopen(writable, "w") as pipe:

@@ -528,7 +528,7 @@ def loss_of(module, case: Callable, constant: np.ndarray, second_term: bool) -> 
     return loss
 
 
-def slopes(loss: Callable, w: np.ndarray, *more) -> np.ndarray:
+def central_differences(loss: Callable, w: np.ndarray, *more) -> np.ndarray:
     """Return the central differences of a loss with respect to every element of w, in float64."""
     out, step = np.zeros_like(w), 1e-6
     for k in np.ndindex(w.shape):
@@ -544,7 +544,7 @@ def trials(name: str) -> Iterator[Trial]:
         for second_term in (False, True):
             w, x, c, i = arrays(np.float64)
             loss = loss_of(np, function, c, second_term)
-            value, wanted = loss(w, x, i), slopes(loss, w, x, i)
+            value, wanted = loss(w, x, i), central_differences(loss, w, x, i)
             for module in MODULES:
                 for dtype in (np.float32, np.float64):
                     for wrapper in (grad, value_and_grad):

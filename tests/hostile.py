@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving import body_of, post, small_model, started, three_prompts
+from serving import post, request_body, running_server, small_model, three_prompts
 
 OPEN_FILES = 1024  # a usual limit on the server's open files
-SOUP = body_of(("topic", "soup"))
+SOUP = request_body(("topic", "soup"))
 
 
 def ask(port):
@@ -34,7 +34,7 @@ def ask(port):
     return status, time.monotonic() - start
 
 
-def say(port, text):
+def send_bytes(port, text):
     """Send some bytes; return the whole reply."""
     reply = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
@@ -46,7 +46,7 @@ def say(port, text):
     return reply
 
 
-def lines(request, *headers):
+def request_head(request, *headers):
     """Return the head of a request."""
     return "\r\n".join([f"{request} HTTP/1.1", *headers, "", ""]).encode()
 
@@ -76,7 +76,7 @@ def silent(port, count=2000):
         "opened in": round(opened - start, 2),
         "refused at once": refused_at_once,
         "answered after": round(answered - opened, 2),
-        "asked to come again": len(refused),
+        "asked to retry": len(refused),
         "lost": refused.count(0),
     }
 
@@ -89,7 +89,9 @@ def chunks(port, count=1_000_000):
 
     def attack():
         start = time.monotonic()
-        reply.extend([say(port, lines(*head) + b"1\r\n \r\n" * count + b"0\r\n\r\n"), time.monotonic() - start])
+        reply.extend(
+            [send_bytes(port, request_head(*head) + b"1\r\n \r\n" * count + b"0\r\n\r\n"), time.monotonic() - start]
+        )
         done.set()
 
     attacker = threading.Thread(target=attack)
@@ -123,18 +125,22 @@ def rebinding(port):
 
     def posted(kind, *who):
         about = f"Content-Length: {len(body)}", f"Content-Type: {kind}", "Connection: close"
-        return lines("POST /predict", *who, *about) + body.encode()
+        return request_head("POST /predict", *who, *about) + body.encode()
 
     foreign = [[line.format(port=port) for line in who] for who in FOREIGN]
-    asked = [lines(f"GET {path}", *who, "Connection: close") for who in foreign for path in ("/tasks", "/metrics", "/")]
+    asked = [
+        request_head(f"GET {path}", *who, "Connection: close")
+        for who in foreign
+        for path in ("/tasks", "/metrics", "/")
+    ]
     asked += [posted(kind, *who) for who in foreign for kind in kinds]
-    statuses = [status_of(say(port, text)) for text in asked]
+    statuses = [status_of(send_bytes(port, text)) for text in asked]
     own = f"Host: localhost:{port}", f"Origin: http://localhost:{port}", "Sec-Fetch-Site: same-origin"
     return {
         "requests": len(asked),
         "answers": statuses.count(200),
         "statuses": set(statuses),
-        "own page": status_of(say(port, posted(kinds[0], *own))),
+        "own page": status_of(send_bytes(port, posted(kinds[0], *own))),
     }
 
 
@@ -153,7 +159,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         three_prompts(small_model(folder), folder / "prompts")
-        with started(folder / "t5", folder / "prompts", {}, OPEN_FILES) as (server, port):
+        with running_server(folder / "t5", folder / "prompts", {}, OPEN_FILES) as (server, port):
             log: list[str] = []
             reader = threading.Thread(target=lambda: log.extend(server.stderr))
             reader.start()

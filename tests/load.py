@@ -84,7 +84,7 @@ def prompts_of(model: Model) -> dict[str, Prompt]:
     return found
 
 
-def wanted_of(model: Model, prompt: Prompt, texts: list[str]) -> dict[str, Wanted]:
+def expected_answers(model: Model, prompt: Prompt, texts: list[str]) -> dict[str, Wanted]:
     """Return the answer of `predict` to each text."""
     answers = predict(model, prompt, texts)
     shares: list[dict] = [{}] * len(texts)
@@ -94,7 +94,7 @@ def wanted_of(model: Model, prompt: Prompt, texts: list[str]) -> dict[str, Wante
     return {text: Wanted(*answer) for text, answer in zip(texts, zip(answers, shares, strict=True), strict=True)}
 
 
-def off(found: Any, wanted: Wanted) -> float:
+def difference(found: Any, wanted: Wanted) -> float:
     """Return the largest difference of a probability; infinity if the answers differ."""
     if found["text"] != wanted.text or found["probabilities"].keys() != wanted.probabilities.keys():
         return np.inf
@@ -207,7 +207,7 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.answered:,} answered ({self.rows:,} rows), {self.refused} refused as they should be, "
-            f"{self.busy:,} asked to come again, {self.lost} lost, {self.wrong} wrong; "
+            f"{self.busy:,} asked to retry, {self.lost} lost, {self.wrong} wrong; "
             f"largest difference {self.off:.1e}; p50 {1000 * self.p50:.0f} ms, p99 {1000 * self.p99:.0f} ms"
         )
 
@@ -242,7 +242,7 @@ class Bench:
         rows = [tables.read_rows(ROOT / "tinyprompt" / "demo" / f"{name}.test.tsv") for name in ("topic", "sentiment")]
         some = [row.input for pair in zip(*rows, strict=True) for row in pair][:TEXTS]
         self.texts = dict.fromkeys(self.prompts, some)
-        self.wanted = {name: wanted_of(self.model, prompt, some) for name, prompt in self.prompts.items()}
+        self.wanted = {name: expected_answers(self.model, prompt, some) for name, prompt in self.prompts.items()}
         for name, prompt in self.prompts.items():
             save_prompt(prompt, folder / (name if name == "short" else f"{name}.safetensors"))  # a PEFT folder
         self.server = Server(args.model, folder)
@@ -250,7 +250,9 @@ class Bench:
 
     def right(self, found: list, rows: list) -> float:
         """Return the largest difference of answers from those of `predict`."""
-        return max(off(answer, self.wanted[task][text]) for answer, (task, text) in zip(found, rows, strict=True))
+        return max(
+            difference(answer, self.wanted[task][text]) for answer, (task, text) in zip(found, rows, strict=True)
+        )
 
     def say(self, stage: str, text: Any) -> None:
         print(f"{stage:<10}{text}", flush=True)
@@ -299,12 +301,13 @@ class Bench:
     def replaced(self) -> bool:
         """Replace a prompt repeatedly. Each request must be answered entirely by one of the two versions."""
         other = replace(self.prompts["topic"], params={PROMPT: self.prompts["topic"].params[PROMPT][::-1].copy()})
-        both = [self.wanted["topic"], wanted_of(self.model, other, self.texts["topic"])]
+        both = [self.wanted["topic"], expected_answers(self.model, other, self.texts["topic"])]
         used: Counter[int] = Counter()
 
-        def one_of_both(found: list, rows: list) -> float:
+        def error_of_either(found: list, rows: list) -> float:
             distances = [
-                max(off(answer, wanted[text]) for answer, (_, text) in zip(found, rows, strict=True)) for wanted in both
+                max(difference(answer, wanted[text]) for answer, (_, text) in zip(found, rows, strict=True))
+                for wanted in both
             ]
             used[int(np.argmin(distances))] += 1
             return min(distances)
@@ -319,12 +322,12 @@ class Bench:
             time.sleep(1.3)
         done.set()
         sender.join()
-        verdict = judge(load.replies, one_of_both)
+        verdict = judge(load.replies, error_of_either)
         self.say("replaced", f"21 times under load: {verdict}; by the first {used[0]:,}, by the second {used[1]:,}")
         time.sleep(2)
         rows = [("topic", text) for text in self.texts["topic"]]
         last = [ask(port, json.dumps({"rows": [{"task": t, "input": x}]}).encode())[1][0] for t, x in rows]
-        now = max(off(answer, both[1][text]) for answer, (_, text) in zip(last, rows, strict=True))
+        now = max(difference(answer, both[1][text]) for answer, (_, text) in zip(last, rows, strict=True))
         self.say("", f"after the last one, all answers are its own: {now <= NEAR}")
         save_prompt(self.prompts["topic"], self.folder / "topic.safetensors")
         time.sleep(2)

@@ -27,24 +27,24 @@ def small_model(folder):
 
 def three_prompts(model, folder):
     """Write a folder of two prompts with label words and one for free text."""
-    save_prompt(a_prompt(model, ("food", "sport", "other")), folder / "topic.safetensors")
-    save_prompt(a_prompt(model, ("bad", "good"), 1, 5), folder / "sentiment.safetensors")
-    save_prompt(a_prompt(model, None, 2), folder / "free.safetensors")
+    save_prompt(random_prompt(model, ("food", "sport", "other")), folder / "topic.safetensors")
+    save_prompt(random_prompt(model, ("bad", "good"), 1, 5), folder / "sentiment.safetensors")
+    save_prompt(random_prompt(model, None, 2), folder / "free.safetensors")
     return folder
 
 
-def a_prompt(model, words, seed=0, length=3):
+def random_prompt(model, words, seed=0, length=3):
     vectors = np.random.default_rng(seed).normal(size=(length, model.config.d_model)).astype(np.float32)
     settings = Settings(prompt_length=length, max_new_tokens=4)
     return prompt_of(model, {PROMPT: vectors}, words, settings)
 
 
-def body_of(*pairs):
+def request_body(*pairs):
     return {"rows": [{"task": task, "input": text} for task, text in pairs]}
 
 
 @contextlib.contextmanager
-def started(model, folder, options, open_files=None):
+def running_server(model, folder, options, open_files=None):
     """Start a server in a child process; yield it and its port. open_files: its limit on open files."""
     command = [sys.executable, "-m", "tinyprompt", "serve", str(folder), "--model", str(model), "--device", "numpy"]
     words = [f"--{name}={value}" for name, value in options.items()]

@@ -45,7 +45,7 @@ def problem(family, seed, length, dtype):
 
 
 @pytest.fixture(params=["cpu", "cuda", "openvino", "openvino-bf16"])
-def anywhere(request):
+def provider(request):
     """Yield every provider that works on this machine."""
     try:
         check_device(request.param)
@@ -264,7 +264,7 @@ def test_arguments_are_not_changed():
     assert all((value == before[name]).all() for name, value in flatten(arguments[1]).items())
 
 
-def pretend(monkeypatch, *packages):
+def pretend_installed(monkeypatch, *packages):
     """Pretend that only these packages are installed."""
     monkeypatch.setattr(providers, "version", lambda package: "1.0" if package in packages else None)
 
@@ -283,7 +283,7 @@ def pretend(monkeypatch, *packages):
     ],
 )
 def test_an_unusable_device_explains_what_to_do(monkeypatch, device, packages, message):
-    pretend(monkeypatch, *packages)
+    pretend_installed(monkeypatch, *packages)
     with pytest.raises(DeviceError, match=message):
         compile(lambda x: x, device)
 
@@ -292,7 +292,7 @@ def test_a_missing_gpu_is_refused(monkeypatch):
     """onnxruntime for the CPU accepts CUDA as a provider and then computes on the CPU; we refuse."""
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime knows CUDA")
-    pretend(monkeypatch, "onnx", "onnxruntime-gpu")
+    pretend_installed(monkeypatch, "onnx", "onnxruntime-gpu")
     providers._try.cache_clear()
     with pytest.raises(DeviceError, match="cuda"):
         compile(lambda x: x, "cuda")
@@ -310,7 +310,7 @@ def test_a_gpu_is_tried_before_it_is_used(gpu, monkeypatch):
 def test_the_device_is_described_in_one_line(monkeypatch):
     assert describe_device("cpu") == f"device: cpu (onnxruntime {importlib.metadata.version('onnxruntime')})"
     assert describe_device("numpy") == f"device: numpy {np.__version__}"
-    pretend(monkeypatch)
+    pretend_installed(monkeypatch)
     assert default_device() == "numpy"
     assert "pip install" in describe_device("numpy")
 
@@ -326,7 +326,7 @@ def test_the_device_is_described_in_one_line(monkeypatch):
     ],
 )
 def test_the_default_is_the_cpu_if_both_packages_are_installed(monkeypatch, packages, device):
-    pretend(monkeypatch, *packages)
+    pretend_installed(monkeypatch, *packages)
     assert default_device() == device
 
 
@@ -398,13 +398,13 @@ def test_few_sessions_hold_weights_and_are_freed_with_them(monkeypatch):
     opened = []
     open_session = sessions.open_session
 
-    def noted(graph, device, **options):
+    def recorded(graph, device, **options):
         session = open_session(graph, device, **options)
         if options.get("weights"):
             opened.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(sessions, "open_session", noted)
+    monkeypatch.setattr(sessions, "open_session", recorded)
     run = compile(lambda x, w: ops.linear(x, w["decoder.w"]), "cpu-int8", writes=True)
     weights = {"decoder.w": np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)}
     weights["decoder.w"].flags.writeable = False
@@ -515,25 +515,25 @@ def test_weights_are_widened_just_before_use(dtype, bf16):
 # ---- every provider ----
 
 
-def precise(device):
+def tolerance(device):
     """Return the allowed distance from float64, relative to the norm."""
     bf16 = providers.DEVICES[device].precision == "bf16" and "computes in float32" not in describe_device(device)
     return 0.1 if bf16 else 2e-5
 
 
-def near(found, wanted, device):
-    return np.linalg.norm(found - wanted) <= precise(device) * np.linalg.norm(wanted)
+def is_near(found, wanted, device):
+    return np.linalg.norm(found - wanted) <= tolerance(device) * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("n", [2, 8, 64, 256])
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_square_matrix_is_multiplied_plain_and_transposed(anywhere, n, inside):
+def test_a_square_matrix_is_multiplied_plain_and_transposed(provider, n, inside):
     """OpenVINO 2026.4 computes wrongly if the matrix is a constant of the graph, so we pass it as an input."""
     rng = np.random.default_rng(n)
     x, w = (rng.normal(size=(rows, n)).astype(np.float32) for rows in (96, n))
     product = lambda x, w: anp.sqrt((x @ w.T) ** 2 + 1) @ w
-    run = compile(lambda x: product(x, w), anywhere) if inside else compile(product, anywhere)
-    assert near(run(x) if inside else run(x, freeze(w)), product(x.astype(float), w.astype(float)), anywhere)
+    run = compile(lambda x: product(x, w), provider) if inside else compile(product, provider)
+    assert is_near(run(x) if inside else run(x, freeze(w)), product(x.astype(float), w.astype(float)), provider)
 
 
 @pytest.mark.parametrize("constants", [True, False])
@@ -549,9 +549,9 @@ def test_large_constants_are_inputs_if_a_provider_needs_it(monkeypatch, constant
     assert len(held) == constants
 
 
-def test_kept_arrays_are_written_in_place(anywhere):
-    append = compile(lambda x, at, new: (new.sum(), {"x": ops.put(x, at, new), "zeros": new * 0}), anywhere, keeps=True)
-    fill = compile(lambda x: (None, {"x": x * 2}), anywhere, keeps=True)
+def test_kept_arrays_are_written_in_place(provider):
+    append = compile(lambda x, at, new: (new.sum(), {"x": ops.put(x, at, new), "zeros": new * 0}), provider, keeps=True)
+    fill = compile(lambda x: (None, {"x": x * 2}), provider, keeps=True)
     new = np.random.default_rng(0).normal(size=(2, 3, 1, 4)).astype(np.float32)
     given = np.ones((2, 3, 5, 4), np.float32)
     assert (np.asarray(append(given, np.array([1]), new)[1]["x"])[:, :, 1:2] == new).all()
@@ -560,9 +560,9 @@ def test_kept_arrays_are_written_in_place(anywhere):
     place = held.value.data_ptr()
     for at in (1, 4):
         total, kept = append(held, np.array([at]), new)
-        assert near(total, new.sum(), anywhere)
+        assert is_near(total, new.sum(), provider)
         held = kept["x"]
-        assert held.value.data_ptr() == place or not providers.PROVIDERS[providers.DEVICES[anywhere].place].in_place
+        assert held.value.data_ptr() == place or not providers.PROVIDERS[providers.DEVICES[provider].place].in_place
     wanted = np.full((2, 3, 5, 4), 2, np.float32)
     wanted[:, :, [1, 4]] = new
     assert (np.asarray(held) == wanted).all()
@@ -626,45 +626,45 @@ def test_bytes_moved_per_token_at_the_size_of_xxl(beams, there, back):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_ranking_and_decoding_equal_numpy(anywhere, family):
+def test_training_ranking_and_decoding_equal_numpy(provider, family):
     delta, params, config, rows = problem(family, 5, 6, np.float32)
     params = nest({name: freeze(value) for name, value in flatten(params).items()})
     exact = problem(family, 5, 6, np.float64)
     value, gradient = train.loss_and_grads(*exact)
-    found, near_gradient = compile(train.loss_and_grads, anywhere, frozen="params")(delta, params, config, rows)
-    assert near(found, value, anywhere)
-    assert near(near_gradient[PROMPT], gradient[PROMPT], anywhere)
+    found, near_gradient = compile(train.loss_and_grads, provider, frozen="params")(delta, params, config, rows)
+    assert is_near(found, value, provider)
+    assert is_near(near_gradient[PROMPT], gradient[PROMPT], provider)
     labels = np.stack([rows.labels, rows.labels[::-1]], axis=1)
     arguments = config, rows.input_ids, rows.attention_mask, labels, np.ones(labels.shape, np.float32)
-    assert near(compile(decode.ranked, anywhere)(params, *arguments), decode.ranked(exact[1], *arguments), anywhere)
+    assert is_near(compile(decode.ranked, provider)(params, *arguments), decode.ranked(exact[1], *arguments), provider)
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, (3, decode.SLOTS + 2))
-    for logits, wanted in zip(*(next_logits((config, params), tokens, d) for d in (anywhere, "numpy")), strict=True):
-        assert near(logits, wanted, anywhere)
+    for logits, wanted in zip(*(next_logits((config, params), tokens, d) for d in (provider, "numpy")), strict=True):
+        assert is_near(logits, wanted, provider)
 
 
-def test_dropout_masks_equal_numpy(anywhere):
+def test_dropout_masks_equal_numpy(provider):
     x, drop = np.ones((30, 20), np.float32), t5.dropout(0.5, 3, 1)
     function = lambda x, drop: drop("output", x) * x
-    assert (compile(function, anywhere)(x, drop) == function(x, drop)).all()
+    assert (compile(function, provider)(x, drop) == function(x, drop)).all()
 
 
-def test_constant_outputs_are_returned_as_fresh_copies(anywhere):
+def test_constant_outputs_are_returned_as_fresh_copies(provider):
     table = np.arange(3, dtype=np.float32)
-    run = compile(lambda x: (table[:0], x + 1, table), anywhere)
+    run = compile(lambda x: (table[:0], x + 1, table), provider)
     for _ in range(2):
         empty, found, held = run(table)
         assert (empty.shape, found.tolist(), held.tolist()) == ((0,), [1, 2, 3], [0, 1, 2])
         held += 1  # the caller may change its copy
-    assert compile(lambda x: {"a": table}, anywhere)(table)["a"].tolist() == [0, 1, 2]
+    assert compile(lambda x: {"a": table}, provider)(table)["a"].tolist() == [0, 1, 2]
 
 
 @pytest.fixture
-def narrow(monkeypatch):
+def narrow_provider(monkeypatch):
     """Pretend that the CPU is a provider that computes in 32 bits."""
     monkeypatch.setitem(providers.PROVIDERS, "cpu", replace(providers.PROVIDERS["cpu"], wide=False))
 
 
-def test_64_bit_numbers_are_refused_on_a_32_bit_provider(narrow):
+def test_64_bit_numbers_are_refused_on_a_32_bit_provider(narrow_provider):
     run = compile(lambda x: x * 3, "cpu")
     assert (run(np.array([2**31 - 1, -5])) == np.array([3 * 2**31 - 3, -15])).all()
     with pytest.raises(DeviceError, match="device 'cpu' computes integers in 32 bits, and x has larger ones"):
@@ -689,7 +689,7 @@ def test_openvino_gets_its_precision_and_thread_count(monkeypatch, device, preci
     monkeypatch.setattr(ort.SessionOptions, "add_provider_for_devices", lambda self, *a: asked.append(a))
     monkeypatch.setattr(providers, "_try", lambda place: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    pretend(monkeypatch, "onnx", "onnxruntime", "onnxruntime-ep-openvino")
+    pretend_installed(monkeypatch, "onnx", "onnxruntime", "onnxruntime-ep-openvino")
     lacks = "; this processor has no bfloat16, so it computes in float32" * (
         precision == "bf16" and "BF16" not in capability
     )
@@ -709,7 +709,7 @@ def test_a_plug_in_without_a_processor_fails_every_time(monkeypatch):
     monkeypatch.setattr(ort, "register_execution_provider_library", lambda *a: registered.append(a))
     module = SimpleNamespace(get_library_path=lambda: "library")
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", module)
-    pretend(monkeypatch, "onnx", "onnxruntime", "onnxruntime-ep-openvino")
+    pretend_installed(monkeypatch, "onnx", "onnxruntime", "onnxruntime-ep-openvino")
     for cached in (providers._try, providers._register):
         cached.cache_clear()
     for _ in range(2):

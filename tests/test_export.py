@@ -41,7 +41,7 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 LAYOUTS = ("whole", "shards", "alias", "cache")
 SHAPES = export.Shape(batch_size=3, input_tokens=7, target_tokens=4, prompt_length=5)
 # An interpreter that can import onnxruntime and NumPy, but no other dependency of ours.
-ALONE = """
+ISOLATED = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -271,9 +271,11 @@ def test_a_tuned_prompt_is_written_as_npy(dtype, tmp_path):
     assert (written == prompts.load_prompt(path).params[PROMPT]).all()
 
 
-def alone(code, folder):
+def run_isolated(code, folder):
     """Run code in an interpreter without our packages; return its standard output."""
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE], input=code, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ISOLATED], input=code, cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -292,14 +294,14 @@ def test_the_loop_of_the_guide_needs_no_tinyprompt(tmp_path, capsys):
     labels = np.tile([9, 1, 0, 0], (32, 1))  # a learnable target
     weights = (labels > 0).astype(np.float32)
     np.savez(tmp_path / "rows.npz", input_ids=ids, attention_mask=mask, labels=labels, weights=weights)
-    losses = [float(line.split()[1]) for line in alone(loop, tmp_path).splitlines()]
+    losses = [float(line.split()[1]) for line in run_isolated(loop, tmp_path).splitlines()]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     tuned = np.load(tmp_path / "tuned.npy")
     assert (tuned.dtype, tuned.shape) == (np.float32, (5, 20))
     opened = 'InferenceSession("tinyprompt-export/step.onnx"'
     assert opened in loop
     other = f"import onnxruntime as ort\n{options}" + loop.replace(opened, f"{opened}, options")
-    assert np.allclose(float(alone(other, tmp_path).split()[1]), losses[0], rtol=1e-5)
+    assert np.allclose(float(run_isolated(other, tmp_path).split()[1]), losses[0], rtol=1e-5)
 
 
 NODE = {  # the files of each package that Node needs
@@ -340,7 +342,7 @@ def test_the_loop_of_the_guide_in_javascript(tmp_path):
     labels = np.tile([9, 1, 0, 0], (9, 1))
     rows = dict(input_ids=ids, attention_mask=mask, labels=labels, weights=(labels > 0).astype(np.float32))
     np.savez(tmp_path / "rows.npz", **rows)
-    alone("import numpy as np\n" + re.findall(r"```python\n(.*?)```", PAGE, re.S)[1], tmp_path)
+    run_isolated("import numpy as np\n" + re.findall(r"```python\n(.*?)```", PAGE, re.S)[1], tmp_path)
     (tmp_path / "step.mjs").write_text(re.search(r"```js\n(.*?)```", PAGE, re.S)[1])
     done = subprocess.run(["node", "step.mjs"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
@@ -355,7 +357,7 @@ def test_the_loop_of_the_guide_in_javascript(tmp_path):
 @pytest.mark.parametrize("name", ["tinyprompt", "torch", "transformers"])
 def test_the_isolated_interpreter_refuses_our_packages(name, tmp_path):
     with pytest.raises(AssertionError, match=f"{name} is refused"):
-        alone(f"import {name}", tmp_path)
+        run_isolated(f"import {name}", tmp_path)
 
 
 @pytest.mark.parametrize("name", SHAPES._fields)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from threads import hurry
+from threads import run_threads
 
 from tinyprompt import lowering, ops, predict, tuning
 from tinyprompt.check import ledger
@@ -28,7 +28,7 @@ def product(x, weights):
     return ops.linear(x, weights["encoder.w"])
 
 
-def thawed(array, change):
+def thaw_and_change(array, change):
     array.flags.writeable = True
     change(array)
     array.flags.writeable = False
@@ -47,7 +47,7 @@ def test_a_changed_weight_is_quantised_again(writes, change):
     for _ in range(2):
         found = run(x, {"encoder.w": w})
         assert np.abs(found - x @ w.T).max() < 0.1 * np.abs(x @ w.T).max()
-        thawed(w, change)
+        thaw_and_change(w, change)
 
 
 @needs_ort
@@ -229,7 +229,7 @@ def test_threads_do_not_lose_a_session():
         except Exception as fault:
             faults.append(fault)
 
-    hurry(work)
+    run_threads(work)
     assert not faults
 
 

@@ -10,7 +10,7 @@ import pytest
 from autograd import grad, jacobian, value_and_grad
 from autograd.extend import VJPNode, notrace_primitive, primitive, register_notrace
 from gradient_table import CASES, Trial, listed, table, trials
-from threads import hurry
+from threads import run_threads
 
 pytest.importorskip("onnxruntime", reason="lowering needs onnx and onnxruntime: pip install '.[ort]'")
 
@@ -215,6 +215,6 @@ def test_threads_lower_gradients_at_the_same_time():
         for n in range(4):
             found.append(compile(lambda w, k=k, n=n: twice(w) + 0 * (k + n), "cpu")(W))
 
-    hurry(work)
+    run_threads(work)
     assert len(found) == 16
     assert all(np.allclose(x, wanted) for x in found)

@@ -23,7 +23,7 @@ from tinyprompt.files import io, prompts, tables
 from tinyprompt.files.safetensors import DTYPES, dump, map_tensors
 
 
-def everything(folder):
+def contents_of(folder):
     """Map all paths below a folder to file contents and link targets."""
     return {
         path: os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
@@ -77,7 +77,7 @@ planted = pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
 
 
 @pytest.fixture
-def guessed(tmp_path, monkeypatch):
+def predictable_names(tmp_path, monkeypatch):
     """Make temporary names predictable; return a folder, and an empty folder and a file as targets of links."""
     monkeypatch.setattr(io.secrets, "token_hex", lambda size: "00" * size)
     (tmp_path / "far").write_bytes(b"kept")
@@ -86,26 +86,26 @@ def guessed(tmp_path, monkeypatch):
 
 
 @planted
-def test_an_entry_at_the_temporary_name_of_a_file_is_left_alone(guessed, plant):
-    path = guessed / "b"
+def test_an_entry_at_the_temporary_name_of_a_file_is_left_alone(predictable_names, plant):
+    path = predictable_names / "b"
     plant(io.part_of(path))
     for old in (None, b"old"):
         if old:
             path.write_bytes(old)
-        before = everything(guessed)
-        for content in (b"new", iter([b"new"]), guessed / "far"):
+        before = contents_of(predictable_names)
+        for content in (b"new", iter([b"new"]), predictable_names / "far"):
             with pytest.raises(OSError, match="exists"):
-                io.write({guessed / "a": b"first", path: content})
-        assert everything(guessed) == before
+                io.write({predictable_names / "a": b"first", path: content})
+        assert contents_of(predictable_names) == before
 
 
 @planted
-def test_an_entry_at_the_temporary_name_of_a_folder_is_left_alone(guessed, plant):
-    plant(io.part_of(guessed / "out"))
-    before = everything(guessed)
+def test_an_entry_at_the_temporary_name_of_a_folder_is_left_alone(predictable_names, plant):
+    plant(io.part_of(predictable_names / "out"))
+    before = contents_of(predictable_names)
     with pytest.raises(FileExistsError):
-        io.write_folder(guessed / "out", {"a": b"new"})
-    assert everything(guessed) == before
+        io.write_folder(predictable_names / "out", {"a": b"new"})
+    assert contents_of(predictable_names) == before
 
 
 def test_temporary_names_cannot_be_guessed(tmp_path):
@@ -119,18 +119,18 @@ def test_temporary_names_cannot_be_guessed(tmp_path):
 def test_a_failing_part_leaves_the_old_file(tmp_path, error, old):
     if old:
         io.write({tmp_path / "new" / "a": b"old a", tmp_path / "new" / "deep" / "b": b"old b"})
-    before = everything(tmp_path)
+    before = contents_of(tmp_path)
     files = {"a": b"new a", "deep/b": failing(error, b"ne"), "c": b"new c"}
     with pytest.raises(type(error)):
         io.write({tmp_path / "new" / name: content for name, content in files.items()})
     with pytest.raises(FileNotFoundError):
         io.write({tmp_path / "new" / "a": b"new a", tmp_path / "other" / "b": tmp_path / "no such source"})
-    assert everything(tmp_path) == before
+    assert contents_of(tmp_path) == before
 
 
 @failures
 def test_a_failure_between_two_files_removes_the_new_files(tmp_path, monkeypatch, error):
-    before = everything(tmp_path)
+    before = contents_of(tmp_path)
     replace, calls = os.replace, []
 
     def second_fails(*names):
@@ -143,7 +143,7 @@ def test_a_failure_between_two_files_removes_the_new_files(tmp_path, monkeypatch
     with pytest.raises(type(error)):
         io.write({tmp_path / "new" / name: b"new" for name in "abc"})
     assert len(calls) == 2
-    assert everything(tmp_path) == before
+    assert contents_of(tmp_path) == before
 
 
 def test_foreign_files_in_a_new_folder_stay(tmp_path):
@@ -153,7 +153,7 @@ def test_foreign_files_in_a_new_folder_stay(tmp_path):
 
     with pytest.raises(OSError, match="full"):
         io.write({tmp_path / "new" / "a": parts()})
-    assert everything(tmp_path) == {tmp_path / "new": None, tmp_path / "new" / "theirs": b"kept"}
+    assert contents_of(tmp_path) == {tmp_path / "new": None, tmp_path / "new" / "theirs": b"kept"}
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
@@ -162,10 +162,10 @@ def test_a_folder_gets_all_its_files_or_stays_as_it_was(tmp_path, monkeypatch, e
     out = tmp_path / "new" / "out"
     if there:
         out.mkdir(parents=True)
-    before = everything(tmp_path)
+    before = contents_of(tmp_path)
     with pytest.raises(type(error)):
         io.write_folder(out, {"a": b"whole", "b": failing(error, b"ha")})
-    assert everything(tmp_path) == before
+    assert contents_of(tmp_path) == before
     replace = os.replace
 
     def folder_fails(part, path):
@@ -177,7 +177,7 @@ def test_a_folder_gets_all_its_files_or_stays_as_it_was(tmp_path, monkeypatch, e
         patch.setattr(io.os, "replace", folder_fails)
         with pytest.raises(type(error)):
             io.write_folder(out, {"a": b"whole"})
-    assert everything(tmp_path).items() == before.items() - {(out, None)}
+    assert contents_of(tmp_path).items() == before.items() - {(out, None)}
     io.write_folder(out, {"a": b"whole", "b": b"half"})
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {"a": b"whole", "b": b"half"}
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -193,7 +193,7 @@ def test_a_folder_that_is_filled_meanwhile_keeps_its_file(tmp_path):
 
     with pytest.raises(OSError, match="not empty"):
         io.write_folder(out, {"a": parts()})
-    assert everything(tmp_path) == {out: None, out / "theirs": b"kept"}
+    assert contents_of(tmp_path) == {out: None, out / "theirs": b"kept"}
 
 
 def test_two_concurrent_writers_leave_one_whole_file(tmp_path):
@@ -281,10 +281,10 @@ def test_both_readers_agree_and_tensors_are_aligned(tensors, tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex64, "U3", object], ids=str)
 def test_an_unreadable_dtype_is_not_written(tmp_path, dtype):
-    before = everything(tmp_path)
+    before = contents_of(tmp_path)
     with pytest.raises(CheckpointError, match=r"key 'a\.b' has dtype .*; expected one of float64, float32, float16"):
         io.write({tmp_path / "new" / "a": dump({"a.b": np.zeros(3, dtype), "c": np.ones(2)}, {})})
-    assert everything(tmp_path) == before
+    assert contents_of(tmp_path) == before
 
 
 def test_each_tensor_is_read_just_before_it_is_written():

@@ -57,7 +57,7 @@ def modules_of(file):
                 yield (f"{node.module}.{name.name}" if ours and is_module else node.module), id(node) in inside
 
 
-def place(module):
+def position(module):
     """Return the position in ORDER of a module of the package, or of its folder."""
     path = module.removeprefix("tinyprompt.").replace(".", "/")
     return next(
@@ -72,7 +72,7 @@ def test_imports_follow_the_order_of_the_layers(file):
     own = file.removesuffix(".py").replace("/", ".")
     for module, _ in modules_of(file):
         if module.startswith("tinyprompt.") and module.split(".")[1] != own.split(".")[0]:
-            assert place(module) < place(f"tinyprompt.{own}"), f"{file} imports {module}"
+            assert position(module) < position(f"tinyprompt.{own}"), f"{file} imports {module}"
 
 
 @pytest.mark.parametrize("file", FILES)

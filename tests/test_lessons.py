@@ -24,7 +24,7 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install '.[or
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path, monkeypatch):
+def kept_folder(tmp_path, monkeypatch):
     """Return an empty folder for the functions that a reader keeps."""
     monkeypatch.setenv("TINYPROMPT_PIECES", str(tmp_path / "pieces"))
     return tmp_path / "pieces"
@@ -139,14 +139,16 @@ def in_a_notebook(source):
     assert shell.run_cell(source).success
 
 
-def test_a_passed_exercise_is_kept_and_loaded(check, kept, capsys):
+def test_a_passed_exercise_is_kept_and_loaded(check, kept_folder, capsys):
     from classroom import pieces
 
     source = "def causal_bias(length):\n    return np.where(np.tri(length), 0, -1e9)\n"
     in_a_notebook(f"{source}\n\n{RIGHT}")
     assert "Exercise 1: right; kept for lesson 11 in pieces/causal_bias.py" in capsys.readouterr().out
-    assert (kept / "causal_bias.py").read_text(encoding="utf-8") == source
-    (kept / "causal_bias.py").write_text("def causal_bias(length):\n    return np.zeros(length)\n", encoding="utf-8")
+    assert (kept_folder / "causal_bias.py").read_text(encoding="utf-8") == source
+    (kept_folder / "causal_bias.py").write_text(
+        "def causal_bias(length):\n    return np.zeros(length)\n", encoding="utf-8"
+    )
     mine, theirs = pieces("causal_bias", "my_norm")
     assert mine(3).tolist() == [0, 0, 0]
     assert np.allclose(theirs(np.array([3.0, 4.0]), np.ones(2)), np.array([3, 4]) / 12.5**0.5)
@@ -155,12 +157,12 @@ def test_a_passed_exercise_is_kept_and_loaded(check, kept, capsys):
         ["lesson", "2:", "causal_bias", "yours"],
         ["lesson", "3:", "my_norm", "the", "solution"],
     ]
-    (kept / "causal_bias.py").write_text("", encoding="utf-8")
+    (kept_folder / "causal_bias.py").write_text("", encoding="utf-8")
     with pytest.raises(NameError, match="does not define causal_bias: delete the file"):
         pieces("causal_bias")
 
 
-def test_a_function_that_lesson_11_cannot_run_is_not_kept(check, kept, capsys):
+def test_a_function_that_lesson_11_cannot_run_is_not_kept(check, kept_folder, capsys):
     in_a_notebook("import math\ndef causal_bias(length):\n    return -math.pi * (1 - np.tri(length))\n\n" + RIGHT)
     assert "right; not kept: it uses math. Lesson 11 has only np" in capsys.readouterr().out
     names = {"np": np, "check": check}
@@ -168,10 +170,10 @@ def test_a_function_that_lesson_11_cannot_run_is_not_kept(check, kept, capsys):
     assert "right; not kept: Python does not know its source" in capsys.readouterr().out
     run(f"def other(n):\n    return np.tri(n)\n{RIGHT.replace('causal_bias', 'other')}", names, "nowhere")
     assert capsys.readouterr().out == "Exercise 1: right\n"  # lesson 11 does not use it
-    assert not kept.exists()
+    assert not kept_folder.exists()
 
 
-def test_a_kept_function_may_be_a_lambda_or_import_modules(check, kept, capsys):
+def test_a_kept_function_may_be_a_lambda_or_import_modules(check, kept_folder, capsys):
     in_a_notebook(f"causal_bias = lambda n: 1 - np.tri(n)\n{RIGHT}")
     assert "right; kept for lesson 11" in capsys.readouterr().out
     in_a_notebook(f"def causal_bias(n):\n    import math\n    return -math.pi * (1 - np.tri(n))\n\n{RIGHT}")
@@ -181,7 +183,7 @@ def test_a_kept_function_may_be_a_lambda_or_import_modules(check, kept, capsys):
     assert "right; not kept: Python does not know its source" in capsys.readouterr().out
 
 
-def test_a_function_that_differs_from_its_file_is_not_kept(check, kept, capsys, tmp_path):
+def test_a_function_that_differs_from_its_file_is_not_kept(check, kept_folder, capsys, tmp_path):
     file = tmp_path / "a.py"
     file.write_text("def causal_bias(length):\n    return 1 - np.tri(length)\n", encoding="utf-8")
     run("def causal_bias(length):\n    return 2 - np.tri(length)\n" + RIGHT, {"np": np, "check": check}, str(file))

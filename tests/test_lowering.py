@@ -289,7 +289,7 @@ def run_graph(lowered, *arguments):
     return refill(result, (next(outputs) if isinstance(x, Traced) else x for _, x in leaves(result)))
 
 
-def drawn(dims, dtype, seed, scale=1.0):
+def random_arrays(dims, dtype, seed, scale=1.0):
     rng = np.random.default_rng(seed)
     return [rng.normal(0, scale, dims).astype(dtype) for _ in range(2)]
 
@@ -299,7 +299,7 @@ def gradient_of(function):
     return value_and_grad(lambda xy: anp.sum(anp.sin(function(*xy))))
 
 
-def same(found, wanted, dtype, exact=None):
+def assert_same(found, wanted, dtype, exact=None):
     """Assert equality. A float32 error against float64 may be four times NumPy's, or 1e-5 of the largest value."""
     wanted = np.asarray(wanted)
     exact = wanted if exact is None else np.asarray(exact)
@@ -317,23 +317,23 @@ def same(found, wanted, dtype, exact=None):
 @EVERY
 @given(dims=DIMS, dtype=FLOATS, seed=SEEDS)
 def test_a_lowered_function_equals_numpy(name, dims, dtype, seed):
-    x, y = drawn(dims, dtype, seed)
+    x, y = random_arrays(dims, dtype, seed)
     function, exact = CASES[name][0], CASES[name][0](x.astype(np.float64), y.astype(np.float64))
     found, wanted = run_graph(lower(function, x, y), x, y), function(x, y)
     for results in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted, exact)), strict=True):
-        same(*results[:2], dtype, results[2])
+        assert_same(*results[:2], dtype, results[2])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_plain_graph_has_standard_operators_only(name):
-    x, y = drawn((2, 3, 5), np.float32, 0)
+    x, y = random_arrays((2, 3, 5), np.float32, 0)
     function = CASES[name][0]
     graph, _ = lowered = lower(function, x, y, plain=True)
     assert [i.domain for i in graph.to_onnx().opset_import] == [""]
     assert all("domain" not in node.attributes and node.op != "FusedMatMul" for node in graph.nodes)
     found, wanted = run_graph(lowered, x, y), function(x, y)
     for results in zip(*((x if isinstance(x, list) else [x]) for x in (found, wanted)), strict=True):
-        same(*results, np.float32)
+        assert_same(*results, np.float32)
 
 
 def test_a_square_weight_of_a_plain_graph_is_never_transposed():
@@ -357,22 +357,22 @@ def test_negative_indices_in_a_plain_graph():
 @EVERY
 @given(dims=DIMS, dtype=FLOATS, seed=SEEDS)
 def test_a_lowered_gradient_equals_autograd(name, dims, dtype, seed):
-    x, y = drawn(dims, dtype, seed)
+    x, y = random_arrays(dims, dtype, seed)
     function = CASES[name][0]
     gradient = gradient_of(function)
     value, (to_x, to_y) = gradient((x, y))
     found, (of_x, of_y) = run_graph(lower(gradient, (x, y)), (x, y))
     exact, (exact_x, exact_y) = gradient((x.astype(np.float64), y.astype(np.float64)))
-    same(found, value, dtype, exact)
-    same(of_x, to_x, dtype, exact_x)
-    same(of_y, to_y, dtype, exact_y)
+    assert_same(found, value, dtype, exact)
+    assert_same(of_x, to_x, dtype, exact_x)
+    assert_same(of_y, to_y, dtype, exact_y)
 
 
 def test_gradients_of_repeated_uses_are_added():
     x = np.arange(6, dtype=np.float64).reshape(2, 3) / 7
     gradient = value_and_grad(lambda x: anp.sum(x) + anp.sum(anp.sin(x)) + anp.sum(x[0]) + anp.sum(x[0] * x[1]))
     found = run_graph(lower(gradient, x), x)
-    same(found[1], gradient(x)[1], np.float64)
+    assert_same(found[1], gradient(x)[1], np.float64)
 
 
 def test_neutral_operations_emit_no_node():
@@ -388,11 +388,11 @@ def test_every_rule_has_a_case():
     """The cases above use each rule, and each ONNX operator of a ufunc."""
     seen, operators = set(), set()
 
-    def noted(key, rule):
+    def recorded(key, rule):
         return lambda *a, **k: seen.add(key) or rule(*a, **k)
 
-    with mock.patch.dict(RULES, {key: noted(key, rule) for key, rule in RULES.items()}):
-        x, y = drawn((2, 3, 4), np.float32, 0)
+    with mock.patch.dict(RULES, {key: recorded(key, rule) for key, rule in RULES.items()}):
+        x, y = random_arrays((2, 3, 4), np.float32, 0)
         for function, smooth in CASES.values():
             operators |= {node.op for node in lower(function, x, y)[0].nodes}
             if smooth:
@@ -420,11 +420,11 @@ def test_empty_results_are_not_computed():
 @EVERY
 @given(dims=DIMS, seed=SEEDS, order=st.permutations(range(3)), again=st.permutations(range(3)))
 def test_consecutive_transposes_become_one(dims, seed, order, again):
-    x, _ = drawn(dims, np.float32, seed)
+    x, _ = random_arrays(dims, np.float32, seed)
     function = lambda x: np.transpose(np.transpose(x, order), again)
     graph = lower(function, x)
     assert len(graph[0].nodes) <= 1 + (1 in dims)  # moving an axis of length 1 is a reshape
-    same(run_graph(graph, x), function(x), np.float32)
+    assert_same(run_graph(graph, x), function(x), np.float32)
 
 
 def test_equal_nodes_are_emitted_once_and_unused_nodes_are_dropped():
@@ -563,7 +563,7 @@ def test_an_error_of_the_backward_pass_names_the_line_of_the_forward_pass():
 @EVERY
 @given(dims=DIMS, seed=SEEDS)
 def test_structure_of_arguments_and_results_is_kept(dims, seed):
-    x, y = drawn(dims, np.float32, seed)
+    x, y = random_arrays(dims, np.float32, seed)
 
     def function(tree, scale):
         return {
@@ -573,7 +573,7 @@ def test_structure_of_arguments_and_results_is_kept(dims, seed):
 
     arguments = ({"a": {"x": x}, "y": [y]}, 3.0)
     found = run_graph(lower(function, *arguments), *arguments)
-    same(found["sum"], x + 3 * y, np.float32)
+    assert_same(found["sum"], x + 3 * y, np.float32)
     assert found["rest"][0] == x.shape
     assert (found["rest"][1] == x).all()
     assert found["rest"][2:] == (None, [1.5])
@@ -594,7 +594,7 @@ def test_a_captured_array_is_copied():
     assert run_graph(lowered, x).tolist() == [1, 2]
 
 
-def frozen(x, dtype=np.float32):
+def read_only(x, dtype=np.float32):
     """Return a read-only copy, as a frozen weight is."""
     x = x.astype(dtype)
     x.flags.writeable = False
@@ -604,8 +604,8 @@ def frozen(x, dtype=np.float32):
 @EVERY
 @given(dims=DIMS, seed=SEEDS, dtype=st.sampled_from([np.float16, bfloat16]))
 def test_16_bit_weights_are_widened_at_each_use(dims, seed, dtype):
-    x, y = drawn(dims, np.float32, seed)
-    w = frozen(y[0], dtype)
+    x, y = random_arrays(dims, np.float32, seed)
+    w = read_only(y[0], dtype)
 
     def function(x, w):
         return anp.sum(ops.rms_norm(ops.linear(x, w), w[:, 0], 1e-6) * ops.embedding(w, np.arange(len(w)))[:, 0])
@@ -615,8 +615,8 @@ def test_16_bit_weights_are_widened_at_each_use(dims, seed, dtype):
     exact = gradient(x.astype(np.float64), w.astype(np.float64))
     graph, _ = lower(gradient, x, w)
     found = compile(gradient, "cpu")(x, w)
-    same(found[0], value, np.float32, exact[0])
-    same(found[1], by_x, np.float32, exact[1])
+    assert_same(found[0], value, np.float32, exact[0])
+    assert_same(found[1], by_x, np.float32, exact[1])
     wide = [node for node in graph.nodes if node.op == "Cast" and node.inputs[0].dtype == w.dtype]
     assert len(wide) > len({node.inputs[0].name for node in wide if node.inputs[0].op is None})  # one per use
 
@@ -660,15 +660,15 @@ def test_int8_is_as_accurate_as_8_bits_allow_in_every_row(dims, seed, levels):
 
 
 def check_int8(dims, seed, levels):
-    x, y = drawn(dims, np.float32, seed)
+    x, y = random_arrays(dims, np.float32, seed)
     x = x * np.float32(10.0 ** (np.arange(dims[1])[:, None] % 8 - 4))  # rows of very different magnitude
     x[0, 0] = 0
-    w = frozen(np.concatenate([y[0], 100 * y[0][:1]]) / 100)
+    w = read_only(np.concatenate([y[0], 100 * y[0][:1]]) / 100)
 
     def gradient(x, w, g):
         return value_and_grad(lambda x: anp.sum(ops.linear(x, w) * g))(x)
 
-    g = drawn((*dims[:2], len(w)), np.float32, seed + 1)[0]
+    g = random_arrays((*dims[:2], len(w)), np.float32, seed + 1)[0]
     graph, result = lower(gradient, x, w, g, int8="w")
     assert [node.op for node in graph.nodes].count("DynamicQuantizeMatMul") == 2
     assert [v.name for v in graph.inputs] == ["x", "g"]  # the quantised weight replaces the weight
@@ -691,7 +691,7 @@ def check_int8(dims, seed, levels):
 
 def test_int8_applies_only_to_named_and_frozen_weights():
     x, w = np.ones((FEW + 1, 4), np.float32), np.ones((5, 4), np.float32)
-    for weights, int8 in (({"a.w": w}, "a."), ({"a.w": frozen(w)}, "b."), ({"a.w": frozen(w)}, None)):
+    for weights, int8 in (({"a.w": w}, "a."), ({"a.w": read_only(w)}, "b."), ({"a.w": read_only(w)}, None)):
         graph, _ = lower(lambda x, weights: ops.linear(x, weights["a.w"]), x, weights, int8=int8)
         assert [node.op for node in graph.nodes] == ["FusedMatMul"]
         assert not graph.derived
@@ -720,7 +720,7 @@ def test_bf16_applies_to_matrix_products_only():
     def gradient(x, w):
         return value_and_grad(loss)(x, w)
 
-    graph, result = lower(gradient, x, frozen(w), bf16=True)
+    graph, result = lower(gradient, x, read_only(w), bf16=True)
     for node in graph.nodes:
         kinds = {v.dtype for v in (node, *node.inputs)}
         assert (np.dtype(bfloat16) in kinds) == (node.op in ("MatMul", "FusedMatMul", "Cast"))
@@ -743,7 +743,7 @@ def test_bf16_applies_to_matrix_products_only():
 
 
 def test_bf16_weights_are_multiplied_without_conversion():
-    w = frozen(np.ones((3, 4)), bfloat16)
+    w = read_only(np.ones((3, 4)), bfloat16)
     step = value_and_grad(lambda x, tree: anp.sum(ops.linear(x, tree["w"])))
     graph, _ = lower(step, np.ones((2, 4), np.float32), {"w": w}, bf16=True)
     assert not graph.derived
@@ -753,16 +753,16 @@ def test_bf16_weights_are_multiplied_without_conversion():
 
 
 def test_linear_of_a_constant_and_of_integers():
-    w = frozen(np.ones((3, 4)))
+    w = read_only(np.ones((3, 4)))
     graph, _ = lower(lambda tree: ops.linear(np.ones((2, 4), np.float32), tree["w"]), {"w": w}, int8="w")
     assert [node.op for node in graph.nodes] == ["FusedMatMul"]
     x = np.arange(6).reshape(2, 3)
-    same(run_graph(lower(lambda x: x @ x.T, x), x), x @ x.T, int)
+    assert_same(run_graph(lower(lambda x: x @ x.T, x), x), x @ x.T, int)
 
 
 def test_a_lossy_cast_is_not_removed():
     x = np.array([1.7, -0.3], np.float16)
-    same(
+    assert_same(
         run_graph(lower(lambda x: x.astype(np.int32).astype(np.float16), x), x),
         np.array([1, 0], np.float16),
         np.float16,

@@ -52,7 +52,7 @@ def draw(problem, method):
     return raw, config, flat, data, trained
 
 
-def made(trained, raw, config):
+def computed_prompt(trained, raw, config):
     """Return the prompt or prefix that a network computes, in torch, or else the trained arrays themselves."""
     kind, network, _ = next(iter(trained)).partition("_network.")
     if not network:
@@ -68,7 +68,7 @@ def made(trained, raw, config):
     )
 
 
-def replaced(trained, flat):
+def changed_weights(trained, flat):
     """Return the weights in torch with the changes of lora and ia3, and with the weights that are trained directly."""
     out = {name: torch.from_numpy(value) for name, value in flat.items()}
     for name, value in trained.items():
@@ -84,7 +84,7 @@ def replaced(trained, flat):
     return out
 
 
-def prefixed(module, query, key, value, mask, position_bias=None, eager=None, **more):
+def prefixed_attention(module, query, key, value, mask, position_bias=None, eager=None, **more):
     """Attention of transformers with prepended visible keys and values; in self-attention at positions before 0."""
     if hasattr(module, "prefix"):
         rows, length = len(module.prefix["key"]), query.shape[2]
@@ -100,12 +100,12 @@ def prefixed(module, query, key, value, mask, position_bias=None, eager=None, **
     return eager(module, query, key, value, mask, position_bias=position_bias, **more)
 
 
-def hooked(model, trained, stack):
+def add_hooks(model, trained, stack):
     """Add adapters, prefixes and prompts of deeper layers to the model."""
     code = sys.modules[type(model).__module__]
     model.set_attn_implementation("eager")
     patch = stack.enter_context(pytest.MonkeyPatch.context())
-    patch.setattr(code, "eager_attention_forward", partial(prefixed, eager=code.eager_attention_forward))
+    patch.setattr(code, "eager_attention_forward", partial(prefixed_attention, eager=code.eager_attention_forward))
     for name, value in trained.items():
         attention, prefix, kind = name.partition(".prefix.")
         if prefix:
@@ -145,10 +145,10 @@ def by_torch(raw, config, flat, data, trained):
     """Return loss and gradients of a method, computed by transformers."""
     model = hugging_face(raw, flat)
     tensors = {name: torch.from_numpy(value).requires_grad_() for name, value in trained.items()}
-    arrays = made(tensors, raw, config)
+    arrays = computed_prompt(tensors, raw, config)
     prompt = arrays.get(PROMPT, torch.zeros((0, raw["d_model"]), dtype=torch.float64))
     batch = {name: torch.from_numpy(x.copy()) for name, x in data._asdict().items()}
-    weights = replaced(arrays, flat)
+    weights = changed_weights(arrays, flat)
     if "lm_head.weight" not in weights:
         weights["lm_head.weight"] = weights["shared.weight"]
     for part in ("encoder", "decoder"):
@@ -163,7 +163,7 @@ def by_torch(raw, config, flat, data, trained):
             return check_torch.loss_and_logits(self.model, prompt, **batch)[0]
 
     with contextlib.ExitStack() as stack:
-        hooked(model, arrays, stack)
+        add_hooks(model, arrays, stack)
         weights = {f"model.{name}": value for name, value in weights.items()}
         loss = torch.func.functional_call(Called(), weights, (), tie_weights=False)
         loss.backward()

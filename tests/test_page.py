@@ -4,8 +4,8 @@ import shutil
 
 import files
 import pytest
-from browsing import chromium, look, until
-from serving import a_prompt, small_model, started, three_prompts
+from browsing import chromium, set_view, wait_until
+from serving import random_prompt, running_server, small_model, three_prompts
 
 from tinyprompt.files.prompts import Prompts, save_prompt
 from tinyprompt.predict import answer
@@ -34,18 +34,18 @@ def site(folder, model, tmp_path_factory):
     """Start a server with a broken prompt, and one with long label words that contain HTML; yield its address."""
     made = tmp_path_factory.mktemp("site")
     at = shutil.copytree(folder, made / "p")
-    save_prompt(a_prompt(model, ("<b onclick=x>", "w" * 90, "good")), at / "<img src=x>.safetensors")
+    save_prompt(random_prompt(model, ("<b onclick=x>", "w" * 90, "good")), at / "<img src=x>.safetensors")
     (at / "<i>.npy").write_bytes(b"no prompt")
     small = files.write(made / "t5", files.SMALL, files.weights())
-    with started(small, at, {"batch-wait": 0, "reload-every": 0.1}) as (_, port):
+    with running_server(small, at, {"batch-wait": 0, "reload-every": 0.1}) as (_, port):
         yield f"http://127.0.0.1:{port}"
 
 
-def shown(browser, site, width=1100, dark=False):
+def open_page(browser, site, width=1100, dark=False):
     """Open the page at a width, and wait until it has the tasks."""
-    look(browser, width, dark)
+    set_view(browser, width, dark)
     browser.get(site)
-    until(lambda: browser.find_elements("css selector", "#task option"))
+    wait_until(lambda: browser.find_elements("css selector", "#task option"))
     return browser
 
 
@@ -69,11 +69,11 @@ def cards(browser):
 def test_two_prompts_can_be_compared_by_keyboard(browser, site, model, folder):
     from selenium.webdriver.common.keys import Keys
 
-    shown(browser, site)
+    open_page(browser, site)
     press(browser, Keys.TAB, Keys.TAB)  # past the link, to the task
     assert browser.switch_to.active_element.get_attribute("id") == "task"
     press(browser, "topic", Keys.TAB, "sentiment", Keys.TAB, "The soup was cold.", Keys.TAB, Keys.ENTER)
-    found = until(lambda: len(cards(browser)) == 2 and cards(browser))
+    found = wait_until(lambda: len(cards(browser)) == 2 and cards(browser))
     tasks = Prompts(folder, model)
     for (name, bars, widths), task in zip(found, ("topic", "sentiment"), strict=True):
         wanted = answer(model, [(tasks[task], "The soup was cold.")], "numpy")[0]
@@ -90,30 +90,30 @@ def test_two_prompts_can_be_compared_by_keyboard(browser, site, model, folder):
 def test_ctrl_enter_answers_and_free_text_is_a_quote(browser, site):
     from selenium.webdriver.common.keys import Keys
 
-    shown(browser, site).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
-    until(lambda: len(cards(browser)) == 1)
+    open_page(browser, site).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
+    wait_until(lambda: len(cards(browser)) == 1)
     browser.find_element("id", "task").send_keys("free")
     browser.find_element("id", "text").send_keys(Keys.CONTROL, Keys.ENTER)
-    until(lambda: cards(browser)[0][0] == "free")
+    wait_until(lambda: cards(browser)[0][0] == "free")
     assert not browser.find_elements("css selector", "li")
 
 
 def test_the_text_box_describes_the_answers_of_the_task(browser, site):
     from selenium.webdriver.support.ui import Select
 
-    text = shown(browser, site).find_element("id", "text")
+    text = open_page(browser, site).find_element("id", "text")
     for task, wanted in (("topic", "food, sport"), ("free", "A text to answer"), ("sentiment", "good")):
         Select(browser.find_element("id", "task")).select_by_visible_text(task)
-        until(lambda wanted=wanted: wanted in text.get_attribute("placeholder"))
+        wait_until(lambda wanted=wanted: wanted in text.get_attribute("placeholder"))
 
 
 def test_names_are_not_parsed_as_html_and_a_phone_needs_no_sideways_scrolling(browser, site):
     from selenium.webdriver.common.keys import Keys
 
-    shown(browser, site, width=320)
+    open_page(browser, site, width=320)
     browser.find_element("id", "task").send_keys("<img")
     browser.find_element("id", "text").send_keys("x" * 300, Keys.CONTROL, Keys.ENTER)
-    (name, bars, _), *_ = until(lambda: cards(browser))
+    (name, bars, _), *_ = wait_until(lambda: cards(browser))
     assert name == "<img src=x>"
     assert {word for word, _ in bars} == {"<b onclick=x>", "w" * 90, "good"}
     assert not browser.find_elements("css selector", "article img, article b[onclick]")
@@ -125,11 +125,11 @@ def test_names_are_not_parsed_as_html_and_a_phone_needs_no_sideways_scrolling(br
 def test_an_error_is_announced_and_shown_in_red(browser, site):
     from selenium.webdriver.common.keys import Keys
 
-    text = shown(browser, site).find_element("id", "text")
+    text = open_page(browser, site).find_element("id", "text")
     browser.execute_script("arguments[0].value = 'x'.repeat(10001)", text)
     text.send_keys(Keys.CONTROL, Keys.ENTER)
     status = browser.find_element("css selector", "[role=status]")
-    until(lambda: "has 10,001 characters; at most 10,000" in status.text)
+    wait_until(lambda: "has 10,001 characters; at most 10,000" in status.text)
     assert status.get_attribute("class") == "wrong"
     assert browser.find_element("css selector", "button").is_enabled()
 
@@ -138,11 +138,11 @@ def test_an_unexpected_reply_is_shown_as_text(browser, site):
     """A proxy may reply instead of the server, and a file of the folder may not be a prompt."""
     from selenium.webdriver.common.keys import Keys
 
-    text = shown(browser, site).find_element("id", "text")
+    text = open_page(browser, site).find_element("id", "text")
     browser.execute_script("window.fetch = async () => new Response('<b>Bad gateway</b>', { status: 502 })")
     text.send_keys("soup", Keys.CONTROL, Keys.ENTER)
     status = browser.find_element("css selector", "[role=status]")
-    until(lambda: status.text == "The server answered 502 without JSON: <b>Bad gateway</b>")
+    wait_until(lambda: status.text == "The server answered 502 without JSON: <b>Bad gateway</b>")
     assert status.get_attribute("class") == "wrong"
     assert "<i>.npy" in browser.find_element("id", "problems").text
 
@@ -165,8 +165,8 @@ return [...document.querySelectorAll('h1, h2, p, label, select, textarea, button
 def test_contrast_is_sufficient_in_light_and_dark_mode(browser, site, dark):
     from selenium.webdriver.common.keys import Keys
 
-    shown(browser, site, dark=dark).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
-    until(lambda: cards(browser))
+    open_page(browser, site, dark=dark).find_element("id", "text").send_keys("soup", Keys.CONTROL, Keys.ENTER)
+    wait_until(lambda: cards(browser))
     grounds = (
         browser.execute_script("return getComputedStyle(document.body).backgroundColor").strip("rgba()").split(",")
     )
@@ -179,6 +179,6 @@ def test_contrast_is_sufficient_in_light_and_dark_mode(browser, site, dark):
 def test_the_api_page_shows_every_path(browser, site):
     browser.get_log("browser")  # discard the log of earlier pages
     browser.get(f"{site}/docs")
-    until(lambda: len(browser.find_elements("css selector", "section")) == 4)
+    wait_until(lambda: len(browser.find_elements("css selector", "section")) == 4)
     assert "curl" in browser.find_element("css selector", "section").text
     assert browser.get_log("browser") == []

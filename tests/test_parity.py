@@ -109,7 +109,7 @@ def in_torch(model, prompt, data, z_loss=0.0, dtype=torch.float64):
     return loss.item(), logits.detach().numpy(), prompt.grad.numpy()
 
 
-def single(arguments):
+def to_float32(arguments):
     """Convert the float64 arrays of some arguments to float32."""
     return tree.refill(
         arguments,
@@ -201,12 +201,12 @@ def test_float32_is_as_accurate_as_torch(problem, device):
     """Compare means of twelve batches: rounding errors vary by factors from batch to batch, also in torch."""
     compute = compile(train.loss_and_grads, device)
     raw, config, flat, *_ = problem.draw()
-    model, params, narrow = hugging_face(raw, flat), tree.nest(flat), single(tree.nest(flat))
+    model, params, narrow = hugging_face(raw, flat), tree.nest(flat), to_float32(tree.nest(flat))
     ours, theirs = [], []
     for seed in range(problem.seed, problem.seed + 12):
         *_, data, prompt = problem._replace(seed=seed).draw()
         loss, gradient = train.loss_and_grads({PROMPT: prompt}, params, config, data)
-        delta, small = single(({PROMPT: prompt}, data))
+        delta, small = to_float32(({PROMPT: prompt}, data))
         found, found_gradient = compute(delta, narrow, config, small)
         assert found_gradient[PROMPT].dtype == np.float32
         ours.append((distance(found, loss), distance(found_gradient[PROMPT], gradient[PROMPT])))

@@ -51,7 +51,7 @@ def texts_of(count, seed=0, most=40):
     return ["".join(map(chr, rng.integers(97, 123, rng.integers(1, most)))) for _ in range(count)]
 
 
-def alone(model, prompt, text, device="numpy"):
+def answer_alone(model, prompt, text, device="numpy"):
     """Return the answer of the single-task path, and the log probabilities of the label words."""
     if not prompt.label_words:
         return predict(model, prompt, text, device), None
@@ -75,7 +75,7 @@ def test_every_row_is_answered_as_if_it_were_alone(family, lengths, rows, seed, 
     rng = np.random.default_rng(seed)
     asked = [(prompts[rng.integers(len(prompts))], text) for text in texts_of(rows, seed)]
     for (prompt, text), found in zip(asked, answer(model, asked, "numpy", few_shapes), strict=True):
-        wanted, scores = alone(model, prompt, text)
+        wanted, scores = answer_alone(model, prompt, text)
         assert found.text == wanted
         assert tuple(found.probabilities) == (prompt.label_words or ())
         if scores is not None:
@@ -151,7 +151,7 @@ def test_onnx_runtime_equals_numpy_to_float32_rounding():
     prompts = prompts_of(model, [1, 100, 17, 5, 40])
     asked = [(prompts[i % 5], text) for i, text in enumerate(texts_of(20))]
     for (prompt, text), found in zip(asked, answer(model, asked, "cpu"), strict=True):
-        wanted, scores = alone(model, prompt, text, "numpy")
+        wanted, scores = answer_alone(model, prompt, text, "numpy")
         assert found.text == wanted
         if scores is not None:
             assert np.abs(np.array([*found.probabilities.values()]) - probabilities(scores)).max() < 1e-5

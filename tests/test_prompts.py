@@ -120,7 +120,7 @@ def vectors(rows=5, width=4, dtype=np.float32, seed=0):
     return np.random.default_rng(seed).normal(0, 3, (rows, width)).astype(dtype)
 
 
-def same(first, second):
+def assert_same(first, second):
     """Assert that two prompts have equal bits, dtypes and metadata."""
     assert about(first) == about(second)
     for a, b in ((first.params, second.params), (first.train_state or {}, second.train_state or {})):
@@ -151,10 +151,10 @@ def test_a_prompt_survives_every_format_that_can_hold_it(tmp_path_factory, data)
     )
     ours, adapter, google = (folder / name for name in ("p.safetensors", "adapter", "p.npy"))
     for path in (ours, adapter):
-        same(load_prompt(save_prompt(prompt, path)), prompt)
-        same(load_prompt(save_prompt(prompt, path)), prompt)  # overwrite the first
-    same(load_prompt(save_prompt(load_prompt(adapter), ours)), prompt)
-    same(load_prompt(save_prompt(prompt, google)), Prompt({PROMPT: array}, **FOREIGN))
+        assert_same(load_prompt(save_prompt(prompt, path)), prompt)
+        assert_same(load_prompt(save_prompt(prompt, path)), prompt)  # overwrite the first
+    assert_same(load_prompt(save_prompt(load_prompt(adapter), ours)), prompt)
+    assert_same(load_prompt(save_prompt(prompt, google)), Prompt({PROMPT: array}, **FOREIGN))
     assert sorted(path.name for path in folder.iterdir()) == ["adapter", "p.npy", "p.safetensors"]
     assert google.read_bytes() == npy(np.ascontiguousarray(array))
     files = {"adapter_config.json", "adapter_model.safetensors"} | (
@@ -177,7 +177,7 @@ def test_our_file_may_have_any_floating_type(tmp_path, dtype):
     params = {PROMPT: vectors(dtype=dtype), "encoder.bias": np.ones(3, dtype)}
     save_file(params, tmp_path / "p.safetensors", OURS)
     wanted = {name: array.astype(np.float32) for name, array in params.items()}
-    same(load_prompt(tmp_path / "p.safetensors"), Prompt(wanted, **FOREIGN))
+    assert_same(load_prompt(tmp_path / "p.safetensors"), Prompt(wanted, **FOREIGN))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_npy_may_have_any_floating_type(tmp_path, name, dtype):
     array = vectors(dtype=np.float32).astype(dtype)
     for stored in (array, np.asfortranarray(array)):
         (tmp_path / name).write_bytes(npy(stored))
-        same(load_prompt(tmp_path / name), Prompt({PROMPT: array.astype(np.float32)}, **FOREIGN))
+        assert_same(load_prompt(tmp_path / name), Prompt({PROMPT: array.astype(np.float32)}, **FOREIGN))
     assert list(load_prompts(tmp_path / name)) == [name.removesuffix(".npy")]
 
 
@@ -279,7 +279,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def saved_prompts(tmp_path_factory):
     """Write a prompt in every format; return the folder and the files."""
     folder = tmp_path_factory.mktemp("whole")
     state = {"trainable.a": vectors(), "step": np.ones(1)}
@@ -293,8 +293,8 @@ def whole(tmp_path_factory):
 
 @examples(400)
 @given(data=st.data())
-def test_a_damaged_file_raises_one_error_or_is_still_a_prompt(whole, data):
-    folder, files = whole
+def test_a_damaged_file_raises_one_error_or_is_still_a_prompt(saved_prompts, data):
+    folder, files = saved_prompts
     path = data.draw(st.sampled_from(sorted(files)))
     contents = bytearray(files[path])
     if data.draw(st.booleans()):
@@ -343,7 +343,7 @@ def adapter(folder, config, **tensors):
 def test_a_handwritten_adapter_is_read(tmp_path, more, rows):
     array = vectors(rows)
     folder = adapter(tmp_path / "a", ADAPTER | {"base_model_name_or_path": "org/t5"} | more, prompt_embeddings=array)
-    same(load_prompt(folder), Prompt({PROMPT: array[:5]}, "org/t5", None, None, {}))
+    assert_same(load_prompt(folder), Prompt({PROMPT: array[:5]}, "org/t5", None, None, {}))
     assert list(load_prompts(folder)) == ["a"]
 
 
@@ -437,7 +437,7 @@ def test_a_directory_in_place_of_an_adapter_file_is_refused(tmp_path, name):
 
 def test_a_prefix_can_be_saved_in_our_format_only(tmp_path):
     prompt = load_prompt(adapter(tmp_path / "a", PREFIX, prompt_embeddings=vectors(5, 8)))
-    same(load_prompt(save_prompt(prompt, tmp_path / "p.safetensors")), prompt)
+    assert_same(load_prompt(save_prompt(prompt, tmp_path / "p.safetensors")), prompt)
     for name in ("p.npy", "b"):
         with pytest.raises(CheckpointError, match=rf"{name}: expected a soft prompt, .*found 'decoder.block.0"):
             save_prompt(prompt, tmp_path / name)
@@ -554,7 +554,7 @@ def test_peft_loads_our_adapters(family, tmp_path):
     ours, wanted = both_logits(config, params, added, theirs)
     assert np.abs(ours - wanted).max() < 1e-10
     theirs.save_pretrained(tmp_path / "b")
-    same(load_prompt(tmp_path / "b"), Prompt(added, "m", None, None, {}))
+    assert_same(load_prompt(tmp_path / "b"), Prompt(added, "m", None, None, {}))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -668,20 +668,22 @@ def test_a_torch_file_is_named(tmp_path, legacy):
 # ---- files that other processes write ----
 
 
-def test_prompts_are_not_memory_mapped(whole, monkeypatch, tmp_path):
+def test_prompts_are_not_memory_mapped(saved_prompts, monkeypatch, tmp_path):
     """A mapped file that is truncated would crash the process."""
     torch.save({"prompt_embeddings": torch.zeros(5, 4)}, adapter(tmp_path / "bin", ADAPTER) / "adapter_model.bin")
     (tmp_path / "bin" / "adapter_model.safetensors").unlink()
     for name in ("numpy.memmap", "mmap.mmap"):
         monkeypatch.setattr(name, type("Never", (), {}))  # any call fails
     for name in ("p.safetensors", "adapter", "p.npy", "p.npz:p", "c.npz"):
-        assert load_prompt(whole[0] / name).params
+        assert load_prompt(saved_prompts[0] / name).params
     assert load_prompt(tmp_path / "bin").params
 
 
 @pytest.mark.parametrize("name", ["p.safetensors", "adapter"])
 def test_two_writers_never_produce_a_mixture(tmp_path, name):
-    found = writers.reads(writers.versions(models.load(write(tmp_path / "t5", SMALL, weights()))), tmp_path / name, 0.7)
+    found = writers.count_reads(
+        writers.versions(models.load(write(tmp_path / "t5", SMALL, weights()))), tmp_path / name, 0.7
+    )
     assert found["mixed"] == 0
     assert found["first"]
     assert found["second"]
@@ -697,7 +699,7 @@ def test_an_adapter_that_changes_during_reading_is_read_again(tmp_path, monkeypa
         return read(path)
 
     monkeypatch.setattr(prompts, "read_tensors", later)
-    same(load_prompt(folder), Prompt({PROMPT: vectors(seed=1)}, "new", None, None, {}))
+    assert_same(load_prompt(folder), Prompt({PROMPT: vectors(seed=1)}, "new", None, None, {}))
 
 
 def header_of(shape, length=None):
@@ -724,25 +726,25 @@ ODD = {
 
 
 @pytest.fixture
-def odd(tmp_path):
+def odd_folder(tmp_path):
     yield tmp_path / "prompts"
     for path in (tmp_path / "prompts").iterdir():
         if path.exists():
             path.chmod(0o700)
 
 
-def test_a_bad_entry_is_named_and_does_not_affect_others(tmp_path, odd):
+def test_a_bad_entry_is_named_and_does_not_affect_others(tmp_path, odd_folder):
     model = models.load(write(tmp_path / "t5", SMALL, weights()))
-    save_prompt(prompt_for(model, params={PROMPT: vectors()}, settings={}), odd / "good.safetensors")
+    save_prompt(prompt_for(model, params={PROMPT: vectors()}, settings={}), odd_folder / "good.safetensors")
     for name, make in ODD.items():
-        make(odd / name)
-    found = prompts.Prompts(odd, model)
+        make(odd_folder / name)
+    found = prompts.Prompts(odd_folder, model)
     allowed = set() if os.getuid() else {"closed", "shut"}  # root can read every file
     assert set(found) - allowed == {"good"}
     assert {Path(name).stem for name in found.errors} == {Path(name).stem for name in ODD} - allowed
-    assert all(message.startswith(f"{odd / name}") for name, message in found.errors.items())
+    assert all(message.startswith(f"{odd_folder / name}") for name, message in found.errors.items())
     assert "100 dimensions" in found.errors["dimensions.safetensors"]
-    save_prompt(prompt_for(model, params={PROMPT: vectors(seed=1)}, settings={}), odd / "good.safetensors")
+    save_prompt(prompt_for(model, params={PROMPT: vectors(seed=1)}, settings={}), odd_folder / "good.safetensors")
     assert found.refresh() == ["good"]
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 from serving import JSON as AS_JSON
-from serving import ROOT, a_prompt, body_of, post, small_model, started, three_prompts
+from serving import ROOT, post, random_prompt, request_body, running_server, small_model, three_prompts
 from tuning import prompt_of
 
 from tinyprompt.cli.main import main
@@ -97,7 +97,7 @@ class Gate:
         return rows
 
 
-def blocked(limits):
+def blocked_batcher(limits):
     """Return a batcher whose thread is blocked by a first row."""
     gate = Gate()
     batcher = Batcher(gate, limits)
@@ -107,7 +107,7 @@ def blocked(limits):
 
 
 def test_requests_that_arrive_together_share_a_batch():
-    batcher, gate, _ = blocked(Limits(batch_rows=5, batch_wait=0.0))
+    batcher, gate, _ = blocked_batcher(Limits(batch_rows=5, batch_wait=0.0))
     last = [batcher.submit(rows) for rows in ([1], [2, 3], [4, 5, 6])][-1]
     gate.open.set()
     assert last.result(5) == [4, 5, 6]
@@ -131,7 +131,7 @@ def test_a_row_waits_briefly_for_more_rows():
 
 
 def test_the_queue_is_bounded_and_urgent_rows_come_first():
-    batcher, gate, first = blocked(Limits(max_waiting=3, max_rows=3, batch_rows=1))
+    batcher, gate, first = blocked_batcher(Limits(max_waiting=3, max_rows=3, batch_rows=1))
     kept = batcher.submit([1, 2])
     with pytest.raises(Full):
         batcher.submit([3, 4])
@@ -147,7 +147,7 @@ def test_the_queue_is_bounded_and_urgent_rows_come_first():
 
 
 def test_cancelled_rows_are_not_computed_and_take_no_room():
-    batcher, gate, _ = blocked(Limits(batch_rows=4, max_waiting=3, max_rows=3))
+    batcher, gate, _ = blocked_batcher(Limits(batch_rows=4, max_waiting=3, max_rows=3))
     gone, kept = batcher.submit([1, 2]), batcher.submit([3])
     assert gone.cancel()
     late = batcher.submit([4])
@@ -210,7 +210,7 @@ def client(model, folder):
         yield client
 
 
-def near(found, wanted):
+def assert_near(found, wanted):
     assert [found_answer["text"] for found_answer in found] == [found_answer.text for found_answer in wanted]
     for found_answer, wanted_answer in zip(found, wanted, strict=True):
         assert found_answer["probabilities"] == pytest.approx(wanted_answer.probabilities, abs=1e-5)
@@ -224,15 +224,17 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(st
 def test_an_answer_over_http_equals_python(client, model, data):
     tasks = st.sampled_from(["topic", "sentiment", "free"])
     pairs = data.draw(st.lists(st.tuples(tasks, TEXTS), min_size=1, max_size=8))
-    reply = client.post("/predict", json=body_of(*pairs))
+    reply = client.post("/predict", json=request_body(*pairs))
     assert reply.status_code == 200
-    near(reply.json()["answers"], answer(model, [(client.service.tasks[task], text) for task, text in pairs], "numpy"))
+    assert_near(
+        reply.json()["answers"], answer(model, [(client.service.tasks[task], text) for task, text in pairs], "numpy")
+    )
 
 
 def test_unusual_texts_are_answered(client):
     for text in ("\0", "\u202e", "e\u0301\U0001f35c" * 10, "</script>", "%s{0}"):
-        assert client.post("/predict", json=body_of(("topic", text))).status_code == 200
-    same = client.post("/predict", json=body_of(("topic", "soup"), ("topic", "soup"))).json()["answers"]
+        assert client.post("/predict", json=request_body(("topic", text))).status_code == 200
+    same = client.post("/predict", json=request_body(("topic", "soup"), ("topic", "soup"))).json()["answers"]
     assert same[0] == same[1]
 
 
@@ -249,28 +251,32 @@ REFUSED = {
     "an additional key": (b'{"rows": [], "x": 1}', 422, "found the keys 'rows', 'x'"),
     "rows that are not a list": (b'{"rows": {}}', 422, "'rows': expected a list, found {}"),
     "zero rows": (b'{"rows": []}', 422, "expected 1 to 8, found 0"),
-    "too many rows": (json.dumps(body_of(*[("topic", "x")] * 9)).encode(), 422, "expected 1 to 8, found 9"),
+    "too many rows": (json.dumps(request_body(*[("topic", "x")] * 9)).encode(), 422, "expected 1 to 8, found 9"),
     "a row that is a text": (b'{"rows": ["soup"]}', 422, "row 1: expected an object with 'task' and 'input'"),
     "a row without input": (b'{"rows": [{"task": "topic"}]}', 422, "row 1: expected an object"),
     "an input that is a number": (b'{"rows": [{"task": "topic", "input": 1}]}', 422, "'input': expected a text"),
     "a task that is null": (b'{"rows": [{"task": null, "input": ""}]}', 422, "'task': expected a text, found None"),
     "an unknown task": (
-        json.dumps(body_of(("topic", "soup"), ("x", ""))).encode(),
+        json.dumps(request_body(("topic", "soup"), ("x", ""))).encode(),
         404,
         "row 2: no task 'x'; the tasks are",
     ),
     "a surrogate in a task": (b'{"rows": [{"task": "\\ud800", "input": ""}]}', 404, r"no task '\ud800'"),
     "a surrogate in an input": (b'{"rows": [{"task": "topic", "input": "\\ud800"}]}', 422, "an unpaired surrogate"),
-    "a long row": (json.dumps(body_of(("topic", "x" * 101))).encode(), 422, "has 101 characters; at most 100"),
-    "a long task": (json.dumps(body_of(("t" * 9999, ""))).encode(), 404, "row 1: no task"),
+    "a long row": (json.dumps(request_body(("topic", "x" * 101))).encode(), 422, "has 101 characters; at most 100"),
+    "a long task": (json.dumps(request_body(("t" * 9999, ""))).encode(), 404, "row 1: no task"),
     "NaN": (b'{"rows": [NaN]}', 400, "NaN is not JSON"),
     "infinity": (b'{"rows": -Infinity}', 400, "-Infinity is not JSON"),
     "many keys": (json.dumps(dict.fromkeys(map(str, range(1000)), 1)).encode(), 422, "'3', '4', ..."),
     "long keys": (json.dumps({"k" * 3000 + str(i): 1 for i in range(5)}).encode(), 422, "found the keys 'kkk"),
     "a deep task": (b'{"rows": [{"task": ' + b"[" * 400 + b"]" * 400 + b', "input": "a"}]}', 422, "expected a text"),
     "a surrogate in a key": (b'{"\\ud800": 1}', 422, r"the keys '\ud800'"),
-    "an empty text": (json.dumps(body_of(("topic", "soup"), ("topic", ""))).encode(), 422, "row 2: 'input' is empty"),
-    "white space": (json.dumps(body_of(("topic", " \n\u3000"))).encode(), 422, "row 1: 'input' is empty"),
+    "an empty text": (
+        json.dumps(request_body(("topic", "soup"), ("topic", ""))).encode(),
+        422,
+        "row 2: 'input' is empty",
+    ),
+    "white space": (json.dumps(request_body(("topic", " \n\u3000"))).encode(), 422, "row 1: 'input' is empty"),
     "a large body": (b" " * 20_001, 413, "more than 20,000 bytes"),
 }
 
@@ -313,9 +319,9 @@ def test_a_file_name_may_be_invalid_utf8(model, folder, tmp_path):
         pytest.skip("this file system has only names in UTF-8")
     with serving(model, at) as client:
         (name,) = {task["task"] for task in client.get("/tasks").json()["tasks"]} - {"topic", "sentiment", "free"}
-        assert client.post("/predict", content=json.dumps(body_of((name, "soup")))).status_code == 200
+        assert client.post("/predict", content=json.dumps(request_body((name, "soup")))).status_code == 200
         assert (
-            client.post("/predict", json=body_of(("none", "soup")))
+            client.post("/predict", json=request_body(("none", "soup")))
             .json()["error"]
             .endswith(r"'topic', 'x\udcff'; see /tasks")
         )
@@ -331,13 +337,13 @@ def test_a_file_name_may_be_invalid_utf8(model, folder, tmp_path):
     ],
 )
 def test_a_compressed_body_is_refused_and_any_content_type_is_accepted(client, headers, message):
-    reply = client.post("/predict", json=body_of(("topic", "soup")), headers=headers)
+    reply = client.post("/predict", json=request_body(("topic", "soup")), headers=headers)
     assert reply.status_code == 415
     assert message in reply.json()["error"]
     assert len(reply.json()["error"]) < 410
     for kind in ("application/json; charset=utf-8", "application/x-www-form-urlencoded", ""):
         right = {"Content-Type": kind, "Content-Encoding": "identity"}
-        assert client.post("/predict", json=body_of(("topic", "soup")), headers=right).status_code == 200
+        assert client.post("/predict", json=request_body(("topic", "soup")), headers=right).status_code == 200
 
 
 LOCAL_ONLY = app.hosts_of("127.0.0.1", ["https://proxy.example:8443"])
@@ -376,7 +382,7 @@ SITES = {
 def test_only_this_machine_and_allowed_sites_may_ask(client, case, path):
     headers, status = SITES[case]
     guarded = TestClient(client.service.app(LOCAL_ONLY, ["https://proxy.example:8443"]), headers=AS_JSON | headers)
-    reply = guarded.post(path, json=body_of(("topic", "soup"))) if path == "/predict" else guarded.get(path)
+    reply = guarded.post(path, json=request_body(("topic", "soup"))) if path == "/predict" else guarded.get(path)
     assert reply.status_code == status
     assert status == 200 or 0 < len(reply.json()["error"]) < 410
     assert reply.headers.get("access-control-allow-origin") in (None, "https://proxy.example:8443")
@@ -423,12 +429,12 @@ def test_a_full_queue_and_a_late_answer_are_reported(model, folder):
         gate, work = Gate(), client.service.batcher._work
         client.service.batcher._work = lambda rows: work(gate(rows))
         with ThreadPoolExecutor() as pool:
-            late = pool.submit(client.post, "/predict", json=body_of(("topic", "a")))
+            late = pool.submit(client.post, "/predict", json=request_body(("topic", "a")))
             assert gate.begun.acquire(timeout=5)
-            waits = pool.submit(client.post, "/predict", json=body_of(*[("topic", "b")] * 3))
+            waits = pool.submit(client.post, "/predict", json=request_body(*[("topic", "b")] * 3))
             while client.service.batcher.waiting < 3:
                 time.sleep(0.01)
-            full = client.post("/predict", json=body_of(*[("topic", "c")] * 2))
+            full = client.post("/predict", json=request_body(*[("topic", "c")] * 2))
             assert full.status_code == 503
             assert "3 rows are waiting, the limit is 4" in full.json()["error"]
             for reply in (late.result(), waits.result()):
@@ -436,7 +442,7 @@ def test_a_full_queue_and_a_late_answer_are_reported(model, folder):
                 assert "no answer within 0.5 s" in reply.json()["error"]
                 assert reply.headers["retry-after"] == full.headers["retry-after"] == "1"
             gate.open.set()
-        assert client.post("/predict", json=body_of(*[("topic", "d")] * 4)).status_code == 200
+        assert client.post("/predict", json=request_body(*[("topic", "d")] * 4)).status_code == 200
         assert sum(len(batch) for batch in gate.batches if batch[0][1] == "b") == 0  # their clients had left
 
 
@@ -448,14 +454,14 @@ def test_an_error_of_the_model_is_one_sentence(model, folder):
             raise FloatingPointError(known) if known else KeyError("a fault")
 
         client.service.batcher._work = work
-        reply = client.post("/predict", json=body_of(("topic", "known")))
+        reply = client.post("/predict", json=request_body(("topic", "known")))
         assert (reply.status_code, reply.json()) == (500, {"error": "not finite"})
-        reply = client.post("/predict", json=body_of(("topic", "long")))
+        reply = client.post("/predict", json=request_body(("topic", "long")))
         assert (reply.status_code, reply.json()) == (500, {"error": f"{'x' * 400}..."})
         with pytest.raises(KeyError):
-            client.post("/predict", json=body_of(("topic", "unknown")))  # raised here, and logged by a real server
+            client.post("/predict", json=request_body(("topic", "unknown")))  # raised here, and logged by a real server
         quiet = TestClient(client.app, raise_server_exceptions=False, headers=AS_JSON)
-        reply = quiet.post("/predict", json=body_of(("topic", "unknown")))
+        reply = quiet.post("/predict", json=request_body(("topic", "unknown")))
         assert (reply.status_code, reply.json()) == (500, {"error": "internal server error; see the log of the server"})
 
 
@@ -468,8 +474,8 @@ def test_tasks_health_and_metrics(model, folder, tmp_path):
         assert [task["label_words"] for task in found["tasks"]] == [None, ["bad", "good"], ["food", "sport", "other"]]
         assert found["errors"].keys() == {"bad.npy"}
         assert client.get("/health").json() == {"status": "ok", "tasks": 3, "waiting": 0}
-        client.post("/predict", json=body_of(("topic", "a"), ("topic", "b"), ("free", "c")))
-        client.post("/predict", json=body_of(("none", "a")))
+        client.post("/predict", json=request_body(("topic", "a"), ("topic", "b"), ("free", "c")))
+        client.post("/predict", json=request_body(("none", "a")))
         client.get("/anything")
         text = client.get("/metrics").text
         for line in (
@@ -532,12 +538,15 @@ def test_the_pages_load_nothing_external(client):
 
 def test_prompts_are_reloaded_and_never_partially(model, folder, tmp_path):
     at, log = shutil.copytree(folder, tmp_path / "p"), []
-    other, path = a_prompt(model, ("food", "sport", "other"), 7), at / "topic.safetensors"
+    other, path = random_prompt(model, ("food", "sport", "other"), 7), at / "topic.safetensors"
     whole = save_prompt(other, tmp_path / "other.safetensors").read_bytes()
     old = Prompts(folder, model)["topic"]
 
     def asked(client):
-        near(client.post("/predict", json=body_of(("topic", "soup"))).json()["answers"], answer(model, [(now, "soup")]))
+        assert_near(
+            client.post("/predict", json=request_body(("topic", "soup"))).json()["answers"],
+            answer(model, [(now, "soup")]),
+        )
 
     def until(line):
         deadline = time.monotonic() + 5
@@ -561,11 +570,11 @@ def test_prompts_are_reloaded_and_never_partially(model, folder, tmp_path):
         assert client.get("/tasks").json()["errors"] == {}
         path.unlink()
         until("topic: removed")
-        assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 404
+        assert client.post("/predict", json=request_body(("topic", "soup"))).status_code == 404
         log.clear()
         shutil.move(at, tmp_path / "away")
         until("expected a folder of prompts")
-        assert client.post("/predict", json=body_of(("sentiment", "soup"))).status_code == 200
+        assert client.post("/predict", json=request_body(("sentiment", "soup"))).status_code == 200
         shutil.move(tmp_path / "away", at)
         save_prompt(other, path)
         until("topic: ready")
@@ -605,7 +614,7 @@ def test_a_bad_entry_is_reported_once_and_does_not_affect_others(model, folder, 
 def test_a_deleted_prompt_leaves_no_counter(model, folder, tmp_path):
     at, log = shutil.copytree(folder, tmp_path / "p"), []
     with serving(model, at, log=log) as client:
-        client.post("/predict", json=body_of(("topic", "soup"), ("free", "soup")))
+        client.post("/predict", json=request_body(("topic", "soup"), ("free", "soup")))
         assert 'tinyprompt_rows_total{task="topic"} 1.0' in client.get("/metrics").text
         (at / "topic.safetensors").unlink()
         deadline = time.monotonic() + 5
@@ -629,8 +638,8 @@ def test_a_prompt_that_cannot_answer_is_not_used(model, folder, tmp_path):
         found = client.get("/tasks").json()
         assert "same" not in [task["task"] for task in found["tasks"]]
         assert "label word 'a' is repeated" in found["errors"]["same"]
-        assert client.post("/predict", json=body_of(("lora", "soup"))).json()["answers"][0]["text"] in ("a", "b")
-        assert client.post("/predict", json=body_of(("topic", "soup"))).status_code == 200
+        assert client.post("/predict", json=request_body(("lora", "soup"))).json()["answers"][0]["text"] in ("a", "b")
+        assert client.post("/predict", json=request_body(("topic", "soup"))).status_code == 200
 
 
 # ---- a server in a child process ----
@@ -656,9 +665,9 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/
 
 
 @pytest.fixture(scope="module")
-def tight(folder, tmp_path_factory):
+def tight_port(folder, tmp_path_factory):
     at = files.write(tmp_path_factory.mktemp("tight") / "t5", files.SMALL, files.weights())
-    with started(at, folder, TIGHT) as (_, port):
+    with running_server(at, folder, TIGHT) as (_, port):
         yield port
 
 
@@ -677,44 +686,44 @@ def tight(folder, tmp_path_factory):
         ([b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 50_000], 0, b"400"),
     ],
 )
-def test_odd_clients_get_an_error_or_are_cut_off(tight, parts, wait, status):
+def test_odd_clients_get_an_error_or_are_cut_off(tight_port, parts, wait, status):
     started = time.monotonic()
-    received = raw(tight, *parts, wait=wait)
+    received = raw(tight_port, *parts, wait=wait)
     assert received.partition(b" ")[2][:3] == status
     assert time.monotonic() - started < 4
     assert b"Traceback" not in received
-    assert post(tight, body_of(("topic", "soup")))[0] == 200
+    assert post(tight_port, request_body(("topic", "soup")))[0] == 200
 
 
-def test_a_client_that_closes_its_sending_side_is_answered(tight):
-    body = json.dumps(body_of(("topic", "soup"))).encode()
+def test_a_client_that_closes_its_sending_side_is_answered(tight_port):
+    body = json.dumps(request_body(("topic", "soup"))).encode()
     request = HEAD % str(len(body)).encode() + body
     for asked in (1, 3):
-        with socket.create_connection(("127.0.0.1", tight), timeout=4) as sock:
+        with socket.create_connection(("127.0.0.1", tight_port), timeout=4) as sock:
             sock.sendall(request * asked)
             sock.shutdown(socket.SHUT_WR)
             received = b"".join(iter(lambda: sock.recv(4096), b""))
         assert received.count(b"HTTP/1.1 200 OK") == asked
-    with socket.create_connection(("127.0.0.1", tight), timeout=4) as sock:
+    with socket.create_connection(("127.0.0.1", tight_port), timeout=4) as sock:
         sock.sendall(request[:-1])
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(4096) == b""
 
 
-def test_silent_connections_are_cut_off_soon(tight):
-    found = hostile.silent(tight, 20)
+def test_silent_connections_are_cut_off_soon(tight_port):
+    found = hostile.silent(tight_port, 20)
     assert found["answered after"] < 3  # the keep-alive time is one second
     assert found["refused at once"] == 20 - TIGHT["max-connections"]
 
 
-def test_one_byte_chunks_do_not_delay_other_clients(tight):
-    found = hostile.chunks(tight, 100_000)
+def test_one_byte_chunks_do_not_delay_other_clients(tight_port):
+    found = hostile.chunks(tight_port, 100_000)
     assert found["status"] == 411
     assert found["slowest other"] < 0.9  # batches wait 0.3 s here
 
 
-def test_dns_rebinding_is_refused(tight):
-    found = hostile.rebinding(tight)
+def test_dns_rebinding_is_refused(tight_port):
+    found = hostile.rebinding(tight_port)
     assert found["answers"] == 0
     assert found["statuses"] == {403}
     assert found["own page"] == 200
@@ -722,7 +731,7 @@ def test_dns_rebinding_is_refused(tight):
 
 def test_bad_requests_are_not_logged(folder, tmp_path):
     at = files.write(tmp_path / "t5", files.SMALL, files.weights())
-    with started(at, folder, TIGHT) as (server, port):
+    with running_server(at, folder, TIGHT) as (server, port):
         for _ in range(20):
             assert b" 400 " in raw(port, b"no HTTP\r\n\r\n")
             raw(port, b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
@@ -758,12 +767,12 @@ def test_an_invalid_origin_is_refused(folder, url, capsys):
     )
 
 
-def test_a_client_that_does_not_read_is_cut_off(tight):
+def test_a_client_that_does_not_read_is_cut_off(tight_port):
     asked = 4000
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(4)
-        sock.connect(("127.0.0.1", tight))
+        sock.connect(("127.0.0.1", tight_port))
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * asked)
             time.sleep(2.5)
@@ -772,45 +781,45 @@ def test_a_client_that_does_not_read_is_cut_off(tight):
             while part := sock.recv(2**20):
                 received += part
     assert received.count(b"HTTP/1.1 200") < asked
-    assert post(tight, body_of(("topic", "soup")))[0] == 200
+    assert post(tight_port, request_body(("topic", "soup")))[0] == 200
 
 
-def test_a_client_that_disconnects_affects_no_one(tight):
-    body = json.dumps(body_of(*[("topic", "soup")] * 20)).encode()
+def test_a_client_that_disconnects_affects_no_one(tight_port):
+    body = json.dumps(request_body(*[("topic", "soup")] * 20)).encode()
     for _ in range(4):
-        with socket.create_connection(("127.0.0.1", tight)) as sock:
+        with socket.create_connection(("127.0.0.1", tight_port)) as sock:
             sock.sendall(HEAD % str(len(body)).encode() + body[: len(body) // 2])
-        with socket.create_connection(("127.0.0.1", tight)) as sock:
+        with socket.create_connection(("127.0.0.1", tight_port)) as sock:
             sock.sendall(HEAD % str(len(body)).encode() + body)
     time.sleep(0.1)
-    assert post(tight, body_of(("topic", "soup")))[0] == 200
+    assert post(tight_port, request_body(("topic", "soup")))[0] == 200
 
 
-def test_connections_are_bounded(tight):
+def test_connections_are_bounded(tight_port):
     time.sleep(0.2)
     with contextlib.ExitStack() as stack:
         for _ in range(6):
-            stack.enter_context(socket.create_connection(("127.0.0.1", tight)))
+            stack.enter_context(socket.create_connection(("127.0.0.1", tight_port)))
         time.sleep(0.1)
-        status, reply = post(tight, body_of(("topic", "soup")))
+        status, reply = post(tight_port, request_body(("topic", "soup")))
         assert status == 503
         assert "6 connections are open" in reply["error"]
     time.sleep(0.1)
-    assert post(tight, body_of(("topic", "soup")))[0] == 200
+    assert post(tight_port, request_body(("topic", "soup")))[0] == 200
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_stops_the_server_after_pending_answers(folder, tmp_path, name):
     at = files.write(tmp_path / "t5", files.SMALL, files.weights())
     options = {"batch-wait": 1, "batch-rows": 400, "max-waiting": 400}
-    with started(at, folder, options) as (server, port):
+    with running_server(at, folder, options) as (server, port):
         with ThreadPoolExecutor(10) as pool:
-            asked = [pool.submit(post, port, body_of(*[("topic", f"soup {i}")] * 4)) for i in range(10)]
+            asked = [pool.submit(post, port, request_body(*[("topic", f"soup {i}")] * 4)) for i in range(10)]
             time.sleep(0.5)
             server.send_signal(getattr(signal, name))
             time.sleep(0.2)
             with pytest.raises(ConnectionRefusedError):
-                post(port, body_of(("topic", "too late")))
+                post(port, request_body(("topic", "too late")))
             for future in asked:
                 status, found = future.result(10)
                 assert status == 200
@@ -842,10 +851,10 @@ def test_serve_fails_in_one_line(folder, tmp_path, capsys, monkeypatch):
 GUIDE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 
-def test_the_requests_of_the_guide_work(tight, capsys):
-    guide = GUIDE.replace("127.0.0.1:8000", f"127.0.0.1:{tight}")
+def test_the_requests_of_the_guide_work(tight_port, capsys):
+    guide = GUIDE.replace("127.0.0.1:8000", f"127.0.0.1:{tight_port}")
     (body,) = re.findall(r"curl \S+/predict -H '\S+ \S+' --data '(.*)'", guide)
-    status, found = post(tight, json.loads(body))
+    status, found = post(tight_port, json.loads(body))
     assert (status, len(found["answers"])) == (200, 1)
     (snippet,) = re.findall(r"```py\n(.*?)```", guide, re.S)
     exec(snippet, {})

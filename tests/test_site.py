@@ -10,7 +10,7 @@ from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browsing import chromium, look, served, until
+from browsing import chromium, serve_folder, set_view, wait_until
 
 import tinyprompt
 
@@ -108,9 +108,9 @@ def test_a_lesson_folds_its_figures_and_checks_and_links_to_its_notebook(path, s
 
 
 def test_the_menu_shows_the_lesson_and_the_search_works_offline(site):
-    with served(site) as address, chromium("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1") as browser:
+    with serve_folder(site) as address, chromium("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1") as browser:
         for width in (390, 1200):
-            look(browser, width)
+            set_view(browser, width)
             browser.get(f"{address}lessons/09_one_model_many_tasks.html")
             menu = "const menu = document.querySelector('.sidebar-scroll').getBoundingClientRect();"
             here = "const here = document.querySelector('.sidebar-tree .current-page').getBoundingClientRect();"
@@ -118,7 +118,7 @@ def test_the_menu_shows_the_lesson_and_the_search_works_offline(site):
             assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         browser.get(f"{address}search.html?q=adafactor")
         found = "return document.querySelectorAll('#search-results ul.search li').length"
-        until(lambda: browser.execute_script(found) > 3, 30)  # results appear gradually
+        wait_until(lambda: browser.execute_script(found) > 3, 30)  # results appear gradually
 
 
 def test_formulas_are_rendered(site):

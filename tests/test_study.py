@@ -85,7 +85,7 @@ def at(tmp_path_factory):
     return folder
 
 
-def written(at, tmp_path, text=TEXT):
+def write_study(at, tmp_path, text=TEXT):
     """Write a study with this text; its files are in `at`, its output is under tmp_path."""
     path = at / f"{tmp_path.name}.toml"
     path.write_text(text, encoding="utf-8")
@@ -93,7 +93,7 @@ def written(at, tmp_path, text=TEXT):
 
 
 def read(at, tmp_path, text=TEXT):
-    return grid.read_study(written(at, tmp_path, text), "numpy")
+    return grid.read_study(write_study(at, tmp_path, text), "numpy")
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def run(at, tmp_path, capsys):
 
     def run(text=TEXT, *options):
         capsys.readouterr()
-        path = written(at, tmp_path, text)
+        path = write_study(at, tmp_path, text)
         status = main(["study", str(path), "--device", "numpy", "--out", str(tmp_path / "out"), "--json", *options])
         out, err = capsys.readouterr()
         return status, json.loads(out) if out else None, err
@@ -372,7 +372,7 @@ def test_another_model_or_device_is_another_cell(at, tmp_path):
     cell = read(at, tmp_path).cells[1]
     write(at / "other", SMALL, weights(seed=1))
     text = TEXT.replace('["small"]', '["other"]')
-    others = [grid.read_study(written(at, tmp_path), "cpu").cells[1], read(at, tmp_path, text).cells[1]]
+    others = [grid.read_study(write_study(at, tmp_path), "cpu").cells[1], read(at, tmp_path, text).cells[1]]
     assert len({cell.key, *(other.key for other in others)}) == 3
     with pytest.raises(ValueError, match="its weights or its tokenizer have changed since the study began"):
         cells.compute(replace(cell, model=at / "other"))
@@ -454,7 +454,7 @@ def changed(text, lines):
 
 @pytest.mark.parametrize("lines", ERRORS)
 def test_an_error_is_reported_before_any_cell_is_computed(at, tmp_path, monkeypatch, capsys, lines):
-    path, found = written(at, tmp_path), changed(TEXT, lines)
+    path, found = write_study(at, tmp_path), changed(TEXT, lines)
     monkeypatch.setattr(grid.tomllib, "loads", lambda text: found)
     monkeypatch.setattr(cells, "compute", lambda cell: pytest.fail("computed"))
     assert main(["study", str(path), "--out", str(tmp_path / "out"), "--device", "numpy"]) == 2
@@ -467,7 +467,7 @@ def test_an_error_is_reported_before_any_cell_is_computed(at, tmp_path, monkeypa
 
 @pytest.mark.parametrize("text", ["a =", "a = 1\na = 2", b"\xff".decode("latin-1") + "=", ""])
 def test_a_file_that_is_not_a_study_is_refused(at, tmp_path, capsys, text):
-    path = written(at, tmp_path, text)
+    path = write_study(at, tmp_path, text)
     assert main(["study", str(path)]) == 2
     assert capsys.readouterr().err.startswith(f"tinyprompt: {path}: ")
     assert main(["study", str(at)]) == 2
@@ -612,7 +612,7 @@ LONGER = TEXT.replace("steps = 2", "steps = 30").replace("[0, 1, 2]", f"{[*range
 @pytest.fixture
 def start(at, tmp_path):
     """Return a function that starts a study in child processes, which log each computed cell."""
-    script, path = tmp_path / "runner.py", written(at, tmp_path, LONGER)
+    script, path = tmp_path / "runner.py", write_study(at, tmp_path, LONGER)
     script.write_text(RUNNER)
     environment = os.environ | {"LOG": str(tmp_path / "log"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -675,7 +675,7 @@ def test_two_simultaneous_commands_share_the_cells(start, tmp_path):
 
 
 def test_ctrl_c_prints_how_to_continue(start, at, tmp_path):
-    written(at, tmp_path, LONGER.replace("steps = 30", "steps = 300"))  # long enough for the signal
+    write_study(at, tmp_path, LONGER.replace("steps = 30", "steps = 300"))  # long enough for the signal
     process = start()
     until = time.time() + 120
     while not finished(tmp_path / "out") and time.time() < until:

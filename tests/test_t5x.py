@@ -39,7 +39,7 @@ def read_t5x(folder):
     return raw, {name: np.asarray(value) for name, value in weights.items()}
 
 
-def pack(value):
+def pack_msgpack(value):
     """Encode msgpack in the longest form of each type, except where the real file has a short form."""
     if value is None:
         return b"\xc0"
@@ -55,11 +55,13 @@ def pack(value):
     if isinstance(value, bytes):
         return b"\xc6" + struct.pack(">I", len(value)) + value
     if isinstance(value, np.ndarray):
-        data = pack([list(value.shape), value.dtype.name, value.tobytes()])
+        data = pack_msgpack([list(value.shape), value.dtype.name, value.tobytes()])
         return b"\xc9" + struct.pack(">I", len(data)) + b"\x01" + data
     if isinstance(value, list):
-        return bytes([0x90 + len(value)]) + b"".join(map(pack, value))
-    return b"\xdf" + struct.pack(">I", len(value)) + b"".join(pack(k) + pack(v) for k, v in value.items())
+        return bytes([0x90 + len(value)]) + b"".join(map(pack_msgpack, value))
+    return (
+        b"\xdf" + struct.pack(">I", len(value)) + b"".join(pack_msgpack(k) + pack_msgpack(v) for k, v in value.items())
+    )
 
 
 def target(flat, split=False):
@@ -132,7 +134,7 @@ def write_t5x(folder, tree_, step=3, compressor=None, small=40):
 
     state = {"param_states": {"v": np.ones(1, np.float32)}, "step": np.array(3, np.int32)}
     content = {"version": 3, "optimizer": {"state": state, "target": store(tree_, "target")}}
-    (folder / "checkpoint").write_bytes(pack(content))
+    (folder / "checkpoint").write_bytes(pack_msgpack(content))
     return folder
 
 
@@ -438,7 +440,7 @@ BROKEN = {
         ["checkpoint", "not a msgpack file"],
     ),
     "unhashable": (cut("checkpoint", data=b"\x81\x90\xc0"), ["checkpoint", "not a msgpack file"]),
-    "target missing": (cut("checkpoint", data=pack({"optimizer": {"state": 1}})), ["checkpoint", "'target'"]),
+    "target missing": (cut("checkpoint", data=pack_msgpack({"optimizer": {"state": 1}})), ["checkpoint", "'target'"]),
     "dtype in msgpack": (
         rewritten("encoder", "encoder_norm", "scale", value=np.ones(4, np.int32)),
         ["checkpoint", "'encoder.encoder_norm.scale'", "int32"],

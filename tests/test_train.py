@@ -177,7 +177,7 @@ def test_early_stopping(model, patience):
     best = result.best_step
     assert len(result.history) - 1 == best + 2 * patience < 100
     if best == 0:
-        begun = first_of(model, SHORT.prompt_length, SHORT.init, labels=LABELS, seed=SHORT.seed)
+        begun = initial_prompt(model, SHORT.prompt_length, SHORT.init, labels=LABELS, seed=SHORT.seed)
         assert (result.prompt.params[PROMPT] == begun[PROMPT]).all()
 
 
@@ -366,18 +366,18 @@ def test_a_bad_setting_is_named(name, value):
         Settings(**{name: value})
 
 
-def first_of(model, length, init, labels=None, text=None, seed=0, prompt=()):
+def initial_prompt(model, length, init, labels=None, text=None, seed=0, prompt=()):
     file = "p.safetensors" if init == "file" else None
     settings = Settings(prompt_length=length, init=init, init_text=text, seed=seed, init_file=file)
     return methods.init_params(model, settings, labels, prompt)
 
 
 def vectors(model, length, init, **more):
-    delta = first_of(model, length, init, **more)
+    delta = initial_prompt(model, length, init, **more)
     assert list(delta) == [PROMPT]
     assert delta[PROMPT].shape == (length, 20)
     assert delta[PROMPT].dtype == np.float32
-    assert (first_of(model, length, init, **more)[PROMPT] == delta[PROMPT]).all()
+    assert (initial_prompt(model, length, init, **more)[PROMPT] == delta[PROMPT]).all()
     return delta[PROMPT]
 
 
@@ -430,7 +430,7 @@ def test_init_file(model, tmp_path):
     path = prompts.save_prompt(result.prompt, tmp_path / "p.safetensors")
     assert (vectors(model, 5, "file", prompt=prompts.load_prompt(path)) == result.prompt.params[PROMPT]).all()
     with pytest.raises(CheckpointError, match=r"p.safetensors: .*\[5, 20\], expected \[6, 20\]"):
-        first_of(model, 6, "file", prompt=prompts.load_prompt(path))
+        initial_prompt(model, 6, "file", prompt=prompts.load_prompt(path))
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_init_file(model, tmp_path):
 )
 def test_a_bad_init_is_named(model, length, init, message):
     with pytest.raises(ValueError, match=message):
-        first_of(model, length, init)
+        initial_prompt(model, length, init)
 
 
 def texts_of(count, most=60):
@@ -460,7 +460,7 @@ def log_p_of(params, label, states, mask):
 
 def test_padding_and_batches_do_not_change_a_prediction(model):
     texts, labels = texts_of(150), ("bad", "fun", "sad", "odd")
-    delta = first_of(model, 5, "uniform")
+    delta = initial_prompt(model, 5, "uniform")
     params = tree.merge(model.params, delta)
     wanted = []
     for text in texts:
@@ -490,7 +490,7 @@ def test_free_text_equals_transformers(prompted):
     flat["lm_head.weight"][1] *= 1.2  # and sometimes stop
     model, reference = model_of(flat, np.float64), hugging_face(RAW, flat)
     texts, settings = texts_of(70), changed(max_new_tokens=12)
-    delta = {k: v.astype(float) for k, v in first_of(model, 5, "vocab").items()} if prompted else {}
+    delta = {k: v.astype(float) for k, v in initial_prompt(model, 5, "vocab").items()} if prompted else {}
     ids, mask = map(torch.from_numpy, data.pad([model.tokenizer.encode(text) for text in texts]))
     x = reference.get_input_embeddings()(ids)
     for prompt in delta.values():
@@ -539,7 +539,7 @@ def test_free_text_can_be_tuned(model):
 
 def test_loss_is_teacher_forced_cross_entropy(model):
     batch = next(data.training_batches(rows_of(8), model.tokenizer, Settings(batch_size=4)))
-    delta = first_of(model, 5, "vocab")
+    delta = initial_prompt(model, 5, "vocab")
     scores = []
     for i, row in enumerate(batch.labels):
         ids = batch.input_ids[i : i + 1], batch.attention_mask[i : i + 1]
@@ -553,7 +553,7 @@ def test_loss_is_teacher_forced_cross_entropy(model):
 
 def test_the_gradient_equals_finite_differences(model):
     rows = rows_of(5)
-    prompt = prompt_of(model, first_of(model, 4, "vocab"), LABELS, replace(SHORT, prompt_length=4))
+    prompt = prompt_of(model, initial_prompt(model, 4, "vocab"), LABELS, replace(SHORT, prompt_length=4))
     found = gradient(model, prompt, rows, "numpy")
     way = np.random.default_rng(0).normal(size=prompt.array.shape).astype(np.float32)
     ends = [

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from browsing import chromium, look, served, until
+from browsing import chromium, serve_folder, set_view, wait_until
 from test_page import CONTRAST
 
 from tinyprompt import data, describe, optim, t5, tokenizer
@@ -69,8 +69,8 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(site, downloads):
-    with chromium(downloads=downloads) as driver, served(site) as url:
-        look(driver)
+    with chromium(downloads=downloads) as driver, serve_folder(site) as url:
+        set_view(driver)
         driver.url = url
         yield driver
 
@@ -80,10 +80,10 @@ def model():
     return models.load("tiny")
 
 
-def opened(browser, rows=ROWS):
+def open_page(browser, rows=ROWS):
     """Open the page, wait until it is ready, and put rows into its text box."""
     browser.get(browser.url)
-    until(lambda: text_of(browser, "status").startswith("ready"), 20)
+    wait_until(lambda: text_of(browser, "status").startswith("ready"), 20)
     if rows:
         browser.execute_script(
             "const [box, text] = [document.getElementById('rows'), arguments[0]];"
@@ -103,7 +103,7 @@ def tune(browser, steps):
     field.clear()
     field.send_keys(str(steps))
     browser.find_element("id", "train").click()
-    until(lambda: browser.find_element("id", "train").is_enabled(), 30)
+    wait_until(lambda: browser.find_element("id", "train").is_enabled(), 30)
     assert browser.find_element("id", "progress").get_attribute("class") == "quiet", text_of(browser, "progress")
     return text_of(browser, "progress")
 
@@ -129,7 +129,7 @@ def prompt_of(browser):
 
 def test_tokens_equal_python(browser, model):
     texts = [row.input for name in ("topic", "sentiment") for row in tables.read_rows(DEMO / f"{name}.train.tsv")] + ODD
-    opened(browser, None)
+    open_page(browser, None)
     assert compute(browser, "given[0].map(text => state.model.encode(text))", texts) == [
         model.tokenizer.encode(text) for text in texts
     ]
@@ -185,13 +185,13 @@ def test_adam_equals_python(browser):
         trainable, state = adam.update(trainable, {"x": gradient}, state, 0.3 - 0.05 * step)
     code = "(() => { const x = Float32Array.from(given[0]), adam = new tune.Adam(12); "
     code += "given[1].forEach((gradient, i) => adam.update(x, gradient, .3 - .05 * i)); return [...x] })()"
-    opened(browser, None)
+    open_page(browser, None)
     found = compute(browser, code, params.tolist(), grads.tolist())
     assert np.allclose(found, trainable["x"], rtol=1e-5, atol=0)
 
 
 def test_an_epoch_has_every_row_once_and_seeds_differ(browser):
-    opened(browser, None)
+    open_page(browser, None)
     code = "(() => { const b = tune.batches([0, 1, 2, 3, 4, 5, 6], 3, given[0]); "
     code += "return [...Array(14)].map(() => b.next().value) })()"
     first, same, other = (compute(browser, code, seed) for seed in (0, 0, 1))
@@ -209,7 +209,7 @@ def first_prompt(model, site, words):
     return first
 
 
-def by_python(model, site, steps):
+def train_in_python(model, site, steps):
     """Return losses and prompt after steps in float64 on ROWS, which form one batch."""
     params = nest({name: value.astype(np.float64) for name, value in flatten(model.params).items()})
     trainable, adam = {PROMPT: first_prompt(model, site, ("bad", "good")).astype(np.float64)}, optim.adam()
@@ -225,9 +225,9 @@ def by_python(model, site, steps):
 
 def test_five_steps_equal_python(browser, site, model):
     """Losses agree to 1e-5. The prompt agrees to 1e-4: Adam's division amplifies rounding of small gradients."""
-    tune(opened(browser), 3)
+    tune(open_page(browser), 3)
     tune(browser, 5)  # restarts
-    losses, prompt = by_python(model, site, 5)
+    losses, prompt = train_in_python(model, site, 5)
     assert np.allclose(compute(browser, "state.losses"), losses, rtol=1e-5, atol=0)
     found = np.reshape(compute(browser, "[...state.model.prompt.data]"), prompt.shape)
     assert np.linalg.norm(found - prompt) < 1e-4 * np.linalg.norm(prompt)
@@ -236,10 +236,10 @@ def test_five_steps_equal_python(browser, site, model):
 
 def test_the_saved_prompt_works_in_python(browser, model, downloads, tmp_path, monkeypatch, capsys):
     """The commands on the page give the same accuracy and shares, and PEFT gets the same vectors."""
-    opened(browser, None)
+    open_page(browser, None)
     message = tune(browser, 5)
     browser.find_element("id", "save").click()
-    until(lambda: (downloads / "topic.npy").exists())
+    wait_until(lambda: (downloads / "topic.npy").exists())
     monkeypatch.chdir(tmp_path)
     shutil.copy(downloads / "topic.npy", tmp_path)
     commands = browser.find_element("id", "commands").text.replace("\\\n", "").splitlines()
@@ -263,7 +263,7 @@ def test_the_saved_prompt_works_in_python(browser, model, downloads, tmp_path, m
 
 
 def test_bars_follow_typing_and_training(browser):
-    opened(browser)
+    open_page(browser)
     text = browser.find_element("id", "text")
     text.clear()
     text.send_keys("Cold soup")
@@ -273,11 +273,11 @@ def test_bars_follow_typing_and_training(browser):
         read += ".map(li => [...li.querySelectorAll('span')].map(span => span.textContent))"
         return browser.execute_script(read)
 
-    before = until(bars)
+    before = wait_until(bars)
     assert [word for word, _ in before] == ["bad", "good"]
     assert sum(float(share[:-1]) for _, share in before) == pytest.approx(100, abs=0.11)
     assert "accuracy" in tune(browser, 30)
-    after = until(lambda: (now := bars()) != before and now)
+    after = wait_until(lambda: (now := bars()) != before and now)
     shares = compute(browser, "state.model.classify('Cold soup', state.words)")
     assert after == [[word, f"{100 * share:.1f}%"] for word, share in zip(("bad", "good"), shares, strict=True)]
     best = browser.find_element("css selector", "#answer li.best span").text
@@ -287,7 +287,7 @@ def test_bars_follow_typing_and_training(browser):
     text.send_keys("x")
     text.clear()
     text.send_keys(" ")
-    until(lambda: not bars())
+    wait_until(lambda: not bars())
 
 
 WRONG = {
@@ -301,7 +301,7 @@ WRONG = {
 
 
 def test_invalid_rows_are_explained(browser):
-    opened(browser)
+    open_page(browser)
     write = "const box = document.getElementById('rows'); box.value = arguments[0]; "
     write += "box.dispatchEvent(new Event('input'))"
     for text, message in WRONG.items():
@@ -322,27 +322,27 @@ OTHER = {
 
 @pytest.mark.parametrize("code", OTHER.values(), ids=OTHER)
 def test_another_task_restarts_from_the_first_prompt(code, browser, site, model):
-    tune(opened(browser), 2)
+    tune(open_page(browser), 2)
     before = text_of(browser, "counted")
     browser.execute_script(f"const at = id => document.getElementById(id); {code}")
-    until(lambda: text_of(browser, "counted") != before and compute(browser, "state.path.length") == 1)
+    wait_until(lambda: text_of(browser, "counted") != before and compute(browser, "state.path.length") == 1)
     first = first_prompt(model, site, tuple(compute(browser, "state.words")))
     assert np.allclose(prompt_of(browser), first, rtol=1e-6)
     assert not browser.find_element("id", "save").is_enabled()
 
 
 def test_reset_restores_the_first_prompt(browser, site, model):
-    tune(opened(browser), 2)
+    tune(open_page(browser), 2)
     first = first_prompt(model, site, ("bad", "good"))
     assert not np.allclose(prompt_of(browser), first)
     browser.find_element("id", "reset").click()
-    until(lambda: "first values" in text_of(browser, "progress") and compute(browser, "state.path.length") == 1)
+    wait_until(lambda: "first values" in text_of(browser, "progress") and compute(browser, "state.path.length") == 1)
     assert np.allclose(prompt_of(browser), first, rtol=1e-6)
     assert compute(browser, "[state.losses.length, state.scores.length]") == [0, 0]
     browser.execute_script(
         "const init = document.getElementById('init'); init.value = 'prompt'; init.dispatchEvent(new Event('change'))"
     )
-    until(lambda: (prompt_of(browser) == np.load(site / "prompt.npy")).all())
+    wait_until(lambda: (prompt_of(browser) == np.load(site / "prompt.npy")).all())
 
 
 # ---- rows of files, and held-out rows ----
@@ -367,8 +367,8 @@ def test_a_csv_file_fills_the_rows(browser, tmp_path, delimiter, ends):
     csv.writer(written, delimiter=delimiter, lineterminator=ends).writerows(TABLE)
     path = tmp_path / "my rows.csv"
     path.write_bytes(written.getvalue().encode("utf-8-sig"))
-    opened(browser).find_element("id", "file").send_keys(str(path))
-    until(lambda: "left out" in text_of(browser, "counted"))
+    open_page(browser).find_element("id", "file").send_keys(str(path))
+    wait_until(lambda: "left out" in text_of(browser, "counted"))
     assert text_of(browser, "counted") == (
         '4 rows, of which 0 are held out; labels: "so", a: b, good; 1 lines without a text or a label are left out'
     )
@@ -386,8 +386,8 @@ def test_a_quote_between_tabs_is_kept(browser, tmp_path, caplog):
     lines = ["input\ttarget", 'say "so"\tgood', '"The soup"\tbad', '"He said ""so""."\tgood', '"\tbad']
     path = tmp_path / "mine.tsv"
     path.write_text("\n".join(lines))
-    opened(browser).find_element("id", "file").send_keys(str(path))
-    until(lambda: "the quotes were kept" in text_of(browser, "counted"))
+    open_page(browser).find_element("id", "file").send_keys(str(path))
+    wait_until(lambda: "the quotes were kept" in text_of(browser, "counted"))
     found = [(row["input"], row["target"]) for row in compute(browser, "state.rows")]
     assert found == [(row.input, row.target) for row in tables.read_rows(path)]
     assert text_of(browser, "counted").endswith("; 1 rows look quoted, as in a .csv; the quotes were kept")
@@ -396,7 +396,7 @@ def test_a_quote_between_tabs_is_kept(browser, tmp_path, caplog):
 
 def test_a_keystroke_among_many_rows_is_fast(browser):
     """A keystroke among 5,000 rows tokenises only the changed line."""
-    browser = opened(browser)
+    browser = open_page(browser)
     change = "const it = document.getElementById('rows'); it.value = arguments[0];"
     change += "const was = performance.now(); it.dispatchEvent(new Event('input')); return performance.now() - was"
     rows = [f"{('good', 'bad')[i % 2]}: The soup number {i} was hot and the bread was fresh." for i in range(5000)]
@@ -410,8 +410,8 @@ def test_a_file_can_be_dropped(browser):
     drop += (
         "document.getElementById('rows').dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }))"
     )
-    opened(browser).execute_script(drop, "\ufeffgood\tThe soup was hot.\nbad\tCold soup\ngood\tKind staff\n")
-    until(lambda: "3 rows" in text_of(browser, "counted"))  # no line is taken as a header
+    open_page(browser).execute_script(drop, "\ufeffgood\tThe soup was hot.\nbad\tCold soup\ngood\tKind staff\n")
+    wait_until(lambda: "3 rows" in text_of(browser, "counted"))  # no line is taken as a header
     assert [row["target"] for row in compute(browser, "state.rows")] == ["good", "bad", "good"]
     for text, message in {
         "one column\nof text": "The file has one column.",
@@ -419,10 +419,10 @@ def test_a_file_can_be_dropped(browser):
         'a,b\n"never closed,2\n': "Line 2: a quote is out of place or never closed.",
     }.items():
         browser.execute_script(drop, text)
-        until(lambda message=message: message in text_of(browser, "counted"))
+        wait_until(lambda message=message: message in text_of(browser, "counted"))
         assert not browser.find_element("id", "train").is_enabled()
     browser.execute_script(drop.replace("[arguments[0]]", "[new Uint8Array([0xff, 0xfe, 65])]"))
-    until(lambda: "not UTF-8" in text_of(browser, "counted"))
+    wait_until(lambda: "not UTF-8" in text_of(browser, "counted"))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_a_file_can_be_dropped(browser):
     [("id,sentence,class", 1, 2), ("label,id,body", 2, 0), ("when,what,kind", 1, 2), ("a,input,b", 1, 2)],
 )
 def test_the_columns_are_guessed(browser, header, text, label):
-    opened(browser, None)
+    open_page(browser, None)
     rows = [["0", "0", "0"] for _ in range(6)]
     for i, row in enumerate(rows):
         row[3 - text - label] = str(100 + i)
@@ -441,7 +441,7 @@ def test_the_columns_are_guessed(browser, header, text, label):
 
 
 def test_held_out_rows_are_a_share_of_each_label_in_any_order(browser):
-    opened(browser, None)
+    open_page(browser, None)
     rows = [{"input": f"text {i}", "target": ("good", "bad", "good", "fair")[i % 4]} for i in range(80)]
     rows += [{"input": "text 7", "target": "fair"}] * 3 + [{"input": "alone", "target": "rare"}]
     order = np.random.default_rng(0).permutation(80)
@@ -460,7 +460,7 @@ def test_held_out_rows_are_a_share_of_each_label_in_any_order(browser):
 
 def test_accuracy_on_held_out_rows_is_shown_with_the_majority_class(browser):
     rows = [("bad" if i % 3 else "good", f"{('cold', 'hot')[i % 3 == 0]} soup {i}") for i in range(30)]
-    message = tune(opened(browser, rows), 30)
+    message = tune(open_page(browser, rows), 30)
     assert "30 rows, of which 6 are held out" in text_of(browser, "counted")
     held, scores = compute(browser, "[state.held, state.scores]")
     assert [step for step, _ in scores] == [10, 20, 30]
@@ -475,7 +475,7 @@ def test_shares_of_many_labels_equal_python(browser, model, site):
     """There are more labels than the graph scores at once."""
     words = ("red", "blue", "green", "black", "white", "pink", "gold", "grey", "brown")
     rows = [(word, f"a {word} wall") for word in words]
-    opened(browser, rows)
+    open_page(browser, rows)
     tune(browser, 1)
     shares = compute(browser, "state.model.classify('a red wall', state.words)")
     prompt = Prompt({PROMPT: prompt_of(browser)}, label_words=tuple(sorted(words)))
@@ -509,8 +509,10 @@ def test_the_graph_of_the_views_equals_numpy(model):
 
 
 def test_the_page_shows_nearest_words_attention_and_paths(browser, model, site):
-    tune(opened(browser), 20)
-    until(lambda: compute(browser, "state.path.length") == 4)  # the first prompt, steps 10 and 20, and the last prompt
+    tune(open_page(browser), 20)
+    wait_until(
+        lambda: compute(browser, "state.path.length") == 4
+    )  # the first prompt, steps 10 and 20, and the last prompt
     table = model.params["shared"]["weight"][: len(model.tokenizer)]
     read = "return [...document.querySelectorAll('#nearest tr')].map(tr => [...tr.cells].map(td => td.textContent))"
 
@@ -521,7 +523,7 @@ def test_the_page_shows_nearest_words_attention_and_paths(browser, model, site):
             for row in zip(ids.tolist(), cosines.tolist(), strict=True)
         ]
 
-    cells = until(lambda: (now := browser.execute_script(read)) and [row[2] for row in now] == wanted() and now)
+    cells = wait_until(lambda: (now := browser.execute_script(read)) and [row[2] for row in now] == wanted() and now)
     first = first_prompt(model, site, ("bad", "good"))
     began = [model.tokenizer.piece(int(i)) for i in nearest_pieces(first, table, 1)[0][:, 0]]
     assert [row[1] for row in cells] == began
@@ -537,7 +539,7 @@ def test_the_page_shows_nearest_words_attention_and_paths(browser, model, site):
 
 def test_the_plane_of_the_paths_equals_numpy(browser):
     points = np.random.default_rng(0).normal(size=(40, 8)) * [5, 3, 1, 1, 1, 1, 1, 1]
-    opened(browser, None)
+    open_page(browser, None)
     code = "(() => { const { axes } = inside.directions(given[0]); return inside.directions(given[0], axes) })()"
     found = compute(browser, code, points.tolist())
     centred = points - points.mean(0)
@@ -549,7 +551,7 @@ def test_the_plane_of_the_paths_equals_numpy(browser):
 @pytest.mark.parametrize("losses", [[0.004, 0.001], [7.5, 0.2], [640.0, 1234.5], [0.26, 0.3], []])
 def test_the_curve_is_drawn_inside_its_frame(browser, losses):
     """Every element is inside the drawing, and the axis ends near the highest loss."""
-    opened(browser, None)
+    open_page(browser, None)
     code = "(() => { const node = document.getElementById('curve'), frame = node.getBoundingClientRect();"
     code += "draw.chart(node, [{ kind: 'each', points: given[0].map((loss, i) => [i + 1, loss]) }], 2);"
     code += "const boxes = [...node.children].filter(x => x.tagName !== 'line').map(x => x.getBoundingClientRect());"
@@ -566,7 +568,7 @@ def test_the_curve_is_drawn_inside_its_frame(browser, losses):
 
 
 def test_loaded_bytes_are_counted(browser, site):
-    opened(browser, None)
+    open_page(browser, None)
     code = "(async () => { const calls = [];"
     code += "const model = await tune.Model.open('wasm', (...call) => calls.push(call));"
     code += "await model.close(); return calls.filter(call => call.length === 3) })()"
@@ -580,7 +582,7 @@ def test_loaded_bytes_are_counted(browser, site):
 
 
 def test_the_example_follows_the_task_until_a_text_is_typed(browser):
-    opened(browser, None)
+    open_page(browser, None)
     text = browser.find_element("id", "text")
     choose = (
         "const it = document.getElementById('task'); it.value = arguments[0]; it.dispatchEvent(new Event('change'))"
@@ -588,17 +590,17 @@ def test_the_example_follows_the_task_until_a_text_is_typed(browser):
     for task in ("sentiment", "topic"):
         browser.execute_script(choose, task)
         first = tables.read_rows(DEMO / f"{task}.test.tsv")[0].input
-        until(lambda first=first: text.get_attribute("value") == first)
-        until(lambda task=task: f"tinyprompt convert {task}.npy" in text_of(browser, "commands"))
+        wait_until(lambda first=first: text.get_attribute("value") == first)
+        wait_until(lambda task=task: f"tinyprompt convert {task}.npy" in text_of(browser, "commands"))
     text.clear()
     text.send_keys("my own")
     browser.execute_script(choose, "sentiment")
-    until(lambda: "sentiment.npy" in text_of(browser, "commands"))
+    wait_until(lambda: "sentiment.npy" in text_of(browser, "commands"))
     assert text.get_attribute("value") == "my own"
 
 
 def test_webgpu_is_offered_if_it_supports_the_weights(browser):
-    opened(browser, None)
+    open_page(browser, None)
     code = "(Object.defineProperty(navigator, 'gpu', { configurable: true, value: { requestAdapter: async () => "
     code += "given[0] && { features: new Set(given[0]) } } }), tune.Model.runsOnGpu({ weights_dtype: given[1] }))"
     half = ["shader-f16"]
@@ -610,21 +612,21 @@ def test_webgpu_is_offered_if_it_supports_the_weights(browser):
 
 
 def test_stop_keeps_the_current_prompt(browser):
-    opened(browser)
+    open_page(browser)
     field = browser.find_element("id", "steps")
     field.clear()
     field.send_keys("10000")
     browser.find_element("id", "train").click()
-    until(lambda: text_of(browser, "progress").startswith("step "))
+    wait_until(lambda: text_of(browser, "progress").startswith("step "))
     browser.find_element("id", "stop").click()
-    until(lambda: browser.find_element("id", "train").is_enabled(), 20)
+    wait_until(lambda: browser.find_element("id", "train").is_enabled(), 20)
     assert re.match(r"\d+ steps, .* accuracy", text_of(browser, "progress"))
     assert browser.find_element("id", "save").is_enabled()
 
 
 def test_the_page_requests_its_own_folder_only_and_logs_nothing(browser):
     browser.get_log("browser")  # discard the log of earlier pages
-    opened(browser, None)
+    open_page(browser, None)
     tune(browser, 2)
     assert not browser.find_element("id", "device").is_displayed()  # without a GPU
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
@@ -640,22 +642,22 @@ def test_a_different_tokenizer_is_detected(browser, site, tmp_path):
     about["probes"][0]["ids"][0] += 1
     (other / "page.json").unlink()
     (other / "page.json").write_text(json.dumps(about))
-    with served(other) as url:
+    with serve_folder(other) as url:
         browser.get(url)
-        until(lambda: "otherwise than tinyprompt" in text_of(browser, "status"), 20)
+        wait_until(lambda: "otherwise than tinyprompt" in text_of(browser, "status"), 20)
         assert not browser.find_element("id", "train").is_enabled()
 
 
 def test_it_is_readable_in_light_and_dark_mode_and_on_a_phone(browser):
-    tune(opened(browser, None), 2)
+    tune(open_page(browser, None), 2)
     for dark in (False, True):
         for width in (320, 390, 1100):
-            look(browser, width, dark)
+            set_view(browser, width, dark)
             assert browser.execute_script("return document.documentElement.scrollWidth") == width
             found = browser.execute_script(CONTRAST)
             assert len(found) > 10
             assert not [pair for pair in found if pair[1] < (1.5 if pair[0] == "B" else 4.5)]  # WCAG 2.2, 1.4.3
-    look(browser)
+    set_view(browser)
 
 
 def test_export_web_fails_in_one_line(tmp_path, capsys, monkeypatch, folder):

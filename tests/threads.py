@@ -4,7 +4,7 @@ import sys
 import threading
 
 
-def hurry(work, count=4):
+def run_threads(work, count=4):
     """Call `work(k)` in `count` threads at once, and switch threads every microsecond."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from browsing import chromium, look, served, until
+from browsing import chromium, serve_folder, set_view, wait_until
 from selenium.webdriver.support.ui import Select
 
 from tinyprompt.cli.main import main
@@ -31,22 +31,22 @@ def text_of(browser, name):
 def train(browser, url, steps, init):
     """Train as a visitor does; return the page's final message."""
     browser.get(url)
-    until(lambda: text_of(browser, "status").startswith("ready"), 120)
+    wait_until(lambda: text_of(browser, "status").startswith("ready"), 120)
     print(f"{text_of(browser, 'status')}; {text_of(browser, 'about')}")
     field = browser.find_element("id", "steps")
     field.clear()
     field.send_keys(str(steps))
     Select(browser.find_element("id", "init")).select_by_value(init)
     browser.find_element("id", "train").click()
-    until(lambda: browser.find_element("id", "train").is_enabled(), 10_000)
+    wait_until(lambda: browser.find_element("id", "train").is_enabled(), 10_000)
     return text_of(browser, "progress")
 
 
 def take_pictures(browser, folder):
     for name, (width, dark) in PICTURES.items():
-        look(browser, width, dark)
+        set_view(browser, width, dark)
         height = browser.execute_script("return document.documentElement.scrollHeight")
-        look(browser, width, dark, height)
+        set_view(browser, width, dark, height)
         time.sleep(0.2)  # wait for the drawing
         browser.save_screenshot(str(folder / f"{name}.png"))
 
@@ -55,8 +55,8 @@ def run(args, work):
     site, prompt = work / "site", work / "topic.safetensors"
     if main(["export", "--web", str(site), "--model", args.model]):
         return 2
-    with chromium(downloads=work) as browser, served(site) as url:
-        look(browser)
+    with chromium(downloads=work) as browser, serve_folder(site) as url:
+        set_view(browser)
         message = train(browser, url, args.steps, args.init)
         stayed = text_of(browser, "stayed").split(". ")[0]
         losses = browser.execute_async_script(
@@ -64,7 +64,7 @@ def run(args, work):
         )
         words = re.search("--label-words (.*)", text_of(browser, "commands"))[1].split()
         browser.find_element("id", "save").click()
-        until((work / "topic.npy").exists)
+        wait_until((work / "topic.npy").exists)
         if args.pictures:
             take_pictures(browser, args.pictures)
     print(f"loss at steps 1, 2, 3: {', '.join(f'{loss:.6f}' for loss in losses[:3])}")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
-from serving import a_prompt, body_of, post, small_model, started
+from serving import post, random_prompt, request_body, running_server, small_model
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files.prompts import load_prompt, save_prompt
@@ -29,7 +29,7 @@ WORDS = (("food", "sport", "other"), ("eins", "zwei", "drei"))
 
 
 def versions(model, length=3):
-    return [a_prompt(model, words, seed, length) for seed, words in enumerate(WORDS)]
+    return [random_prompt(model, words, seed, length) for seed, words in enumerate(WORDS)]
 
 
 def rename(prompt, path):
@@ -78,7 +78,7 @@ class Writers:
             process.join()
 
 
-def reads(prompts, path, seconds):
+def count_reads(prompts, path, seconds):
     """Read a prompt that two writers replace by renaming; count the versions, mixtures and refusals."""
     found = Counter(first=0, second=0, mixed=0, refused=0)
     with Writers(rename, prompts, path):
@@ -105,13 +105,13 @@ def answers(model, folder, how, prompts, seconds):
     found = Counter(first=0, second=0, neither=0, lost=0)
     how(prompts[0], at / "topic.safetensors")
     with (
-        started(folder / "t5", at, {"reload-every": 0.02}) as (_, port),
+        running_server(folder / "t5", at, {"reload-every": 0.02}) as (_, port),
         Writers(how, prompts, at / "topic.safetensors") as writers,
     ):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
-                status, reply = post(port, body_of(("topic", "soup")))
+                status, reply = post(port, request_body(("topic", "soup")))
             except OSError:
                 found["lost"] += 1
                 break
@@ -135,8 +135,8 @@ def main():
         model = small_model(folder)
         prompts = versions(model)
         stages = {
-            "file": lambda: reads(prompts, folder / "p.safetensors", args.seconds),
-            "adapter": lambda: reads(prompts, folder / "adapter", args.seconds),
+            "file": lambda: count_reads(prompts, folder / "p.safetensors", args.seconds),
+            "adapter": lambda: count_reads(prompts, folder / "adapter", args.seconds),
             "renamed": lambda: answers(model, folder, rename, prompts, args.seconds),
             "in place": lambda: answers(model, folder, overwrite, prompts, args.seconds),
         }
