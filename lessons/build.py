@@ -1,6 +1,6 @@
-"""Run the lessons and write their notebooks, with outputs, beside them: python lessons/build.py [NUMBER ...].
+"""Run the lessons and write their notebooks with outputs: python lessons/build.py [NUMBER ...].
 
-The script (py:percent) is the source; edit that. `--check` runs nothing, and says which pairs are out of step.
+The script (py:percent) is the source; edit the script. `--check` runs nothing, and names the pairs that do not match.
 """
 
 import argparse
@@ -17,17 +17,17 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).parent
-LARGEST = 150_000  # bytes of a notebook, so that it opens quickly on a code host
+LARGEST = 150_000  # largest notebook in bytes, which opens quickly on a code host
 
 
 def scripts(numbers=()) -> list[Path]:
-    """The lessons in their order, or those of these numbers."""
+    """Return the lessons in order, or the lessons with these numbers."""
     found = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
     return [path for path in found if not numbers or int(path.name[:2]) in numbers]
 
 
 def cells(path: Path) -> list[tuple]:
-    """Kind, source, tags and alternative text of each cell of a script or of a notebook."""
+    """Return kind, source, tags and alternative text of each cell of a script or a notebook."""
     found = jupytext.read(path).cells
     return [
         (
@@ -41,7 +41,7 @@ def cells(path: Path) -> list[tuple]:
 
 
 def in_step(path: Path) -> bool:
-    """Whether the notebook beside a script has its cells, each of them executed."""
+    """Return whether the notebook has the script's cells and all of them were executed."""
     notebook = path.with_suffix(".ipynb")
     if not notebook.exists() or cells(notebook) != cells(path):
         return False
@@ -53,7 +53,7 @@ def in_step(path: Path) -> bool:
 
 
 def smaller(png: str) -> str:
-    """A picture (base64) in 64 colours: a third of the bytes, no difference to the eye, as transparent as before."""
+    """Reduce a picture (base64) to 64 colours: a third of the bytes, visually equal, and still transparent."""
     out = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
     transparent = picture.getextrema()[3][0] < 255
@@ -64,16 +64,16 @@ def smaller(png: str) -> str:
 
 
 def execute(path: Path) -> None:
-    """Run a lesson in a kernel of its own, in the lessons' folder, and write its notebook."""
+    """Run a lesson in a kernel in the lessons' folder, and write its notebook."""
     notebook = jupytext.read(path)
     for i, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{i}"  # jupytext draws them at random, and the file would change with each build
+        cell.id = f"cell-{i}"  # jupytext draws ids at random, which would change the file with each build
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel})
     resources = {"metadata": {"path": str(FOLDER)}}
     with (
         tempfile.TemporaryDirectory() as pieces
-    ):  # without the exercises of whoever builds
+    ):  # without the exercises of the person who builds
         os.environ["TINYPROMPT_PIECES"] = pieces
         NotebookClient(
             notebook, timeout=300, coalesce_streams=True, resources=resources
@@ -85,8 +85,8 @@ def execute(path: Path) -> None:
                 output.data["image/png"] = smaller(output.data["image/png"])
                 output.metadata.pop(
                     "needs_background", None
-                )  # a transparent figure is readable on both
-                if "alt" in cell.metadata:  # for JupyterLab, and for the site
+                )  # a transparent figure is readable on any background
+                if "alt" in cell.metadata:  # for JupyterLab and the site
                     output.metadata["image/png"] = {"alt": cell.metadata["alt"]}
                     cell.metadata["mystnb"] = {"image": {"alt": cell.metadata["alt"]}}
     notebook.metadata = nbformat.from_dict(
@@ -101,7 +101,7 @@ def execute(path: Path) -> None:
 
 
 def main() -> None:
-    """Build what is asked for, or check it."""
+    """Build or check the requested lessons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "numbers", nargs="*", type=int, help="lessons; without any, all"

@@ -1,4 +1,4 @@
-"""What the lessons share: one style for figures, a stopwatch, and checks that do not give an answer away."""
+"""Helpers of all lessons: one style for figures, a stopwatch, and checks that do not reveal an answer."""
 
 import builtins
 import dis
@@ -17,17 +17,17 @@ from cycler import cycler
 
 warnings.filterwarnings(
     "ignore", "IProgress not found"
-)  # said where tqdm is imported; no lesson shows a bar
+)  # tqdm warns on import; lessons show no progress bar
 import tinyprompt  # noqa: E402
 
 DEMO = Path(tinyprompt.__file__).parent / "demo"
 HERE = Path(__file__).parent
-# Functions of the reader that lesson 11 joins.
+# Functions of the reader that lesson 11 combines.
 PIECES = {"tanh_rule", "log_softmax_vjp", "my_attention", "causal_bias", "my_norm"}
 PIECES |= {"my_shift_right", "my_feed_forward", "put_in_front", "mean_loss", "adam"}
 PIECES |= {"needed", "merged", "matmul_shape"}
 BLUE, ORANGE, GREY = "#3B8BD0", "#D9822B", "#808890"  # readable on white and on black
-# Dark to light, so that they differ in grey too; markers and dashes differ for those who see no colour at all.
+# Dark to light, so that the colours differ in grey too; markers and dashes differ for colour-blind readers.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -50,11 +50,11 @@ STYLE = {
 
 
 class NotDone(Exception):
-    """An exercise that nobody has written yet."""
+    """An exercise without a solution."""
 
 
 def figure(columns: int = 1, width: float = 6.5, height: float = 3.4, **options):
-    """A figure of the lessons: (figure, axes), or as many axes side by side as there are columns."""
+    """Return (figure, axes) in the style of the lessons, with one axes object per column."""
     plt.rcParams.update(STYLE)
     return plt.subplots(1, columns, figsize=(width, height), **options)
 
@@ -62,8 +62,8 @@ def figure(columns: int = 1, width: float = 6.5, height: float = 3.4, **options)
 def diagram(boxes: dict[str, tuple], arrows: list[tuple], width=3.8, height=4.0):
     """Draw boxes {name: (text, column, row, colour)} and arrows (from, to, colour).
 
-    Rows count from the top. The ground is transparent. Orange arrows are dashed. A
-    text in GREY without an arrow has no box.
+    Rows count from the top. The background is transparent. Orange arrows are dashed. A text in GREY without an arrow
+    has no box.
     """
     fig, axes = figure(width=width, height=height)
     fig.patch.set_alpha(0)
@@ -87,7 +87,7 @@ def diagram(boxes: dict[str, tuple], arrows: list[tuple], width=3.8, height=4.0)
 
 
 def seconds(jobs: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """The shortest time of each job: others can only make a run longer. In turn, so that all suffer alike."""
+    """Return the shortest time of each job, since other processes only slow it down. The jobs alternate."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
@@ -98,7 +98,7 @@ def seconds(jobs: dict[str, Callable], rounds: int) -> dict[str, float]:
 
 
 def named(value) -> str:
-    """The kind of a value, for a reader: "an array (3, 5)", "a number", "a str"."""
+    """Name the type of a value for a reader: "an array (3, 5)", "a number", "a str"."""
     if isinstance(value, np.ndarray) and value.ndim:
         return f"an array {value.shape}" + (
             "" if value.dtype.kind in "biuf" else f" of {value.dtype}"
@@ -110,9 +110,10 @@ def named(value) -> str:
 
 
 def amiss(found, like) -> str | None:
-    """What is wrong with the kind of a value: one sentence, or None if it has the kind and the shape of `like`.
+    """Return one sentence about a wrong type, or None if a value has the type and the shape of `like`.
 
-    `like` is an example: an array, a number, a str, or a tuple, a list or a dict of them. An empty one has any length.
+    `like` is an example: an array, a number, a str, or a tuple, a list or a dict of them. An empty one matches any
+    length.
     """
     if isinstance(like, np.ndarray) and like.ndim:
         right, expected = named(found) == named(like), named(like)
@@ -145,14 +146,14 @@ def amiss(found, like) -> str | None:
 
 
 class Unusable(Exception):
-    """A hint about an answer that the claims cannot be asked about."""
+    """A hint about an answer to which the claims cannot be applied."""
 
 
 def check(name: str, mine: Callable, like) -> Callable:
-    """Judge an exercise at once: `@check("Exercise 1", mine, like)` over a generator of (holds, hint), given `mine`.
+    """Judge an exercise: `@check("Exercise 1", mine, like)` over a generator of (holds, hint), given `mine`.
 
-    `like` is an example of a result, for `amiss`, or a function that makes one of the arguments. The first hint whose
-    claim does not hold is printed. An exercise without code waits for its reader.
+    `like` is an example of a result, for `amiss`, or a function that computes one from the arguments. The first hint
+    whose claim is false is printed. An exercise without code is skipped.
     """
     last = None
 
@@ -162,9 +163,7 @@ def check(name: str, mine: Callable, like) -> Callable:
             raise Unusable(f"the name stands for {named(mine)}; expected a function")
         try:
             last = mine(*args, **kwargs)
-        except (
-            Exception
-        ) as error:  # whatever a learner's code may raise is a hint for the learner
+        except Exception as error:  # any error of a learner's code becomes a hint
             raise Unusable(
                 f"your code raises {type(error).__name__}: {error}"
             ) from error
@@ -189,7 +188,9 @@ def check(name: str, mine: Callable, like) -> Callable:
             verdict = "your turn"
         except Unusable as error:
             verdict = f"not yet: {error}"
-        except Exception as error:  # a value of the right kind, such as nan, with which no claim can be computed
+        except (
+            Exception
+        ) as error:  # a claim fails on a value of the right type, such as nan
             verdict = f"not yet: returned {last!r:.60}, with which the check fails: {type(error).__name__}: {error}"
         print(f"{name}: {verdict}")
 
@@ -197,7 +198,7 @@ def check(name: str, mine: Callable, like) -> Callable:
 
 
 def unwritten(mine: Callable) -> bool:
-    """Whether a function has no code: a docstring, `...` and `pass` are none."""
+    """Return whether a function has no code besides a docstring, `...` and `pass`."""
     if not inspect.isfunction(mine):
         return False
     found = {step.opname for step in dis.get_instructions(mine)}
@@ -205,7 +206,7 @@ def unwritten(mine: Callable) -> bool:
 
 
 def keep(mine: Callable, name: str | None) -> str:
-    """Write a piece of lesson 11 to its file, and say so, or why not; say nothing of other functions."""
+    """Write a function for lesson 11 to its file, and report it or the reason against it; ignore other functions."""
     if name is None:
         return ""
     try:
@@ -213,7 +214,7 @@ def keep(mine: Callable, name: str | None) -> str:
         own: dict = {"np": np}
         exec(source, own)
         if compiled(own[name]) != compiled(mine):
-            raise OSError  # a file has changed since it was run
+            raise OSError  # the file has changed since it was run
     except (OSError, TypeError, SyntaxError, KeyError, NameError, AttributeError):
         return "; not kept: Python does not know its source. Define it with `def` in a cell of a notebook"
     foreign = {
@@ -230,12 +231,12 @@ def keep(mine: Callable, name: str | None) -> str:
 
 
 def folder() -> Path:
-    """Where the reader's functions are kept."""
+    """Return the folder of the reader's functions."""
     return Path(os.environ.get("TINYPROMPT_PIECES", HERE / "pieces"))
 
 
 def compiled(function: Callable) -> tuple:
-    """The content of a function, without its place in a file."""
+    """Return the content of a function without its location in a file."""
     code = function.__code__
     return (
         code.co_code,
@@ -245,7 +246,7 @@ def compiled(function: Callable) -> tuple:
 
 
 def globals_of(code) -> Iterator[str]:
-    """The names that a function, or a function in it, looks up outside itself."""
+    """Yield the global names that a function, or a function inside it, uses."""
     for step in dis.get_instructions(code):
         if step.opname == "LOAD_GLOBAL":
             yield step.argval
@@ -255,7 +256,7 @@ def globals_of(code) -> Iterator[str]:
 
 
 def pieces(*names: str) -> list[Callable]:
-    """Load the reader's functions; the solution of an exercise stands in for a function that is missing. Says which."""
+    """Load the reader's functions, or solutions of exercises for missing ones, and print which."""
     own: dict = {"np": np}
     for path in sorted((HERE / "solutions").glob("*.py")):
         for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M):

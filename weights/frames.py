@@ -1,8 +1,8 @@
-"""Opinions and questions, made from frames: two kinds of text that old books and an encyclopedia have little of.
+"""Opinions and questions built from frames: two kinds of text that are rare in old books and in an encyclopedia.
 
-`made(texts, words, rng)` yields them without end. What they mean is left to the teachers: the words are drawn at random
-from lists that mix praise, blame and neither, so a sentence may well contradict itself. Names, and things to ask about,
-come from running text; one word in eight is any word of the teacher's vocabulary. No row of a task was read for it.
+`made(texts, words, rng)` yields them endlessly. Their words are drawn at random from lists that mix praise, blame and
+neutral words, so a sentence may contradict itself; the teachers decide what it means. Names and topics of questions
+come from running text, and one word in eight is any word of the teacher's vocabulary. No row of a task was used.
 """
 
 import re
@@ -217,7 +217,7 @@ KINDS = {
 
 
 def made(texts, words, rng):
-    """Yield opinions and questions in turns. texts: some running text; words: the teacher's vocabulary."""
+    """Yield opinions and questions alternately. texts: some running text; words: the teacher's vocabulary."""
     names = [n for t in texts for n in re.findall(r"(?<=[a-z,] )(?:[A-Z][a-z]+ ?){1,3}(?<! )", t)]
     nouns = [n for t in texts for n in re.findall(r"\b(?:the|a|of) ([a-z]{3,})\b", t)]
 

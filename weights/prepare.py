@@ -1,6 +1,7 @@
-"""What pre-training reads: the tokenizer, segments of text, and the teacher's vectors of them. Knows no T5.
+"""Inputs of pre-training: the tokenizer, segments of text, and the teacher's vectors of the segments.
 
-`prepare` writes them into a folder, once for all sizes; `Segments` gives them out in batches. pretrain.py calls both.
+`prepare` writes them into a folder, once for all sizes; `Segments` returns them in batches. pretrain.py calls both.
+This module does not depend on T5.
 """
 
 import itertools
@@ -14,11 +15,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100
-PIECES = 16_128  # all of them pieces of the teacher's vocabulary, but for pad, eos, unk and the sentinels
-CLS, SEP = 101, 102  # of the teacher
-LONGEST = 48  # tokens of a segment
-WIDTHS = (16, 24, 32, 48)  # segments of about one length share a batch
-TOKENS = 4096  # of a batch, padding included
+PIECES = 16_128  # all are pieces of the teacher's vocabulary, except pad, eos, unk and the sentinels
+CLS, SEP = 101, 102  # ids of the teacher
+LONGEST = 48  # tokens per segment
+WIDTHS = (16, 24, 32, 48)  # segments of similar length share a batch
+TOKENS = 4096  # per batch, including padding
 
 
 def paragraphs(paths):
@@ -29,10 +30,11 @@ def paragraphs(paths):
 
 
 def make_tokenizer(texts, teacher, path):
-    """The teacher's WordPiece vocabulary cut down: pad 0, eos 1, unk 2, pieces by frequency, sentinels last.
+    """Reduce the teacher's WordPiece vocabulary: pad 0, eos 1, unk 2, pieces by frequency, then the sentinels.
 
-    Pieces are ranked by their frequency in the texts and by the teacher's own order, half and half: the texts are old,
-    and what the teacher read is not. Each piece's id in the teacher is kept, so that its vectors can be had.
+    The rank of a piece is the mean of its rank by frequency in the texts and its rank in the teacher's vocabulary,
+    since the texts are older than the teacher's data. The teacher's id of each piece is stored for looking up its
+    vector.
     """
     counts = np.zeros(teacher.get_vocab_size(), int)
     sample = (p for f in texts for i, p in enumerate(paragraphs([f])) if p and i % 4 == 0)
@@ -44,7 +46,7 @@ def make_tokenizer(texts, teacher, path):
     rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     rank += np.arange(len(counts))
     usable = [i for i, name in enumerate(names) if name.isascii() and not name.startswith("[")]
-    letters = [i for i in usable if len(names[i].removeprefix("##")) == 1]  # so that every word can be spelled
+    letters = [i for i in usable if len(names[i].removeprefix("##")) == 1]  # single characters can spell every word
     rest = sorted(set(usable) - set(letters), key=lambda i: rank[i])
     chosen = sorted(letters + rest[: PIECES - SENTINELS - 3 - len(letters)], key=lambda i: -counts[i])
     sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)]
@@ -62,17 +64,17 @@ def make_tokenizer(texts, teacher, path):
 
 
 def starts_word(tok):
-    """Of each id, whether its piece begins a word."""
+    """Return, for each id, whether its piece begins a word."""
     return np.array([not tok.id_to_token(i).startswith("##") for i in range(tok.get_vocab_size())])
 
 
 def make_segments(texts, tok, teacher, path, seed, mixed=False, most=10**9):
-    """Cut paragraphs, shuffled, into segments of one to three sentences; write their ids for student and teacher.
+    """Cut shuffled paragraphs into segments of one to three sentences; write their ids for student and teacher.
 
-    Files: PATH.student uint16 (N, 48), PATH.teacher uint16 (N, 50), and PATH.index uint8 (N, 48): for each token the
-    place of the teacher's token that begins the same word, 255 at padding. Mixed: a tenth to six tenths of the words
-    give way to any words of the teacher's vocabulary, so that the student meets them all, also those that the texts
-    are too old for, and those that it has to spell in pieces.
+    Files: PATH.student uint16 (N, 48), PATH.teacher uint16 (N, 50), and PATH.index uint8 (N, 48): for each token, the
+    index of the teacher's token that begins the same word, or 255 at padding. mixed: a tenth to six tenths of the words
+    are replaced by random words of the teacher's vocabulary. The student thus meets every word, including words that
+    are newer than the texts, and words that it must spell in pieces.
     """
     rng = np.random.default_rng(seed)
     lines = [p for p in paragraphs(texts) if len(p) > 20]
@@ -113,7 +115,7 @@ def make_segments(texts, tok, teacher, path, seed, mixed=False, most=10**9):
                 if len(a) < 5:
                     continue
                 word, first = np.cumsum(begins[a]) - 1, np.flatnonzero(teacher_begins[b])
-                if len(a) > LONGEST:  # cut behind a whole word
+                if len(a) > LONGEST:  # cut after a whole word
                     whole = word[LONGEST - 1] + (word[LONGEST] != word[LONGEST - 1])
                     a, word = a[word < whole], word[word < whole]
                     b = b[: first[whole]] if whole < len(first) else b
@@ -129,9 +131,9 @@ def make_segments(texts, tok, teacher, path, seed, mixed=False, most=10**9):
 
 
 def make_vectors(teacher, path, most, dtype):
-    """Write the teacher's vectors, float16, 384 numbers each: PATH.tokens, one a token, and PATH.sentence, the mean.
+    """Write the teacher's float16 vectors of 384 numbers: PATH.tokens, one per token, and PATH.sentence, their mean.
 
-    A second call goes on after the last complete block of 16,000 segments.
+    A second call continues after the last complete block of 16,000 segments.
     """
     ids = np.memmap(f"{path}.teacher", np.uint16, "r").reshape(-1, LONGEST + 2)
     index = np.memmap(f"{path}.index", np.uint8, "r").reshape(-1, LONGEST)
@@ -161,14 +163,14 @@ def make_vectors(teacher, path, most, dtype):
 
 
 class Batches:
-    """Batches of segments of about one length. Needs `ids`, `length`, `groups` and `size`, the tokens of a batch.
+    """Batches of segments of similar length. A subclass has `ids`, `length`, `groups` and `size`, the tokens per batch.
 
     Batch i of a seed is always the same.
     """
 
     def group(self, shortest, size):
-        """Group the segments by length; those of at most `shortest` tokens are left out."""
-        self.size, self.epochs = size, {}  # of each seed: the number of the epoch, and its batches
+        """Group the segments by length; drop segments of at most `shortest` tokens."""
+        self.size, self.epochs = size, {}  # for each seed: the number of the epoch, and its batches
         self.groups = [
             (width, np.flatnonzero((self.length > low) & (self.length <= width)))
             for low, width in itertools.pairwise((shortest, *WIDTHS))
@@ -176,7 +178,7 @@ class Batches:
         self.count = sum(len(rows) // (size // width) for width, rows in self.groups)
 
     def batch(self, i, seed):
-        """Width and rows of batch i. Every epoch is shuffled."""
+        """Return width and rows of batch i. Every epoch is shuffled."""
         epoch, at = divmod(i, self.count)
         if self.epochs.get(seed, (None,))[0] != epoch:
             rng, batches = np.random.default_rng([seed, epoch]), []
@@ -187,12 +189,12 @@ class Batches:
         return self.epochs[seed][1][at]
 
     def row(self, r):
-        """Ids of one segment."""
+        """Return the ids of one segment."""
         return self.ids[r, : self.length[r]].astype(int)
 
 
 class Segments(Batches):
-    """Segments and the teacher's vectors."""
+    """Segments with the teacher's vectors."""
 
     def __init__(self, path):
         self.sentences = np.memmap(f"{path}.sentence", np.float16, "r").reshape(-1, 384)
@@ -203,7 +205,7 @@ class Segments(Batches):
         self.group(4, TOKENS)
 
     def targets(self, rows, places):
-        """The teacher's vectors of tokens: places (B, S) holds each position's token in its segment, -1 for none."""
+        """Return the teacher's vectors of tokens. places (B, S): a token's index in its segment, -1 for none."""
         out = np.zeros((*places.shape, 384), np.float32)
         for i, r in enumerate(rows):
             known = places[i] >= 0
@@ -212,9 +214,9 @@ class Segments(Batches):
 
 
 def prepare(text, folder, teacher, teacher_tok, most, dtype):
-    """Write what is not there yet into a folder; return its Segments by name.
+    """Write missing files into a folder; return its Segments by name.
 
-    text: a folder of *.txt.xz; most: how many segments the teacher reads, of "valid", "train" and "mixed".
+    text: a folder of *.txt.xz; most: the number of segments that the teacher reads, for "valid", "train" and "mixed".
     """
     files = sorted(Path(text).glob("*.txt.xz"))
     held_out, texts = ([f for f in files if (".valid." in f.name) is held] for held in (True, False))

@@ -1,18 +1,18 @@
-"""Pre-train a T5 of the family that tinyprompt carries: distillation and span corruption, then LM adaptation.
+"""Pre-train a built-in T5 of tinyprompt: distillation and span corruption, then LM adaptation.
 
     python weights/pretrain.py TEXT_DIR TEACHER_DIR WORK_DIR --size base
 
-TEXT_DIR holds *.txt.xz files of UTF-8 text, one paragraph a line; files named *.valid.txt.xz are held out.
+TEXT_DIR contains *.txt.xz files of UTF-8 text with one paragraph per line; files named *.valid.txt.xz are held out.
 TEACHER_DIR is all-MiniLM-L6-v2, a sentence encoder, as a Hugging Face directory. WORK_DIR receives the tokenizer, the
-segments, the teacher's vectors (all sizes share them), a checkpoint every few minutes, from which a second call goes on
-by itself, log-SIZE.jsonl, and at the end one Hugging Face directory a stage: `SIZE-span/` and `SIZE/`.
+segments and the teacher's vectors, which all sizes share; a checkpoint every few minutes, from which a second call
+continues; log-SIZE.jsonl; and finally one Hugging Face directory per stage: `SIZE-span/` and `SIZE/`.
 
-Stage 1: the encoder learns to give each token the teacher's vector, and the decoder to fill spans in.
-Stage 2: the decoder learns to continue text, and to choose, from words in front of a text, the one that fits best.
-The teacher decides which fits. No labelled data are read.
+Stage 1: the encoder learns the teacher's vector of each token, and the decoder learns to fill in spans. Stage 2: the
+decoder learns to continue text, and to choose the word, among those before a text, that fits it best. The teacher
+decides which word fits. No labelled data are used.
 
 Needs torch, transformers and tokenizers. Method: Raffel et al. 2020 (arXiv:1910.10683) section 3.1.4; Lester et al.
-2021 (arXiv:2104.08691) section 3.2 for the LM adaptation; Jiao et al. 2020 (arXiv:1909.10351) for a target a token.
+2021 (arXiv:2104.08691) section 3.2 for the LM adaptation; Jiao et al. 2020 (arXiv:1909.10351) for one target per token.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModel, T5Config, T5ForConditionalGeneration
 
-NOISE, SPAN = 0.15, 3  # share of masked tokens and mean length of a span, as T5
-BLOCK = 20  # most tokens in front of a text to choose from: 2 to 6 words, and pieces that mean nothing
-SHARPNESS = 0.02  # of the teacher's choice: a softmax of cosines at this temperature
-WARMUP, COOLDOWN = 100, 0.4  # steps; share of each stage in which the rates fall to 0
-ADAM, MUON = 0.02, 0.005  # learning rates: of vectors and the table; of the matrices
-GENTLE = 0.3  # share of these rates that all but the decoder's matrices have in stage 2, to keep what they know
+NOISE, SPAN = 0.15, 3  # share of masked tokens and mean span length, as in T5
+BLOCK = 20  # largest number of tokens before a text: 2 to 6 words to choose from, and random pieces
+SHARPNESS = 0.02  # temperature of the softmax of cosines by which the teacher chooses
+WARMUP, COOLDOWN = 100, 0.4  # steps; share of each stage in which the learning rates fall to 0
+ADAM, MUON = 0.02, 0.005  # learning rates of vectors and the table, and of matrices
+GENTLE = 0.3  # factor of all rates except the decoder's matrices in stage 2, which preserves earlier learning
 
 # d_model, d_kv, num_heads, d_ff, num_layers, num_decoder_layers
 SIZES = {
@@ -44,9 +44,9 @@ SIZES = {
     "base": (256, 32, 8, 512, 5, 2),
     "large": (384, 32, 12, 768, 6, 2),
 }
-INGREDIENTS = ("table", "matching", "tokens", "sentences", "mixed", "choose", "muon")  # what --without can leave out
+INGREDIENTS = ("table", "matching", "tokens", "sentences", "mixed", "choose", "muon")  # the values of --without
 
-# Words that say nothing about what a text is about.
+# Words that do not characterise the topic of a text.
 EMPTY = """
 the and for with that this was were from his her are but not you all had has have one two they she him its who what when
 which there their been would could should will than then them some into out only more other such very our your any may
@@ -55,7 +55,7 @@ most also after before over under about said upon shall
 
 
 def padded(rows, width, fill):
-    """Rows of ids side by side, (B, width)."""
+    """Return rows of ids, padded to (B, width)."""
     out = np.full((len(rows), width), fill, np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
@@ -63,20 +63,20 @@ def padded(rows, width, fill):
 
 
 class Objectives:
-    """What a batch asks: inputs (B, S), targets (B, T) with -100 at padding, and each input token's place, or -1.
+    """The tasks of a batch: inputs (B, S), targets (B, T) with -100 at padding, and each input token's index, or -1.
 
     Every objective takes the segments, the rows, their width and a random generator.
     """
 
     def __init__(self, tok, words, vectors, sentences):
-        """words: ids to choose from; vectors: the teacher's of them; sentences: the teacher's of some segments."""
+        """words: ids to choose from; vectors and sentences: the teacher's vectors of words and of segments."""
         self.top = tok.get_vocab_size() - 1
         self.words, self.vectors = words, unit(vectors)
-        # Each word's mean cosine. Unless it is taken off, a few words are near to everything.
+        # The mean cosine of each word is subtracted, since a few words are close to every text.
         self.hubs = (unit(sentences.astype(np.float32)) @ self.vectors.T).mean(0)
 
     def span(self, segments, rows, width, rng):
-        """T5's span corruption: each masked span is one sentinel, the target spells them out."""
+        """T5's span corruption: each masked span becomes a sentinel, and the target lists the spans."""
         inputs, targets, places = [], [], []
         for r in rows:
             a = segments.row(r)
@@ -96,12 +96,12 @@ class Objectives:
         return padded(inputs, width + 1, PAD), padded(targets, longest, -100), padded(places, width + 1, -1)
 
     def read(self, segments, rows, width, rng):
-        """The whole segment, for the encoder alone."""
+        """The whole segment, for the encoder only."""
         inputs = [[*segments.row(r), EOS] for r in rows]
         return padded(inputs, width + 1, PAD), None, padded([range(len(x) - 1) for x in inputs], width + 1, -1)
 
     def lm(self, segments, rows, width, rng):
-        """A prefix, and its continuation to the end of the segment. The encoder must not see the rest: no targets."""
+        """A prefix and its continuation. There are no distillation targets: the encoder must not see the rest."""
         inputs, targets = [], []
         for r in rows:
             a = segments.row(r)
@@ -111,11 +111,11 @@ class Objectives:
         return padded(inputs, width - 1, PAD), padded(targets, width - 2, -100), None
 
     def choose(self, segments, rows, width, rng):
-        """Words, then pieces that mean nothing, then a text: the target is the word that the teacher finds nearest.
+        """Words, then random pieces, then a text: the target is the word that is closest to the text for the teacher.
 
-        A prompt begins like that: the label words, then rows of the vocabulary (Lester et al. 2021, section 3.2). Seven
-        times in ten the words are near to the segments of this batch, one of them to this one; else they are any. In a
-        quarter of the rows nothing stands before the text: the target is a word that is near to it.
+        This is the form of a prompt: the label words, then rows of the vocabulary (Lester et al. 2021, section 3.2). In
+        seven of ten rows the words are close to segments of this batch, and one of them to this segment; otherwise they
+        are random. In a quarter of the rows nothing precedes the text, and the target is a word close to it.
         """
         near = unit(segments.sentences[rows].astype(np.float32)) @ self.vectors.T - self.hubs
         best = np.argpartition(-near, 12, 1)[:, :12]
@@ -138,17 +138,17 @@ class Objectives:
 
 
 def unit(vectors):
-    """Vectors of length 1."""
+    """Normalise vectors to length 1."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def parts(total, count, rng):
-    """`count` random positive whole numbers with this sum."""
+    """Return `count` random positive integers with this sum."""
     return np.diff([0, *np.sort(rng.choice(total - 1, count - 1, replace=False) + 1), total])
 
 
 def word_vectors(teacher, tok, teacher_ids):
-    """Ids of whole words of three letters or more that mean something, and the teacher's vector of each alone."""
+    """Return ids of content words of at least three letters, and the teacher's vector of each word alone."""
     names, empty = [tok.id_to_token(i) for i in range(PIECES - SENTINELS)], EMPTY.split()
     words = np.array([i for i, name in enumerate(names) if name.isalpha() and len(name) > 2 and name not in empty])
     x = F.pad(torch.from_numpy(teacher_ids[words])[:, None], (1, 0), value=CLS)
@@ -158,9 +158,9 @@ def word_vectors(teacher, tok, teacher_ids):
 
 
 def config_of(size):
-    """What config.json says: the blocks of T5 1.1 (gated gelu), and the table as output head, as T5 1.0.
+    """Return config.json: the blocks of T5 1.1 (gated gelu), and a tied output head as in T5 1.0.
 
-    A table of 16,128 pieces is most of a small model. As its own head it is paid for once.
+    A table of 16,128 pieces is most of a small model. Tying it to the head stores it once.
     """
     d_model, d_kv, num_heads, d_ff, num_layers, num_decoder_layers = SIZES[size]
     return dict(
@@ -172,12 +172,12 @@ def config_of(size):
 
 
 def build_model(size, table, without):
-    """A T5 that begins with the teacher's table, and with attention where trained attention ends up.
+    """Build a T5 that starts with the teacher's table and with attention patterns of trained models.
 
-    Table: the teacher's vectors of the pieces, cut to their d_model main directions, at a mean square of 1.
+    Table: the teacher's vectors of the pieces, projected to their d_model main directions, with mean square 1.
     Attention (Trockman and Kolter 2023, arXiv:2305.09828): queries and keys match equal vectors, values and outputs
-    pass a vector on, and the position biases look at the nearest neighbours. With random attention the decoder ignores
-    the encoder for thousands of steps, more than this budget has.
+    copy a vector, and the position biases favour the nearest neighbours. With random attention, the decoder ignores the
+    encoder for thousands of steps, which exceeds this budget.
     """
     c = config_of(size)
     model = T5ForConditionalGeneration(T5Config(**c))
@@ -203,7 +203,7 @@ def build_model(size, table, without):
             if module.has_relative_attention_bias:
                 bias = module.relative_attention_bias.weight.zero_()
                 after = c["relative_attention_num_buckets"] // 2
-                if name.startswith("encoder"):  # one head looks ahead, one back
+                if name.startswith("encoder"):  # one head looks ahead, one looks back
                     bias[after + 1, 0], bias[after + 2, 0], bias[1, 1], bias[2, 1] = 3.0, 1.5, 3.0, 1.5
                 else:  # one head for the last token, one for the token before it
                     bias[1, 0], bias[2, 1] = 3.0, 3.0
@@ -211,18 +211,18 @@ def build_model(size, table, without):
 
 
 class Student(torch.nn.Module):
-    """The T5, and two linear maps to the teacher's space, which are dropped in the end."""
+    """The T5, and two linear maps to the teacher's space, which are dropped at the end."""
 
     def __init__(self, model, scale, dtype):
         super().__init__()
         self.model, self.dtype = model, dtype
         self.to_token = torch.nn.Linear(model.config.d_model, 384)
         self.to_sentence = torch.nn.Linear(model.config.d_model, 384)
-        for name, value in scale.items():  # mean and deviation of the teacher's vectors, number by number
+        for name, value in scale.items():  # mean and deviation of each component of the teacher's vectors
             self.register_buffer(name, torch.from_numpy(value))
 
     def forward(self, x, y, places, tokens, sentences):
-        """The losses: share of the teacher's variance left unexplained, a token and a segment; cross entropy."""
+        """Return the losses: unexplained share of the teacher's variance per token and per segment; cross entropy."""
         mask, losses = x != PAD, {}
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             h = self.model.encoder(input_ids=x, attention_mask=mask.long()).last_hidden_state
@@ -245,7 +245,7 @@ class Student(torch.nn.Module):
 
 
 def optimizers(student, without):
-    """Muon for the matrices of the encoder, and of the decoder; Adam for the table and all vectors."""
+    """Return Muon for the matrices of encoder and decoder, and Adam for the table and all vectors."""
     named = list(student.named_parameters())
     matrices = {n: p for n, p in named if ".block." in n and p.ndim == 2 and "relative" not in n}
     rest = [p for n, p in named if n not in matrices]
@@ -257,7 +257,7 @@ def optimizers(student, without):
 
 
 def fastest_dtype():
-    """bfloat16 where this machine multiplies it faster than float32; elsewhere it can be 40 times slower."""
+    """Return bfloat16 if this machine multiplies it faster than float32; it can also be 40 times slower."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(512, 512, dtype=dtype)
@@ -270,7 +270,7 @@ def fastest_dtype():
 
 
 def export(model, size, tokenizer_path, folder):
-    """A Hugging Face directory: fp16 safetensors, config.json, tokenizer.json."""
+    """Write a Hugging Face directory: fp16 safetensors, config.json, tokenizer.json."""
     folder.mkdir(exist_ok=True, parents=True)
     copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     state = {k: v.detach().to(torch.float16).contiguous() for k, v in model.state_dict().items() if k not in copies}
@@ -287,14 +287,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="folder of *.txt.xz")
     parser.add_argument("teacher", type=Path, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument("work", type=Path, help="folder for everything this makes")
+    parser.add_argument("work", type=Path, help="folder of all output")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--segments", type=int, default=272_000, help="segments of running text that the teacher reads")
-    parser.add_argument("--mixed", type=int, default=320_000, help="segments with other words in them, likewise")
+    parser.add_argument(
+        "--mixed", type=int, default=320_000, help="segments with replaced words that the teacher reads"
+    )
     parser.add_argument("--span-steps", type=int, default=4000, help="steps of distillation and span corruption")
     parser.add_argument("--lm-steps", type=int, default=1800, help="steps of LM adaptation")
-    parser.add_argument("--without", nargs="+", choices=INGREDIENTS, default=[], help="for ablations")
-    parser.add_argument("--name", help="of log and folders (the size)")
+    parser.add_argument(
+        "--without", nargs="+", choices=INGREDIENTS, default=[], help="ingredients to leave out, for ablations"
+    )
+    parser.add_argument("--name", help="name of log and folders (default: the size)")
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -320,7 +324,7 @@ def main():
     for kind, vectors in (("token", valid.tokens), ("sentence", valid.sentences)):
         vectors = vectors[:50_000].astype(np.float32)
         scale[f"{kind}_mean"], deviation = vectors.mean(0), vectors.std(0)
-        scale[f"{kind}_deviation"] = np.where(deviation < 1e-3, 1, deviation)  # one number of the teacher's is constant
+        scale[f"{kind}_deviation"] = np.where(deviation < 1e-3, 1, deviation)  # one component is constant
     student = Student(build_model(args.size, table, without), scale, dtype)
     optims = optimizers(student, without)
     done = dict(step=0, read=0, target=0, seconds=0.0)
@@ -329,7 +333,7 @@ def main():
         state = torch.load(saved)
         student.load_state_dict(state["student"])
         done = state["done"]
-        if done["step"] != args.span_steps:  # a stage begins with fresh moments
+        if done["step"] != args.span_steps:  # a stage starts with fresh moments
             for optim, values in zip(optims, state["optims"], strict=True):
                 optim.load_state_dict(values)
 
@@ -339,7 +343,7 @@ def main():
         os.replace(f"{saved}.part", saved)
 
     def losses_of(objective, segments, i, seed):
-        """Losses of batch i of a source, and how many tokens were read and asked for."""
+        """Return the losses of batch i of a source, and the numbers of input and target tokens."""
         width, rows = segments.batch(i, seed)
         x, y, places = getattr(objectives, objective)(segments, rows, width, np.random.default_rng([seed, i]))
         targets = (None, None)
@@ -350,21 +354,21 @@ def main():
 
     @torch.no_grad()
     def held_out(stage):
-        """Mean losses over 16 fixed batches of text that was never trained on."""
+        """Return mean losses over 16 fixed batches of held-out text."""
         asked = {"span": ["span", "read"], "lm": ["lm", "read"] + ["choose"] * ("choose" not in without)}[stage]
         found = {o: [losses_of(o, valid, i, 7)[0] for i in range(16)] for o in asked}
         return {
             o: {k: round(float(np.mean([f[k].item() for f in each])), 4) for k in each[0]} for o, each in found.items()
         }
 
-    # What is asked in turns: objective and source. The mixed segments are no text to be continued.
+    # Objectives and sources in turn. The mixed segments are not suitable for continuation.
     mixed, choose = "mixed" not in without, "choose" not in without
     turns = {
         "span": [("span", "train")] + [("read", "mixed")] * mixed,
         "lm": [("lm", "train")] + ([("choose", "train")] + [("choose", "mixed")] * mixed) * choose,
     }
     matrix_rate = MUON * (0.2 if "muon" in without else 1.0)  # Muon's steps are a fifth of its rate in size
-    log = open(args.work / f"log-{name}.jsonl", "a", buffering=1)  # noqa: SIM115 - open to the end of the run
+    log = open(args.work / f"log-{name}.jsonl", "a", buffering=1)  # noqa: SIM115 - open until the end of the run
     started, last_saved, before, window = time.time(), time.time(), done["seconds"], {}
     while done["step"] < args.span_steps + args.lm_steps:
         stage = "span" if done["step"] < args.span_steps else "lm"

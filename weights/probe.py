@@ -1,15 +1,15 @@
-"""What a frozen model knows of a task, and what a prompt gets out of it: on dev rows, never on test rows.
+"""Measure how well a frozen model suits a task, and how well a prompt works on it: on dev rows, never on test rows.
 
     python weights/probe.py MODEL [MODEL ...] [--data DIR] [--prompts N] [--steps 200] [--device cpu]
 
-A linear probe, in seconds: logistic regression on the mean of the encoder's output over the tokens of a text;
-standardised, the best of four strengths by five-fold cross-validation on the training rows. With --prompts N, also the
-mean of N tuned prompts: the last one, not the best one, so that nothing is chosen; from label words in front of random
-pieces ("labels"), and in front of the first prompt of promptable.py, if the model has one ("first"). MODEL is a
-directory or a built-in size. Needs scikit-learn, which tinyprompt does not.
+The linear probe takes seconds: logistic regression on the mean encoder output over the tokens of a text, standardised,
+with the best of four strengths by five-fold cross-validation on the training rows. With --prompts N, it also prints the
+mean of N tuned prompts, each at its last step, so that nothing is selected. They start from label words followed by
+random pieces ("labels"), and by the first prompt of promptable.py, if the model has one ("first"). MODEL is a directory
+or a built-in size. Needs scikit-learn, which tinyprompt does not need.
 
 Tasks: the demo's two (400 training rows, accuracy on their 100 dev rows); with --data, the folder of data/README, also
-TREC-6, SST-2 and AG News (2,000 training rows, accuracy on 1,000 others of the same file). All are training rows there.
+TREC-6, SST-2 and AG News (2,000 training rows, accuracy on 1,000 other rows of the same training file).
 """
 
 import argparse
@@ -34,10 +34,10 @@ from tinyprompt.tuning import run_task, task_data
 DEMO = Path(registry.__file__).parents[1] / "demo"
 FILES = {
     "TREC-6": ("trec", "sentcls/TREC.train"),
-    "SST-2": (None, "sentcls/SST-2_sentences.train"),  # whole sentences: phrases of one sentence are no new rows
+    "SST-2": (None, "sentcls/SST-2_sentences.train"),  # whole sentences: phrases are not independent
     "AG News": ("agnews", "agnews/alps_dev.tsv"),
 }
-TRAIN, DEV = 2000, 1000  # rows of these
+TRAIN, DEV = 2000, 1000  # rows of these tasks
 
 
 def tasks(folder):
@@ -55,7 +55,7 @@ def tasks(folder):
 
 
 def means(model, rows, size=64):
-    """Mean encoder output of each row's input, (N, d_model)."""
+    """Return the mean encoder output of each row's input, (N, d_model)."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input))
     out = np.empty((len(rows), model.config.d_model), np.float32)
     for i in range(0, len(rows), size):
@@ -67,7 +67,7 @@ def means(model, rows, size=64):
 
 
 def probe(model, rows, dev):
-    """Accuracy of a linear probe."""
+    """Return the accuracy of a linear probe."""
     fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     fit = GridSearchCV(fit, {"logisticregression__C": [0.0003, 0.003, 0.03, 0.3]}, cv=5)
     fit.fit(means(model, rows), [row.target for row in rows])
@@ -75,7 +75,7 @@ def probe(model, rows, dev):
 
 
 def prompt(model, rows, dev, batch, steps, seed, device, first=None):
-    """Accuracy of the first prompt before tuning, and at the last step. first: its vectors behind the label words."""
+    """Return the accuracy before tuning and at the last step. first: vectors that follow the label words."""
     settings = Settings(
         steps=steps, batch_size=batch, prompt_length=20, optimizer="adam", schedule="linear", eval_every=steps,
         seed=seed, max_input_tokens=128,
@@ -91,14 +91,14 @@ def prompt(model, rows, dev, batch, steps, seed, device, first=None):
 
 
 def main():
-    """Print one JSON line a model and task."""
+    """Print one JSON line per model and task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--data", type=Path, help="folder with glue/, sentcls/ and agnews/")
     parser.add_argument("--prompts", type=int, default=0, help="prompts to tune for each task")
-    parser.add_argument("--steps", type=int, default=200, help="of each of them")
-    parser.add_argument("--tasks", help="only these, with commas between")
-    parser.add_argument("--device", default="cpu", help="that prompts are tuned on")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each prompt")
+    parser.add_argument("--tasks", help="names of tasks, separated by commas")
+    parser.add_argument("--device", default="cpu", help="device on which prompts are tuned")
     args = parser.parse_args()
     for path in args.models:
         model, inits = models.load(path), {"labels": None}

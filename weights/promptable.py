@@ -1,31 +1,32 @@
-"""Stage 3: make a model of the family know more, and easy to prompt. It goes on from the built-in weights.
+"""Stage 3: teach a built-in model more, and make it easy to prompt. Training starts from the built-in weights.
 
     python weights/promptable.py TEXT_DIR TEACHERS_DIR WORK_DIR --size base --read 30 --minutes 120
     python weights/promptable.py TEXT_DIR TEACHERS_DIR WORK_DIR --size base --cooldown 600
 
-First both teachers read for --read minutes (segments.py; all sizes share what they say). Then training begins, or goes
-on from WORK_DIR/checkpoint-SIZE.pt, also after a kill, on all segments that are there. It ends --minutes after the
-start, or never. The rates stay constant, so it can be as long as there is time. With --cooldown N, the latest
-checkpoint goes on by N steps in which the rates fall to 0, mostly with made-up tasks (`LAST_TURNS`). That is a branch:
-WORK_DIR/SIZE-cooled is the model to measure and to carry, the trunk is not touched. WORK_DIR/log-SIZE.jsonl tells all.
+First both teachers read for --read minutes (segments.py; all sizes share their vectors). Then training starts, or
+continues from WORK_DIR/checkpoint-SIZE.pt, also after a kill, on all existing segments. It ends --minutes after the
+start, or never. The learning rates stay constant, so a run can have any length. With --cooldown N, a branch takes N
+more steps from the latest checkpoint. In these steps the rates fall to 0, and most turns are made-up tasks
+(`LAST_TURNS`). Measure and publish the model of the branch, WORK_DIR/SIZE-cooled; the trunk is not changed. The log is
+WORK_DIR/log-SIZE.jsonl.
 
-What is asked, in turns (`TURNS`), each a batch:
+The objectives take turns (`TURNS`), one batch each:
 
-- `told`: made-up tasks whose answer a prompt can say. A task is a direction in a teacher's space for each of two to six
-  classes; in front of a text stand the classes' words, each plus its direction by a learned linear map (`tell`). So the
-  model learns a language in which a prompt can say whatever a linear probe could. Each text has a task of its own.
-- `tasks`: the same without being told. A task is two to six classes of segments, by the vectors of one teacher, and a
-  word for each class (`Tasks`). Each has a prompt of its own, which is tuned as tinyprompt tunes one, by Adam from
-  label words on, while the model learns to be easy to tune. After some dozens of visits a new task takes its place.
-- `read`, `span`: the encoder learns both teachers' vectors of tokens and of segments; the decoder fills spans in.
-- `choose`, `lm`: the decoder names the word that a teacher finds nearest, and continues text, as in stage 2.
+- `told`: made-up tasks that the prompt describes. A task has a direction in a teacher's space for each of two to six
+  classes. The classes' words precede the text, each plus its direction under a learned linear map (`tell`). The model
+  thus learns a language in which a prompt can express any linear probe. Each text has its own task.
+- `tasks`: made-up tasks that a prompt must learn. A task has two to six classes of segments, by the vectors of one
+  teacher, and a word for each class (`Tasks`). Each task has its own prompt, which Adam tunes from label words as in
+  tinyprompt, while the model learns to be easy to tune. After some dozens of visits a new task replaces it.
+- `read`, `span`: the encoder learns both teachers' vectors of tokens and segments; the decoder fills in spans.
+- `choose`, `lm`: the decoder names the word that is closest for a teacher, and continues text, as in stage 2.
 
-Prompts begin as label words and random pieces, half of them; the other half as label words in front of a first prompt
-that is the same for all, and that moves towards each prompt when its task is over (Reptile, Nichol et al. 2018,
-arXiv:1803.02999). It is written beside the weights, as `first-prompt.npy`.
+Half of the prompts start as label words and random pieces. The other half start as label words followed by a shared
+first prompt, which moves towards each prompt when its task ends (Reptile, Nichol et al. 2018, arXiv:1803.02999). It is
+written beside the weights as `first-prompt.npy`.
 
-Method: Vu et al. 2022 (SPoT, arXiv:2110.07904) and Gu et al. 2022 (PPT, arXiv:2109.04332) for a prompt that already
-knows how to ask; Hu et al. 2024 (arXiv:2404.06395) for constant rates with a cooldown at the end. No labelled data.
+Method: Vu et al. 2022 (SPoT, arXiv:2110.07904) and Gu et al. 2022 (PPT, arXiv:2109.04332) for pre-trained prompts; Hu
+et al. 2024 (arXiv:2404.06395) for constant rates with a final cooldown. No labelled data are used.
 """
 
 import argparse
@@ -48,26 +49,26 @@ from transformers import T5ForConditionalGeneration
 TRAIN = ("train", "mixed", "made")  # sources
 TURNS = ("told", "choose", "told", "span", "tasks", "lm", "told", "read")
 LAST_TURNS = ("tasks",) * 6 + ("lm", "read")  # the turns of a cooldown
-ASKED = dict(  # which source is asked what; only running text is continued
+ASKED = dict(  # the sources of each objective; only running text is continued
     choose=("train", "mixed", "train", "made"), span=("train",), lm=("train",), read=("made", "mixed", "train", "mixed")
 )
-RATES = dict(matrices=7e-4, rest=3e-3)  # of Adam: the matrices; the table and all vectors
+RATES = dict(matrices=7e-4, rest=3e-3)  # learning rates of Adam for the matrices, and for the table and all vectors
 WARMUP = 100  # steps in which the rates rise
-LIVE, VISITED, ROWS = 32, 8, 8  # tasks at a time; of a batch; rows of each of these
+LIVE, VISITED, ROWS = 32, 8, 8  # concurrent tasks; tasks per batch; rows per task
 LAST_LIVE, LAST_VISITED, LAST_ROWS = 256, 16, 4  # the same numbers in a cooldown
 LENGTH = 20  # vectors of a prompt
-LIFE = (20, 150)  # visits, after which a task is over
-PROMPT_RATE = (0.05, 0.3)  # of Adam; it falls to 0 over a task's life
-TOLD, AMONG = 64, 20_000  # rows of a batch of `told`; segments that their directions are drawn from
-CLASS = 300  # segments of a class, at most
-NEARNESS = 0.2  # of a choice: a softmax at this temperature, in standard deviations of the cosines
-BLOCK = 20  # most tokens in front of a text to choose from
-TO_FIRST = 0.1  # share of the way to a tuned prompt that the first prompt goes
+LIFE = (20, 150)  # visits until a task ends
+PROMPT_RATE = (0.05, 0.3)  # learning rate of Adam; falls to 0 over a task's life
+TOLD, AMONG = 64, 20_000  # rows per batch of `told`; segments from which their directions are drawn
+CLASS = 300  # largest number of segments of a class
+NEARNESS = 0.2  # temperature of the softmax of a choice, in standard deviations of the cosines
+BLOCK = 20  # largest number of tokens before a text to choose from
+TO_FIRST = 0.1  # share of the distance that the first prompt moves towards a tuned prompt
 WEIGHTS = {"targets": 1.0, "mini.tokens": 0.5, "e5.tokens": 0.5, "mini.sentences": 0.5, "e5.sentences": 1.0}
 
 
 class Words:
-    """Whole words that mean something, with each teacher's centred vector of them, of length 1."""
+    """Content words, with each teacher's centred vector of length 1."""
 
     def __init__(self, tok, teachers, path):
         pieces, empty = [tok.id_to_token(i) for i in range(tok.get_vocab_size())], EMPTY.split()
@@ -80,7 +81,7 @@ class Words:
 
 
 class Space:
-    """One teacher's vectors of all segments, centred and of length 1, and whitened to their main directions."""
+    """One teacher's vectors of all segments: centred, of length 1, and whitened along their main directions."""
 
     def __init__(self, sources, words, name, most=64):
         vectors = np.concatenate([np.asarray(s.sentences[name], np.float32) for s in sources])
@@ -88,19 +89,19 @@ class Space:
         self.vectors = unit(vectors - self.mean)
         directions = np.linalg.svd(self.vectors[:: max(1, len(vectors) // 8000)], full_matrices=False)[2][:most]
         self.white = self.vectors @ directions.T
-        self.back = directions / (deviation := self.white.std(0))[:, None]  # from the whitened space to directions
+        self.back = directions / (deviation := self.white.std(0))[:, None]  # maps the whitened space to directions
         self.white /= deviation
         self.words = words.vectors[name]
         some = self.vectors[:: max(1, len(vectors) // 20_000)] @ self.words.T
         self.hubs, self.spread = some.mean(0), some.std()
 
     def near(self, rows):
-        """Nearness of segments to all words, in standard deviations. A few words are near to everything: minus that."""
+        """Return the similarity of segments to all words, in standard deviations, minus each word's mean similarity."""
         return (self.vectors[rows] @ self.words.T - self.hubs) / self.spread
 
 
 class Tasks:
-    """Made-up classification tasks, each with the prompt that is tuned for it."""
+    """Made-up classification tasks, each with a prompt that is tuned for it."""
 
     def __init__(self, spaces, words, table, seed, live, visited, rows):
         self.live, self.visited, self.rows = live, visited, rows
@@ -114,7 +115,7 @@ class Tasks:
         self.scores = {}
 
     def state(self):
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {k: getattr(self, k) for k in ("made", "first", "prompts", "moments", "slots")}
 
     def restore(self, state):
@@ -122,14 +123,14 @@ class Tasks:
             setattr(self, name, state[name])
 
     def pieces(self, rng):
-        """Frequent pieces, as `init vocab` draws them."""
+        """Draw frequent pieces like `init vocab`."""
         return torch.from_numpy(3 + rng.choice(5000, LENGTH, replace=False))
 
     def classes(self, rng):
-        """Classes of segments, and words for them; None if one of them is too small."""
+        """Return classes of segments and words for them, or None if a class is too small."""
         space, other = (self.spaces[rng.choice(NAMES)] for _ in range(2))
         among = np.arange(len(space.vectors))
-        if rng.random() < 0.6:  # of one kind of text only
+        if rng.random() < 0.6:  # only texts of one kind
             near = other.vectors @ other.vectors[rng.choice(among)]
             among = np.argpartition(-near, size := int(rng.integers(1500, 8000)))[:size]
         kind, k = rng.choice(["ends", "anchors", "words", "axis"]), int(rng.integers(2, 7))
@@ -148,14 +149,14 @@ class Tasks:
             score = score - np.median(score)
             label, margin = (score < 0).astype(int), np.abs(score)
         else:
-            if kind == "words":  # the nearest of some words, each near to some segment
+            if kind == "words":  # the nearest segments of some words, each of which is close to a segment
                 near = space.vectors[rng.choice(among, k)] @ space.words.T - space.hubs
                 words = np.array([rng.choice(np.argpartition(-row, 20)[:20]) for row in near])
                 if len(set(words)) < k:
                     return None
                 score = space.vectors[among] @ space.words[words].T - space.hubs[words]
                 fitting = rng.random() < 0.2
-            else:  # the nearest of some segments
+            else:  # the nearest segments of some segments
                 score = space.vectors[among] @ space.vectors[rng.choice(among, k, replace=False)].T
                 score = score - score.mean(0)
             label, best = score.argmax(1), np.sort(score, 1)
@@ -165,7 +166,7 @@ class Tasks:
         if min(map(len, pools)) < 25:
             return None
         pools = [rng.permutation(pool)[:CLASS] for pool in pools]
-        if fitting:  # words that are nearer to a class than to the others
+        if fitting:  # words that are closer to their class than to the others
             near = np.stack([space.near(pool).mean(0) for pool in pools])
             near = near - near.mean(0)
             words = np.array([rng.choice(np.argpartition(-row, 10)[:10]) for row in near])
@@ -190,7 +191,7 @@ class Tasks:
         self.slots[slot] = dict(pools=pools, words=words, life=life, rate=rate, visits=0, from_first=from_first)
 
     def batch(self, rng):
-        """Some slots, their prompts as a leaf of the graph, and rows: (place in `prompts`, segment, answer)."""
+        """Return some slots, their prompts as a leaf of the graph, and rows: (index in `prompts`, segment, answer)."""
         chosen = rng.choice(self.live, self.visited, replace=False)
         rows = []
         for i, slot in enumerate(chosen):
@@ -203,14 +204,14 @@ class Tasks:
         return chosen, self.prompts[torch.from_numpy(chosen)].requires_grad_(), rows
 
     def end(self, slot):
-        """The first prompt moves towards a tuned one. The rows of label words are each task's own."""
+        """Move the first prompt towards a tuned one, except the vectors of label words, which belong to the task."""
         task = self.slots[slot]
         if task and task["from_first"]:
             k = len(task["words"])
             self.first[k:] += TO_FIRST * (self.prompts[slot, k:] - self.first[k:])
 
     def step(self, chosen, prompts):
-        """Adam on the prompts of a batch."""
+        """Apply Adam to the prompts of a batch."""
         for i, slot in enumerate(chosen):
             task, grad = self.slots[slot], prompts.grad[i]
             t = task["visits"] = task["visits"] + 1
@@ -221,7 +222,7 @@ class Tasks:
             self.prompts[slot] -= rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
 
     def score(self, chosen, rows, logits):
-        """Note which answers are right among a task's words: new tasks, and those in their last third, apart."""
+        """Record correct answers among a task's words, separately for new tasks and tasks in their last third."""
         for (i, _, answer), row in zip(rows, logits, strict=True):
             task = self.slots[chosen[i]]
             age = task["visits"] / task["life"]
@@ -231,24 +232,24 @@ class Tasks:
 
 
 class Reader:
-    """What a batch asks. The segments of all sources count as one list here, a source behind the other."""
+    """The inputs and targets of batches. The segments of all sources form one list here."""
 
     def __init__(self, sources, spaces, words, tok):
         self.sources, self.spaces, self.words = sources, spaces, words
         self.begins = np.concatenate([[0], np.cumsum([len(s.ids) for s in sources.values()])])
-        self.plain = Objectives.__new__(Objectives)  # its span, read and lm need the number of the first sentinel only
+        self.plain = Objectives.__new__(Objectives)  # its span, read and lm need only the number of the first sentinel
         self.plain.top = tok.get_vocab_size() - 1
 
     def place(self, row):
-        """The segments that hold a row of all, and its number there."""
+        """Return the segments that contain a row of the whole list, and its index there."""
         at = int(np.searchsorted(self.begins, row, "right")) - 1
         return list(self.sources.values())[at], row - self.begins[at]
 
     def choose(self, segments, rows, width, rng, begin):
-        """Words, pieces that mean nothing, then a text: the answer is the nearest word, by either teacher's vectors.
+        """Words, random pieces, then a text: the answer is the nearest word by the vectors of one teacher.
 
-        As in stage 2: seven times in ten the words are near to the segments of this batch, else they are any; in a
-        quarter of the rows nothing stands before the text, and the answer is one of the nearest words of all.
+        As in stage 2, the words are close to segments of this batch in seven of ten rows, and otherwise random. In a
+        quarter of the rows nothing precedes the text, and the answer is one of the nearest words of all.
         """
         name = rng.choice(NAMES)
         near = self.spaces[name].near(begin + rows)
@@ -271,7 +272,7 @@ class Reader:
         return padded(inputs, width, PAD), padded(targets, 2, -100), padded(places, width, -1)
 
     def batch(self, objective, source, i):
-        """Inputs, targets, places and both teachers' vectors of batch i of a source."""
+        """Return inputs, targets, places and both teachers' vectors of batch i of a source."""
         segments = self.sources[source]
         seed = [len(objective), list(self.sources).index(source)]
         width, rows = segments.batch(i, sum(seed))
@@ -287,7 +288,7 @@ class Reader:
         return x, y, places, segments.targets(rows, places), sentences
 
     def told(self, rng):
-        """Rows as of `tasks`, and for each its words and their directions, (k,) and (k, 384)."""
+        """Return rows as in `tasks`, and for each row its words and their directions, (k,) and (k, 384)."""
         space, k = self.spaces[name := rng.choice(NAMES)], int(rng.integers(2, 7))
         whole, whitened, opposite = space.vectors, rng.random() < 0.5, k == 2
         if whitened:
@@ -296,10 +297,10 @@ class Reader:
         rows, others = rng.choice(len(whole), TOLD), whole[among]
         near, out, told = whole[rows] @ others.T, [], []
         for row, nearness in zip(rows, near, strict=True):
-            size = min(int(rng.choice([len(among), 2000, 200])), len(among))  # of one kind of text, or of all
+            size = min(int(rng.choice([len(among), 2000, 200])), len(among))  # texts of one kind, or all
             pool = np.argpartition(-nearness, size - 1)[:size]
             chosen = others[rng.choice(pool, k, replace=False)]
-            if opposite:  # one direction and its contrary; the middle of the pool is the limit
+            if opposite:  # a direction and its opposite, with the middle of the pool as the boundary
                 direction = chosen[0] - chosen[1]
                 limit = np.median(others[pool[:500]] @ direction)
                 chosen = np.stack([direction, -direction])
@@ -314,7 +315,7 @@ class Reader:
         return name, out, told
 
     def tasks(self, rows):
-        """The same of rows of tasks, without their prompts."""
+        """Return inputs, targets, places and vectors for rows of tasks, without their prompts."""
         found = [self.place(row) for _, row, _ in rows]
         inputs = [[*segments.row(r), EOS] for segments, r in found]
         width = max(map(len, inputs))
@@ -330,7 +331,7 @@ class Reader:
 
 
 class Student(torch.nn.Module):
-    """The T5, and linear maps to both teachers' spaces, of a token and of a segment, which are dropped in the end."""
+    """The T5, and linear maps to both teachers' spaces for tokens and segments, which are dropped at the end."""
 
     def __init__(self, model, valid, dtype):
         super().__init__()
@@ -347,7 +348,7 @@ class Student(torch.nn.Module):
         self.tell = torch.nn.ModuleDict({name: torch.nn.Linear(384, model.config.d_model, False) for name in NAMES})
 
     def prompts(self, name, told, filling):
-        """What stands in front: each word plus its direction, then what fills up, (B, 20, d_model)."""
+        """Return the vectors before the text: each word plus its direction, then the filling, (B, 20, d_model)."""
         rows = []
         for (words, directions), rest in zip(told, filling, strict=True):
             said = self.model.shared(torch.from_numpy(words)) + self.tell[name](torch.from_numpy(directions))
@@ -355,7 +356,7 @@ class Student(torch.nn.Module):
         return torch.stack(rows)
 
     def encode(self, x, places, prompt=None):
-        """States of a text, of what stands in front of it as vectors too, its mask, and the mean over known places."""
+        """Encode a prompt and a text; return the states, the mask, and the mean over positions with a place."""
         mask = (x != PAD).long()
         embedded = self.model.shared(x)
         if prompt is not None:
@@ -370,14 +371,14 @@ class Student(torch.nn.Module):
         return h, own, mask, mean
 
     def wanted(self, name, kind, vectors):
-        """The teacher's vectors, standardised number by number."""
+        """Return the teacher's vectors with each component standardised."""
         return (vectors - getattr(self, f"{name}_{kind}_mean")) / getattr(self, f"{name}_{kind}_deviation")
 
     @torch.no_grad()
     def fit_maps(self, batches, words):
-        """Begin with the best linear maps: ridge regression, of what the encoder says of some batches; of the words."""
+        """Start with the best linear maps: ridge regression on the encoder's output for some batches, and on words."""
         rows = self.model.shared.weight[torch.from_numpy(words.ids)]
-        for name, tell in self.tell.items():  # so that the direction of a word is said like the word
+        for name, tell in self.tell.items():  # the direction of a word is expressed like the word
             vectors = torch.from_numpy(words.vectors[name]).float()
             ridge = 1e-3 * len(vectors) / vectors.shape[1] * torch.eye(vectors.shape[1])
             tell.weight.copy_(torch.linalg.solve(vectors.T @ vectors + ridge, vectors.T @ rows).T)
@@ -402,7 +403,7 @@ class Student(torch.nn.Module):
             self.maps[key].bias.copy_(solved[-1])
 
     def forward(self, x, y, places, tokens, sentences, prompt=None):
-        """The losses, and the logits of the first target token of each row."""
+        """Return the losses, and the logits of the first target token of each row."""
         losses, first = {}, None
         x, y, places = (None if a is None else torch.from_numpy(a) for a in (x, y, places))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -428,7 +429,7 @@ class Student(torch.nn.Module):
 
 
 def optimizer_of(student):
-    """Adam, at one rate for the matrices and one for the table and all vectors."""
+    """Return Adam with one rate for the matrices and one for the table and all vectors."""
     named = list(student.named_parameters())
     matrix = lambda n, p: (".block." in n and p.ndim == 2 and "relative" not in n) or n.startswith("maps")
     return torch.optim.Adam(
@@ -442,13 +443,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="folder of *.txt.xz")
     parser.add_argument("teachers", type=Path, help="folder of both teachers (teachers.py)")
-    parser.add_argument("work", type=Path, help="folder for everything this makes")
+    parser.add_argument("work", type=Path, help="folder of all output")
     parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--read", type=float, default=0, help="minutes in which the teachers read before")
-    parser.add_argument("--minutes", type=float, default=1e9, help="when to stop; the next call goes on")
-    parser.add_argument("--steps", type=int, default=10**9, help="when the trunk ends")
+    parser.add_argument("--read", type=float, default=0, help="minutes for which the teachers read first")
+    parser.add_argument("--minutes", type=float, default=1e9, help="time limit; the next call continues")
+    parser.add_argument("--steps", type=int, default=10**9, help="last step of the trunk")
     parser.add_argument("--cooldown", type=int, default=0, help="steps of a branch on which the rates fall to 0")
-    parser.add_argument("--name", help="of log, checkpoint and folder (the size)")
+    parser.add_argument("--name", help="name of log, checkpoint and folder (default: the size)")
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -469,7 +470,7 @@ def main():
 
     folder = Path(__file__).parent / ("tinyprompt-t5" + ("" if args.size == "base" else f"-{args.size}"))
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
-    for block in (*model.encoder.block, *model.decoder.block):  # the same function in one pass
+    for block in (*model.encoder.block, *model.decoder.block):  # one fused function
         block.layer[-1].DenseReluDense.act = torch.nn.GELU(approximate="tanh")
     student = Student(model, valid, dtype)
     optim = optimizer_of(student)
@@ -499,14 +500,14 @@ def main():
 
     @torch.no_grad()
     def held_out():
-        """Mean losses over fixed batches of text that was never trained on."""
+        """Return mean losses over fixed batches of held-out text."""
         out = {}
         for objective in ("lm", "read", "choose"):
             found = [student(*validator.batch(objective, "valid", i))[0] for i in range(8)]
             out[objective] = {k: round(float(np.mean([f[k].item() for f in found])), 4) for k in found[0]}
         return out
 
-    log = open(args.work / f"log-{name}.jsonl", "a", buffering=1)  # noqa: SIM115 - open to the end of the run
+    log = open(args.work / f"log-{name}.jsonl", "a", buffering=1)  # noqa: SIM115 - open until the end of the run
     kind = dict(branch="cooldown") if branch else {}
 
     def measure():
@@ -531,7 +532,7 @@ def main():
             chosen, prompts, rows = tasks.batch(rng)
             batch = reader.tasks(rows)
             losses, logits = student(*batch, prompt=prompts[torch.tensor([i for i, _, _ in rows])])
-            tasks.score(chosen, rows, logits[::2])  # of a word and the end, the word
+            tasks.score(chosen, rows, logits[::2])  # the logits of the word, without the end
         else:
             cycle = step // len(turns)
             source = ASKED[objective][cycle % len(ASKED[objective])]
@@ -570,7 +571,7 @@ def main():
             last_saved = time.time()
     save()
     if branch and done["step"] >= last_step:
-        saved.unlink()  # the next branch begins at the trunk again
+        saved.unlink()  # the next branch starts from the trunk again
     folder = args.work / (f"{name}-cooled" if branch else name)
     export(student.model, args.size, TOKENIZER, folder)
     np.save(folder / "first-prompt.npy", tasks.first.numpy())

