@@ -1,7 +1,7 @@
-/* WordPiece (Schuster and Nakajima 2012), with the rules of a tokenizer in a table.
+/* WordPiece (Schuster and Nakajima 2012); a table contains the rules of the tokenizer.
    words.bin: int32 MAGIC, numbers of pieces, ranges and tokens, longest word, ids of an unknown word and of the end of
-   a text; for each piece in the order of its bytes, and for each token, the longest first: offset, length, id; for each
-   range of characters: first, last, kind, offset, length; at the end, the bytes. */
+   a text; offset, length and id of each piece, sorted by bytes, and of each token, longest first; first, last, kind,
+   offset and length of each range of characters; finally the bytes. */
 #include "encode.h"
 
 #include <stdio.h>
@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define MAGIC 0x31505754 /* "TWP1" */
-#define LONGEST 512      /* bytes of a word that may have an id */
+#define LONGEST 512      /* largest number of bytes of a known word */
 
 enum { UNKNOWN, DROPPED, SPACE, ALONE, PART }; /* the kinds of characters */
 
@@ -57,7 +57,7 @@ static int32_t character(const unsigned char **at) { /* the next code point; -1 
   return code;
 }
 
-static const Range *range_of(int32_t code) { /* NULL for a character that is in no piece */
+static const Range *range_of(int32_t code) { /* NULL if no piece contains the character */
   int low = 0, high = head[2] - 1;
   while (low <= high) {
     int middle = (low + high) / 2;
@@ -68,7 +68,7 @@ static const Range *range_of(int32_t code) { /* NULL for a character that is in 
   return NULL;
 }
 
-static int32_t id_of(const char *piece, int length) { /* -1 for a piece that is not there */
+static int32_t id_of(const char *piece, int length) { /* -1 for an unknown piece */
   int low = 0, high = head[1] - 1;
   while (low <= high) {
     int middle = (low + high) / 2, own = pieces[middle].length, shorter = own < length ? own : length;
@@ -81,7 +81,7 @@ static int32_t id_of(const char *piece, int length) { /* -1 for a piece that is 
   return -1;
 }
 
-/* A word that is being read: its bytes behind "##", its number of characters, whether a piece may have them all. */
+/* The current word: its bytes after "##", its number of characters, and whether pieces can contain all of them. */
 static struct {
   char bytes[2 + LONGEST];
   int length, characters, known;
@@ -93,14 +93,14 @@ static void add(const char *part, int length) {
   else memcpy(word.bytes + 2 + word.length, part, (size_t)length), word.length += length;
 }
 
-static int finish(int32_t *ids, int count, int most) { /* the ids of the word, and a new word */
+static int finish(int32_t *ids, int count, int most) { /* append the ids of the word, and start a new word */
   int before = count, whole = word.known && word.characters <= head[4];
   for (int start = 0; whole && start < word.length;) {
     int32_t id = -1;
     int end = word.length;
     for (; end > start; end--) { /* the longest piece first */
       char *piece = word.bytes + 2 + start, kept[2];
-      if (start) { /* "##" stands in front of a piece that continues a word */
+      if (start) { /* a piece that continues a word begins with "##" */
         piece -= 2;
         memcpy(kept, piece, 2), memcpy(piece, "##", 2);
       }
@@ -126,7 +126,7 @@ int encode(const char *text, int32_t *ids, int most) {
   while (*at && count < most) {
     const Piece *token = tokens;
     while (token < tokens + head[3] && strncmp((const char *)at, bytes + token->offset, (size_t)token->length)) token++;
-    if (token < tokens + head[3]) { /* a token such as <extra_id_0> is found before words are */
+    if (token < tokens + head[3]) { /* a token such as <extra_id_0> has priority over words */
       count = finish(ids, count, most);
       if (count < most) ids[count++] = token->id;
       at += token->length;

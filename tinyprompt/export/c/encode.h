@@ -1,8 +1,8 @@
-/* The ids of a text by the WordPiece tokenizer of the model (words.bin). */
+/* Convert text to ids with the WordPiece tokenizer of the model (words.bin). */
 #include <stdint.h>
 
-/* Read words.bin; 0 if it cannot be read. */
+/* Read words.bin; return 0 on failure. */
 int encode_load(const char *path);
 
-/* Write the ids of a UTF-8 text, with the end-of-text id, and return their number. A long text loses its end. */
+/* Write the ids of a UTF-8 text, with the end-of-text id, and return their number. A long text is truncated. */
 int encode(const char *text, int32_t *ids, int most);

@@ -1,5 +1,5 @@
-/* Answer each line of the standard input by a label: ./predict LABELS [PROMPT.npy]
-   Reads score.bin, words.bin, LABELS (one label a line) and the prompt (tuned.npy). */
+/* Answer each line of standard input with a label: ./predict LABELS [PROMPT.npy]
+   Reads score.bin, words.bin, LABELS (one label per line) and the prompt (tuned.npy). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +19,7 @@ static void stop(const char *file, const char *told) {
   exit(2);
 }
 
-static int read_line(char *to, int size, FILE *file) { /* without its end; the rest of a longer line is dropped */
+static int read_line(char *to, int size, FILE *file) { /* without the line break; the rest of a longer line is dropped */
   if (!fgets(to, size, file)) return 0;
   if (!strchr(to, '\n'))
     for (int c = fgetc(file); c != '\n' && c != EOF;) c = fgetc(file);
@@ -42,7 +42,7 @@ static int read_labels(const char *name) {
   return count;
 }
 
-static void read_prompt(const char *name) { /* the numbers at the end of a .npy file */
+static void read_prompt(const char *name) { /* read the data at the end of a .npy file */
   FILE *file = fopen(name, "rb");
   if (!file || fseek(file, -(long)sizeof prompt, SEEK_END) || fread(prompt, 1, sizeof prompt, file) != sizeof prompt)
     stop(name, "cannot be read as a prompt of this program");

@@ -17,8 +17,8 @@ typedef struct {
   int32_t label, length, ids[INPUT_TOKENS];
 } Row;
 
-static int32_t head[6]; /* MAGIC, INPUT_TOKENS, TARGET_TOKENS, numbers of labels, of rows to learn from, of rows to test */
-static int32_t *labels; /* one for each label: its length, then TARGET_TOKENS ids */
+static int32_t head[6]; /* MAGIC, INPUT_TOKENS, TARGET_TOKENS, numbers of labels, training rows and test rows */
+static int32_t *labels; /* per label: length, then TARGET_TOKENS ids */
 static Row *rows;
 static int64_t ids[BATCH][INPUT_TOKENS], mask[BATCH][INPUT_TOKENS], targets[BATCH][TARGET_TOKENS];
 static float weights[BATCH][TARGET_TOKENS], prompt[VECTORS][WIDTH], gradient[VECTORS][WIDTH], mean[SIZE], square[SIZE];
@@ -51,7 +51,7 @@ static void read_rows(const char *name) {
   fclose(file);
 }
 
-static void place(int at, const Row *row, int label) { /* a row, with the ids of a label, into the batch */
+static void place(int at, const Row *row, int label) { /* put a row with the ids of a label into the batch */
   const int32_t *target = labels + label * (1 + TARGET_TOKENS);
   for (int i = 0; i < INPUT_TOKENS; i++) ids[at][i] = row->ids[i], mask[at][i] = i < row->length;
   for (int i = 0; i < TARGET_TOKENS; i++) targets[at][i] = target[1 + i], weights[at][i] = i < target[0];

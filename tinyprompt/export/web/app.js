@@ -1,30 +1,30 @@
-// The page around tune.js: rows from a text box or a file, curves while the prompt trains, bars while you type.
+// The page on top of tune.js: rows from a text box or a file, curves during training, bars while you type.
 
 import { guessColumns, holdOut, majority, readRow, readTable, rowsOf, writeRow } from "./rows.js";
 import { at, bars, curves, inside, say } from "./show.js";
 import { get, Model, train, writeNpy } from "./tune.js";
 
-const LIVE = 10; // steps after which the answer and the inside are drawn again while the prompt trains
-const LOOKS = 3; // parts of a training, after each of which held-out rows are answered:
-const SOME = 20; // so many of them, and all at the end
-const PATH = 60; // prompts that a path has at most
+const LIVE = 10; // steps between two updates of the answer and the views of the prompt during training
+const LOOKS = 3; // number of parts of a training, each of which ends with a score on held-out rows
+const SOME = 20; // held-out rows of such a score; the last score uses all
+const PATH = 60; // largest number of prompts of a path
 const OWN = "good: The soup was hot and the bread was fresh.\nbad: We waited an hour for cold soup.\n";
 const state = {
   model: null,
-  rows: [], // to train on
-  held: [], // to answer only
+  rows: [], // training rows
+  held: [], // rows for scores only
   words: [],
-  test: [], // rows of the demo task that are answered only
-  tokens: new Map(), // how many each text has
-  table: null, // lines of a file
-  notes: "", // what is to be known about its rows
+  test: [], // test rows of the demo task
+  tokens: new Map(), // number of tokens of each text
+  table: null, // the lines of a file
+  notes: "", // remarks about its rows
   name: "mine",
-  example: "", // the text to try, unless another one was typed
+  example: "", // the text to try, unless the visitor typed a text
   losses: [],
   scores: [],
   majority: null,
-  path: [], // the prompts so far, the first values in front
-  seen: null, // what the graph `look` said last
+  path: [], // the prompts so far, beginning with the first values
+  seen: null, // the last output of the graph `look`
   stop: false,
   training: false,
 };
@@ -41,13 +41,13 @@ function rows() {
   return { found, words };
 }
 
-// The number of tokens of a text. It is kept, for the rows are read again at every keystroke.
+// Return the number of tokens of a text. It is cached, since the rows are read at every keystroke.
 function tokens(text) {
   if (!state.tokens.has(text)) state.tokens.set(text, state.model.encode(text).length);
   return state.tokens.get(text);
 }
 
-// Read the rows, say what they are, and make ready to train; or say what is wrong with them.
+// Read the rows, describe them and enable training, or show the error in them.
 function read() {
   at("train").disabled = true;
   try {
@@ -74,20 +74,20 @@ function read() {
   }
 }
 
-// Put an example into the text to try, unless another text was typed there.
+// Put an example into the text to try, unless the visitor typed a text.
 function offer(example) {
   if (at("text").value === state.example) at("text").value = example;
   state.example = example;
 }
 
-// Show the rows of a demo task, or two to go on from.
+// Show the rows of a demo task, or two example rows.
 async function begin() {
   const task = at("task").value;
   try {
     const [all, test] = await Promise.all(
       (task ? ["train", "test"] : []).map(async part => demo(await (await get(`${task}.${part}.tsv`)).text())),
     );
-    if (task !== at("task").value) return; // another was chosen meanwhile
+    if (task !== at("task").value) return; // another task was chosen meanwhile
     at("rows").value = all ? all.map(writeRow).join("\n") : OWN;
     Object.assign(state, { test: test ?? [], table: null, notes: "", name: task || "mine", words: [] });
     at("columns").hidden = true;
@@ -98,7 +98,7 @@ async function begin() {
   }
 }
 
-// The rows of a .tsv file of the demo, with the columns input and target.
+// Return the rows of a .tsv file of the demo, with the columns input and target.
 function demo(text) {
   const [header, ...lines] = text
     .trim()
@@ -107,7 +107,7 @@ function demo(text) {
   return lines.map(fields => Object.fromEntries(header.map((name, i) => [name, fields[i]])));
 }
 
-// Take the rows of a file: guess its columns, and offer the others.
+// Read a file: guess its columns, and offer all columns for selection.
 async function take(file) {
   if (!file || state.training) return;
   try {
@@ -171,7 +171,7 @@ function draw() {
   );
 }
 
-// Keep the prompt as the next point of its path, and not too many of them.
+// Append the prompt to its path, and thin the path out if it is too long.
 function walk() {
   state.path.push(state.model.prompt.data.slice());
   if (state.path.length > PATH) state.path = state.path.filter((_, i) => i % 2 === 0 || i === state.path.length - 1);
@@ -220,7 +220,7 @@ async function run() {
 
 const beside = () => `majority class ${state.majority.toFixed(3)}`;
 
-// How many rows are answered right. said: is given how many were asked so far.
+// Return the accuracy on rows. said: receives the number of answered rows.
 async function score(of, said = () => {}) {
   let right = 0;
   let asked = 0;
@@ -233,7 +233,7 @@ async function score(of, said = () => {}) {
   return { accuracy: right / asked, asked };
 }
 
-// The accuracy at the end: on the held-out rows, or on those that it was trained on.
+// Return the final accuracy: on the held-out rows, or else on the training rows.
 async function final(done) {
   const of = state.held.length ? state.held : state.rows;
   const kind = state.tested
@@ -251,7 +251,7 @@ async function final(done) {
   return `accuracy ${accuracy.toFixed(3)} on ${asked} ${kind}${state.held.length ? `; ${beside()}` : ""}`;
 }
 
-// What cannot be changed while the prompt trains; and no screen reader reads every step aloud.
+// Disable the settings during training, and keep screen readers from reading every step.
 function busy(training) {
   for (const field of document.querySelectorAll(
     "#source :is(select, input, textarea), #steps, #rate, #share, #init, #device",
@@ -274,7 +274,7 @@ async function answer() {
   if (!text) at("answer").replaceChildren();
   try {
     const shares = text && (await model.classify(text, words));
-    if (turn !== asked) return; // a later text is on its way
+    if (turn !== asked) return; // a later call has started
     if (text) bars(words, shares);
     const seen = await model.look(text || state.example);
     if (turn !== asked) return;
@@ -285,7 +285,7 @@ async function answer() {
   }
 }
 
-// Draw the prompt from inside, as the graph last saw it.
+// Draw the views of the prompt from the last output of `look`.
 function see() {
   const { model, seen, path, words } = state;
   if (!seen || !path.length) return;
@@ -315,7 +315,7 @@ function save() {
 
 // ---- the page ----
 
-// Show the present task, or the bytes that have arrived.
+// Show the current step of loading, or the number of received bytes.
 function loading(said, bytes, total) {
   if (!bytes) return say("status", said);
   const mb = count => (count / 1e6).toFixed(1);
@@ -338,7 +338,7 @@ async function load() {
     state.loaded = (performance.now() - started) / 1000;
     busy(false);
     if (at("task").length) {
-      state.words = []; // the same rows on another device
+      state.words = []; // forces `read` to reset the prompt on the new device
       read();
     } else {
       [at("steps").value, at("rate").value, at("init").value] = [about.steps, about.learning_rate, about.init];
@@ -383,4 +383,4 @@ addEventListener("resize", () => {
 });
 load();
 
-export { state }; // for a look from the console: (await import("./app.js")).state
+export { state }; // for the console: (await import("./app.js")).state

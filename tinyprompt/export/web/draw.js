@@ -1,4 +1,4 @@
-// Drawings in SVG: charts of lines, a map of squares, paths in a plane. Knows no page.
+// Drawings in SVG: line charts, a map of squares, paths in a plane. Does not depend on the page.
 
 export function svg(name, attributes, text = "") {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -9,7 +9,7 @@ export function svg(name, attributes, text = "") {
 
 const points = list => list.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
 
-// About five round numbers from 0 to at least the highest value.
+// Return about five round numbers from 0 to at least the highest value.
 export function ticks(highest) {
   const rough = highest / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -18,8 +18,8 @@ export function ticks(highest) {
   return Array.from({ length: Math.ceil(highest / unit - 1e-9) + 1 }, (_, i) => Number((i * unit).toFixed(digits)));
 }
 
-// A chart over steps 1 to `steps`. lines: { kind, points: [[step, value]], dots }. The axis begins at 0 and ends above
-// the highest value, or at `highest`.
+// Draw a chart over steps 1 to `steps`. lines: { kind, points: [[step, value]], dots }. The axis begins at 0 and ends
+// above the highest value, or at `highest`.
 export function chart(node, lines, steps, highest) {
   const { clientWidth: width, clientHeight: height } = node;
   const values = lines.flatMap(({ points }) => points.map(([, value]) => value));
@@ -41,7 +41,7 @@ export function chart(node, lines, steps, highest) {
   );
 }
 
-// A map of squares, the darker the greater: a row for each name, a numbered column for each value.
+// Draw a map of squares: a row per name, a numbered column per value. Greater values are darker.
 export function squares(node, names, rows) {
   const { clientWidth: width } = node;
   const [left, top, high] = [Math.min(96, width / 4), 18, 16];
@@ -77,12 +77,12 @@ export function squares(node, names, rows) {
   );
 }
 
-// Paths in a plane, [[x, y], ...] each, from a ring to a dot with the path's number; `names` stand at the first rings.
+// Draw paths in a plane, [[x, y], ...] each, from a ring to a numbered dot; `names` label the first rings.
 export function paths(node, list, names) {
   const { clientWidth: width, clientHeight: height } = node;
   const [xs, ys] = [0, 1].map(axis => list.flat().map(point => point[axis]));
   const [[x0, x1], [y0, y1]] = [xs, ys].map(values => [Math.min(...values), Math.max(...values)]);
-  const scale = Math.min((width - 96) / (x1 - x0 || 1), (height - 48) / (y1 - y0 || 1)); // the same for both axes
+  const scale = Math.min((width - 96) / (x1 - x0 || 1), (height - 48) / (y1 - y0 || 1)); // one scale for both axes
   const place = ([x, y]) => [width / 2 + (x - (x0 + x1) / 2) * scale, height / 2 - (y - (y0 + y1) / 2) * scale];
   const text = ([x, y], said, kind) => svg("text", { class: kind, x: x + 6, y: y + 4 }, said);
   const placed = list.map(path => path.map(place));

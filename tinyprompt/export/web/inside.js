@@ -1,6 +1,7 @@
-// What the graph `look` says of a prompt, made ready to show: nearest pieces, attention, directions. Knows no page.
+// Views of a prompt from the outputs of the graph `look`: nearest pieces, attention, directions. Does not depend on
+// the page.
 
-// The k ids below `size` with the greatest cosine of each row, best first: [{ id, cosine }, ...] each.
+// Return, for each row, the k ids below `size` with the greatest cosines, best first: [{ id, cosine }, ...].
 // values: (rows, columns).
 export function nearest(values, columns, size, k) {
   return Array.from({ length: values.length / columns }, (_, row) => {
@@ -23,8 +24,8 @@ function dot(a, b) {
 
 export const norm = x => Math.sqrt(dot(x, x));
 
-// The two directions in which vectors differ most from their mean (PCA), and the share of the variance in them.
-// points: arrays of length D. Orthogonal iteration; it starts at `before`, so that a picture does not turn over.
+// Return the two directions of greatest variance (PCA), and their share of the variance.
+// points: arrays of length D. Orthogonal iteration that starts at `before`, so that a picture does not flip.
 export function directions(points, before) {
   const D = points[0].length;
   const mean = new Float64Array(D);

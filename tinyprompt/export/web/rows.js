@@ -1,4 +1,4 @@
-// Rows of a text box and of files, and the rows that are held out. Knows no page and no model.
+// Rows of a text box and of files, and held-out rows. Does not depend on the page or the model.
 //
 // Rows are { input, target }, both texts.
 
@@ -13,7 +13,7 @@ export function writeRow({ input, target }) {
   return `${/[:"]/.test(target) ? `"${target.replaceAll('"', '""')}"` : target}: ${input}`;
 }
 
-// Throws for a line without a label or a text.
+// Throw for a line without a label or a text.
 export function readRow(line, number) {
   const [, quoted, plain, input] = line.match(/^\s*(?:"([^"]*(?:""[^"]*)*)"|([^:]*[^:\s]))\s*:\s*(\S.*)$/s) ?? [];
   const target = quoted?.replaceAll('""', '"').trim() ?? plain;
@@ -23,8 +23,8 @@ export function readRow(line, number) {
 
 // ---- files: fields between tabs, commas or semicolons; between tabs a quote is a character, as in `tune` ----
 
-// The bytes of a file as { lines, numbers }: the fields of each line, and where it begins. Throws for other encodings,
-// a quote that is out of place, and lines of different lengths.
+// Parse a file into { lines, numbers }: the fields of each line, and the line's number. Throw for other encodings,
+// misplaced quotes, and lines of different lengths.
 export function readTable(bytes) {
   let text;
   try {
@@ -70,7 +70,7 @@ export function readTable(bytes) {
   return { lines, numbers };
 }
 
-// Which columns are the text and the label, and whether the first line names them: by the names, else by the values.
+// Guess the columns of text and label, and whether the first line is a header: by the names, else by the values.
 export function guessColumns({ lines }) {
   const columns = lines[0].map((name, i) => ({
     i,
@@ -89,7 +89,8 @@ export function guessColumns({ lines }) {
   return { text: text.i, label: label.i, header: LABEL.test(label.name) || !label.values.includes(lines[0][label.i]) };
 }
 
-// The rows of two columns, how many lines lack a text or a label, and how many rows look quoted as in CSV.
+// Return the rows of two columns, the number of lines without a text or a label, and the number of rows that look
+// quoted as in CSV.
 export function rowsOf({ lines }, { text, label, header }) {
   const all = lines
     .slice(header ? 1 : 0)
@@ -101,8 +102,8 @@ export function rowsOf({ lines }, { text, label, header }) {
 
 // ---- held-out rows ----
 
-// Keep a share of the texts of each label apart. The text alone decides which, so neither the order of the rows nor
-// another run changes it. Copies of a text stay together, and every label keeps a text.
+// Hold out a share of the texts of each label. The choice depends on the text only, so the order of the rows or another
+// run does not change it. Copies of a text stay together, and every label keeps a text.
 export function holdOut(rows, share) {
   const targets = new Map();
   for (const { input, target } of rows) if (!targets.has(input)) targets.set(input, target);
@@ -117,7 +118,7 @@ export function holdOut(rows, share) {
   return { rows: rows.filter(row => !apart.has(row.input)), held: rows.filter(row => apart.has(row.input)) };
 }
 
-// A number below 2 ** 32 (FNV-1a, and a last mixing).
+// Hash a text to a number below 2 ** 32 (FNV-1a with a final mix).
 function hash(text) {
   let h = 0x811c9dc5;
   for (const byte of new TextEncoder().encode(text)) h = Math.imul(h ^ byte, 0x01000193);
@@ -125,7 +126,7 @@ function hash(text) {
   return (h ^ (h >>> 13)) >>> 0;
 }
 
-// The accuracy of the most frequent label of some rows on others.
+// Return the accuracy of the most frequent label of the training rows on held-out rows.
 export function majority(rows, others) {
   const times = new Map();
   for (const { target } of rows) times.set(target, (times.get(target) ?? 0) + 1);

@@ -1,4 +1,4 @@
-// Parts of the page that are drawn again and again: bars, the curves, the prompt from inside.
+// Parts of the page that are redrawn often: bars, curves, and the views of the prompt.
 
 import { chart, paths, squares } from "./draw.js";
 import { directions, norm } from "./inside.js";
@@ -15,7 +15,7 @@ export function say(id, text, wrong = false) {
   at(id).className = wrong ? "wrong" : at(id).className.includes("small") ? "quiet small" : "quiet";
 }
 
-// A bar for each word.
+// Draw a bar for each word.
 export function bars(words, shares) {
   const best = Math.max(...shares);
   at("answer").replaceChildren(
@@ -33,7 +33,7 @@ export function bars(words, shares) {
   );
 }
 
-// The loss of each step, its mean over a window, and the accuracy on rows that are held out. scores: [[step, share]].
+// Draw the loss of each step, its mean over a window, and the accuracy on held-out rows. scores: [[step, share]].
 export function curves({ losses, scores, majority }, steps) {
   const means = losses.slice(WINDOW - 1).map((_, i) => average(losses.slice(i, i + WINDOW)));
   const each = losses.map((loss, i) => [i + 1, loss]);
@@ -64,8 +64,9 @@ export function curves({ losses, scores, majority }, steps) {
   at("scores").setAttribute("aria-label", `Accuracy: ${last}; majority class ${majority.toFixed(3)}`);
 }
 
-// The prompt from inside. seen: what `Model.look` returns. path: the prompts so far, the first values in front. words:
-// the labels that the first vectors began as. Returns the directions of the picture, for the next one.
+// Draw the views of the prompt. seen: the result of `Model.look`. path: the prompts so far, beginning with the first
+// values. words: the labels from which the first vectors started. Return the directions of the picture, which the next
+// call takes.
 export function inside(model, seen, path, words, axes) {
   const [P, D] = model.prompt.shape;
   const near = model.nearest(seen.cosine, NEAR);

@@ -1,4 +1,4 @@
-// Text to ids as tinyprompt does it. The table says what each character becomes: other letters, a break, nothing.
+// Convert text to ids like tinyprompt. A table maps each character to other letters, a word break or nothing.
 
 const EOS = 1; // ends every text
 
@@ -19,7 +19,7 @@ export class Tokenizer {
     return [...parts.flat(), EOS];
   }
 
-  // The text of an id.
+  // Return the text of an id.
   piece(id) {
     return this.texts.get(id) ?? `<${id}>`;
   }
@@ -30,7 +30,7 @@ export class Tokenizer {
     return words.flatMap(word => this.word([...word]));
   }
 
-  // The table has rows [first, last, text] in order; a letter that it lacks stays itself.
+  // The table has sorted rows [first, last, text]; a letter outside the table is unchanged.
   becomes(letter) {
     const code = letter.codePointAt(0);
     let [low, high] = [0, this.table.length];
@@ -43,7 +43,7 @@ export class Tokenizer {
     return first <= code ? text : letter;
   }
 
-  // The longest piece, again and again (WordPiece). A word with an unknown piece is unknown.
+  // Take the longest piece repeatedly (WordPiece). A word with an unknown piece is unknown.
   word(letters) {
     const ids = [];
     for (let start = 0, end; start < letters.length; start = end) {

@@ -1,9 +1,9 @@
-// Prompt tuning in JavaScript, around three graphs that tinyprompt exported. Knows no page.
+// Prompt tuning in JavaScript with three graphs exported by tinyprompt. Does not depend on the page.
 //
 // step.onnx: (prompt, rows) -> loss, and its gradient with respect to the prompt.
 // rank.onnx: (prompt, one text, label words) -> the log probability of each word.
 // look.onnx: (prompt, one text) -> cosines to the vocabulary, attention to the prompt, embeddings of the text.
-// The weights of T5 lie in the graphs and never change. Only the prompt does, P vectors of width D, by Adam.
+// The graphs contain the weights of T5, which never change. Adam trains the prompt only: P vectors of width D.
 //
 // Rows are { input, target }, both texts.
 
@@ -16,10 +16,10 @@ const RUNTIME = { wasm: "ort-wasm-simd-threaded.wasm", webgpu: "ort-wasm-simd-th
 
 // ---- arrays and files ----
 
-// A .npy file of float32, as numpy.save writes it and numpy.load reads it (numpy.lib.format describes it).
+// Read a .npy file of float32 (numpy.lib.format documents the format).
 export function readNpy(buffer) {
   const view = new DataView(buffer);
-  const length = view.getUint16(8, true); // behind "\x93NUMPY" and the version 1.0
+  const length = view.getUint16(8, true); // after "\x93NUMPY" and the version 1.0
   const header = new TextDecoder().decode(new Uint8Array(buffer, 10, length));
   const shape = header
     .match(/'shape': \(([^)]*)\)/)[1]
@@ -32,21 +32,21 @@ export function readNpy(buffer) {
 
 export function writeNpy({ data, shape }) {
   let header = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(", ")}), }`;
-  header = header.padEnd(Math.ceil((header.length + 11) / 64) * 64 - 11) + "\n"; // the data begin at a multiple of 64
+  header = header.padEnd(Math.ceil((header.length + 11) / 64) * 64 - 11) + "\n"; // align the data to 64 bytes
   const start = new Uint8Array(10 + header.length);
   start.set([0x93, ...new TextEncoder().encode("NUMPY"), 1, 0, header.length % 256, header.length >> 8]);
   start.set(new TextEncoder().encode(header), 10);
   return new Blob([start, data], { type: "application/octet-stream" });
 }
 
-// What lies beside the page.
+// Fetch a file from the folder of the page.
 export async function get(path) {
   const reply = await fetch(path, { cache: "no-cache" }).catch(() => null);
   if (!reply?.ok) throw Error(`${path} cannot be loaded; serve the folder, for example by: python -m http.server`);
   return reply;
 }
 
-// The bytes of a file. arrived: is given the number of each part's bytes.
+// Return the bytes of a file. arrived: receives the size of each part.
 async function bytes(path, arrived = () => {}) {
   const reader = (await get(path)).body.getReader();
   const parts = [];
@@ -80,13 +80,13 @@ export class Adam {
 // ---- the model ----
 
 export class Model {
-  // Load everything beside this page. device: "wasm" or "webgpu". said: is given the present task, and the bytes of the
-  // weights and the runtime that have arrived, and their total.
+  // Load the files of the page. device: "wasm" or "webgpu". said: receives the current step and, while weights and
+  // runtime load, the received and the total bytes.
   static async open(device = "wasm", said = () => {}) {
     const self = new Model();
     const ort = (self.ort = await import(`./vendor/ort.${device}.bundle.min.mjs`));
     ort.env.logLevel = "error";
-    ort.env.wasm.proxy = device === "wasm"; // compute in a worker, so that the page stays awake
+    ort.env.wasm.proxy = device === "wasm"; // compute in a worker, so that the page stays responsive
     said("loading the page's data");
     const about = (self.about = await (await get("page.json")).json());
     self.tokenizer = new Tokenizer(await (await get("tokenizer.json")).json());
@@ -119,7 +119,7 @@ export class Model {
     await Promise.all(Object.values(this.graphs).map(graph => graph.release()));
   }
 
-  // Whether WebGPU is there, and computes with weights of this type.
+  // Return whether WebGPU is available and supports weights of this type.
   static async runsOnGpu({ weights_dtype }) {
     const adapter = await navigator.gpu?.requestAdapter();
     return (
@@ -132,7 +132,7 @@ export class Model {
     return this.tokenizer.encode(text);
   }
 
-  // Throw for label words that the graphs cannot hold, that have no token, or that have the same tokens.
+  // Throw for label words that are too long for the graphs, have no token, or have the same tokens.
   check(words) {
     const ids = words.map(word => this.encode(word));
     const most = this.about.target_tokens;
@@ -151,7 +151,7 @@ export class Model {
     if (twin > 0) throw Error(`The labels ${first} and ${second} are the same to the tokenizer; choose others.`);
   }
 
-  // Texts as input_ids and attention_mask, (texts, L). A longer text loses its end, but keeps eos.
+  // Convert texts to input_ids and attention_mask, (texts, L). A longer text is truncated, but keeps eos.
   inputs(texts) {
     const L = this.about.input_tokens;
     const ids = new BigInt64Array(texts.length * L);
@@ -167,7 +167,7 @@ export class Model {
     return { input_ids: this.tensor(ids, [texts.length, L]), attention_mask: this.tensor(mask, [texts.length, L]) };
   }
 
-  // Words as labels and weights, which are 1 at tokens and 0 at padding. Shape (..., T), with room for all rows of it.
+  // Convert words to labels and weights, which are 1 at tokens and 0 at padding. Shape (..., T); missing rows are 0.
   labels(words, shape) {
     const T = this.about.target_tokens;
     const size = shape.reduce((a, b) => a * b) * T;
@@ -186,15 +186,15 @@ export class Model {
     return new this.ort.Tensor(data instanceof Float32Array ? "float32" : "int64", data, shape);
   }
 
-  // Run a graph with a prompt. One run at a time: the next waits for its turn.
+  // Run a graph with a prompt. Runs wait for each other.
   run(name, inputs, { data, shape } = this.prompt) {
-    const prompt = () => this.tensor(data.slice(), shape); // a copy: the worker keeps it
+    const prompt = () => this.tensor(data.slice(), shape); // a copy, since the worker takes it over
     const out = this.queue.then(() => this.graphs[name].run({ prompt: prompt(), ...inputs }));
     this.queue = out.catch(() => {});
     return out;
   }
 
-  // The loss of some rows (batch_size of them), and its gradient with respect to the prompt.
+  // Return the loss of batch_size rows, and its gradient with respect to the prompt.
   async gradient(rows) {
     const labels = this.labels(
       rows.map(row => row.target),
@@ -204,7 +204,7 @@ export class Model {
     return { loss: loss.data[0], gradient: gradient.data };
   }
 
-  // The probability of each label word for a text: rank classification. The graph takes a few words at once.
+  // Return the probability of each label word for a text: rank classification. The graph takes a few words at once.
   async classify(text, words) {
     const most = this.about.labels;
     const scores = [];
@@ -219,7 +219,7 @@ export class Model {
     return shares.map(share => share / sum);
   }
 
-  // A prompt from inside: its cosines to the vocabulary (P, V), and the attention of each token of a text (tokens, P).
+  // Return a prompt's cosines to the vocabulary (P, V), and the attention of each token of a text to it (tokens, P).
   async look(text, prompt = this.prompt) {
     const { cosine, attention } = await this.run("look", this.inputs([text]), prompt);
     const ids = this.encode(text).slice(0, this.about.input_tokens);
@@ -231,13 +231,13 @@ export class Model {
     };
   }
 
-  // The k nearest pieces of each vector, best first: [{ piece, cosine }, ...] each. cosine: (P, V).
+  // Return the k nearest pieces of each vector, best first: [{ piece, cosine }, ...]. cosine: (P, V).
   nearest(cosine, k) {
     const found = nearest(cosine, cosine.length / this.given.shape[0], this.tokenizer.size, k);
     return found.map(row => row.map(({ id, cosine }) => ({ piece: this.tokenizer.piece(id), cosine })));
   }
 
-  // The mean cosine of random vectors to their nearest pieces.
+  // Return the mean cosine of random vectors to their nearest pieces.
   async byChance() {
     const { data, shape } = this.given;
     const next = random(1);
@@ -246,7 +246,7 @@ export class Model {
     return this.nearest(cosine, 1).reduce((sum, [best]) => sum + best.cosine, 0) / shape[0];
   }
 
-  // The mean embedding of a word's pieces, (D,).
+  // Return the mean embedding of a word's pieces, (D,).
   async embed(word) {
     const D = this.first.shape[1];
     const { embedding } = await this.run("look", this.inputs([word]));
@@ -258,8 +258,8 @@ export class Model {
     });
   }
 
-  // Set the prompt to its first values: the embeddings of words, then the vectors of prompt.npy. Of two calls at once,
-  // the later decides. Returns whether this call did.
+  // Set the prompt to its first values: the embeddings of words, then the vectors of prompt.npy. If two calls overlap,
+  // the later call wins. Return whether this call won.
   async begin(words = []) {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const vectors = [];
@@ -275,7 +275,7 @@ export class Model {
 
 // ---- training ----
 
-// Random numbers from 0 to 1 that a seed repeats (mulberry32).
+// Return a seeded generator of random numbers from 0 to 1 (mulberry32).
 export function random(seed) {
   return () => {
     let t = (seed += 0x6d2b79f5);
@@ -285,7 +285,7 @@ export function random(seed) {
   };
 }
 
-// Full batches without end. Every epoch is shuffled; the last rows of one open the next.
+// Yield full batches endlessly. Every epoch is shuffled; its last rows begin the first batch of the next epoch.
 export function* batches(rows, size, seed = 0) {
   const next = random(seed);
   for (let waiting = []; ;) {
