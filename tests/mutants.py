@@ -158,14 +158,14 @@ MUTANTS = [
         "test_device.py::test_64_bit_numbers_are_refused_on_a_32_bit_provider",
     ),
     Mutant(
-        "a function without a gradient is right",
+        "check accepts a function without a gradient",
         "check/ledger",
         'if all(f.engine == "value" for f in findings):',
         "if False:",
         "test_check.py::test_a_primitive_without_a_rule_fails",
     ),
     Mutant(
-        "finite differences of NaN are right",
+        "check accepts finite differences of NaN",
         "check/ledger",
         'default=float("nan")',
         "default=0.0",
@@ -200,7 +200,7 @@ MUTANTS = [
         "test_t5.py::test_buckets_equal_transformers_at_every_distance",
     ),
     Mutant(
-        "the bucket's logarithm in float64",
+        "the logarithm of a bucket is computed in float64",
         "t5",
         "onp.maximum(distance, 1).astype(onp.float32) / onp.float32(exact)",
         "onp.maximum(distance, 1).astype(onp.float64) / onp.float64(exact)",
@@ -221,7 +221,7 @@ MUTANTS = [
         PARITY,
     ),
     Mutant(
-        "scores divided by sqrt(d_kv), as everywhere but in T5",
+        "scores are divided by sqrt(d_kv), as in other transformers",
         "t5",
         'queries_BHTK = heads(ops.linear(x, q["weight"]), config)',
         'queries_BHTK = heads(ops.linear(x, q["weight"]), config) / config.d_kv**0.5',
@@ -242,14 +242,14 @@ MUTANTS = [
         PARITY,
     ),
     Mutant(
-        "the prompt behind the input",
+        "the prompt follows the input",
         "t5",
         "np.concatenate([ops.broadcast_to(prompt, rows), x], axis=1)",
         "np.concatenate([x, ops.broadcast_to(prompt, rows)], axis=1)",
         PARITY,
     ),
     Mutant(
-        "every row gets the first row's prompt",
+        "every row gets the prompt of the first row",
         "t5",
         'prompt = weights["prompt"]["embedding"]',
         'prompt = weights["prompt"]["embedding"]\n        prompt = prompt[0] if prompt.ndim == 3 else prompt',
@@ -372,7 +372,7 @@ MUTANTS = [
         LOWERED,
     ),
     Mutant(
-        "the low-rank product is taken away",
+        "the low-rank product is subtracted",
         "methods",
         'ops.widen(frozen[weight]) + added[name[:-1] + "b"] @ value',
         'ops.widen(frozen[weight]) - added[name[:-1] + "b"] @ value',
@@ -393,7 +393,7 @@ MUTANTS = [
         f"{METHODS}[p-tuning]",
     ),
     Mutant(
-        "a prefix at the places of the first tokens",
+        "a prefix at the positions of the first tokens",
         "t5",
         "onp.concatenate([onp.arange(first, 0), positions])",
         "onp.concatenate([onp.arange(-first), positions])",
@@ -407,7 +407,11 @@ MUTANTS = [
         CACHE,
     ),
     Mutant(
-        "beams keep the past of others", "decode", "keys if origin is None else np.take(keys, origin, 0)", "keys", CACHE
+        "beams keep the cache of other beams",
+        "decode",
+        "keys if origin is None else np.take(keys, origin, 0)",
+        "keys",
+        CACHE,
     ),
     Mutant(
         "the end of a text is not counted in its length",
@@ -417,7 +421,7 @@ MUTANTS = [
         "test_decode.py::test_numpy_writes_the_texts_of_transformers",
     ),
     Mutant(
-        "a search stops whatever the length penalty",
+        "a search ignores the length penalty when it stops",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] > best[:, -1]",
@@ -431,14 +435,14 @@ MUTANTS = [
         "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
-        "a search stops by the length that is yet to come",
+        "a search stops by the length of the next step",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] / (length + 1) ** length_penalty > best[:, -1]",
         "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
-        "a search stops by the most tokens there may be",
+        "a search stops by the largest possible length",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, 0] / max_tokens**length_penalty > best[:, -1]",
@@ -452,7 +456,7 @@ MUTANTS = [
         "test_decode.py::test_beam_search_ends_where_transformers_ends",
     ),
     Mutant(
-        "a search goes on from the worst running text",
+        "a search continues from the worst running text",
         "decode",
         "unfinished &= scores[:, 0] / length**length_penalty > best[:, -1]",
         "unfinished &= scores[:, -1] / length**length_penalty > best[:, -1]",
@@ -487,7 +491,7 @@ MUTANTS = [
         "test_metrics.py::test_macro_f1_averages_the_labels",
     ),
     Mutant(
-        "the mean over tasks is one over metrics",
+        "the mean over tasks is a mean over metrics",
         "tasks/registry",
         "float(np.mean([one.mean for one in parts.values()]))",
         "float(np.mean(list(found.values())))",
@@ -529,21 +533,21 @@ MUTANTS = [
         "test_details.py::test_the_learning_rate_follows_the_step",
     ),
     Mutant(
-        "no shuffling",
+        "rows are not shuffled",
         "data",
         "waiting += rng.permutation(len(rows)).tolist()",
         "waiting += list(range(len(rows)))",
         "test_details.py::test_rows_are_shuffled_differently_in_each_epoch",
     ),
     Mutant(
-        "sequences side by side see each other",
+        "parallel sequences see each other",
         "t5",
         "onp.kron(onp.eye(sequences), onp.tri(length))",
         "onp.kron(onp.tri(sequences), onp.tri(length))",
         "test_predict.py::test_parallel_sequences_do_not_see_each_other",
     ),
     Mutant(
-        "sequences side by side stand behind each other",
+        "parallel sequences get consecutive positions",
         "t5",
         "positions = onp.arange(x.shape[1]) % shape[-1]",
         "positions = onp.arange(x.shape[1])",
@@ -564,7 +568,7 @@ MUTANTS = [
         "test_predict.py::test_rank_ignores_padding_of_a_label",
     ),
     Mutant(
-        "the first token of a label is scored behind another one",
+        "the first token of a label is scored after a wrong token",
         "decode",
         "logits_of(states[:, 0, 0])",
         "logits_of(states[:, 0, -1])",
@@ -585,7 +589,7 @@ MUTANTS = [
         "test_device.py::test_a_recorded_run_reads_its_current_inputs",
     ),
     Mutant(
-        "in bf16 what is read in float32 too is rounded",
+        "bf16 rounds arrays that are also read in float32",
         "lowering/halves",
         "and not all(u.name in found",
         "and not any(u.name in found",
@@ -641,7 +645,7 @@ MUTANTS = [
         "test_details.py::test_mt5_is_never_tied",
     ),
     Mutant(
-        "no dropout on the weights of attention for few queries",
+        "attention for few queries has no dropout on its weights",
         "t5",
         'weights_BNL = visit("attention_weights", ops.softmax(scores_BHTL))',
         "weights_BNL = ops.softmax(scores_BHTL)",
@@ -676,14 +680,14 @@ MUTANTS = [
         "test_study.py::test_two_simultaneous_commands_share_the_cells",
     ),
     Mutant(
-        "a study is not known by its rows",
+        "the key of a cell does not cover the rows",
         "study/grid",
         "self.shots, self.task.digest, self.fingerprint",
         "self.shots, self.fingerprint",
         "test_study.py::test_the_key_of_a_cell_covers_everything_that_affects_its_result",
     ),
     Mutant(
-        "the spread is that of all seeds there are",
+        "the spread is computed over all existing seeds",
         "study/summary",
         "statistics.stdev(",
         "statistics.pstdev(",
@@ -697,14 +701,14 @@ MUTANTS = [
         "test_details.py::test_the_cases_of_a_check_reach_the_last_bucket",
     ),
     Mutant(
-        "a batch does not wait for others",
+        "a batch does not wait for more rows",
         "serve/batcher",
         "max(left, 0))",
         "0)",
         "test_serve.py::test_a_row_waits_briefly_for_more_rows",
     ),
     Mutant(
-        "a full batch waits on",
+        "a full batch keeps waiting",
         "serve/batcher",
         "len(self._queue) >= size or",
         "len(self._queue) > size or",
@@ -718,21 +722,21 @@ MUTANTS = [
         "test_serve.py::test_the_queue_is_bounded_and_urgent_rows_come_first",
     ),
     Mutant(
-        "urgent rows come in the wrong order",
+        "urgent rows are answered in the wrong order",
         "serve/batcher",
         "extendleft(reversed(places))",
         "extendleft(places)",
         "test_serve.py::test_the_queue_is_bounded_and_urgent_rows_come_first",
     ),
     Mutant(
-        "rows are computed that nobody waits for",
+        "cancelled rows are computed",
         "serve/batcher",
         "batch += [] if place.future.done() else [place]",
         "batch += [place]",
         "test_serve.py::test_cancelled_rows_are_not_computed_and_take_no_room",
     ),
     Mutant(
-        "a row fails the batch",
+        "a bad row fails the whole batch",
         "serve/batcher",
         "for place in batch if len(batch) > 1 else ():",
         "for place in ():",
@@ -746,7 +750,7 @@ MUTANTS = [
         "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
     ),
     Mutant(
-        "half of a character passes",
+        "an unpaired surrogate is accepted",
         "serve/app",
         "check_text(text, f\"row {number}: 'input'\")",
         "pass",
@@ -760,7 +764,7 @@ MUTANTS = [
         "test_serve.py::test_a_prompt_that_cannot_answer_is_not_used",
     ),
     Mutant(
-        "prompts that are gone stay",
+        "deleted prompts stay in use",
         "serve/app",
         "self.tasks.items() if name in self.prompts}",
         "self.tasks.items()}",
@@ -795,7 +799,7 @@ MUTANTS = [
         "test_serve.py::test_only_this_machine_and_allowed_sites_may_ask",
     ),
     Mutant(
-        "a browser's word on the site is not read",
+        "the header Sec-Fetch-Site is ignored",
         "serve/app",
         '== "cross-site"',
         '== "none at all"',
@@ -823,7 +827,7 @@ MUTANTS = [
         "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
     ),
     Mutant(
-        "errors have no bound",
+        "errors have unlimited length",
         "serve/app",
         "told if len(told) <= LONGEST",
         "told if told",
@@ -844,14 +848,14 @@ MUTANTS = [
         "test_serve.py::test_invalid_requests_are_refused_with_a_reason",
     ),
     Mutant(
-        "silent connections stay",
+        "silent connections stay open",
         "serve/app",
         "self.loop.call_later(self.timeout_keep_alive, transport.abort)",
         "self.loop.call_later(99, transport.abort)",
         "test_serve.py::test_silent_connections_are_cut_off_soon",
     ),
     Mutant(
-        "a client that ends its side is not answered",
+        "a client that closes its sending side is not answered",
         "serve/app",
         "return self.under_way and not self.cycle.more_body",
         "return False",
@@ -872,7 +876,7 @@ MUTANTS = [
         "test_serve.py::test_a_deleted_prompt_leaves_no_counter",
     ),
     Mutant(
-        "an answer brings a counter back",
+        "a late answer restores a counter",
         "serve/metrics",
         "if name in known:",
         "if name:",
@@ -893,14 +897,14 @@ MUTANTS = [
         "test_prompts.py::test_two_writers_never_produce_a_mixture",
     ),
     Mutant(
-        "files of an adapter need not belong together",
+        "files of an adapter may have different versions",
         "files/prompts",
         "if found and state(folder) == before:",
         "if found:",
         "test_prompts.py::test_an_adapter_that_changes_during_reading_is_read_again",
     ),
     Mutant(
-        "an unforeseen error of an entry is not named",
+        "an unexpected error of an entry is not named",
         "files/prompts",
         'f"{path}: {type(error).__name__}: {error}"',
         "str(error)",
@@ -921,7 +925,7 @@ MUTANTS = [
         "test_prompts.py::test_a_recently_written_prompt_is_read_again",
     ),
     Mutant(
-        "a late answer is not told",
+        "a late answer is not reported",
         "serve/app",
         "stage = HTTPException(504",
         "stage = HTTPException(408",
@@ -935,7 +939,7 @@ MUTANTS = [
         "test_golden.py::test_padding_of_the_encoder_is_not_compared",
     ),
     Mutant(
-        "golden: the judge names faults by the alphabet",
+        "golden: the judge sorts faults alphabetically",
         "golden/judge",
         'order = [one for one in index["order"][kind] if one in found]',
         'order = sorted(one for one in index["order"][kind] if one in found)',
@@ -1076,7 +1080,7 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "return T * (K + L) < K * L",
         "T * (K + L) < K * L",
         "T * (K + L) <= K * L",
-    ): "of two ways that cost the same either will do",
+    ): "two methods of equal cost are interchangeable",
     (
         "lowering/rules",
         "np.squeeze: lambda a, axis=None: reshape(a, np.squeeze(np.broadcast_to(False, a.shape), axis).shape),",
@@ -1106,23 +1110,23 @@ EQUIVALENT: dict[tuple[str, str, str, str], str] = {
         "for length in range(1, max_tokens + 1):",
         "1",
         "2",
-    ): "with max_tokens all texts end, and so does the search",
-    ("lowering/rules", "limits.append((0, 0, axis, 1))", "0", "1"): "from 1 to 0 there is nothing either",
-    ("lowering/rules", "limits.append((0, 0, axis, 1))", "1", "2"): "nothing is nothing in any steps",
+    ): "all texts end with max_tokens, so the search ends too",
+    ("lowering/rules", "limits.append((0, 0, axis, 1))", "0", "1"): "the range from 1 to 0 is empty too",
+    ("lowering/rules", "limits.append((0, 0, axis, 1))", "1", "2"): "an empty range is empty with any step",
     (
         "lowering/rules",
         "limits.append((start, stop if stop >= 0 else -n - 1, axis, step))",
         "1",
         "2",
     ): "both are before the first element",
-    ("device/sessions", "self.recorded, self.refused = 0, False", "0", "1"): "the first number may be any",
-    ("device/sessions", "self.recorded += 1", "1", "2"): "each recorded graph has a number of its own, whichever",
+    ("device/sessions", "self.recorded, self.refused = 0, False", "0", "1"): "the first number is arbitrary",
+    ("device/sessions", "self.recorded += 1", "1", "2"): "each recorded graph needs only a unique number",
     (
         "ensemble",
         "return max(votes, key=lambda text: (votes[text], means.get(text, 0.0)))",
         "0.0",
         "1.0",
-    ): "free text has no means: all have this one",
+    ): "free text has no means, so all answers get this value",
 }
 OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
