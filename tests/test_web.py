@@ -410,7 +410,7 @@ def test_a_file_can_be_dropped(browser):
     drop += (
         "document.getElementById('rows').dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }))"
     )
-    opened(browser).execute_script(drop, '\ufeffgood\tThe soup was hot.\nbad\tCold soup\ngood\tKind staff\n')
+    opened(browser).execute_script(drop, "\ufeffgood\tThe soup was hot.\nbad\tCold soup\ngood\tKind staff\n")
     until(lambda: "3 rows" in said(browser, "counted"))  # no line is a header
     assert [row["target"] for row in compute(browser, "state.rows")] == ["good", "bad", "good"]
     for text, message in {

@@ -176,7 +176,7 @@ def onnx_file(
     given = [x for x in proto.graph.input if x.name not in stored]
     del proto.graph.input[:]
     proto.graph.input.extend(given)
-    read = {name for node in proto.graph.node for name in node.input}
+    read = graph.reads()
     for name, value in stored.items():
         if name not in read:  # ONNX Runtime warns of such a weight
             continue

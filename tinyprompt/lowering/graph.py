@@ -12,6 +12,7 @@ Equal nodes are emitted once. Nodes that no output needs are dropped.
 """
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -256,9 +257,13 @@ class Graph:
         self.inputs = [x for x in self.inputs if x.name not in replaced]
         return self
 
+    def reads(self) -> Counter[str]:
+        """Count how many times the nodes and the outputs read each array."""
+        return Counter([i.name for x in self.nodes for i in x.inputs] + [x.name for x in self.outputs])
+
     def drop_unread_inputs(self) -> None:
         """Drop the inputs that no node reads. ONNX Runtime would copy them from the GPU in every run."""
-        read = {i.name for x in self.nodes for i in x.inputs} | {x.name for x in self.outputs}
+        read = self.reads()
         self.inputs = [x for x in self.inputs if x.name in read]
 
     def all_inputs(self) -> list[Traced]:
@@ -270,11 +275,10 @@ class Graph:
 
         A scatter may overwrite its input if the graph does not read or return that input elsewhere.
         """
-        read = [i.name for x in self.nodes for i in x.inputs] + [x.name for x in self.outputs]
-        inputs = {x.name for x in self.inputs}
+        read, inputs = self.reads(), {x.name for x in self.inputs}
         for x in outputs:
             place = x.inputs[0].name if x.op == "ScatterND" and not x.attributes else None
-            self.kept[x.name] = place if place in inputs and read.count(place) == 1 else None
+            self.kept[x.name] = place if place in inputs and read[place] == 1 else None
 
     def large_constants(self) -> list[Traced]:
         """Return the float constants that a product could read as a square matrix: those with at least 4 elements."""
