@@ -21,6 +21,7 @@ from tinyprompt.errors import DeviceError
 from tinyprompt.tree import leaves, refill
 
 WARM_UP = 2  # runs before the kernels of a graph are recorded
+UNRECORDED = -1  # number of a CUDA graph: the run is not recorded
 SESSIONS = 40  # open sessions per function; the least recently used session is closed first
 PACKED = 4  # open sessions per function that contain weights
 WIDE, LARGEST = (np.int64, np.uint64, np.uint32), 2**31 - 1
@@ -76,25 +77,22 @@ def derived_inputs(graph, arrays: Mapping[str, np.ndarray], memory: str) -> dict
     return out
 
 
-class ByWeights:
+class ByWeights(dict[tuple[int, ...], Any]):
     """A cache by set of weights. An entry is dropped when one of its arrays is deleted."""
 
-    def __init__(self) -> None:
-        self.bound: dict[tuple[int, ...], Any] = {}
-
     def forget_with(self, arrays: Iterable[np.ndarray], key: tuple[int, ...]) -> None:
-        """Drop `self.bound[key]` when one of the arrays is deleted. The arrays do not keep this object alive."""
+        """Drop `self[key]` when one of the arrays is deleted. The arrays do not keep this cache alive."""
         own = weakref.ref(self)
 
         def forget():
-            if alive := own():
-                alive.bound.pop(key, None)
+            if (alive := own()) is not None:
+                alive.pop(key, None)
 
         for array in arrays:
             weakref.finalize(array, forget)
 
 
-class Packed(ByWeights):
+class Packed:
     """A CPU session that contains the int8 weights in the layout of its products.
 
     With few rows, as in decoding, rearranging a weight takes longer than its product. Each set of weights therefore has
@@ -102,8 +100,7 @@ class Packed(ByWeights):
     """
 
     def __init__(self, graph):
-        super().__init__()  # sessions by source weights
-        self.graph = graph
+        self.graph, self.bound = graph, ByWeights()  # sessions by source weights
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         from tinyprompt import lowering
@@ -113,7 +110,7 @@ class Packed(ByWeights):
         states = tuple(map(lowering.state_of, sources))
         bound = self.bound.get(key)
         if bound is None:
-            self.forget_with(sources, key)
+            self.bound.forget_with(sources, key)
         if bound is None or bound[0] != states:
             bound = states, open_session(self.graph, "cpu", weights=derived_inputs(self.graph, arrays, "cpu"))
             self.bound[key] = bound
@@ -121,7 +118,7 @@ class Packed(ByWeights):
         return run_session(bound[1], self.graph, inputs, arrays, "cpu")
 
 
-class Captured(Session, ByWeights):
+class Captured(Session):
     """A GPU session that records its kernels as a CUDA graph in the first run and launches the CUDA graph afterwards.
 
     A recorded graph reads and writes fixed addresses. All inputs except the weights are therefore copied to fixed
@@ -131,8 +128,8 @@ class Captured(Session, ByWeights):
     """
 
     def __init__(self, graph):
-        Session.__init__(self, graph, "cuda", capture=True)
-        ByWeights.__init__(self)  # (binding, options, inputs, outputs) by the addresses of the weights
+        super().__init__(graph, "cuda", capture=True)
+        self.bound = ByWeights()  # (binding, options, inputs, outputs) by the addresses of the weights
         self.recorded, self.refused = 0, False
         self.lock = threading.Lock()  # a recorded graph has a single set of buffers
 
@@ -171,7 +168,7 @@ class Captured(Session, ByWeights):
         new = places not in self.bound
         if new:
             self.bound[places] = self.bind(values, {name: x for name, x in given.items() if name not in weights})
-            self.forget_with(weights.values(), places)  # frees unused weights on the GPU
+            self.bound.forget_with(weights.values(), places)  # frees unused weights on the GPU
         binding, options, inputs, outputs = self.bound[places]
         for name, (value, known) in inputs.items():
             x = given[name]
@@ -179,17 +176,14 @@ class Captured(Session, ByWeights):
                 fill(value, x)
                 inputs[name] = value, weakref.ref(x) if lowering.is_sealed(x) else _nothing
         for _ in range(WARM_UP if new else 0):
-            self.session.run_with_iobinding(binding, _unrecorded())
+            self.session.run_with_iobinding(binding, run_options(UNRECORDED))
         self.session.run_with_iobinding(binding, options)
         return [x.numpy() for x in outputs]
 
     def bind(self, weights: Mapping[str, Any], others: Mapping[str, np.ndarray]) -> tuple:
         """Bind every input and output to a fixed address."""
-        import onnxruntime as ort
-
         self.recorded += 1
-        binding, options = self.session.io_binding(), ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(self.recorded))
+        binding, options = self.session.io_binding(), run_options(self.recorded)
         inputs = {name: (allocate(np.shape(x), x.dtype), _nothing) for name, x in others.items()}
         outputs = [allocate(x.shape, x.dtype) for x in self.graph.outputs]
         for name, value in (dict(weights) | {name: value for name, (value, _) in inputs.items()}).items():
@@ -199,12 +193,12 @@ class Captured(Session, ByWeights):
         return binding, options, inputs, outputs
 
 
-def _unrecorded() -> Any:
-    """Return the options of a run without recording."""
+def run_options(graph: int) -> Any:
+    """Return the options of a run that records or launches the CUDA graph of this number."""
     import onnxruntime as ort
 
     options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "-1")
+    options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 
 
@@ -275,7 +269,7 @@ def compile(
         entry = sessions.get(key)
         if entry is None:
             graph, result = lowering.lower(function, *arrays, **how, frozen=frozen)
-            names = [name for name, x in lowering.named(function, arrays) if isinstance(x, np.ndarray | np.generic)]
+            names = [name for _, name, x in lowering.named(function, arrays) if isinstance(x, np.ndarray | np.generic)]
             graph.finish(x for x in graph.outputs if x.value is None)  # a constant output is known, and may be empty
             graph.drop_unread_inputs()
             if keeps:

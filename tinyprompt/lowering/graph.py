@@ -26,11 +26,10 @@ from ml_dtypes import bfloat16
 from tinyprompt.lowering.calls import (
     RULES,
     USE_AUTOGRAD,
+    Dispatched,
     LoweringError,
     MissingAttribute,
     TracedBox,
-    call,
-    call_ufunc,
     check_array,
     user_line,
 )
@@ -53,7 +52,7 @@ def without_numbers(advice: str) -> Callable:
 
 
 @dataclass(eq=False, repr=False)
-class Traced(np.lib.mixins.NDArrayOperatorsMixin):
+class Traced(Dispatched, np.lib.mixins.NDArrayOperatorsMixin):
     """An array in a graph under construction: its name, shape, dtype, and the node that computes it."""
 
     graph: "Graph"
@@ -71,7 +70,6 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: int(np.prod(self.shape, dtype=int)))
     T = property(lambda self: np.transpose(self))
-    real = property(lambda self: np.real(self))
 
     __array__ = without_numbers(
         "a NumPy array cannot hold it; use numpy.stack, concatenate or where, or autograd's array"
@@ -82,12 +80,6 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     )
     __contains__ = without_numbers("`in` needs them; use numpy.any(x == y)")
     __hash__ = object.__hash__  # the mixin's `==` is elementwise
-
-    def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        return call_ufunc(ufunc, method, inputs, options)
-
-    def __array_function__(self, function, types, args, kwargs):
-        return call(function, args, kwargs, f"{function.__module__}.{function.__name__}")
 
     def __array_primitive__(self, op, function, args, kwargs):
         out = RULES[op](*args, **kwargs) if op in RULES else NotImplemented
@@ -102,9 +94,6 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if not self.shape:
             raise LoweringError(f"{self!r} is one number and has no length")
         return self.shape[0]
-
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index):
         return RULES[operator.getitem](self, index)

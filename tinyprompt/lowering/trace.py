@@ -35,8 +35,11 @@ def check_frozen(function: Callable, arguments: tuple, frozen: Iterable[str]) ->
     return told
 
 
-def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
-    """Yield the parameter, the input name and the value of every leaf of the arguments."""
+def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
+    """Yield the parameter, the name as an input of the graph, and the value of every leaf of the arguments.
+
+    The leaves of a dict keep their dotted names, as in a checkpoint. Other names begin with the parameter's name.
+    """
     used = set()
     for parameter, argument in zip(parameters_of(function, len(arguments)), arguments, strict=False):
         for name, leaf in leaves(argument, "" if isinstance(argument, dict) else parameter):
@@ -44,14 +47,6 @@ def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[s
                 name = f"{parameter}.{name}"
             used.add(name)
             yield parameter, name, leaf
-
-
-def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
-    """Yield all leaves of the arguments, each with its name as an input of the graph.
-
-    The leaves of a dict keep their dotted names, as in a checkpoint. Other names begin with the parameter's name.
-    """
-    return ((name, leaf) for _, name, leaf in named_by_parameter(function, arguments))
 
 
 def is_frozen(array: Any) -> bool:
@@ -161,7 +156,7 @@ def lower(
             graph.frozen.add(name)
         return graph.input(name, x.shape, x.dtype)
 
-    inputs = refill(arguments, (given(*leaf) for leaf in named_by_parameter(function, arguments)))
+    inputs = refill(arguments, (given(*leaf) for leaf in named(function, arguments)))
     try:
         with traced_arrays_in_autograd():
             result = function(*inputs)
