@@ -9,7 +9,7 @@ product is added to its weight). Both steps are differentiable. For most methods
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import autograd.numpy as np
 import numpy as onp
@@ -20,37 +20,19 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.tree import Flat, Tree, flatten, merge
 
+if TYPE_CHECKING:
+    from tinyprompt.settings import Settings
+
 HEAD = "lm_head.weight"
 FREQUENT = 5000  # the paper samples from the 5,000 most frequent pieces; vocabularies are sorted by frequency
 SPECIAL = 3  # ids of pad, eos and unk precede the first piece
-
-
-class Options(Protocol):
-    """The settings that a method uses: a part of `settings.Settings`."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def prompt_length(self) -> int: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def init(self) -> str: ...
-    @property
-    def init_text(self) -> str | None: ...
-    @property
-    def init_file(self) -> str | None: ...
-    @property
-    def seed(self) -> int: ...
 
 
 class Start(NamedTuple):
     """The input of an initialiser."""
 
     model: Model
-    settings: Options
+    settings: "Settings"
     label_words: Sequence[str]
     prompt: Prompt | None  # the saved prompt of init "file"
     rng: onp.random.Generator
@@ -176,12 +158,12 @@ def attentions(config: Config) -> list[str]:
     return [name.removesuffix(".q.weight") for name in weight_shapes(config) if name.endswith(".q.weight")]
 
 
-def prompt(config: Config, settings: Options, labels: int) -> Leaves:
+def prompt(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors that precede the embedded input (Lester et al. 2021, arXiv:2104.08691, section 2)."""
     yield PROMPT, Leaf((settings.prompt_length, config.d_model), as_set)
 
 
-def layer_prompts(config: Config, settings: Options, labels: int) -> Leaves:
+def layer_prompts(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors that precede the input of every encoder layer and replace those of the previous layer.
 
     Liu et al. 2022, arXiv:2110.07602.
@@ -191,7 +173,7 @@ def layer_prompts(config: Config, settings: Options, labels: int) -> Leaves:
         yield f"encoder.block.{i}.prompt.embedding", Leaf((settings.prompt_length, config.d_model), from_vocabulary)
 
 
-def prefix(config: Config, settings: Options, labels: int) -> Leaves:
+def prefix(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P keys and P values that precede those of every attention (Li and Liang 2021, arXiv:2101.00190)."""
     shape = (settings.prompt_length, config.num_heads * config.d_kv)
     for at in attentions(config):
@@ -199,7 +181,7 @@ def prefix(config: Config, settings: Options, labels: int) -> Leaves:
             yield f"{at}.prefix.{part}", Leaf(shape, prefix_of(at, part[0]))
 
 
-def prefix_mlp(config: Config, settings: Options, labels: int) -> Leaves:
+def prefix_mlp(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors and a network that maps them to a prefix (Li and Liang 2021, section 4.3).
 
     The network has two layers with tanh between them.
@@ -208,7 +190,7 @@ def prefix_mlp(config: Config, settings: Options, labels: int) -> Leaves:
     return network("prefix_network.", config, settings, [settings.hidden, width])
 
 
-def p_tuning(config: Config, settings: Options, labels: int) -> Leaves:
+def p_tuning(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors and a network that maps them to a prompt (Liu et al. 2021, arXiv:2103.10385).
 
     The network has three layers with relu between them, as in PEFT.
@@ -216,7 +198,7 @@ def p_tuning(config: Config, settings: Options, labels: int) -> Leaves:
     return network("prompt_network.", config, settings, [settings.hidden, settings.hidden, config.d_model])
 
 
-def network(name: str, config: Config, settings: Options, widths: Sequence[int]) -> Leaves:
+def network(name: str, config: Config, settings: "Settings", widths: Sequence[int]) -> Leaves:
     """Yield P vectors, then a matrix and a bias for each layer."""
     yield f"{name}embedding", Leaf((settings.prompt_length, config.d_model), as_set)
     for i, (before, width) in enumerate(zip([config.d_model, *widths], widths, strict=False)):
@@ -224,7 +206,7 @@ def network(name: str, config: Config, settings: Options, widths: Sequence[int])
         yield f"{name}{i}.bias", Leaf((width,), zeros)
 
 
-def warp(config: Config, settings: Options, labels: int) -> Leaves:
+def warp(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a prompt, and an output head with a row for each label (Hambardzumyan et al. 2021, arXiv:2101.00121).
 
     The answer is a single decoding step instead of a word.
@@ -235,7 +217,7 @@ def warp(config: Config, settings: Options, labels: int) -> Leaves:
     yield HEAD, Leaf((labels, config.d_model), head_rows)
 
 
-def adapter(config: Config, settings: Options, labels: int) -> Leaves:
+def adapter(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a bottleneck after every attention and feed-forward layer (Houlsby et al. 2019, arXiv:1902.00751).
 
     The layer output y becomes `y + up(relu(down(y)))`.
@@ -249,7 +231,7 @@ def adapter(config: Config, settings: Options, labels: int) -> Leaves:
             yield f"{layer}.adapter.up.bias", Leaf((config.d_model,), zeros)
 
 
-def lora(config: Config, settings: Options, labels: int) -> Leaves:
+def lora(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a low-rank product `b @ a` for the query and value matrix of every attention.
 
     Hu et al. 2022, arXiv:2106.09685.
@@ -261,7 +243,7 @@ def lora(config: Config, settings: Options, labels: int) -> Leaves:
             yield f"{at}.{part}.lora.b", Leaf((rows, settings.rank), zeros)
 
 
-def ia3(config: Config, settings: Options, labels: int) -> Leaves:
+def ia3(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a factor for each key, each value, and each hidden unit of a feed-forward layer.
 
     Liu et al. 2022, arXiv:2205.05638.
@@ -273,7 +255,7 @@ def ia3(config: Config, settings: Options, labels: int) -> Leaves:
             yield name.replace("weight", "ia3.columns"), Leaf((config.d_ff,), ones)
 
 
-def bitfit(config: Config, settings: Options, labels: int) -> Leaves:
+def bitfit(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield the scales of the norms and the relative position biases. T5 has no other biases.
 
     Ben Zaken et al. 2022, arXiv:2106.10199.
@@ -283,7 +265,7 @@ def bitfit(config: Config, settings: Options, labels: int) -> Leaves:
             yield name, Leaf(shape, frozen_weight(name))
 
 
-def full(config: Config, settings: Options, labels: int) -> Leaves:
+def full(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Return all weights: model tuning, the baseline of the paper (Lester et al. 2021, section 3.1)."""
     return ((name, Leaf(shape, frozen_weight(name))) for name, shape in weight_shapes(config).items())
 
@@ -332,7 +314,7 @@ def has_label_head(config: Config, params: Flat) -> bool:
 
 
 def init_params(
-    model: Model, settings: Options, label_words: Sequence[str] | None, init: Sequence[str] | Prompt = ()
+    model: Model, settings: "Settings", label_words: Sequence[str] | None, init: Sequence[str] | Prompt = ()
 ) -> Flat:
     """Initialise the arrays that a method trains, in float32.
 
@@ -358,12 +340,12 @@ def init_params(
     return {name: onp.array(leaf.init(start, leaf.shape), onp.float32) for name, leaf in leaves.items()}
 
 
-def trained_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes:
+def trained_shapes(config: Config, settings: "Settings", labels: int = 0) -> Shapes:
     """Return the names and shapes of the arrays that a method trains. `labels` is the number of label words."""
     return {name: leaf.shape for name, leaf in METHODS[settings.method].leaves(config, settings, labels)}
 
 
-def stored_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes:
+def stored_shapes(config: Config, settings: "Settings", labels: int = 0) -> Shapes:
     """Return the names and shapes of the stored arrays. For a network, these are its outputs."""
     shapes = trained_shapes(config, settings, labels)
     start = network_of(shapes)
@@ -385,7 +367,7 @@ class Count(NamedTuple):
         return 100 * self.stored / self.model
 
 
-def count(config: Config, settings: Options, labels: int = 0) -> Count:
+def count(config: Config, settings: "Settings", labels: int = 0) -> Count:
     """Count the parameters that a method trains and stores, without loading weights."""
     frozen, stored = weight_shapes(config), stored_shapes(config, settings, labels)
     trained = trained_shapes(config, settings, labels)

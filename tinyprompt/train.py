@@ -90,6 +90,12 @@ class TrainState(NamedTuple):
         ((_, score, dev_loss),) = self.scores[self.scores[:, 0] == self.best_step]
         return score, -dev_loss
 
+    def history(self) -> list[dict[str, Any]]:
+        """Return {"step", "loss", "dev"} of every step. The loss is None at step 0, and dev between two scores."""
+        dev = {int(step): float(score) for step, score, _ in self.scores}
+        losses = [None, *self.losses.tolist()]
+        return [{"step": step, "loss": loss, "dev": dev.get(step)} for step, loss in enumerate(losses)]
+
     def with_score(self, score: float, dev_loss: float) -> "TrainState":
         """Add a dev score. Of equal scores, the lower dev loss counts; of equal losses, the later step."""
         better = not len(self.scores) or (score, -dev_loss) >= self.best_score

@@ -43,10 +43,7 @@ class Result:
         """Build the result of a finished run."""
         assert progress.prompt is not None  # every run ends with a dev score
         state = progress.state
-        dev = {int(step): float(score) for step, score, _ in state.scores}
-        losses = [None, *state.losses.tolist()]
-        history = [{"step": step, "loss": loss, "dev": dev.get(step)} for step, loss in enumerate(losses)]
-        return cls(progress.prompt, history, state.best_step, state.best_score[0], seconds)
+        return cls(progress.prompt, state.history(), state.best_step, state.best_score[0], seconds)
 
     def __repr__(self) -> str:
         steps = len(self.history) - 1
