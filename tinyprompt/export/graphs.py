@@ -8,7 +8,6 @@ A plain graph is for all other runtimes: it has operators of ONNX only. Its weig
 """
 
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -136,7 +135,7 @@ class Export:
     def write(self, graphs: Mapping[Callable, Flat], more: Mapping[str, io.Content] = NOTHING) -> Exported:
         """Write a graph for each function, the weights, prompt.npy, and further files."""
         files: dict[Path, io.Content] = {self.out / name: source for source, name in self.sources.items()}
-        files[self.out / "prompt.npy"] = npy(self.inputs["prompt"])
+        files[self.out / "prompt.npy"] = io.npy(self.inputs["prompt"])
         for function, inputs in graphs.items():
             graph = onnx_file(function, inputs, self.model, self.sources, plain=bool(self.plain))
             files[self.out / f"{function.__name__}.onnx"] = graph
@@ -147,13 +146,6 @@ class Export:
         io.write(files)
         sizes = {str(path): path.stat().st_size for path in files}
         return Exported(sizes, {name: list(x.shape) for name, x in self.inputs.items()})
-
-
-def npy(array: np.ndarray) -> bytes:
-    """Return the contents of a .npy file."""
-    file = BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def onnx_file(

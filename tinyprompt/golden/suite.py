@@ -17,10 +17,9 @@ from tinyprompt import decode, optim, t5, train
 from tinyprompt.config import EOS, PAD, Config, weight_shapes
 from tinyprompt.data import Batch
 from tinyprompt.device import compile
-from tinyprompt.errors import CheckpointError
 from tinyprompt.files import safetensors
 from tinyprompt.files.config import parse_config
-from tinyprompt.files.io import write_folder
+from tinyprompt.files.io import check_new, write_folder
 from tinyprompt.model import PROMPT
 from tinyprompt.tree import Flat, Tree, merge, nest
 
@@ -212,8 +211,7 @@ def write(folder: Path) -> dict[str, int]:
     Raises:
         CheckpointError: The folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not empty; name a new folder for the suite")
+    check_new(folder, "suite")
     found = files()
     write_folder(folder, found)
     return {name: len(content) for name, content in found.items()}
