@@ -50,9 +50,7 @@ def read_rows(
     Example:
         >>> rows = read_rows("train.tsv", words={"0": "bad", "1": "good"})
     """
-    rows = [
-        row_of(record, input_column, target_column, words, f"{path}: row {number}") for number, record in records(path)
-    ]
+    rows = [row_of(record, input_column, target_column, words, where) for where, record in records(path)]
     if not rows:
         raise DataError(f"{path}: no rows")
     quoted = [text for row in rows for text in (row.input, row.target) if QUOTED.fullmatch(text)]
@@ -169,8 +167,8 @@ def kind_of(path: str | Path) -> str:
 
 def records(
     path: str | Path, columns: Sequence[str] | None = None, broken: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, dict]]:
-    """Yield each record of a .tsv (or .txt), .csv or .jsonl file with its line number.
+) -> Iterator[tuple[str, dict]]:
+    """Yield each record of a .tsv (or .txt), .csv or .jsonl file with its place, `PATH: row NUMBER`.
 
     Args:
         path: The path of the file.
@@ -189,12 +187,11 @@ def records(
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                record = parsed(line, f"{path}: row {number}", "one object on each line, with nothing between them")
+                where = f"{path}: row {number}"
+                record = parsed(line, where, "one object on each line, with nothing between them")
                 if not isinstance(record, dict):
-                    raise DataError(
-                        f"{path}: row {number}: expected a JSON object on each line, found {line.strip()[:40]!r}"
-                    )
-                yield number, record
+                    raise DataError(f"{where}: expected a JSON object on each line, found {line.strip()[:40]!r}")
+                yield where, record
             return
         lines = iter(fields_of(file, path, quoted=kind == ".csv"))
     _, header = (0, columns) if columns else next(lines, (0, []))
@@ -202,15 +199,16 @@ def records(
     for number, fields in lines:
         if not any(map(str.strip, fields)):
             continue
+        where = f"{path}: row {number}"
         if fields == header and len(header) > 1 and not columns:
-            raise DataError(f"{path}: row {number}: repeats the header; remove it")
+            raise DataError(f"{where}: repeats the header; remove it")
         if len(fields) != len(header) and broken:
             broken(number)
             continue
         if len(fields) != len(header):
             wanted = f"{'expected' if columns else 'but the header names'} {len(header)}: {', '.join(header)}"
-            raise DataError(f"{path}: row {number}: {len(fields)} fields, {wanted}")
-        yield number, dict(zip(header, fields, strict=True))
+            raise DataError(f"{where}: {len(fields)} fields, {wanted}")
+        yield where, dict(zip(header, fields, strict=True))
 
 
 def fields_of(file: io.StringIO, path: Path, quoted: bool) -> list[tuple[int, list[str]]]:

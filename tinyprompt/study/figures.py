@@ -66,8 +66,7 @@ def draw_parameters(
         fontsize=10,
     )
     figure.legend(fontsize=8, loc="outside right center")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_study(table: Summary, path: Path) -> None:
@@ -104,8 +103,7 @@ def draw_study(table: Summary, path: Path) -> None:
     if len(all_axes[0][0].get_legend_handles_labels()[1]) > 1:
         all_axes[0][0].legend(fontsize=8)
     figure.suptitle(table.title, fontsize=10)
-    io.write({path: png(figure)})
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_lines(axes: Any, found: Mapping[tuple, Result], number: int) -> None:
@@ -130,8 +128,11 @@ def is_number(values: Iterable[Any]) -> bool:
     return len(found) > 1 and all(isinstance(x, int | float) for x in found)
 
 
-def png(figure: Any) -> bytes:
-    """Return a figure as the bytes of a PNG file."""
+def save(figure: Any, path: Path) -> None:
+    """Write a figure to a file, and close it. The suffix selects the format."""
+    import matplotlib.pyplot as plt
+
     out = BytesIO()
-    figure.savefig(out, format="png", dpi=150)
-    return out.getvalue()
+    figure.savefig(out, format=path.suffix[1:], dpi=150)
+    io.write({path: out.getvalue()})
+    plt.close(figure)

@@ -125,8 +125,7 @@ def result(axes: dict[str, Any], cells: Sequence[Cell], found: Mapping[str, Mapp
     ensemble = None
     if cells[0].answers:
         said = [vote(texts, {}) for texts in zip(*(row["answers"][axes["test"]] for row in rows), strict=True)]
-        labels = test.label_words or cells[0].task.label_words
-        ensemble = registry.score(test.task, said, test.rows, labels).mean
+        ensemble = registry.score(test.task, said, test.rows, cells[0].labels(axes["test"])).mean
     return Result(axes, scores[0]["metric"], scores[0]["rows"], [one["score"] for one in scores], ensemble)
 
 

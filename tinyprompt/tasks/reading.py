@@ -102,6 +102,13 @@ class Reader:
         return rows
 
 
+def check_targets(rows: Iterable[Row], words: Sequence[str] | None, where: str, remedy: str) -> None:
+    """Raise DataError, with `where` and `remedy`, if a target is not a label word. Free text has no words."""
+    wrong = next((row.target for row in rows if words and row.target not in words), None)
+    if words and wrong is not None:
+        raise DataError(f"{where}: target {wrong!r} is not a label word ({', '.join(words)}); {remedy}")
+
+
 def _items(source: Any) -> Iterable[Any]:
     """Return the items of a source. The items of a DataFrame or a Dataset are dicts."""
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
