@@ -80,7 +80,7 @@ def near_equal(prompt) -> int:
     return int((cosines.max(1) > EQUAL).sum())
 
 
-def describe_prompt(prompt: Prompt, name: str) -> dict[str, Any]:
+def describe_prompt(prompt: Prompt) -> dict[str, Any]:
     """Describe a prompt without its model: arrays, settings, history, and the norms of a soft prompt."""
     out: dict[str, Any] = {
         "arrays": {key: {"shape": list(x.shape), "dtype": str(x.dtype)} for key, x in prompt.params.items()},

@@ -250,13 +250,12 @@ def _steps(
     step = compile(train.loss_and_grads, device, frozen="params")
     for progress in train.run(model, task, settings, step, score, state):
         if progress.prompt:
-            prompt = replace(progress.prompt, train_state=resume.pack(progress.resumable))
-            progress = progress._replace(prompt=prompt)
+            progress = progress._replace(prompt=resumable(progress))
         yield progress
 
 
-def interrupted(progress: Progress) -> Prompt:
-    """Return the best prompt of a stopped run, with the state that `resume` needs."""
+def resumable(progress: Progress) -> Prompt:
+    """Return the best prompt so far, with the state that `resume` needs."""
     return replace(progress.best(), train_state=resume.pack(progress.resumable))
 
 

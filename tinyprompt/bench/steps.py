@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
@@ -133,19 +133,8 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
     io.write({folder / "model.safetensors": safetensors.dump(random_weights(size, STORAGE[storage]), {"format": "pt"})})
 
 
-class Made(NamedTuple):
-    """A weight that is drawn when it is written."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    make: Callable[[], np.ndarray]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.make()
-
-
-def random_weights(size: str, dtype: Any) -> dict[str, Made]:
-    """Draw random weights quickly, since there may be billions."""
+def random_weights(size: str, dtype: Any) -> dict[str, safetensors.Lazy]:
+    """Draw random weights quickly, since there may be billions. Each is drawn when it is written."""
     normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
 
     def weight(i: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -155,7 +144,9 @@ def random_weights(size: str, dtype: Any) -> dict[str, Made]:
         return np.resize((np.roll(normal, -i) * np.float32(scale)).astype(dtype), shape)
 
     shapes = enumerate(weight_shapes(config_of(size)).items())
-    return {name: Made(shape, np.dtype(dtype), partial(weight, i, name, shape)) for i, (name, shape) in shapes}
+    return {
+        name: safetensors.Lazy(shape, np.dtype(dtype), partial(weight, i, name, shape)) for i, (name, shape) in shapes
+    }
 
 
 def write_prompt(folder: Path, length: int) -> None:

@@ -24,7 +24,7 @@ from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
 from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
 from tinyprompt.train import TaskData
-from tinyprompt.tuning import DEV_SHARE, Result, evaluate, interrupted, prepare, run_task, split, task_data
+from tinyprompt.tuning import DEV_SHARE, Result, evaluate, prepare, resumable, run_task, split, task_data
 
 DEMO_SETTINGS = Settings(
     steps=400, batch_size=16, prompt_length=20, optimizer="adam", schedule="linear", eval_every=40
@@ -92,7 +92,7 @@ def tuned(
     except KeyboardInterrupt:
         if progress is None or not progress.step:
             raise
-        prompts.save_prompt(interrupted(progress), path)
+        prompts.save_prompt(resumable(progress), path)
         advice = "" if path.suffix == ".npy" else f"; to continue, repeat the command with --resume {path}"
         raise KeyboardInterrupt(f"the best prompt so far is in {path}{advice}") from None
     assert progress is not None

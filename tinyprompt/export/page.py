@@ -20,11 +20,11 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.export import npm
 from tinyprompt.export.graphs import Export, Exported, Shape, step
 from tinyprompt.export.npm import Package
+from tinyprompt.export.wordpiece import bert
 from tinyprompt.files import hub
 from tinyprompt.files.io import Content
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
-from tinyprompt.tokenizer import PieceTokenizer
 from tinyprompt.tree import Flat, Tree, merge
 
 WEB = Path(__file__).parent / "web"
@@ -46,7 +46,6 @@ SCRIPTS = {
 }
 SHAPE = Shape(batch_size=8, input_tokens=48, target_tokens=4, prompt_length=20)
 SETTINGS = {"steps": 100, "learning_rate": 0.3}  # that the page begins with
-BERT = ("BertNormalizer", "BertPreTokenizer", "WordPiece")
 LABELS = 8  # label words that a task may have
 # Texts by which the page checks that its tokenizer says what ours does.
 PROBES = (
@@ -124,19 +123,19 @@ def tokenizer_files(model: Model) -> dict[str, Content]:
 
     The page can have WordPiece after BERT's normaliser and splitter, which look at one character at a time.
     """
-    words, wanted = model.tokenizer, f"the page reads tokenizers of the kind {BERT} without flags"
-    if not isinstance(words, PieceTokenizer) or words.ids_of:
-        raise CheckpointError(f"{model.name}: {wanted}, and this is another one; take a built-in model")
-    about = json.loads(words.pipeline.to_str())
-    found = tuple((about[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
-    flagged = [t.content for t in words.added.values() if t.lstrip or t.rstrip or t.single_word or t.normalized]
-    if found != BERT or flagged:
-        other = f"flags of the added token {flagged[0]!r}" if found == BERT else str(found)
-        raise CheckpointError(f"{model.name}: {wanted}; found {other}; take a built-in model")
-    rules = {"unk": about["model"]["vocab"][about["model"]["unk_token"]]}
-    rules |= {"prefix": about["model"]["continuing_subword_prefix"]}
-    rules |= {"longest": about["model"]["max_input_chars_per_word"], "vocabulary": about["model"]["vocab"]}
-    rules |= {"special": {t.content: id for id, t in words.added.items()}, "table": character_table(words.pipeline)}
+    try:
+        words, settings = bert(model.tokenizer)
+    except ValueError as error:
+        raise CheckpointError(f"{model.name}: the page reads {error}; take a built-in model") from None
+    about = settings["model"]
+    rules = {
+        "unk": about["vocab"][about["unk_token"]],
+        "prefix": about["continuing_subword_prefix"],
+        "longest": about["max_input_chars_per_word"],
+        "vocabulary": about["vocab"],
+        "special": {t.content: id for id, t in words.added.items()},
+        "table": character_table(words.pipeline),
+    }
     return {"tokenizer.json": json.dumps(rules).encode()}
 
 

@@ -8,6 +8,7 @@ changes marks that are in no piece, and a word with one of them is unknown in an
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,24 +16,34 @@ from tinyprompt.config import EOS
 from tinyprompt.model import Tokenizer
 from tinyprompt.tokenizer import PieceTokenizer
 
+BERT = ("BertNormalizer", "BertPreTokenizer", "WordPiece")
 MAGIC = 0x31505754  # "TWP1"
 CHUNK = 100  # characters that are encoded at once
 UNKNOWN, DROPPED, SPACE, ALONE, PART = range(5)  # the kinds of characters
 
 
+def bert(tokenizer: Tokenizer) -> tuple[PieceTokenizer, dict[str, Any]]:
+    """Return a tokenizer of BERT's kind, without flags of added tokens, and its settings. Raises ValueError."""
+    wanted = f"tokenizers of the kind {BERT} without flags"
+    if not isinstance(tokenizer, PieceTokenizer) or tokenizer.ids_of:
+        raise ValueError(f"{wanted}, and this is another one")
+    settings = json.loads(tokenizer.pipeline.to_str())
+    found = tuple((settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
+    added = tokenizer.added.values()
+    flagged = [t.content for t in added if t.lstrip or t.rstrip or t.single_word or t.normalized]
+    if found != BERT or flagged:
+        other = f"flags of the added token {flagged[0]!r}" if found == BERT else str(found)
+        raise ValueError(f"{wanted}; found {other}")
+    return tokenizer, settings
+
+
 def table(tokenizer: Tokenizer) -> bytes | None:
     """Return the table of a tokenizer, or None if it is not WordPiece, or has rules that the table cannot say."""
-    if not isinstance(tokenizer, PieceTokenizer) or tokenizer.ids_of:
+    try:
+        words, settings = bert(tokenizer)
+    except ValueError:
         return None
-    pipeline = tokenizer.pipeline
-    settings = json.loads(pipeline.to_str())
-    kinds = settings["model"]["type"], *((settings[key] or {}).get("type") for key in ("normalizer", "pre_tokenizer"))
-    flags = {
-        token[flag] for token in settings["added_tokens"] for flag in ("single_word", "lstrip", "rstrip", "normalized")
-    }
-    if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer") or True in flags:
-        return None
-    model = settings["model"]
+    pipeline, model = words.pipeline, settings["model"]
     if model["continuing_subword_prefix"] != "##":
         return None
     added = {token["content"]: token["id"] for token in settings["added_tokens"]}

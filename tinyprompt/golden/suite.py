@@ -115,12 +115,12 @@ def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float6
         dtype: float64 or float32.
     """
     arrays, config = case.batches[kind], case.config
-    params = nest({name: x.astype(dtype) for name, x in case.weights.items()})
+    weights = {name: x.astype(dtype) for name, x in case.weights.items()}
+    params = nest(weights)
     prompt = {PROMPT: arrays["prompt"].astype(dtype)} if "prompt" in arrays else {}
     rows = Batch(*(arrays[name] for name in Batch._fields))
     rows = rows._replace(weights=rows.weights.astype(dtype))
     out = dict(compile(forward, device)(prompt, params, config, rows))
-    weights = {name: x.astype(dtype) for name, x in case.weights.items()}
     step = compile(train.loss_and_grads, device)
     loss, grads = step(prompt | weights, params, config, rows)
     out |= {"loss": np.asarray(loss)} | {f"gradient.{name}": grads[name] for name in backward([*weights])}
