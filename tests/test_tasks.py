@@ -576,10 +576,10 @@ def test_a_prompt_is_evaluated_with_the_metrics_of_its_task(folder, words):
 
 def test_names_of_tasks():
     for name in (*registry.PLAIN, *TASKS, "boolq,rte"):
-        registry.check_name(name)
+        registry.check_name(name, "here")
     for name in ("mnli", "boolq,auto", "boolq,", ""):
-        with pytest.raises(ValueError, match=r"^task '(mnli|auto|)': expected one of .*boolq"):
-            registry.check_name(name)
+        with pytest.raises(ValueError, match=r"^here: task '(mnli|auto|)': expected one of .*boolq"):
+            registry.check_name(name, "here")
 
 
 def test_rows_of_qqp_with_a_line_break_are_left_out_and_counted(tmp_path, caplog):

@@ -28,16 +28,7 @@ from tinyprompt.cli.report import (
 )
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
-from tinyprompt.cli.shared import (
-    ROWS,
-    Job,
-    bind,
-    check_ending,
-    check_task,
-    lines_of_standard_input,
-    open_job,
-    open_model,
-)
+from tinyprompt.cli.shared import ROWS, Job, bind, check_ending, lines_of_standard_input, open_job, open_model
 from tinyprompt.data import Row
 from tinyprompt.device import describe_device
 from tinyprompt.ensemble import ensemble
@@ -208,7 +199,7 @@ def few_shot(args: argparse.Namespace) -> Output:
     if args.k < 0:
         raise ValueError(f"--k: expected 0 or more, found {args.k}")
     settings = Settings(**{"max_input_tokens": 512} | given(args))
-    check_task(settings.task, "--task")
+    registry.check_name(settings.task, "--task")
     if "," in settings.task:
         raise ValueError(f"--task {settings.task}: expected one task")
     job = Job(args, models.load(args.model), settings)

@@ -133,20 +133,12 @@ def bind(args: argparse.Namespace, path: str, prompt: Prompt, model: Model) -> t
     warn_if_unknown(prompt, path)
     Settings(**given(args))  # raises errors that name the option, not the file
     settings = Settings.saved(prompt.settings | given(args), path)
-    check_task(settings.task, "--task" if args.task else path)
+    registry.check_name(settings.task, "--task" if args.task else path)
     mixture = "," in str(prompt.settings.get("task"))
     if "," in settings.task and not mixture:
         raise ValueError(f"--task {settings.task}: {path} was tuned without task names; name one task")
     changed = {name: value for name, value in given(args).items() if name != "task"}  # the task of the rows is kept
     return Job(args, model, settings, mixture, prompt.columns), replace(prompt, settings=prompt.settings | changed)
-
-
-def check_task(task: str, where: str) -> None:
-    """Raise ValueError, with `where`, for an unknown task."""
-    try:
-        registry.check_name(task)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def check_ending(path: str | None, *endings: str) -> None:

@@ -12,7 +12,7 @@ from tinyprompt.assess import Share, table
 from tinyprompt.cli.report import COLUMNS, DEVICE, Output, argument, command, given, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
-from tinyprompt.cli.shared import ROWS, Job, check_plot, check_task, open_model, warn_of_loss
+from tinyprompt.cli.shared import ROWS, Job, check_plot, open_model, warn_of_loss
 from tinyprompt.data import Row
 from tinyprompt.device import describe_device
 from tinyprompt.errors import CheckpointError, DataError
@@ -22,7 +22,7 @@ from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
-from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
+from tinyprompt.tasks.registry import DEMO, DEMO_TASKS, check_name
 from tinyprompt.train import TaskData
 from tinyprompt.tuning import DEV_SHARE, Result, evaluate, prepare, resumable, run_task, split, task_data
 
@@ -128,7 +128,7 @@ def tune(args: argparse.Namespace) -> Output:
     settings = Settings(**given(args))
     if resume:
         settings = Settings.saved(resume.settings | given(args), args.resume)
-    check_task(settings.task, args.resume if resume and "task" not in given(args) else "--task")
+    check_name(settings.task, args.resume if resume and "task" not in given(args) else "--task")
     path = Path(args.out or args.resume or free_name("prompt.safetensors"))
     seeds = [settings.seed]
     for option in ("seeds", "folds"):

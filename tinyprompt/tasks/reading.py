@@ -24,10 +24,7 @@ class Reader:
     words: Mapping[str, str] | None = None
 
     def __post_init__(self):
-        try:
-            registry.check_name(self.task)
-        except ValueError as error:
-            raise ValueError(f"setting task: {error}") from None
+        registry.check_name(self.task, "setting task")
 
     def columns(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, except the task."""

@@ -87,12 +87,15 @@ def task_labels(name: str, words: Mapping[str, str] | None = None) -> tuple[str,
     return found
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError unless `name` is a built-in task, a mixture ("a,b"), or a way to read files with columns."""
+def check_name(name: str, where: str) -> None:
+    """Raise ValueError unless `name` is a built-in task, a mixture ("a,b"), or a way to read files with columns.
+
+    The message begins with `where`.
+    """
     known = TASKS if "," in name else (*PLAIN, *TASKS)
     for part in name.split(","):
         if part not in known:
-            raise ValueError(f"task {part!r}: expected one of {', '.join(known)}")
+            raise ValueError(f"{where}: task {part!r}: expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, repr=False)
