@@ -7,7 +7,6 @@ import json
 import logging
 import lzma
 import re
-import stat
 import threading
 import zlib
 from collections import Counter
@@ -19,9 +18,9 @@ import numpy as np
 
 from tinyprompt import display
 from tinyprompt.data import Row, check_text
-from tinyprompt.errors import DataError
+from tinyprompt.errors import CheckpointError, DataError
+from tinyprompt.files.io import LARGEST, regular
 
-LARGEST = 2**28  # size limit of a file, after decompression
 LONGEST = 10_000  # length limit of a target in characters
 QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a quoted field with a quote inside, as in CSV
 _field_limit = threading.Lock()  # the limit of the csv module is global to the process
@@ -107,17 +106,13 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
     path = Path(path)
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise DataError(f"{path}: is a device or a pipe; expected a file")
-        with opener(path, "rb") as file:
+        with opener(regular(path), "rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise DataError(f"{path}: contains more than {LARGEST:,} bytes, the limit; split it")
         return decoded(content, str(path), encoding)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a directory; expected a file of rows") from None
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise DataError(f"{path}: cannot be decompressed ({error}); download it again") from None
 

@@ -106,14 +106,7 @@ def batch(name: str, kind: str) -> Flat:
 
 
 def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float64) -> Flat:
-    """Compute all results of a case, in the order of computation.
-
-    Args:
-        case: A case from `draw`.
-        kind: The name of a batch.
-        device: A device of `compile`.
-        dtype: float64 or float32.
-    """
+    """Compute all results of a batch of a case, in the order of computation."""
     arrays, config = case.batches[kind], case.config
     weights = {name: x.astype(dtype) for name, x in case.weights.items()}
     params = nest(weights)

@@ -308,13 +308,7 @@ def in_order(output: int):
 
 
 def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
-    """Lower an einsum whose axes all have a letter.
-
-    Args:
-        terms: The letters of each array.
-        wanted: The letters of the result.
-        arrays: The arrays.
-    """
+    """Lower an einsum whose axes all have a letter: `terms` of each array, and `wanted` of the result."""
     kind = np.result_type(*(x.dtype for x in arrays))
     if [*terms] == [terms[0]] * 2 and wanted == terms[0][:-1] and len(set(terms[0])) == len(terms[0]) > 0:
         return cast(np.sum(arrays[0] * arrays[1], axis=-1), kind)  # faster than ONNX's Einsum

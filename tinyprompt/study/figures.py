@@ -19,10 +19,7 @@ def draw_parameters(
     """Draw the paper's figure 4: the stored parameters of each method in percent, against the size of the model.
 
     A method with a length is a band from the shorter to the longer length. Prompt design, which stores token ids, is a
-    band from 500 to 2,000 tokens (section 4 of the paper).
-
-    Args:
-        labels: Number of label words.
+    band from 500 to 2,000 tokens (section 4 of the paper). `labels` is the number of label words.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -280,11 +280,7 @@ class StudyFile:
         return task, values
 
     def model(self, name: Any) -> tuple[Path, str]:
-        """Return the folder and the fingerprint of a model.
-
-        Args:
-            name: A path relative to the study, or a name that --model accepts.
-        """
+        """Return the folder and the fingerprint of a model: a path relative to the study, or a name for --model."""
         if not isinstance(name, str):
             raise DataError(f"model: expected a name or a folder, found {name!r}")
         if name not in self.models:

@@ -34,8 +34,8 @@ def read(
     """Read the rows of a file of the task.
 
     Args:
+        name: The name of the task.
         path: The path of the file.
-        task: The task.
         words: Label words that replace the task's own, for example {"equivalent": "duplicate", ...}.
         training: Read training examples: one row per correct answer of ReCoRD, and the true referents of WSC.
         labelled: Set to False to allow missing targets, which become "".
