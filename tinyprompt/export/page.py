@@ -20,7 +20,7 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.export import npm
 from tinyprompt.export.graphs import Export, Exported, Shape, step
 from tinyprompt.export.npm import Package
-from tinyprompt.export.wordpiece import bert
+from tinyprompt.export.wordpiece import bert, between_letters
 from tinyprompt.files import hub
 from tinyprompt.files.io import Content
 from tinyprompt.model import PROMPT, Model
@@ -146,16 +146,12 @@ def character_table(pipeline: tokenizers.Tokenizer) -> list[tuple[int, int, str]
     """
     known = {*"".join(pipeline.get_vocab()), " "}
     rows: list[tuple[int, int, str]] = []
-    for plane in range(0, 0x110000, 0x10000):
-        codes = [code for code in range(plane, plane + 0x10000) if not 0xD800 <= code < 0xE000]
-        text = pipeline.normalizer.normalize_str(" b ".join(f"a{chr(code)}a" for code in codes))
-        parts = " ".join(word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)).split(" b ")
-        for code, part in zip(codes, parts, strict=True):
-            text = "".join(letter if letter in known else "\ufffd" for letter in part[1:-1])
-            if text == chr(code) or (chr(code) not in known and text and not text.strip("\ufffd")):
-                continue
-            first = rows.pop()[0] if rows and rows[-1][1:] == (code - 1, text) else code
-            rows.append((first, code, text))
+    for code, words in between_letters(pipeline):
+        text = "".join(letter if letter in known else "\ufffd" for letter in " ".join(words)[1:-1])
+        if text == chr(code) or (chr(code) not in known and text and not text.strip("\ufffd")):
+            continue
+        first = rows.pop()[0] if rows and rows[-1][1:] == (code - 1, text) else code
+        rows.append((first, code, text))
     return rows
 
 

@@ -5,12 +5,14 @@ text if no rule looks at two characters, as in BERT's normaliser and pre-tokenis
 changes marks that are in no piece, and a word with one of them is unknown in any order.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from tinyprompt.config import EOS
 from tinyprompt.model import Tokenizer
@@ -67,27 +69,33 @@ def table(tokenizer: Tokenizer) -> bytes | None:
     return np.array(numbers, "<i4").tobytes() + bytes(blob)
 
 
-def characters(pipeline, alphabet: set[str]) -> Iterator[tuple[int, int, str]]:
-    """Yield each character that is not simply unknown: code point, kind, and the text that it becomes."""
-    codes = [code for code in range(1, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+def between_letters(pipeline: tokenizers.Tokenizer) -> Iterator[tuple[int, list[str]]]:
+    """Yield the code point of each character, and the words that it makes between two letters `a`."""
+    codes = [code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     for start in range(0, len(codes), CHUNK):
         chunk = codes[start : start + CHUNK]
         text = pipeline.normalizer.normalize_str(" zz ".join(f"a{chr(code)}a" for code in chunk))
         words = [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
         for code, found in zip(chunk, "\n".join(words).split("\nzz\n"), strict=True):
-            match found.split("\n"):
-                case ["aa"]:
-                    yield code, DROPPED, ""
-                case ["a", "a"]:
-                    yield code, SPACE, ""
-                case ["a", part, "a"]:
-                    yield code, ALONE, part if alphabet.issuperset(part) else ""
-                case [word] if alphabet.issuperset(word):
-                    yield code, PART, word[1:-1]
-                case [_]:
-                    continue
-                case _:
-                    raise ValueError(f"character {code:#x} becomes {found.split()}")
+            yield code, found.split("\n")
+
+
+def characters(pipeline: tokenizers.Tokenizer, alphabet: set[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield each character but NUL that is not simply unknown: code point, kind, and the text that it becomes."""
+    for code, words in itertools.islice(between_letters(pipeline), 1, None):
+        match words:
+            case ["aa"]:
+                yield code, DROPPED, ""
+            case ["a", "a"]:
+                yield code, SPACE, ""
+            case ["a", part, "a"]:
+                yield code, ALONE, part if alphabet.issuperset(part) else ""
+            case [word] if alphabet.issuperset(word):
+                yield code, PART, word[1:-1]
+            case [_]:
+                continue
+            case _:
+                raise ValueError(f"character {code:#x} becomes {words}")
 
 
 def joined(found: Iterator[tuple[int, int, str]]) -> Iterator[tuple[int, int, int, str]]:
