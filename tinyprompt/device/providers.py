@@ -177,8 +177,11 @@ def describe_device(device: str) -> str:
         hint = "" if default_device() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt-t5[ort]'"
         return f"device: numpy {np.__version__}{hint}"
     package = next(package for package in (*PROVIDERS[place].packages[::-1], "onnxruntime-gpu") if version(package))
-    wide = DEVICES[device].precision == "bf16" and not any("BF16" in x for x in capabilities(PROVIDERS[place].name))
-    hint = "; this processor has no bfloat16, so it computes in float32" if wide else ""
+    hint = ""
+    if DEVICES[device].precision == "bf16":
+        found = [x.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "") for x in processors(PROVIDERS[place].name)]
+        wide = not any("BF16" in x for x in found)
+        hint = "; this processor has no bfloat16, so it computes in float32" if wide else ""
     return f"device: {device} ({package} {version(package)}){hint}"
 
 
@@ -187,11 +190,6 @@ def processors(name: str) -> list[Any]:
     import onnxruntime as ort
 
     return [x for x in ort.get_ep_devices() if x.ep_name == name and x.device.type == ort.OrtHardwareDeviceType.CPU]
-
-
-def capabilities(name: str) -> list[str]:
-    """List the precisions that a plug-in reports for the processors of this machine."""
-    return [x.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "") for x in processors(name)]
 
 
 @functools.cache
