@@ -288,7 +288,7 @@ def random_batch(vocab_size: int, rows: int, tokens: int, targets: int, seed: in
     """
     rng = np.random.default_rng(seed)
 
-    def mask_of(width):
+    def mask_of(width: int) -> np.ndarray:
         lengths = np.r_[width, rng.integers(1, width + 1, rows - 1)]
         return (np.arange(width) < lengths[:, None]).astype(np.int64)
 

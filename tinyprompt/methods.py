@@ -18,7 +18,7 @@ from tinyprompt import ops
 from tinyprompt.config import Config, Shapes, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.model import PROMPT, Model, Prompt
-from tinyprompt.tree import Flat, Tree, flatten, merge
+from tinyprompt.tree import Array, Flat, Tree, flatten, merge
 
 if TYPE_CHECKING:
     from tinyprompt.settings import Settings
@@ -54,33 +54,33 @@ Leaves = Iterable[tuple[str, Leaf]]
 # ---- initialisers ----
 
 
-def zeros(start: Start, shape):
+def zeros(start: Start, shape: tuple[int, ...]) -> Array:
     """Return zeros, so that training starts at the frozen model."""
     return onp.zeros(shape)
 
 
-def ones(start: Start, shape):
+def ones(start: Start, shape: tuple[int, ...]) -> Array:
     """Return ones, factors without an effect."""
     return onp.ones(shape)
 
 
-def normal(start: Start, shape):
+def normal(start: Start, shape: tuple[int, ...]) -> Array:
     """Return normal random numbers that preserve the scale of their input."""
     return start.rng.normal(0, shape[-1] ** -0.5, shape)
 
 
-def embeddings(model: Model, ids):
+def embeddings(model: Model, ids: Array) -> Array:
     """Return the embeddings of ids."""
     return ops.embedding(model.params["shared"]["weight"], onp.asarray(ids))
 
 
-def from_vocabulary(start: Start, shape):
+def from_vocabulary(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the embeddings of random pieces among the 5,000 most frequent."""
     top = min(FREQUENT, len(start.model.tokenizer) - SPECIAL)
     return embeddings(start.model, SPECIAL + start.rng.choice(top, shape[0], replace=shape[0] > top))
 
 
-def from_labels(start: Start, shape):
+def from_labels(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the mean embedding of the pieces of each label word, then random embeddings (the paper's default)."""
     words, encode = start.label_words, start.model.tokenizer.encode
     if not all(word.strip() for word in words):
@@ -89,7 +89,7 @@ def from_labels(start: Start, shape):
     return onp.stack([*means, *from_vocabulary(start, (shape[0] - len(means), shape[1]))])
 
 
-def from_text(start: Start, shape):
+def from_text(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the embedded pieces of a text, repeated or truncated to the prompt length."""
     ids = start.model.tokenizer.encode(start.settings.init_text or "")[:-1]
     if not ids:
@@ -97,7 +97,7 @@ def from_text(start: Start, shape):
     return embeddings(start.model, onp.resize(ids, shape[0]))
 
 
-def from_file(start: Start, shape):
+def from_file(start: Start, shape: tuple[int, ...]) -> Array:
     """Return a saved soft prompt. It may come from another model with the same d_model."""
     if start.prompt is None:
         raise ValueError("prompt init 'file': a saved prompt is missing; name it with init_file (--init-file)")
@@ -120,7 +120,7 @@ INITS: dict[str, Init] = {
 }
 
 
-def as_set(start: Start, shape):
+def as_set(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the initial value selected by the setting `init`."""
     return INITS[start.settings.init](start, shape)
 
@@ -133,7 +133,7 @@ def frozen_weight(name: str) -> Init:
 def prefix_of(attention: str, part: str) -> Init:
     """Return an initialiser with the keys or values of frequent pieces in an attention."""
 
-    def init(start: Start, shape):
+    def init(start: Start, shape: tuple[int, ...]) -> Array:
         weights, config = flatten(start.model.params), start.model.config
         rows = from_vocabulary(start, (shape[0], config.d_model))
         norm = weights[attention.rpartition(".")[0] + ".layer_norm.weight"]
@@ -142,7 +142,7 @@ def prefix_of(attention: str, part: str) -> Init:
     return init
 
 
-def head_rows(start: Start, shape):
+def head_rows(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the mean row of the output head over the pieces of each label word."""
     params, config = flatten(start.model.params), start.model.config
     head = params["shared.weight" if config.tied_head else HEAD]

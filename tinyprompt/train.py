@@ -24,7 +24,7 @@ from tinyprompt.tree import Flat, Tree
 
 def loss(
     trainable: Flat, params: Tree, config: Config, batch: Batch, visit: t5.Visit = t5.unchanged, z_loss: float = 0.0
-):
+) -> Any:
     """Compute the mean cross entropy of the target tokens with teacher forcing. Differentiable in `trainable`.
 
     Args:

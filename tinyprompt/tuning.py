@@ -15,7 +15,7 @@ from tinyprompt.device import compile, default_device
 from tinyprompt.errors import DataError
 from tinyprompt.files.prompts import load_prompt
 from tinyprompt.fit import check_fit
-from tinyprompt.model import Model, Prompt
+from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.predict import label_scores, predict
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import registry
@@ -163,7 +163,9 @@ def run(
     return run_task(model, task, settings, device, saved)
 
 
-def _prepared(model, train, dev, settings, resume, options) -> tuple[Settings, TaskData, Prompt | None]:
+def _prepared(
+    model: Model, train: Source, dev: Any, settings: Any, resume: Any, options: dict[str, Any]
+) -> tuple[Settings, TaskData, Prompt | None]:
     """Convert the arguments of `run` to the settings, the rows and the prompt to resume."""
     saved = load_prompt(resume) if isinstance(resume, str | Path) else resume
     if isinstance(dev, Settings):
@@ -326,7 +328,7 @@ class Gradient:
     @property
     def array(self) -> np.ndarray:
         """The gradient with respect to the vectors of a soft prompt, (P, d_model)."""
-        return self.grads[methods.PROMPT]
+        return self.grads[PROMPT]
 
 
 def gradient(model: Model, prompt: Prompt, rows: Source, device: str | None = None, **columns: Any) -> Gradient:

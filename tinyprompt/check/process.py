@@ -42,7 +42,7 @@ def timed(call: Callable[[], Any], seconds: float, least: int = 1) -> list[float
 class Engine:
     """A running engine process. `ask` requests a call; `close` ends the process."""
 
-    def __init__(self, name: str, words: Sequence[Any], folder: Path):
+    def __init__(self, name: str, words: Sequence[Any], folder: Path) -> None:
         """words: the command; folder: where standard error is stored."""
         self.name, self.errors = name, folder / f"{name}.err"
         with open(self.errors, "w") as errors:

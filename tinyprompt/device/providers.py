@@ -11,11 +11,14 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyprompt.errors import DeviceError
+
+if TYPE_CHECKING:
+    from tinyprompt.lowering.graph import Graph
 
 
 def version(package: str) -> str | None:
@@ -227,7 +230,7 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(cpu, None)
 
 
-def open_session(graph, device: str, capture: bool = False, weights: Mapping[str, Any] | None = None):
+def open_session(graph: "Graph", device: str, capture: bool = False, weights: Mapping[str, Any] | None = None) -> Any:
     """Open an onnxruntime.InferenceSession for a lowered graph.
 
     Args:

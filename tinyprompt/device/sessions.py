@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from tinyprompt.device.providers import DEVICES, PROVIDERS, check_device, open_s
 from tinyprompt.device.values import Held, allocate, derived, fill, held, on_device, to_value
 from tinyprompt.errors import DeviceError
 from tinyprompt.tree import leaves, refill
+
+if TYPE_CHECKING:
+    from tinyprompt.lowering.graph import Graph
 
 WARM_UP = 2  # runs before the kernels of a graph are recorded
 UNRECORDED = -1  # number of a CUDA graph: the run is not recorded
@@ -30,7 +33,7 @@ WIDE, LARGEST = (np.int64, np.uint64, np.uint32), 2**31 - 1
 class Session:
     """An open graph. It maps arrays by input name to output arrays. Raises DeviceError."""
 
-    def __init__(self, graph, device: str, capture: bool = False):
+    def __init__(self, graph: "Graph", device: str, capture: bool = False) -> None:
         self.graph, self.device = graph, device
         provider = PROVIDERS[DEVICES[device].place]
         self.memory, self.wide = provider.memory, provider.wide
@@ -50,7 +53,9 @@ class Session:
         return run_session(self.session, self.graph, inputs, arrays, self.device)
 
 
-def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, Any], device: str) -> list[Any]:
+def run_session(
+    session: Any, graph: "Graph", inputs: Mapping[str, Any], arrays: Mapping[str, Any], device: str
+) -> list[Any]:
     """Run a session with `arrays` as OrtValues. Outputs that stay on the device are `Held`."""
     if not graph.kept:
         return [x.numpy() for x in session.run_with_ort_values(None, inputs)]
@@ -58,7 +63,7 @@ def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, 
     for name, value in inputs.items():
         binding.bind_ortvalue_input(name, value)
     for i, x in enumerate(graph.outputs):
-        place = arrays.get(graph.kept.get(x.name))
+        place = arrays.get(graph.kept.get(x.name) or "")
         if isinstance(place, Held) and provider.in_place:
             binding.bind_ortvalue_output(f"output_{i}", place.value)
         else:
@@ -68,7 +73,7 @@ def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, 
     return [Held(value, x.dtype) if x.name in graph.kept else value.numpy() for x, value in values]
 
 
-def derived_inputs(graph, arrays: Mapping[str, np.ndarray], memory: str) -> dict[str, Any]:
+def derived_inputs(graph: "Graph", arrays: Mapping[str, np.ndarray], memory: str) -> dict[str, Any]:
     """Compute the inputs that derive from other inputs, once per array."""
     out: dict[str, Any] = {}
     for (source, recipe), parts in graph.derived.items():
@@ -84,7 +89,7 @@ class ByWeights(dict[tuple[int, ...], Any]):
         """Drop `self[key]` when one of the arrays is deleted. The arrays do not keep this cache alive."""
         own = weakref.ref(self)
 
-        def forget():
+        def forget() -> None:
             if (alive := own()) is not None:
                 alive.pop(key, None)
 
@@ -99,7 +104,7 @@ class Packed:
     its own session with a copy of the weights.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph: "Graph") -> None:
         self.graph, self.bound = graph, ByWeights()  # sessions by source weights
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -127,14 +132,14 @@ class Captured(Session):
     graph that cannot be recorded runs like any other.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph: "Graph") -> None:
         super().__init__(graph, "cuda", capture=True)
         self.bound = ByWeights()  # (binding, options, inputs, outputs) by the addresses of the weights
         self.recorded, self.refused = 0, False
         self.lock = threading.Lock()  # a recorded graph has a single set of buffers
 
     @staticmethod
-    def fits(graph) -> bool:
+    def fits(graph: "Graph") -> bool:
         """Return whether all derived arrays come from frozen inputs, no array is empty, and none stays on the GPU."""
         arrays = (*graph.all_inputs(), *graph.outputs)
         fixed = all(x.size for x in arrays) and all(source in graph.frozen for source, _ in graph.derived)
@@ -206,7 +211,7 @@ def _nothing() -> None:
     """Return a weak reference that is always dead."""
 
 
-def open_graph(graph, device: str, packed: bool) -> Session | Packed | None:
+def open_graph(graph: "Graph", device: str, packed: bool) -> Session | Packed | None:
     """Open the appropriate session for a graph on a device, or return None for a graph without outputs."""
     if not graph.outputs:
         return None
@@ -263,7 +268,7 @@ def compile(
     memory = PROVIDERS[DEVICES[device].place].memory
 
     @functools.wraps(function)
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         arrays = refill(arguments, (x.stand_in() if isinstance(x, Held) else x for _, x in leaves(arguments)))
         key = lowering.graph_key(arrays, flags=frozen is None)
         entry = sessions.get(key)

@@ -25,10 +25,12 @@ from tinyprompt.lowering import lower
 from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.settings import Settings
-from tinyprompt.tree import Flat, Tree, count, flatten, leaves, merge, nest
+from tinyprompt.tree import Array, Flat, Tree, count, flatten, leaves, merge, nest
 
 
-def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+def step(
+    prompt: Array, input_ids: Array, attention_mask: Array, labels: Array, weights: Array, params: Tree, config: Config
+) -> Flat:
     """Compute the mean cross entropy of the labels, and its gradient with respect to the prompt: (), (P, D).
 
     Seven parameters, as in `score`: the inputs of the graph have their names.
@@ -38,7 +40,9 @@ def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, confi
     return {"loss": loss.astype(np.float32), "gradient": gradient[PROMPT]}
 
 
-def score(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+def score(
+    prompt: Array, input_ids: Array, attention_mask: Array, labels: Array, weights: Array, params: Tree, config: Config
+) -> Flat:
     """Sum the log probability of each row's labels: (B,). The seven parameters name the inputs of the graph."""
     prompted = merge(params, {PROMPT: prompt})
     logits = t5.forward(prompted, config, input_ids, attention_mask, t5.shift_right(labels))
@@ -99,7 +103,7 @@ class Export:
 
     def __init__(
         self, folder: str | Path | None, out: Path, shape: Shape, prompt: str | Path | None, plain: str | None = None
-    ):
+    ) -> None:
         if plain not in (None, *PLAIN):
             raise ValueError(f"export: plain: expected one of {', '.join(PLAIN)}, or None, found {plain!r}")
         for name, size in shape._asdict().items():

@@ -25,7 +25,7 @@ from tinyprompt.files import hub
 from tinyprompt.files.io import Content
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
-from tinyprompt.tree import Flat, Tree, merge
+from tinyprompt.tree import Array, Flat, Tree, merge
 
 WEB = Path(__file__).parent / "web"
 STYLE = Path(__file__).parents[1] / "style.css"  # of all pages
@@ -57,13 +57,15 @@ PROBES = (
 )
 
 
-def rank(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+def rank(
+    prompt: Array, input_ids: Array, attention_mask: Array, labels: Array, weights: Array, params: Tree, config: Config
+) -> Flat:
     """Compute the log probability of each label word: (B, N). The seven parameters name the inputs of the graph."""
     found = ranked(merge(params, {PROMPT: prompt}), config, input_ids, attention_mask, labels, weights)
     return {"log_probability": found.astype(np.float32)}
 
 
-def look(prompt, input_ids, attention_mask, params: Tree, config: Config):
+def look(prompt: Array, input_ids: Array, attention_mask: Array, params: Tree, config: Config) -> Flat:
     """Compute what the page shows of a prompt: (P, V), (B, L, P), (B, L, D). The parameters name the inputs.
 
     cosine: of each vector and each row of the embedding table. attention: the weight of each vector at each token of
@@ -79,7 +81,7 @@ def look(prompt, input_ids, attention_mask, params: Tree, config: Config):
     return {"cosine": cosine, "attention": attention, "embedding": seen["encoder.embedding"][:, text]}
 
 
-def length(x):
+def length(x: Array) -> Array:
     """Return the Euclidean norm of each vector, and 1e-15 for a zero vector: (..., D) -> (..., 1)."""
     return np.sqrt((x * x).sum(-1, keepdims=True) + np.float32(1e-30))
 

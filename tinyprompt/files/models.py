@@ -15,7 +15,7 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, safetensors, t5x, torch_bin
 from tinyprompt.files.config import check_generation, parse_config
 from tinyprompt.files.io import Content, check_new, read_json, state, write_folder
-from tinyprompt.model import Model
+from tinyprompt.model import Model, Tokenizer
 from tinyprompt.tree import Flat, flatten, freeze, nest
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first existing name is used, as a whole file or as shards
@@ -110,7 +110,7 @@ def is_t5x(folder: Path) -> bool:
     return (folder / "checkpoint").is_file()
 
 
-def read_tokenizer(path: Path, config: Config) -> tokenizer.Tokenizer:
+def read_tokenizer(path: Path, config: Config) -> Tokenizer:
     """Read the tokenizer of a folder or a file. Raises CheckpointError if it does not match the model."""
     try:
         words = tokenizer.load(path)

@@ -122,7 +122,7 @@ class Prompts(Mapping[str, Prompt]):
         >>> prompt = Prompts("prompts", model)["topic"]
     """
 
-    def __init__(self, folder: str | Path, model: Model):
+    def __init__(self, folder: str | Path, model: Model) -> None:
         self.folder, self.model = Path(folder), model
         self.errors: dict[str, str] = {}
         self._read: dict[str, Entry] = {}

@@ -33,7 +33,7 @@ class Lazy:
     dtype: np.dtype
     read: Callable[[], np.ndarray]
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.read() if dtype is None else self.read().astype(dtype)
 
 

@@ -96,7 +96,7 @@ def judge(theirs: Path, folder: Path | None = None) -> Report:
 class Stored(dict[str, bytes]):
     """The files of a written suite, read on first access. Raises CheckpointError."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __missing__(self, name: str) -> bytes:

@@ -92,7 +92,7 @@ def batch(name: str, kind: str) -> Flat:
     mask = np.array([[*map(int, row)] for row in MASKS[kind]])
     rows = len(mask)
 
-    def ids(part, *shape):
+    def ids(part: str, *shape: int) -> np.ndarray:
         first, count = EOS + 2, SHAPE["vocab_size"] - EOS - 2
         return first + ((drawn(f"{name} {part}", shape) + 1) / 2 * count).astype(np.int64)
 
@@ -123,7 +123,7 @@ def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float6
             out |= descent(name, optimizer, prompt, lambda p: step(p, params, config, rows)[1])
     prompted = merge(params, prompt)
 
-    def cache(beams):
+    def cache(beams: int) -> Any:
         return decode.Cache(prompted, config, rows.input_ids, rows.attention_mask, beams, device)
 
     count = len(rows.labels)

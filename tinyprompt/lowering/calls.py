@@ -197,7 +197,7 @@ class Unrecorded:
         return primitive in self.extra or (primitive in notrace_primitives[VJPNode] and primitive is not anp.full_like)
 
 
-notrace_primitives[TracedNode] = Unrecorded()  # type: ignore[assignment]
+notrace_primitives[TracedNode] = Unrecorded()
 LEVELS = itertools.count(10**9)  # above every level that autograd assigns, and never reused
 
 

@@ -102,7 +102,7 @@ def graph_key(value: Any, flags: bool = True) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = tuple(graph_key(getattr(value, field.name), flags) for field in dataclasses.fields(value))
         return type(value), fields, value
-    if type(value).__eq__ is object.__eq__ or isinstance(value, str | bytes | int):
+    if type(value).__eq__ is object.__eq__ or isinstance(value, str | bytes | int):  # type: ignore[comparison-overlap]
         return type(value), value
     return type(value), repr(value), value if value == value else None  # NaN differs from itself
 
@@ -148,7 +148,7 @@ def lower(
     graph = Graph(int8, bf16, plain)
     told = None if frozen is None else check_frozen(function, arguments, frozen)
 
-    def given(parameter, name, x):
+    def given(parameter: str, name: str, x: Any) -> Any:
         if not isinstance(x, np.ndarray | np.generic):
             return x
         check_array(x)

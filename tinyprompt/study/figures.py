@@ -29,7 +29,7 @@ def draw_parameters(
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     totals = [methods.count(config, replace(settings, method="full")).model for config in configs.values()]
 
-    def band(low, high, name, **style):
+    def band(low: Any, high: Any, name: str, **style: Any) -> None:
         """Draw a line, and a thin line at the lower end of its band."""
         (line,) = axes.plot(totals, high, marker="o", ms=3, label=name, **style)
         if low != high:

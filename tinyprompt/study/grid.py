@@ -155,7 +155,7 @@ def read_study(path: Path, device: str) -> Study:
 class StudyFile:
     """The tables of a study file, with a cache of its tasks and models."""
 
-    def __init__(self, path: Path, found: dict[str, Any], device: str):
+    def __init__(self, path: Path, found: dict[str, Any], device: str) -> None:
         self.path, self.found, self.device = path, found, device
         self.settings, self.methods = found.get("settings", {}), found.get("methods", {})
         check(self.settings, ("shots", *SETTINGS), f"{path}: [settings]")

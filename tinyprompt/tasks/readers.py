@@ -7,7 +7,7 @@ their names, "hypothesis: ... premise: ...", in sorted order by default. Texts a
 import io
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,9 @@ def _known(label: Any) -> Any:
     return None if label in ("", -1, "-1") else label
 
 
-def table(*keys: str, label: str = "label", header: Sequence[str] | None = None, broken: bool = False, **columns: str):
+def table(
+    *keys: str, label: str = "label", header: Sequence[str] | None = None, broken: bool = False, **columns: str
+) -> Callable[..., Any]:
     """Build a reader for a file with columns. In the input, each text follows the name of its key.
 
     Args:

@@ -23,7 +23,7 @@ class Reader:
     target: str = "target"
     words: Mapping[str, str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         registry.check_name(self.task, "setting task")
 
     def columns(self) -> dict[str, Any]:
