@@ -297,7 +297,7 @@ TABLE_4 = {
 def test_table_4_of_the_paper(case, capsys):
     size, length = case
     prompt, total, percent = TABLE_4[case]
-    config = bench.config_of(size)
+    config = bench.SIZES[size]
     found = methods.count(config, Settings(prompt_length=length))
     assert found == (prompt, prompt, total)
     assert round(found.percent, 5) == percent

@@ -51,7 +51,6 @@ def test_whole_numbers_equal_to_floats_are_accepted():
     assert repr(whole) == repr(floats)
 
 
-
 @given(st.integers(1, 1999), st.floats(2, 256))
 def test_a_run_on_few_rows_is_short(rows, tokens):
     settings = Settings.for_rows(rows, tokens)

@@ -576,10 +576,10 @@ def test_evaluate_uses_the_metrics_of_the_task(folder, words):
 
 def test_valid_and_invalid_task_names():
     for name in (*registry.PLAIN, *TASKS, "boolq,rte"):
-        registry.check_name(name)
+        registry.check_name(name, "here")
     for name in ("mnli", "boolq,auto", "boolq,", ""):
-        with pytest.raises(ValueError, match=r"^task '(mnli|auto|)': expected one of .*boolq"):
-            registry.check_name(name)
+        with pytest.raises(ValueError, match=r"^here: task '(mnli|auto|)': expected one of .*boolq"):
+            registry.check_name(name, "here")
 
 
 def test_qqp_rows_with_a_line_break_are_skipped_and_counted(tmp_path, caplog):

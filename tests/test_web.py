@@ -396,12 +396,13 @@ def test_a_quote_between_tabs_is_kept(browser, tmp_path, caplog):
 
 def test_a_keystroke_among_many_rows_tokenises_the_changed_row(browser):
     browser = open_page(browser)
-    type_in = "const it = document.getElementById('rows'); it.value = arguments[0]; it.dispatchEvent(new Event('input'));"
+    type_in = "const box = document.getElementById('rows'); box.value = arguments[0];"
+    type_in += "box.dispatchEvent(new Event('input'))"
     rows = [f"{('good', 'bad')[i % 2]}: The soup number {i} was hot and the bread was fresh." for i in range(5000)]
     browser.execute_script(type_in, "\n".join(rows))
     wait_until(lambda: "5000 rows" in text_of(browser, "counted"))
-    compute(browser, "(state.encode = state.model.encode, state.model.encode = "
-            "text => (state.asked = [...state.asked ?? [], text], state.encode.call(state.model, text)), 0)")  # fmt: skip
+    record = "text => (state.asked = [...state.asked ?? [], text], state.encode.call(state.model, text))"
+    compute(browser, f"(state.encode = state.model.encode, state.model.encode = {record}, 0)")
     browser.execute_script(type_in, "\n".join(rows) + " And cold.")
     asked = compute(browser, "state.asked")
     assert {text for text in asked if "And cold" in text} == {rows[-1].partition(": ")[2] + " And cold."}

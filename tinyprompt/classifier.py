@@ -71,13 +71,12 @@ class PromptClassifier:
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
         """Return the most likely label of each text, as an array of the type of the labels."""
-        model = self._fitted()
-        return self.classes_[self._columns(predict(model, self.prompt_, list(X), self.device))]
+        found = predict(self._fitted(), self.prompt_, list(X), self.device)
+        return self.classes_[[self._words.index(word) for word in found]]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Return the probability of each class, (texts, classes), in the order of `classes_`."""
-        model = self._fitted()
-        found = answer(model, [(self.prompt_, text) for text in X], self.device)
+        found = answer(self._fitted(), [(self.prompt_, text) for text in X], self.device)
         return np.array([[one.probabilities[word] for word in self._words] for one in found])
 
     def score(self, X: Sequence[str], y: Sequence[Any]) -> float:
@@ -98,9 +97,6 @@ class PromptClassifier:
         Settings.changed({}, given)
         self._settings = given
         return self
-
-    def _columns(self, words: Sequence[str]) -> list[int]:
-        return [self._words.index(word) for word in words]
 
     def _fitted(self) -> Model:
         if not hasattr(self, "prompt_"):

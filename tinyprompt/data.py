@@ -235,9 +235,23 @@ def batch_of(
     Example:
         >>> batch = batch_of([Row("Two goals.", "sport")], model.tokenizer, 256)
     """
-    check_texts([row.input for row in rows])
-    input_ids, mask = pad(encode_inputs([row.input for row in rows], tokenizer, max_tokens))
-    labels, weights = pad([target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows])
+    return padded(encoded(rows, tokenizer, max_tokens, target_ids))
+
+
+def encoded(
+    rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int, target_ids: Mapping[str, Sequence[int]] = NO_IDS
+) -> list[tuple[list[int], Sequence[int]]]:
+    """Return the ids of the input and of the target of each row. The arguments are those of `batch_of`."""
+    texts = [row.input for row in rows]
+    check_texts(texts)
+    targets = [target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows]
+    return list(zip(encode_inputs(texts, tokenizer, max_tokens), targets, strict=True))
+
+
+def padded(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
+    """Pad the ids of inputs and targets to a batch."""
+    input_ids, mask = pad([ids for ids, _ in pairs])
+    labels, weights = pad([ids for _, ids in pairs])
     return Batch(input_ids, mask, labels, weights.astype(np.float32))
 
 
@@ -248,8 +262,8 @@ def mean_tokens(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int) -> f
 
 def batches_in_order_of_length(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int) -> Iterator[Batch]:
     """Yield all rows once, in batches of 64 with little padding."""
-    lengths = [len(tokenizer.encode(row.input)) for row in rows]
-    return (batch_of([rows[i] for i in chosen], tokenizer, max_tokens) for chosen in by_length(lengths, 64))
+    pairs = encoded(rows, tokenizer, max_tokens)
+    return (padded([pairs[i] for i in chosen]) for chosen in by_length([len(ids) for ids, _ in pairs], 64))
 
 
 def training_batches(
@@ -260,22 +274,16 @@ def training_batches(
     Eight batches at a time are taken from the shuffled rows and sorted by length, so batches are random and have little
     padding. The remaining rows of an epoch are used in the next epoch.
     """
-    size = settings.batch_size
-    check_texts([row.input for row in rows])
-    inputs = encode_inputs([row.input for row in rows], tokenizer, settings.max_input_tokens)
-    targets = [target_ids.get(row.target) or tokenizer.encode(row.target) for row in rows]
+    size, pairs = settings.batch_size, encoded(rows, tokenizer, settings.max_input_tokens, target_ids)
     rng = np.random.default_rng(settings.seed)
     waiting: list[int] = []
     while True:
         while len(waiting) < 8 * size:
             waiting += rng.permutation(len(rows)).tolist()
         pool, waiting = np.array(waiting[: 8 * size]), waiting[8 * size :]
-        batches = by_length([len(inputs[i]) for i in pool], size)
+        batches = by_length([len(pairs[i][0]) for i in pool], size)
         for i in rng.permutation(len(batches)):
-            chosen = pool[batches[i]]
-            input_ids, mask = pad([inputs[i] for i in chosen])
-            labels, weights = pad([targets[i] for i in chosen])
-            yield Batch(input_ids, mask, labels, weights.astype(np.float32))
+            yield padded([pairs[k] for k in pool[batches[i]]])
 
 
 def random_batch(vocab_size: int, rows: int, tokens: int, targets: int, seed: int = 0) -> Batch:
@@ -285,7 +293,7 @@ def random_batch(vocab_size: int, rows: int, tokens: int, targets: int, seed: in
     """
     rng = np.random.default_rng(seed)
 
-    def mask_of(width):
+    def mask_of(width: int) -> np.ndarray:
         lengths = np.r_[width, rng.integers(1, width + 1, rows - 1)]
         return (np.arange(width) < lengths[:, None]).astype(np.int64)
 

@@ -17,7 +17,7 @@ import numpy as np
 from tinyprompt import ops, t5
 from tinyprompt.config import EOS, PAD, Config
 from tinyprompt.device import compile
-from tinyprompt.tree import Flat, Tree, merge
+from tinyprompt.tree import Array, Flat, Tree, merge
 
 SLOTS = 32  # initial number of positions of a cache
 LOGITS = 2**19  # largest number of label logits of a row that are computed at once
@@ -30,7 +30,7 @@ LogitsOf = Callable[[np.ndarray], np.ndarray]
 # ---- the cache ----
 
 
-def first_cache(params: Tree, config: Config, states, num_beams: int, width: int) -> tuple[None, Flat]:
+def first_cache(params: Tree, config: Config, states: Array, num_beams: int, width: int) -> tuple[None, Flat]:
     """Compute the keys and values that do not depend on tokens: those of the cross-attention and of prefixes.
 
     Shapes: states (B, S, D); each array (B * num_beams, H, P + S, K), or (B * num_beams, H, P + width, K) in
@@ -52,7 +52,17 @@ def wider(cache: Flat, more: int) -> tuple[None, Flat]:
     return None, {name: np.concatenate([x, zeros[name]], axis=2) for name, x in cache.items()}
 
 
-def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, width: int, mask, origin, pick: Pick):
+def decode_next(
+    params: Tree,
+    config: Config,
+    cache: Flat,
+    tokens: Array,
+    position: Array,
+    width: int,
+    mask: Array,
+    origin: Array | None,
+    pick: Pick,
+) -> tuple[Array, Flat]:
     """Run the decoder over one token per row. The logits equal those of `t5.decode` at that position.
 
     A graph has no state, so the whole state is passed as nine parameters.
@@ -88,12 +98,12 @@ def decode_next(params: Tree, config: Config, cache: Flat, tokens, position, wid
     return pick(t5.logits(params, config, x)[:, 0]), new
 
 
-def all_logits(logits):
+def all_logits(logits: Array) -> Array:
     """Pick all logits (B, V)."""
     return logits
 
 
-def likeliest(logits):
+def likeliest(logits: Array) -> Array:
     """Pick the most likely token of every row: (B, V) -> (B,)."""
     return np.argmax(logits, axis=-1)
 
@@ -104,7 +114,7 @@ class Candidates:
 
     number: int
 
-    def __call__(self, logits):
+    def __call__(self, logits: Array) -> tuple[Array, Array]:
         """Select from logits (B, V). Returns two arrays (B, min(number, V))."""
         return ops.largest(ops.log_softmax(logits), self.number)
 
@@ -123,7 +133,15 @@ class Cache:
         device: A device of `device.DEVICES`.
     """
 
-    def __init__(self, params: Tree, config: Config, input_ids, attention_mask, num_beams=1, device="numpy"):
+    def __init__(
+        self,
+        params: Tree,
+        config: Config,
+        input_ids: Array,
+        attention_mask: Array,
+        num_beams: int = 1,
+        device: str = "numpy",
+    ) -> None:
         on_device = partial(compile, device=device, writes=True, frozen="params", keeps=True)
         self.compute, self.wider = on_device(decode_next), compile(wider, device, keeps=True)
         states, mask = compile(t5.encode, device, frozen="params")(params, config, input_ids, attention_mask)
@@ -206,7 +224,9 @@ def to_eos(ids: np.ndarray) -> list[list[int]]:
 # ---- the scores of given labels ----
 
 
-def ranked(params: Tree, config: Config, input_ids, attention_mask, labels, weights):
+def ranked(
+    params: Tree, config: Config, input_ids: Array, attention_mask: Array, labels: Array, weights: Array
+) -> Array:
     """Compute the log probability of each label of each row: (B, N), float32.
 
     Shapes: labels and weights (B, N, T), as in `rank`. The decoder processes the labels of a row side by side, in

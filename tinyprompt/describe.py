@@ -29,14 +29,14 @@ EQUAL = 0.99  # cosine above which two vectors count as equal
 WIDTH = 100  # columns of printed text
 
 
-def unit(x) -> np.ndarray:
+def unit(x: np.ndarray) -> np.ndarray:
     """Scale every vector (..., D) to length 1, in float32. Zero vectors stay zero."""
     x = np.asarray(x, np.float32)
     x = x / np.maximum(np.abs(x).max(-1, keepdims=True), np.finfo(np.float32).tiny)  # keeps squares from overflowing
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
 
 
-def nearest_pieces(prompt, table, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_pieces(prompt: np.ndarray, table: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the k rows of an embedding table with the largest cosine to each vector of a prompt.
 
     Args:
@@ -73,14 +73,14 @@ def similarity(prompts: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray
     return list(prompts), np.array(cosines, np.float32)
 
 
-def near_equal(prompt) -> int:
+def near_equal(prompt: np.ndarray) -> int:
     """Count the vectors of a prompt (P, D) that have a cosine above 0.99 with another vector."""
     cosines = unit(prompt) @ unit(prompt).T
     np.fill_diagonal(cosines, 0)
     return int((cosines.max(1) > EQUAL).sum())
 
 
-def describe_prompt(prompt: Prompt, name: str) -> dict[str, Any]:
+def describe_prompt(prompt: Prompt) -> dict[str, Any]:
     """Describe a prompt without its model: arrays, settings, history, and the norms of a soft prompt."""
     out: dict[str, Any] = {
         "arrays": {key: {"shape": list(x.shape), "dtype": str(x.dtype)} for key, x in prompt.params.items()},
@@ -220,7 +220,7 @@ def decimals(x: float | None) -> str:
     return "-" if x is None else f"{x:.2f}".replace("0.", ".")
 
 
-def similarity_lines(names: list[str], cosines) -> list[str]:
+def similarity_lines(names: list[str], cosines: np.ndarray) -> list[str]:
     """Format the lower triangle of a cosine matrix, in blocks that fit the line."""
     labels = [f"{cut(name, 17)} {i:2}" for i, name in enumerate(names, 1)]
     wide = max(map(len, labels))
@@ -313,7 +313,7 @@ def _graph(model: Any) -> dict[str, Any]:
     kinds |= {x.name: tensor_kind(x) for x in graph.initializer}
     texts = {x.name: tensor_value(x) for x in graph.initializer}
 
-    def named(name):
+    def named(name: str) -> str:
         return f"{name}: {kinds.get(name, '?')}"
 
     inputs = [x.name for x in graph.input if x.name not in texts]
@@ -339,7 +339,7 @@ def dtype_name(kind: int) -> str:
     return "string" if kind == TensorProto.STRING else str(helper.tensor_dtype_to_np_dtype(kind))
 
 
-def value_kind(kind) -> str:
+def value_kind(kind: Any) -> str:
     """Format dtype and shape of an onnx.TypeProto: `?` for unknown sizes, names for symbolic ones."""
     tensor = kind.tensor_type
     if not tensor.elem_type:
@@ -350,12 +350,12 @@ def value_kind(kind) -> str:
     return array_kind(dtype_name(tensor.elem_type), sizes)
 
 
-def tensor_kind(tensor) -> str:
+def tensor_kind(tensor: Any) -> str:
     """Format dtype and shape of an onnx.TensorProto."""
     return array_kind(dtype_name(tensor.data_type), tensor.dims)
 
 
-def tensor_value(tensor) -> str | None:
+def tensor_value(tensor: Any) -> str | None:
     """Format the values of a short onnx.TensorProto, if the file itself contains them."""
     from onnx import numpy_helper
 
@@ -363,12 +363,12 @@ def tensor_value(tensor) -> str | None:
     return str(numpy_helper.to_array(tensor).tolist()) if short else None
 
 
-def place(tensor) -> str:
+def place(tensor: Any) -> str:
     """Return the name of the external file with the values of an onnx.TensorProto, or ""."""
     return "".join(f" in {entry.value}" for entry in tensor.external_data if entry.key == "location")
 
 
-def attribute(given) -> str:
+def attribute(given: Any) -> str:
     """Format the value of an onnx.AttributeProto."""
     from onnx import AttributeProto, helper
 
@@ -382,7 +382,7 @@ def attribute(given) -> str:
     return str(plain(value))
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Convert bytes to text, and float32 numbers to their shortest form. Lists are converted element by element."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")

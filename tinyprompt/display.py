@@ -77,11 +77,7 @@ class _Curve:
             from IPython.display import display
         except ImportError:
             return
-        state = progress.state
-        dev = {int(step): float(score) for step, score, _ in state.scores}
-        losses = [None, *state.losses.tolist()]
-        history = [{"step": step, "loss": loss, "dev": dev.get(step)} for step, loss in enumerate(losses)]
-        figure = plot_curve(history, state.best_step).figure
+        figure = plot_curve(progress.state.history(), progress.state.best_step).figure
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         else:

@@ -50,8 +50,9 @@ def ensemble(model: Model, prompts: Sequence[Prompt], texts: Sequence[str], devi
     found = answer(model, [(prompt, text) for text in texts for prompt in prompts], device)
     rows = [found[i : i + len(prompts)] for i in range(0, len(found), len(prompts))]
     each = [[row[i].text for row in rows] for i in range(len(prompts))]
-    mean = [max(shares, key=shares.__getitem__) for shares in map(_means, rows)] if any(words) else None
-    majority = [vote([one.text for one in row], _means(row)) for row in rows]
+    means = [_means(row) for row in rows]
+    mean = [max(shares, key=shares.__getitem__) for shares in means] if any(words) else None
+    majority = [vote([one.text for one in row], shares) for row, shares in zip(rows, means, strict=True)]
     return Ensemble(each, majority, mean)
 
 

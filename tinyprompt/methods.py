@@ -9,7 +9,7 @@ product is added to its weight). Both steps are differentiable. For most methods
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import autograd.numpy as np
 import numpy as onp
@@ -18,39 +18,21 @@ from tinyprompt import ops
 from tinyprompt.config import Config, Shapes, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.model import PROMPT, Model, Prompt
-from tinyprompt.tree import Flat, Tree, flatten, merge
+from tinyprompt.tree import Array, Flat, Tree, flatten, merge
+
+if TYPE_CHECKING:
+    from tinyprompt.settings import Settings
 
 HEAD = "lm_head.weight"
 FREQUENT = 5000  # the paper samples from the 5,000 most frequent pieces; vocabularies are sorted by frequency
 SPECIAL = 3  # ids of pad, eos and unk precede the first piece
 
 
-class Options(Protocol):
-    """The settings that a method uses: a part of `settings.Settings`."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def prompt_length(self) -> int: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def init(self) -> str: ...
-    @property
-    def init_text(self) -> str | None: ...
-    @property
-    def init_file(self) -> str | None: ...
-    @property
-    def seed(self) -> int: ...
-
-
 class Start(NamedTuple):
     """The input of an initialiser."""
 
     model: Model
-    settings: Options
+    settings: "Settings"
     label_words: Sequence[str]
     prompt: Prompt | None  # the saved prompt of init "file"
     rng: onp.random.Generator
@@ -72,33 +54,33 @@ Leaves = Iterable[tuple[str, Leaf]]
 # ---- initialisers ----
 
 
-def zeros(start: Start, shape):
+def zeros(start: Start, shape: tuple[int, ...]) -> Array:
     """Return zeros, so that training starts at the frozen model."""
     return onp.zeros(shape)
 
 
-def ones(start: Start, shape):
+def ones(start: Start, shape: tuple[int, ...]) -> Array:
     """Return ones, factors without an effect."""
     return onp.ones(shape)
 
 
-def normal(start: Start, shape):
+def normal(start: Start, shape: tuple[int, ...]) -> Array:
     """Return normal random numbers that preserve the scale of their input."""
     return start.rng.normal(0, shape[-1] ** -0.5, shape)
 
 
-def embeddings(model: Model, ids):
+def embeddings(model: Model, ids: Array) -> Array:
     """Return the embeddings of ids."""
     return ops.embedding(model.params["shared"]["weight"], onp.asarray(ids))
 
 
-def from_vocabulary(start: Start, shape):
+def from_vocabulary(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the embeddings of random pieces among the 5,000 most frequent."""
     top = min(FREQUENT, len(start.model.tokenizer) - SPECIAL)
     return embeddings(start.model, SPECIAL + start.rng.choice(top, shape[0], replace=shape[0] > top))
 
 
-def from_labels(start: Start, shape):
+def from_labels(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the mean embedding of the pieces of each label word, then random embeddings (the paper's default)."""
     words, encode = start.label_words, start.model.tokenizer.encode
     if not all(word.strip() for word in words):
@@ -107,7 +89,7 @@ def from_labels(start: Start, shape):
     return onp.stack([*means, *from_vocabulary(start, (shape[0] - len(means), shape[1]))])
 
 
-def from_text(start: Start, shape):
+def from_text(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the embedded pieces of a text, repeated or truncated to the prompt length."""
     ids = start.model.tokenizer.encode(start.settings.init_text or "")[:-1]
     if not ids:
@@ -115,7 +97,7 @@ def from_text(start: Start, shape):
     return embeddings(start.model, onp.resize(ids, shape[0]))
 
 
-def from_file(start: Start, shape):
+def from_file(start: Start, shape: tuple[int, ...]) -> Array:
     """Return a saved soft prompt. It may come from another model with the same d_model."""
     if start.prompt is None:
         raise ValueError("prompt init 'file': a saved prompt is missing; name it with init_file (--init-file)")
@@ -138,7 +120,7 @@ INITS: dict[str, Init] = {
 }
 
 
-def as_set(start: Start, shape):
+def as_set(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the initial value selected by the setting `init`."""
     return INITS[start.settings.init](start, shape)
 
@@ -151,7 +133,7 @@ def frozen_weight(name: str) -> Init:
 def prefix_of(attention: str, part: str) -> Init:
     """Return an initialiser with the keys or values of frequent pieces in an attention."""
 
-    def init(start: Start, shape):
+    def init(start: Start, shape: tuple[int, ...]) -> Array:
         weights, config = flatten(start.model.params), start.model.config
         rows = from_vocabulary(start, (shape[0], config.d_model))
         norm = weights[attention.rpartition(".")[0] + ".layer_norm.weight"]
@@ -160,7 +142,7 @@ def prefix_of(attention: str, part: str) -> Init:
     return init
 
 
-def head_rows(start: Start, shape):
+def head_rows(start: Start, shape: tuple[int, ...]) -> Array:
     """Return the mean row of the output head over the pieces of each label word."""
     params, config = flatten(start.model.params), start.model.config
     head = params["shared.weight" if config.tied_head else HEAD]
@@ -176,12 +158,12 @@ def attentions(config: Config) -> list[str]:
     return [name.removesuffix(".q.weight") for name in weight_shapes(config) if name.endswith(".q.weight")]
 
 
-def prompt(config: Config, settings: Options, labels: int) -> Leaves:
+def prompt(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors that precede the embedded input (Lester et al. 2021, arXiv:2104.08691, section 2)."""
     yield PROMPT, Leaf((settings.prompt_length, config.d_model), as_set)
 
 
-def layer_prompts(config: Config, settings: Options, labels: int) -> Leaves:
+def layer_prompts(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors that precede the input of every encoder layer and replace those of the previous layer.
 
     Liu et al. 2022, arXiv:2110.07602.
@@ -191,7 +173,7 @@ def layer_prompts(config: Config, settings: Options, labels: int) -> Leaves:
         yield f"encoder.block.{i}.prompt.embedding", Leaf((settings.prompt_length, config.d_model), from_vocabulary)
 
 
-def prefix(config: Config, settings: Options, labels: int) -> Leaves:
+def prefix(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P keys and P values that precede those of every attention (Li and Liang 2021, arXiv:2101.00190)."""
     shape = (settings.prompt_length, config.num_heads * config.d_kv)
     for at in attentions(config):
@@ -199,7 +181,7 @@ def prefix(config: Config, settings: Options, labels: int) -> Leaves:
             yield f"{at}.prefix.{part}", Leaf(shape, prefix_of(at, part[0]))
 
 
-def prefix_mlp(config: Config, settings: Options, labels: int) -> Leaves:
+def prefix_mlp(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors and a network that maps them to a prefix (Li and Liang 2021, section 4.3).
 
     The network has two layers with tanh between them.
@@ -208,7 +190,7 @@ def prefix_mlp(config: Config, settings: Options, labels: int) -> Leaves:
     return network("prefix_network.", config, settings, [settings.hidden, width])
 
 
-def p_tuning(config: Config, settings: Options, labels: int) -> Leaves:
+def p_tuning(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield P vectors and a network that maps them to a prompt (Liu et al. 2021, arXiv:2103.10385).
 
     The network has three layers with relu between them, as in PEFT.
@@ -216,7 +198,7 @@ def p_tuning(config: Config, settings: Options, labels: int) -> Leaves:
     return network("prompt_network.", config, settings, [settings.hidden, settings.hidden, config.d_model])
 
 
-def network(name: str, config: Config, settings: Options, widths: Sequence[int]) -> Leaves:
+def network(name: str, config: Config, settings: "Settings", widths: Sequence[int]) -> Leaves:
     """Yield P vectors, then a matrix and a bias for each layer."""
     yield f"{name}embedding", Leaf((settings.prompt_length, config.d_model), as_set)
     for i, (before, width) in enumerate(zip([config.d_model, *widths], widths, strict=False)):
@@ -224,7 +206,7 @@ def network(name: str, config: Config, settings: Options, widths: Sequence[int])
         yield f"{name}{i}.bias", Leaf((width,), zeros)
 
 
-def warp(config: Config, settings: Options, labels: int) -> Leaves:
+def warp(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a prompt, and an output head with a row for each label (Hambardzumyan et al. 2021, arXiv:2101.00121).
 
     The answer is a single decoding step instead of a word.
@@ -235,7 +217,7 @@ def warp(config: Config, settings: Options, labels: int) -> Leaves:
     yield HEAD, Leaf((labels, config.d_model), head_rows)
 
 
-def adapter(config: Config, settings: Options, labels: int) -> Leaves:
+def adapter(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a bottleneck after every attention and feed-forward layer (Houlsby et al. 2019, arXiv:1902.00751).
 
     The layer output y becomes `y + up(relu(down(y)))`.
@@ -249,7 +231,7 @@ def adapter(config: Config, settings: Options, labels: int) -> Leaves:
             yield f"{layer}.adapter.up.bias", Leaf((config.d_model,), zeros)
 
 
-def lora(config: Config, settings: Options, labels: int) -> Leaves:
+def lora(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a low-rank product `b @ a` for the query and value matrix of every attention.
 
     Hu et al. 2022, arXiv:2106.09685.
@@ -261,7 +243,7 @@ def lora(config: Config, settings: Options, labels: int) -> Leaves:
             yield f"{at}.{part}.lora.b", Leaf((rows, settings.rank), zeros)
 
 
-def ia3(config: Config, settings: Options, labels: int) -> Leaves:
+def ia3(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield a factor for each key, each value, and each hidden unit of a feed-forward layer.
 
     Liu et al. 2022, arXiv:2205.05638.
@@ -273,7 +255,7 @@ def ia3(config: Config, settings: Options, labels: int) -> Leaves:
             yield name.replace("weight", "ia3.columns"), Leaf((config.d_ff,), ones)
 
 
-def bitfit(config: Config, settings: Options, labels: int) -> Leaves:
+def bitfit(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Yield the scales of the norms and the relative position biases. T5 has no other biases.
 
     Ben Zaken et al. 2022, arXiv:2106.10199.
@@ -283,7 +265,7 @@ def bitfit(config: Config, settings: Options, labels: int) -> Leaves:
             yield name, Leaf(shape, frozen_weight(name))
 
 
-def full(config: Config, settings: Options, labels: int) -> Leaves:
+def full(config: Config, settings: "Settings", labels: int) -> Leaves:
     """Return all weights: model tuning, the baseline of the paper (Lester et al. 2021, section 3.1)."""
     return ((name, Leaf(shape, frozen_weight(name))) for name, shape in weight_shapes(config).items())
 
@@ -332,7 +314,7 @@ def has_label_head(config: Config, params: Flat) -> bool:
 
 
 def init_params(
-    model: Model, settings: Options, label_words: Sequence[str] | None, init: Sequence[str] | Prompt = ()
+    model: Model, settings: "Settings", label_words: Sequence[str] | None, init: Sequence[str] | Prompt = ()
 ) -> Flat:
     """Initialise the arrays that a method trains, in float32.
 
@@ -358,12 +340,12 @@ def init_params(
     return {name: onp.array(leaf.init(start, leaf.shape), onp.float32) for name, leaf in leaves.items()}
 
 
-def trained_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes:
+def trained_shapes(config: Config, settings: "Settings", labels: int = 0) -> Shapes:
     """Return the names and shapes of the arrays that a method trains. `labels` is the number of label words."""
     return {name: leaf.shape for name, leaf in METHODS[settings.method].leaves(config, settings, labels)}
 
 
-def stored_shapes(config: Config, settings: Options, labels: int = 0) -> Shapes:
+def stored_shapes(config: Config, settings: "Settings", labels: int = 0) -> Shapes:
     """Return the names and shapes of the stored arrays. For a network, these are its outputs."""
     shapes = trained_shapes(config, settings, labels)
     start = network_of(shapes)
@@ -385,7 +367,7 @@ class Count(NamedTuple):
         return 100 * self.stored / self.model
 
 
-def count(config: Config, settings: Options, labels: int = 0) -> Count:
+def count(config: Config, settings: "Settings", labels: int = 0) -> Count:
     """Count the parameters that a method trains and stores, without loading weights."""
     frozen, stored = weight_shapes(config), stored_shapes(config, settings, labels)
     trained = trained_shapes(config, settings, labels)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyprompt.tree import Flat
+from tinyprompt.tree import Array, Flat
 
-State = dict[str, dict[str, np.ndarray]]
+Moments = dict[str, np.ndarray]
+State = dict[str, Moments]
 
 
 class Optimizer(NamedTuple):
@@ -21,7 +22,9 @@ class Optimizer(NamedTuple):
     update: Callable[[Flat, Flat, State, float], tuple[Flat, State]]
 
 
-def _per_parameter(init_one, update_one) -> Optimizer:
+def _per_parameter(
+    init_one: Callable[[Array], Moments], update_one: Callable[[Array, Array, Moments, float], tuple[Array, Moments]]
+) -> Optimizer:
     def init(trainable: Flat) -> State:
         return {name: {"step": np.zeros((), np.int64), **init_one(p)} for name, p in trainable.items()}
 
@@ -39,10 +42,10 @@ def _per_parameter(init_one, update_one) -> Optimizer:
 def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1)."""
 
-    def init(p):
+    def init(p: Array) -> Moments:
         return {"m": np.zeros_like(p), "v": np.zeros_like(p)}
 
-    def update(p, g, s, rate):
+    def update(p: Array, g: Array, s: Moments, rate: float) -> tuple[Array, Moments]:
         t = int(s["step"])
         m = beta1 * s["m"] + (1 - beta1) * g
         v = beta2 * s["v"] + (1 - beta2) * g * g
@@ -82,15 +85,15 @@ def adafactor(
     if mode not in ("t5x", "huggingface"):
         raise ValueError(f"adafactor mode {mode!r}: expected 't5x' or 'huggingface'")
 
-    def factored(p):
+    def factored(p: Array) -> bool:
         return p.ndim >= 2 and (mode == "huggingface" or sorted(p.shape)[-2] >= 128)
 
-    def init(p):
+    def init(p: Array) -> Moments:
         if factored(p):
             return {"row": np.zeros(p.shape[:-1], p.dtype), "column": np.zeros(p.shape[:-2] + p.shape[-1:], p.dtype)}
         return {"v": np.zeros_like(p)}
 
-    def update(p, g, s, rate):
+    def update(p: Array, g: Array, s: Moments, rate: float) -> tuple[Array, Moments]:
         beta2 = 1 - float(int(s["step"]) + first_step) ** -decay_rate
         square = g * g + epsilon
         if factored(p):

@@ -1,6 +1,7 @@
 """The training state of a saved prompt: packed into arrays, and checked before training continues."""
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def unpack(packed: Flat, like: TrainState) -> TrainState:
         CheckpointError: An array is missing, has another shape or is not finite.
     """
 
-    def leaf(name, like):
+    def leaf(name: str, like: Any) -> Any:
         found = packed[name].reshape({"losses": (-1,), "scores": (-1, 3)}.get(name, np.shape(like)))
         return found.astype(like.dtype) if isinstance(like, np.ndarray) else type(like)(found)
 

@@ -90,7 +90,7 @@ class Settings:
         None, "text", "log probabilities are divided by length ** this; labels: 0, text: 1", POWER)
     # fmt: on
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self)
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), int) and float in (f.type, *get_args(f.type)):

@@ -23,7 +23,7 @@ import numpy as onp
 
 from tinyprompt import ops
 from tinyprompt.config import PAD, Config
-from tinyprompt.tree import Flat, Tree
+from tinyprompt.tree import Array, Flat, Tree
 
 MASKED = -1e9  # added to a score: its exp() is exactly 0, and a row with every key masked stays finite
 
@@ -32,7 +32,7 @@ MASKED = -1e9  # added to a score: its exp() is exactly 0, and a row with every 
 Visit = Callable[[str, Any], Any]
 
 
-def unchanged(name: str, x):
+def unchanged(name: str, x: Array) -> Array:
     """Return a value unchanged."""
     return x
 
@@ -60,14 +60,14 @@ def dropout(rate: float, *key: int) -> Dropout | Visit:
 def recorder(values: Flat) -> Visit:
     """Return a visit that records values by name, such as `encoder.block.0.layer.0.attention_weights`."""
 
-    def visit(name, x):
+    def visit(name: str, x: Array) -> Array:
         values[name] = x
         return x
 
     return visit
 
 
-def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, max_distance: int):
+def relative_position_bucket(distance: Array, bidirectional: bool, num_buckets: int, max_distance: int) -> Array:
     """Return the bucket of each signed distance (key - query): exact when near, logarithmic when far.
 
     Shapes: distance integer (...), result integer (...). Raffel et al. 2020, section 2.1.
@@ -86,21 +86,23 @@ def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, ma
     return bucket + onp.where(distance < exact, distance, onp.minimum(far, num_buckets - 1))
 
 
-def behind_prefix(mask, prefix: Tree | None):
+def behind_prefix(mask: Array, prefix: Tree | None) -> Array:
     """Extend an additive mask by the keys of a prefix, which every query sees: (..., L) -> (..., P + L)."""
     if prefix is None:
         return mask
     return onp.concatenate([onp.zeros((*mask.shape[:-1], prefix["key"].shape[-2]), mask.dtype), mask], axis=-1)
 
 
-def position_biases(block: Tree, mask, positions, bidirectional: bool, config: Config, query=None) -> list:
+def position_biases(
+    block: Tree, mask: Array, positions: Array, bidirectional: bool, config: Config, query: Array | None = None
+) -> list[Array]:
     """Compute the relative position bias plus the mask for each layer. A layer without a table uses the previous one.
 
     Shapes: positions integer (L,), mask additive (B or 1, 1, L or 1, L), each result (B or 1, H, L, L). A layer with a
     prefix has results (..., P + L); the prefix has the positions before 0. With `query`, integer (T,), only the rows of
     these queries are computed: (..., T, L).
     """
-    biases: list = []
+    biases: list[Array] = []
     table = before = None
     for i in range(config.num_layers if bidirectional else config.num_decoder_layers):
         weights = block[str(i)]["layer"]["0"]["SelfAttention"]
@@ -122,9 +124,10 @@ def position_biases(block: Tree, mask, positions, bidirectional: bool, config: C
 
 
 def attention(
-    x, states, bias, visit: Visit, config: Config, *,
-    q, k, v, o, relative_attention_bias=None, prefix=None, kv_cache=None,
-):  # fmt: skip
+    x: Array, states: Array, bias: Array, visit: Visit, config: Config, *,
+    q: Tree, k: Tree, v: Tree, o: Tree,
+    relative_attention_bias: Tree | None = None, prefix: Tree | None = None, kv_cache: Tree | None = None,
+) -> Array:  # fmt: skip
     """Compute multi-head attention: queries from x, keys and values from states.
 
     Shapes: x and result (B, T, D), states (B, L, D), bias (B or 1, H or 1, T or 1, P + L). T5 does not divide by
@@ -144,18 +147,18 @@ def attention(
     return ops.linear(np.transpose(mixed_BHTK, (0, 2, 1, 3)).reshape(*x.shape[:2], -1), o["weight"])
 
 
-def attend(queries, keys, values, bias, visit: Visit = unchanged):
+def attend(queries: Array, keys: Array, values: Array, bias: Array, visit: Visit = unchanged) -> Array:
     """Weight the values by the softmax of the scores: (B,H,T,K) (B,H,L,K) (B,H,L,K) (B,H,T,L) -> (B,H,T,K)."""
     scores = queries @ np.transpose(keys, (0, 1, 3, 2)) + bias
     return visit("attention_weights", ops.softmax(scores)) @ values
 
 
-def heads(y, config: Config):
+def heads(y: Array, config: Config) -> Array:
     """Split the last axis into heads: (B, T, H * K) -> (B, H, T, K)."""
     return np.transpose(y.reshape(*y.shape[:2], config.num_heads, config.d_kv), (0, 2, 1, 3))
 
 
-def keys_and_values(states, config: Config, k, v, prefix=None) -> Tree:
+def keys_and_values(states: Array, config: Config, k: Tree, v: Tree, prefix: Tree | None = None) -> Tree:
     """Compute keys and values of states (B, L, D), behind those of a prefix: {"key", "value"}, (B, H, P + L, K)."""
     kv = {"key": ops.linear(states, k["weight"]), "value": ops.linear(states, v["weight"])}
     if prefix is not None:
@@ -165,7 +168,9 @@ def keys_and_values(states, config: Config, k, v, prefix=None) -> Tree:
     return {name: heads(y, config) for name, y in kv.items()}
 
 
-def feed_forward(x, visit: Visit, config: Config, *, wo, wi=None, wi_0=None, wi_1=None):
+def feed_forward(
+    x: Array, visit: Visit, config: Config, *, wo: Tree, wi: Any = None, wi_0: Any = None, wi_1: Any = None
+) -> Array:
     """Compute `wo(relu(wi(x)))`, or gated `wo(gelu(wi_0(x)) * wi_1(x))` (Shazeer 2020, arXiv:2002.05202)."""
     if config.gated:
         hidden = ops.geglu(ops.linear(x, wi_0["weight"]), ops.linear(x, wi_1["weight"]))
@@ -174,18 +179,19 @@ def feed_forward(x, visit: Visit, config: Config, *, wo, wi=None, wi_0=None, wi_
     return ops.linear(visit("hidden", hidden), wo["weight"])
 
 
-def adapter(y, *, down, up):
+def adapter(y: Array, *, down: Tree, up: Tree) -> Array:
     """Apply a bottleneck with biases: `y + up(relu(down(y)))` (Houlsby et al. 2019, arXiv:1902.00751)."""
     hidden = ops.relu(ops.linear(y, down["weight"]) + down["bias"])
     return y + ops.linear(hidden, up["weight"]) + up["bias"]
 
 
 def stack(
-    x, biases, visit: Visit, config: Config, *, block, final_layer_norm, prompt=None, states=None, states_bias=None
-):
+    x: Array, biases: list[Array], visit: Visit, config: Config, *,
+    block: Tree, final_layer_norm: Tree, prompt: Tree | None = None, states: Array = None, states_bias: Array = None,
+) -> Array:  # fmt: skip
     """Run the blocks of the encoder, or of the decoder if encoder states are given: pre-norm residual layers."""
 
-    def norm(y, weight):
+    def norm(y: Array, weight: Array) -> Array:
         return ops.rms_norm(y, weight, config.layer_norm_epsilon)
 
     x = visit("embedding", x)
@@ -215,7 +221,9 @@ def scoped(visit: Visit, scope: str) -> Visit:
     return lambda name, x: visit(f"{scope}.{name}", x)
 
 
-def encode(params: Tree, config: Config, input_ids, attention_mask, visit: Visit = unchanged):
+def encode(
+    params: Tree, config: Config, input_ids: Array, attention_mask: Array, visit: Visit = unchanged
+) -> tuple[Array, Array]:
     """Run the encoder. A soft prompt, `encoder.prompt.embedding` in `params`, precedes the input.
 
     Args:
@@ -246,7 +254,9 @@ def encode(params: Tree, config: Config, input_ids, attention_mask, visit: Visit
     return stack(x, biases, scoped(visit, "encoder"), config, **weights), mask
 
 
-def decode(params: Tree, config: Config, decoder_input_ids, states, mask, visit: Visit = unchanged):
+def decode(
+    params: Tree, config: Config, decoder_input_ids: Array, states: Array, mask: Array, visit: Visit = unchanged
+) -> Array:
     """Run the decoder over given tokens and return the logits of the next token at each position.
 
     Shapes: ids (B, T), states and mask from `encode`, logits (B, T, V). Other shapes are those of `decoder_states`.
@@ -254,7 +264,9 @@ def decode(params: Tree, config: Config, decoder_input_ids, states, mask, visit:
     return logits(params, config, decoder_states(params, config, decoder_input_ids, states, mask, visit))
 
 
-def decoder_states(params: Tree, config: Config, decoder_input_ids, states, mask, visit: Visit = unchanged):
+def decoder_states(
+    params: Tree, config: Config, decoder_input_ids: Array, states: Array, mask: Array, visit: Visit = unchanged
+) -> Array:
     """Run the decoder over given tokens and return the input of the output head.
 
     Shapes: ids (B, T), states and mask from `encode`, result (B, T, D). With ids (B, N, T), result (B, N, T, D), each
@@ -271,7 +283,7 @@ def decoder_states(params: Tree, config: Config, decoder_input_ids, states, mask
     return x.reshape(*shape, -1)
 
 
-def logits(params: Tree, config: Config, x):
+def logits(params: Tree, config: Config, x: Array) -> Array:
     """Apply the output head: (..., D) -> (..., V)."""
     if config.scaled_logits:
         x = x * onp.asarray(config.d_model**-0.5, x.dtype)
@@ -279,18 +291,25 @@ def logits(params: Tree, config: Config, x):
     return ops.linear(x, head["weight"])
 
 
-def causal(length: int, dtype, sequences: int = 1):
+def causal(length: int, dtype: Any, sequences: int = 1) -> Array:
     """Build an additive mask that hides later tokens and other sequences: (N * length, N * length) for N sequences."""
     seen = onp.kron(onp.eye(sequences), onp.tri(length))
     return onp.where(seen, 0, MASKED).astype(dtype)
 
 
-def additive(mask, dtype):
+def additive(mask: Array, dtype: Any) -> Array:
     """Turn a 0/1 mask (B, L) into an additive mask of 0 and MASKED, (B, 1, 1, L)."""
     return ((1 - mask.astype(dtype)) * onp.asarray(MASKED, dtype))[:, None, None, :]
 
 
-def forward(params: Tree, config: Config, input_ids, attention_mask, decoder_input_ids, visit: Visit = unchanged):
+def forward(
+    params: Tree,
+    config: Config,
+    input_ids: Array,
+    attention_mask: Array,
+    decoder_input_ids: Array,
+    visit: Visit = unchanged,
+) -> Array:
     """Run the whole model: the logits (B, T, V) of the decoder tokens, given the input tokens."""
     states, mask = encode(params, config, input_ids, attention_mask, visit)
     return decode(params, config, decoder_input_ids, states, mask, visit)
@@ -304,7 +323,7 @@ def shift_right(labels: onp.ndarray) -> onp.ndarray:
 # ---- faster equivalents of `attend`, each tested against it ----
 
 
-def attend_short(queries, states, wk, wv, bias, visit: Visit = unchanged):
+def attend_short(queries: Array, states: Array, wk: Array, wv: Array, bias: Array, visit: Visit = unchanged) -> Array:
     """Compute `attend` for few queries, without keys and values: Q (S Wk)' is (Q Wk') S', and p (S Wv) is (p S) Wv.
 
     The cost for each head is T (K + L) instead of K L: very little for a decoder that reads a long input and writes a
@@ -312,7 +331,7 @@ def attend_short(queries, states, wk, wv, bias, visit: Visit = unchanged):
     """
     (B, H, T, K), L = queries.shape, states.shape[1]
 
-    def headwise(y, weight_HIO):  # (B, H, T, I) -> (B, H, T, O)
+    def headwise(y: Array, weight_HIO: Array) -> Array:  # (B, H, T, I) -> (B, H, T, O)
         y = ops.headwise(np.transpose(y, (1, 0, 2, 3)).reshape(H, B * T, -1), weight_HIO)
         return np.transpose(y.reshape(H, B, T, -1), (1, 0, 2, 3))
 
@@ -323,7 +342,7 @@ def attend_short(queries, states, wk, wv, bias, visit: Visit = unchanged):
     return headwise((weights_BNL @ states).reshape(B, H, T, -1), np.transpose(wv_HKD, (0, 2, 1)))
 
 
-def is_short(queries, states) -> bool:
+def is_short(queries: Array, states: Array) -> bool:
     """Return whether `attend_short` needs fewer operations than `attend`: T (K + L) < K L."""
     T, K, L = queries.shape[2], queries.shape[3], states.shape[1]
     return T * (K + L) < K * L

@@ -68,7 +68,7 @@ class ByteTokenizer(PieceTokenizer):
             id: AddedToken(t.content, lstrip=t.lstrip, rstrip=t.rstrip, special=t.special, normalized=False)
             for id, t in added.items()
         }
-        super().__init__(with_added(pipeline, plain, path), byte_ids)
+        super().__init__(with_added(pipeline, plain, path), lambda text: [b + 3 for b in text.encode()])
 
     def decode(self, ids: Sequence[int]) -> str:
         kept = {id: token.content.encode() for id, token in self.added.items() if not token.special}
@@ -77,11 +77,6 @@ class ByteTokenizer(PieceTokenizer):
 
     def piece(self, id: int) -> str:
         return self.added[id].content if id in self.added else chr(id - 3) if 32 < id - 3 < 127 else f"<{id}>"
-
-
-def byte_ids(text: str) -> list[int]:
-    """Return the ids of the bytes of a text."""
-    return [b + 3 for b in text.encode()]
 
 
 def finder(vocabulary: Mapping[str, int]) -> tokenizers.Tokenizer:

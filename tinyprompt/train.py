@@ -24,7 +24,7 @@ from tinyprompt.tree import Flat, Tree
 
 def loss(
     trainable: Flat, params: Tree, config: Config, batch: Batch, visit: t5.Visit = t5.unchanged, z_loss: float = 0.0
-):
+) -> Any:
     """Compute the mean cross entropy of the target tokens with teacher forcing. Differentiable in `trainable`.
 
     Args:
@@ -89,6 +89,12 @@ class TrainState(NamedTuple):
         """The dev score of the best step and its negative dev loss."""
         ((_, score, dev_loss),) = self.scores[self.scores[:, 0] == self.best_step]
         return score, -dev_loss
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return {"step", "loss", "dev"} of every step. The loss is None at step 0, and dev between two scores."""
+        dev = {int(step): float(score) for step, score, _ in self.scores}
+        losses = [None, *self.losses.tolist()]
+        return [{"step": step, "loss": loss, "dev": dev.get(step)} for step, loss in enumerate(losses)]
 
     def with_score(self, score: float, dev_loss: float) -> "TrainState":
         """Add a dev score. Of equal scores, the lower dev loss counts; of equal losses, the later step."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+Array = Any  # a NumPy array, or the object in its place while autograd or the lowering traces a function
 Flat = dict[str, np.ndarray]
 Tree = dict[str, Any]
 

@@ -15,7 +15,7 @@ from tinyprompt.device import compile, default_device
 from tinyprompt.errors import DataError
 from tinyprompt.files.prompts import load_prompt
 from tinyprompt.fit import check_fit
-from tinyprompt.model import Model, Prompt
+from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.predict import label_scores, predict
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import registry
@@ -43,10 +43,7 @@ class Result:
         """Build the result of a finished run."""
         assert progress.prompt is not None  # every run ends with a dev score
         state = progress.state
-        dev = {int(step): float(score) for step, score, _ in state.scores}
-        losses = [None, *state.losses.tolist()]
-        history = [{"step": step, "loss": loss, "dev": dev.get(step)} for step, loss in enumerate(losses)]
-        return cls(progress.prompt, history, state.best_step, state.best_score[0], seconds)
+        return cls(progress.prompt, state.history(), state.best_step, state.best_score[0], seconds)
 
     def __repr__(self) -> str:
         steps = len(self.history) - 1
@@ -166,7 +163,9 @@ def run(
     return run_task(model, task, settings, device, saved)
 
 
-def _prepared(model, train, dev, settings, resume, options) -> tuple[Settings, TaskData, Prompt | None]:
+def _prepared(
+    model: Model, train: Source, dev: Any, settings: Any, resume: Any, options: dict[str, Any]
+) -> tuple[Settings, TaskData, Prompt | None]:
     """Convert the arguments of `run` to the settings, the rows and the prompt to resume."""
     saved = load_prompt(resume) if isinstance(resume, str | Path) else resume
     if isinstance(dev, Settings):
@@ -254,13 +253,12 @@ def _steps(
     step = compile(train.loss_and_grads, device, frozen="params")
     for progress in train.run(model, task, settings, step, score, state):
         if progress.prompt:
-            prompt = replace(progress.prompt, train_state=resume.pack(progress.resumable))
-            progress = progress._replace(prompt=prompt)
+            progress = progress._replace(prompt=resumable(progress))
         yield progress
 
 
-def interrupted(progress: Progress) -> Prompt:
-    """Return the best prompt of a stopped run, with the state that `resume` needs."""
+def resumable(progress: Progress) -> Prompt:
+    """Return the best prompt so far, with the state that `resume` needs."""
     return replace(progress.best(), train_state=resume.pack(progress.resumable))
 
 
@@ -331,7 +329,7 @@ class Gradient:
     @property
     def array(self) -> np.ndarray:
         """The gradient with respect to the vectors of a soft prompt, (P, d_model)."""
-        return self.grads[methods.PROMPT]
+        return self.grads[PROMPT]
 
 
 def gradient(model: Model, prompt: Prompt, rows: Source, device: str | None = None, **columns: Any) -> Gradient:

@@ -23,21 +23,27 @@ from tinyprompt.files.prompts import load_prompt
 from tinyprompt.tasks import metrics
 
 
+def prompted(where: Any, first: Path, dtype: torch.dtype, device: str = "cpu") -> tuple[Any, Any]:
+    """Return a frozen T5 with the saved soft prompt `first`, and the parameter that holds its vectors."""
+    vectors = torch.from_numpy(load_prompt(first).array)
+    frozen: Any = T5ForConditionalGeneration.from_pretrained(where, dtype=dtype)
+    config = PromptTuningConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=len(vectors), num_transformer_submodules=1
+    )
+    model: Any = get_peft_model(frozen.to(device), config)
+    weight = model.prompt_encoder["default"].embedding.weight
+    weight.data.copy_(vectors)
+    return model, weight
+
+
 def run(engine: str, folder: Path, problem: Problem) -> None:
     """Answer the calls to "peft-fp32", "peft-bf16" (autocast; on a GPU also bf16 weights) or "peft-compile" (fp32)."""
     bf16, on_gpu = engine == "peft-bf16", problem.device == "cuda"
     dtype = torch.bfloat16 if bf16 and on_gpu else torch.float32
-    frozen: Any = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    frozen.to(problem.device)
-    config = PromptTuningConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=problem.prompt_length, num_transformer_submodules=1
-    )
-    model: Any = get_peft_model(frozen, config)
-    prompt = load_prompt(folder / PROMPT_FILE).array
-    model.prompt_encoder["default"].embedding.weight.data.copy_(torch.from_numpy(prompt))
+    model, weight = prompted(folder, folder / PROMPT_FILE, dtype, problem.device)
     model.save_pretrained(str(folder / "peft"))  # for the cold start
     model.train()  # as in a training loop; the dropout rate is 0
-    batch = problem.draw(frozen.config.vocab_size)
+    batch = problem.draw(model.config.vocab_size)
     arrays = dict(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -68,7 +74,7 @@ def run(engine: str, folder: Path, problem: Problem) -> None:
 
     def gradient():
         step()
-        np.save(folder / f"{engine}.npy", model.prompt_encoder["default"].embedding.weight.grad.float().cpu().numpy())
+        np.save(folder / f"{engine}.npy", weight.grad.float().cpu().numpy())
 
     calls = {"step": step, "score": lambda: str(score()), "generate": write, "loss": score, "gradient": gradient}
     serve(calls | {"forget peak": forget_peak, "memory": peak_memory})
@@ -79,13 +85,7 @@ def tune(engine: str, folder: Path) -> None:
     run = Run.read(folder)
     settings = run.settings
     tokenizer = AutoTokenizer.from_pretrained(run.model)
-    frozen = T5ForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
-    config = PromptTuningConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=settings.prompt_length, num_transformer_submodules=1
-    )
-    model: Any = get_peft_model(frozen, config)
-    weight = model.prompt_encoder["default"].embedding.weight
-    weight.data.copy_(torch.from_numpy(load_prompt(folder / FIRST).array))
+    model, weight = prompted(run.model, folder / FIRST, torch.float32)
 
     def tokenized(rows):
         inputs = tokenizer([row.input for row in rows], truncation=True, max_length=settings.max_input_tokens)

@@ -5,12 +5,12 @@ It runs in its own process, because the threads of two libraries compete. No oth
 
 import json
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from tinyprompt import ops
+from tinyprompt.check.process import timed
 from tinyprompt.device import DEVICES, compile, describe_device
 from tinyprompt.tree import freeze
 
@@ -19,13 +19,7 @@ TRIES, SECONDS = 5, 0.5  # minimal number of products, and minimal duration
 
 def rate(product: Callable, size: int) -> float:
     """Return the best rate of several products, in GFLOP/s."""
-    product()
-    seconds: list[float] = []
-    while len(seconds) < TRIES or sum(seconds) < SECONDS:
-        started = time.perf_counter()
-        product()
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds) / 1e9
+    return 2 * size**3 / min(timed(product, SECONDS, TRIES)) / 1e9
 
 
 def torch_rates(size: int, where: str) -> dict[str, float]:

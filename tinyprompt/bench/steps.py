@@ -15,40 +15,35 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
 
 from tinyprompt import decode, train
 from tinyprompt.check.process import Engine, run_once, serve
-from tinyprompt.config import Config, weight_shapes
+from tinyprompt.config import T5_1_1, Config, weight_shapes
 from tinyprompt.data import Batch, random_batch
 from tinyprompt.device import DEVICES, check_device, compile, default_device, open_session
 from tinyprompt.errors import DeviceError
 from tinyprompt.files import io, models, prompts, safetensors
-from tinyprompt.files.config import parse_config
 from tinyprompt.lowering import lower
 from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Prompt
 from tinyprompt.predict import predict
-from tinyprompt.settings import Settings
+from tinyprompt.settings import COUNT, Settings, check_fields, setting
 from tinyprompt.tree import flatten, merge, nest
 
-# d_model, d_ff, heads, layers, gated: T5 1.1, which the paper freezes, and the first T5 (Raffel et al.
-# 2020, sections 3.1.2 and 3.5).
+# T5 1.1, which the paper freezes, and the first T5 (Raffel et al. 2020, sections 3.1.2 and 3.5).
+T5_1_0 = {"gated": False, "tied_head": True, "scaled_logits": True}
 SIZES = {
-    "tiny": (16, 24, 2, 1, True),  # to test the benchmark itself
-    "small": (512, 1024, 6, 8, True),
-    "base": (768, 2048, 12, 12, True),
-    "large": (1024, 2816, 16, 24, True),
-    "xl": (2048, 5120, 32, 24, True),
-    "xxl": (4096, 10240, 64, 24, True),
-    "small-1.0": (512, 2048, 8, 6, False),
-    "base-1.0": (768, 3072, 12, 12, False),
+    "tiny": Config(32128, 16, 64, 24, 2, 1, 1),  # to test the benchmark itself
+    **T5_1_1,
+    "small-1.0": Config(32128, 512, 64, 2048, 8, 6, 6, **T5_1_0),
+    "base-1.0": Config(32128, 768, 64, 3072, 12, 12, 12, **T5_1_0),
 }
 ENGINES = {
     "cpu": ("numpy", "ort", "ort-int8", "peft-fp32", "peft-bf16", "peft-compile", "ct2-fp32", "ct2-int8"),
@@ -60,38 +55,27 @@ STORAGE = {"float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 GEMM = 1920  # rows and columns of the matrices that measure the machine's peak rate
 PRODUCT_ROUNDS = 2
 TEXT, LABELS = "The film was long, and yet it ended too soon.", ("bad", "good")
-D_KV = 64
 COLD_STARTS = 3
 SAME = 0.02  # relative difference of losses that 8-bit or 16-bit arithmetic may cause
 EXACT, ROUGH = 0.05, 0.5  # limits of gradient errors: in 32 bits (a relu near 0 may switch sides), and in 8 or 16
 PROMPT_FILE = "prompt.safetensors"
 
 
-def argument(default: Any, help: str) -> Any:
-    """Declare a field with a help text."""
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class Problem:
-    """The shapes of the training batch that every engine computes."""
+    """The shapes of the training batch that every engine computes. Raises TypeError or ValueError that names one."""
 
-    size: str = argument("small", "shape of the T5: 1.1, or 1.0 where it says so")
-    batch_size: int = argument(8, "rows of a batch")
-    input_tokens: int = argument(64, "tokens of every input, padding included")
-    target_tokens: int = argument(4, "tokens of every target")
-    prompt_length: int = argument(100, "vectors of the prompt")
-    new_tokens: int = argument(64, "tokens that are written greedily")
-    storage: str = argument("float32", "dtype of the weights in their file")
-    device: str = argument("cpu", "where to compute")
+    size: str = setting("small", "problem", "shape of the T5: 1.1, or 1.0 where it says so", choices=SIZES)
+    batch_size: int = setting(8, "problem", "rows of a batch", COUNT)
+    input_tokens: int = setting(64, "problem", "tokens of every input, padding included", COUNT)
+    target_tokens: int = setting(4, "problem", "tokens of every target", COUNT)
+    prompt_length: int = setting(100, "problem", "vectors of the prompt", COUNT)
+    new_tokens: int = setting(64, "problem", "tokens that are written greedily", COUNT)
+    storage: str = setting("float32", "problem", "dtype of the weights in their file", choices=STORAGE)
+    device: str = setting("cpu", "problem", "where to compute", choices=ENGINES)
 
     def __post_init__(self):
-        for name, known in (("size", SIZES), ("storage", STORAGE), ("device", ENGINES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        for name in ("batch_size", "input_tokens", "target_tokens", "prompt_length", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_fields(self)
 
     def draw(self, vocab_size: int) -> Batch:
         """Draw the batch that every engine computes."""
@@ -100,29 +84,24 @@ class Problem:
 
 def config_json(size: str) -> dict[str, Any]:
     """Return the config.json of a T5 of a named size."""
-    d_model, d_ff, heads, layers, gated = SIZES[size]
+    c = SIZES[size]
     return dict(
         model_type="t5",
         architectures=["T5ForConditionalGeneration"],
-        vocab_size=32128,
-        d_model=d_model,
-        d_kv=D_KV,
-        d_ff=d_ff,
-        num_heads=heads,
-        num_layers=layers,
-        num_decoder_layers=layers,
-        feed_forward_proj="gated-gelu" if gated else "relu",
-        tie_word_embeddings=not gated,
+        vocab_size=c.vocab_size,
+        d_model=c.d_model,
+        d_kv=c.d_kv,
+        d_ff=c.d_ff,
+        num_heads=c.num_heads,
+        num_layers=c.num_layers,
+        num_decoder_layers=c.num_decoder_layers,
+        feed_forward_proj="gated-gelu" if c.gated else "relu",
+        tie_word_embeddings=c.tied_head,
         dropout_rate=0.0,
         decoder_start_token_id=0,
         pad_token_id=0,
         eos_token_id=1,
     )
-
-
-def config_of(size: str) -> Config:
-    """Return the configuration of a named size."""
-    return parse_config(config_json(size))
 
 
 def write_model(folder: Path, size: str, storage: str = "float32") -> None:
@@ -133,29 +112,20 @@ def write_model(folder: Path, size: str, storage: str = "float32") -> None:
     io.write({folder / "model.safetensors": safetensors.dump(random_weights(size, STORAGE[storage]), {"format": "pt"})})
 
 
-class Made(NamedTuple):
-    """A weight that is drawn when it is written."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    make: Callable[[], np.ndarray]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.make()
-
-
-def random_weights(size: str, dtype: Any) -> dict[str, Made]:
-    """Draw random weights quickly, since there may be billions."""
-    normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
+def random_weights(size: str, dtype: Any) -> dict[str, safetensors.Lazy]:
+    """Draw random weights quickly, since there may be billions. Each is drawn when it is written."""
+    config, normal = SIZES[size], np.random.default_rng(0).standard_normal(1 << 22, np.float32)
 
     def weight(i: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if len(shape) == 1:
             return np.ones(shape, dtype)
-        scale = 1.0 if name == "shared.weight" else shape[-1] ** -0.5 * (D_KV**-0.5 if ".q." in name else 1)
+        scale = 1.0 if name == "shared.weight" else shape[-1] ** -0.5 * (config.d_kv**-0.5 if ".q." in name else 1)
         return np.resize((np.roll(normal, -i) * np.float32(scale)).astype(dtype), shape)
 
-    shapes = enumerate(weight_shapes(config_of(size)).items())
-    return {name: Made(shape, np.dtype(dtype), partial(weight, i, name, shape)) for i, (name, shape) in shapes}
+    shapes = enumerate(weight_shapes(config).items())
+    return {
+        name: safetensors.Lazy(shape, np.dtype(dtype), partial(weight, i, name, shape)) for i, (name, shape) in shapes
+    }
 
 
 def write_prompt(folder: Path, length: int) -> None:

@@ -4,7 +4,6 @@ print(Survey.of(load("tiny"), load("base")))    # like `tinyprompt devices`
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from tinyprompt import train
 from tinyprompt.check.ledger import ALONE, COARSE, ROUGH, Case, distance, draw, in_dtype, run
+from tinyprompt.check.process import timed
 from tinyprompt.data import random_batch
 from tinyprompt.device import DEVICES, check_device, compile
 from tinyprompt.errors import DeviceError
@@ -107,10 +107,4 @@ def speed(model: Model, device: str) -> float:
     case = Case(draw(model).prompt, random_batch(model.config.vocab_size, ROWS, TOKENS, TARGETS))
     step = compile(train.loss_and_grads, device, frozen="params")
     call = lambda: step({PROMPT: case.prompt}, model.params, model.config, case.batch)
-    call()
-    seconds: list[float] = []
-    while sum(seconds) < SECONDS:
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return 1 / statistics.median(seconds)
+    return 1 / statistics.median(timed(call, SECONDS))

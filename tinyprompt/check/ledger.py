@@ -149,7 +149,7 @@ def load_case(path: str | Path, model: Model) -> Case:
         told = "contains -100, the padding of Hugging Face's collators; replace it by 0, with 0 in 'weights'"
         raise CheckpointError(f"{path}: array 'labels' {told}")
 
-    def array(name, kind, *shape):
+    def array(name: str, kind: Any, *shape: int | None) -> np.ndarray:
         if name not in arrays:
             raise CheckpointError(
                 f"{path}: array {name!r} is missing; expected {', '.join(names)}, found {sorted(arrays)}"
@@ -181,12 +181,12 @@ def load_case(path: str | Path, model: Model) -> Case:
     return Case(prompt, Batch(ids, mask, labels, weights))
 
 
-def cast(case: Case, dtype) -> Case:
+def cast(case: Case, dtype: Any) -> Case:
     """Convert the floats of a case to another dtype."""
     return Case(case.prompt.astype(dtype), case.batch._replace(weights=case.batch.weights.astype(dtype)))
 
 
-def in_dtype(params: Tree, dtype) -> Tree:
+def in_dtype(params: Tree, dtype: Any) -> Tree:
     """Convert all weights to a dtype. For float32, 16-bit weights stay as they are.
 
     Args:
@@ -198,7 +198,7 @@ def in_dtype(params: Tree, dtype) -> Tree:
     return nest({name: x if x.dtype.itemsize <= narrow else x.astype(dtype) for name, x in flat})
 
 
-def logits(trainable: Flat, params: Tree, config: Config, batch: Batch):
+def logits(trainable: Flat, params: Tree, config: Config, batch: Batch) -> Any:
     """Compute the logits (B, T, V) of the labels with teacher forcing, like `train.loss`."""
     shifted = t5.shift_right(batch.labels)
     params = methods.apply(params, methods.stored(trainable, config))
@@ -265,7 +265,7 @@ def finite_differences(function: Callable, x: np.ndarray, gradient: np.ndarray, 
     wanted = [float(np.sum(gradient * v)) for v in ways]
     scale = float(np.sqrt(np.mean(x * x))) or 1.0
 
-    def error(h):
+    def error(h: float) -> float:
         ends = np.array([(function(x + h * v), function(x - h * v)) for v in ways])
         slopes = (ends[:, 0] - ends[:, 1]) / (2 * h)
         rounding = 8 * np.finfo(np.float64).eps * np.abs(ends).max() / h
@@ -333,7 +333,7 @@ def check_model(
     slopes = errors["finite differences"] = {"gradient": []}
     for (prompt, batch), found in zip((cast(case, np.float64) for case in cases), wanted, strict=True):
 
-        def loss(p, batch=batch):
+        def loss(p: Any, batch: Batch = batch) -> Any:
             return float(train.loss({PROMPT: p}, exact, model.config, batch))
 
         slopes["gradient"].append(finite_differences(loss, prompt, found["gradient"]))
@@ -496,7 +496,7 @@ def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
         given = ", ".join(kind_of(x) for x in arguments) or "none"
         raise TypeError(f"{name}: no gradient to check: expected an array of floats among the arguments, found {given}")
 
-    def in_float(dtype):
+    def in_float(dtype: Any) -> Any:
         return [x.astype(dtype) if i in floats else x for i, x in enumerate(arguments)]
 
     exact, single = in_float(np.float64), in_float(np.float32)
@@ -505,7 +505,7 @@ def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
         raise TypeError(f"{name}: expected a result of floats, found {getattr(value, 'dtype', type(value).__name__)}")
     vector = np.random.default_rng(seed).normal(size=value.shape)
 
-    def product(*arguments):  # its gradient is the VJP
+    def product(*arguments: Any) -> Any:  # its gradient is the VJP
         out = function(*arguments)
         return anp.sum(out * vector.astype(out.dtype))
 
@@ -529,7 +529,7 @@ def check_vjp(function: Callable, *arguments: Any, seed: int = 0) -> Report:
                 findings.append(Finding(what, "differences", float("inf"), DIFFERENCES))
                 continue
 
-            def along(x, i=i):
+            def along(x: Any, i: int = i) -> Any:
                 return product(*exact[:i], x, *exact[i + 1 :])
 
             error = finite_differences(along, exact[i], wanted, seed)

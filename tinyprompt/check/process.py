@@ -28,10 +28,21 @@ def serve(calls: dict[str, Callable[[], Any]]) -> None:
         print(json.dumps(out if isinstance(out, float) else seconds), file=answers, flush=True)
 
 
+def timed(call: Callable[[], Any], seconds: float, least: int = 1) -> list[float]:
+    """Call a function to warm it up, then at least `least` times and for this duration. Returns each duration (s)."""
+    call()
+    found: list[float] = []
+    while len(found) < least or sum(found) < seconds:
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return found
+
+
 class Engine:
     """A running engine process. `ask` requests a call; `close` ends the process."""
 
-    def __init__(self, name: str, words: Sequence[Any], folder: Path):
+    def __init__(self, name: str, words: Sequence[Any], folder: Path) -> None:
         """words: the command; folder: where standard error is stored."""
         self.name, self.errors = name, folder / f"{name}.err"
         with open(self.errors, "w") as errors:

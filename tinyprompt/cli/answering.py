@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,16 +28,7 @@ from tinyprompt.cli.report import (
 )
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
-from tinyprompt.cli.shared import (
-    ROWS,
-    Job,
-    bind,
-    check_ending,
-    check_task,
-    lines_of_standard_input,
-    open_job,
-    open_model,
-)
+from tinyprompt.cli.shared import ROWS, Job, bind, check_ending, lines_of_standard_input, open_job, open_model
 from tinyprompt.data import Row
 from tinyprompt.device import describe_device
 from tinyprompt.ensemble import ensemble
@@ -75,23 +65,18 @@ def evaluate(args: argparse.Namespace) -> Output:
     if args.rows and Path(args.rows).resolve() in [Path(path).resolve() for path in args.data]:
         raise ValueError(f"--rows {args.rows}: is also the input file; name another file")
     job, prompt = open_job(args)
-    rows = job.read(args.data)
-    job.check_targets(", ".join(args.data), rows, prompt.label_words)
-    say(describe_device(args.device))
-    job.warn_of_cut([row.input for row in rows])
+    rows, task = job.rows_to_score(args.data, prompt.label_words), job.settings.task
     found = answers(job.model, prompt, [row.input for row in rows], args.device)
-    texts, task = [one.text for one in found], job.settings.task
-    words = job.reader.label_words(rows) if task in registry.TASKS else prompt.label_words
-    scores = registry.score(task, texts, rows, words)
+    texts = [one.text for one in found]
+    scores = job.score(texts, rows, prompt.label_words)
     if args.rows:
         write_rows(Path(args.rows), rows, found)
     result = {"task": task, **scores.as_dict(), "device": args.device, "confusion": None}
     lines = [str(scores)]
     if prompt.label_words and task in data.TASKS:
         targets = [row.target for row in rows]
-        bare = Prompt(
-            label_words=prompt.label_words, verbalizer=prompt.verbalizer, settings=bare_settings(job.settings)
-        )
+        settings = {name: getattr(job.settings, name) for name in ("max_input_tokens", "length_penalty")}
+        bare = Prompt(label_words=prompt.label_words, verbalizer=prompt.verbalizer, settings=settings)
         without = predict(job.model, bare, [row.input for row in rows], args.device)
         shares = {
             "majority of these rows": assess.majority(rows, rows),
@@ -99,20 +84,15 @@ def evaluate(args: argparse.Namespace) -> Output:
             "tuned prompt": assess.share(texts, rows),
         }
         f1 = metrics.label_f1(texts, targets, prompt.label_words)
-        result |= {"baselines": {name: share._asdict() for name, share in shares.items()}, "f1": f1}
-        result["macro_f1"] = metrics.macro_f1(texts, targets, prompt.label_words)
-        lines += [*assess.table(shares), f"macro F1 {result['macro_f1']:.3f}: "]
-        lines[-1] += ", ".join(f"{word} {x:.3f}" for word, x in f1.items())
+        macro = metrics.macro_f1(texts, targets, prompt.label_words)
+        result |= {"baselines": {name: share._asdict() for name, share in shares.items()}, "f1": f1, "macro_f1": macro}
+        each = ", ".join(f"{word} {x:.3f}" for word, x in f1.items())
+        lines += [*assess.table(shares), f"macro F1 {macro:.3f}: {each}"]
     if prompt.label_words and len(prompt.label_words) <= CONFUSION:
         assert scores.confusion is not None
         result["confusion"] = scores.confusion
         lines.append(confusion_text(scores.confusion, scores.labels))
     return Output(result | {"seconds": round(time.perf_counter() - started, 1)}, "\n".join(lines))
-
-
-def bare_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings that also apply to the frozen model without a prompt."""
-    return {"max_input_tokens": settings.max_input_tokens, "length_penalty": settings.length_penalty}
 
 
 def answers(model: Model, prompt: Prompt, texts: Sequence[str], device: str) -> list[Answer]:
@@ -219,13 +199,13 @@ def few_shot(args: argparse.Namespace) -> Output:
     if args.k < 0:
         raise ValueError(f"--k: expected 0 or more, found {args.k}")
     settings = Settings(**{"max_input_tokens": 512} | given(args))
-    check_task(settings.task, "--task")
+    registry.check_name(settings.task, "--task")
     if "," in settings.task:
         raise ValueError(f"--task {settings.task}: expected one task")
     job = Job(args, models.load(args.model), settings)
     rows, test = job.read([args.train], training=True), job.read([args.data])
     words = job.reader.label_words(rows)
-    job.check_targets(args.data, test, words)
+    job.check_targets([args.data], test, words)
     if args.k > len(rows):
         raise DataError(f"{args.train}: {len(rows)} rows, expected at least --k {args.k}")
     shots = [rows[i] for i in np.random.default_rng(settings.seed).choice(len(rows), args.k, replace=False)]
@@ -268,23 +248,18 @@ def score_ensemble(args: argparse.Namespace) -> Output:
                 for p, x in ((args.prompts[0], first), (path, other))
             ]
             raise DataError(f"an ensemble needs prompts with the same label words: {'; '.join(odd)}")
-    rows = job.read([args.data])
-    job.check_targets(args.data, rows, first.label_words)
-    say(describe_device(args.device))
-    job.warn_of_cut([row.input for row in rows])
+    rows = job.rows_to_score([args.data], first.label_words)
     together = ensemble(model, found, [row.input for row in rows], args.device)
-    task = job.settings.task
-    words = job.reader.label_words(rows) if task in registry.TASKS else first.label_words
-    score = lambda texts: registry.score(task, texts, rows, words)
+    score = lambda texts: job.score(texts, rows, first.label_words)
     each = [score(texts) for texts in together.each]
     means = [one.mean for one in each]
     numbers: dict[str, float | None] = {
         "average": float(np.mean(means)),
         "best": max(means),
         "majority": score(together.majority).mean,
+        "mean": score(together.mean).mean if together.mean else None,
     }
-    numbers["mean"] = score(together.mean).mean if together.mean else None
-    result = {"prompts": args.prompts, "rows": len(rows), "metric": each[0].name, "task": task, **numbers}
+    result = {"prompts": args.prompts, "rows": len(rows), "metric": each[0].name, "task": job.settings.task, **numbers}
     lines = [f"{each[0].name} of {len(found)} prompts on {len(rows)} rows"]
     lines += [f"  {label:<16}{numbers[name]:.3f}" for name, label in TABLE_3.items() if numbers[name] is not None]
     return Output(result | {"each": [one.metrics for one in each], "device": args.device}, "\n".join(lines))

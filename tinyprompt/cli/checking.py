@@ -1,9 +1,7 @@
 """Commands that check gradients and measure time."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,8 +9,9 @@ from tinyprompt.bench import runs as bench_tuning
 from tinyprompt.bench import steps as bench
 from tinyprompt.check import ledger
 from tinyprompt.check.devices import Survey
-from tinyprompt.cli.report import Argument, Output, argument, command, say
+from tinyprompt.cli.report import Output, argument, command, given, say
 from tinyprompt.cli.report import model as model_argument
+from tinyprompt.cli.report import settings as options
 from tinyprompt.data import Batch
 from tinyprompt.device import DEVICES, check_device
 from tinyprompt.errors import CheckpointError
@@ -85,18 +84,6 @@ def read_array(path: str) -> np.ndarray:
     return array
 
 
-def problem_arguments() -> list[Argument]:
-    """Return the arguments for the fields of a Problem."""
-    out = []
-    for field in fields(bench.Problem):
-        choices = {"size": bench.SIZES, "storage": bench.STORAGE, "device": bench.ENGINES}.get(field.name)
-        options: dict[str, Any] = {"choices": choices} if choices else {"metavar": "N"}
-        shown = f"{field.metadata['help']} ({field.default})"
-        options |= dict(type=type(field.default), help=shown)
-        out.append(argument(f"--{field.name.replace('_', '-')}", **options))
-    return out
-
-
 ENGINES = ", ".join(dict.fromkeys(name for names in bench.ENGINES.values() for name in names))
 
 
@@ -106,7 +93,7 @@ ENGINES = ", ".join(dict.fromkeys(name for names in bench.ENGINES.values() for n
     argument("--engines", metavar="A,B", help=f"some of {ENGINES} (default: all that can run here)"),
     argument("--rounds", type=int, metavar="N", default=5, help="number of rounds"),
     argument("--task", metavar="STUDY", help="measure whole runs: the cells of this study, a file as for `study`"),
-    problem_arguments(),
+    options("problem", of=bench.Problem),
 )
 def measure(args: argparse.Namespace) -> Output:
     """Measure NumPy, ONNX Runtime and, if installed, PEFT on a frozen T5 with random weights.
@@ -117,13 +104,15 @@ def measure(args: argparse.Namespace) -> Output:
     if args.rounds < 1:
         raise ValueError(f"--rounds: expected at least 1, found {args.rounds}")
     engines = None if args.engines is None else [*dict.fromkeys(name.strip() for name in args.engines.split(","))]
-    given = {f.name: getattr(args, f.name) for f in fields(bench.Problem) if getattr(args, f.name) is not None}
+    chosen = given(args, bench.Problem)
     if args.task:
-        for name in given.keys() - {"size"}:
+        for name in chosen.keys() - {"size"}:
             raise ValueError(f"--{name.replace('_', '-')}: for single steps; for whole runs, set it in {args.task}")
         cells = read_study(Path(args.task), "cpu").cells
-        found = bench_tuning.measure(cells, engines or bench_tuning.engines_here(), args.rounds, say, args.size)
+        found = bench_tuning.measure(
+            cells, engines or bench_tuning.engines_here(), args.rounds, say, chosen.get("size")
+        )
         return Output(found, "\n\n".join(f"{run['cell']}\n{bench.table(run)}" for run in found["runs"]))
-    problem = bench.Problem(**given)
+    problem = bench.Problem(**chosen)
     found = bench.measure(problem, engines or bench.available(problem.device), args.rounds, say)
     return Output(found, bench.table(found))

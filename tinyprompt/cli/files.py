@@ -78,7 +78,7 @@ def describe_prompts(args: argparse.Namespace, found: dict[str, Prompt]) -> dict
     """Describe prompts, the vocabulary, and the similarity of the prompts."""
     model, described, vocabulary = models.load(args.model, stored=True), {}, None
     for name, prompt in found.items():
-        described[name] = describe.describe_prompt(prompt, name)
+        described[name] = describe.describe_prompt(prompt)
         try:
             check_fit(prompt, model, name)
         except CheckpointError:

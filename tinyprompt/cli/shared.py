@@ -13,13 +13,15 @@ from typing import Any
 
 from tinyprompt.cli.report import given, say
 from tinyprompt.data import Row
+from tinyprompt.device import describe_device
 from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import models, prompts, tables
 from tinyprompt.fit import check_fit
 from tinyprompt.model import Model, Prompt
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import registry
-from tinyprompt.tasks.reading import Reader
+from tinyprompt.tasks.reading import Reader, check_targets
+from tinyprompt.tasks.registry import Scores
 from tinyprompt.train import TaskData
 
 ROWS = "a .tsv, .csv or .jsonl file, or a file of the task; for a mixture a,b one file per task"
@@ -47,11 +49,22 @@ class Job:
         """Read the rows of files."""
         return self.reader.read(list(paths), training, labelled, named=self.mixture)
 
-    def check_targets(self, path: str, rows: Sequence[Row], words: Sequence[str] | None) -> None:
+    def check_targets(self, paths: Sequence[str], rows: Sequence[Row], words: Sequence[str] | None) -> None:
         """Raise DataError if the target of a row is not a label word."""
-        wrong = next((row.target for row in rows if words and row.target not in words), None)
-        if words and wrong is not None:
-            raise DataError(f"{path}: target {wrong!r} is not a label word ({', '.join(words)}); map it with --words")
+        check_targets(rows, words, ", ".join(paths), "map it with --words")
+
+    def rows_to_score(self, paths: Sequence[str], words: Sequence[str] | None) -> list[Row]:
+        """Read and check the rows of files. Report the device, and the inputs that lose their end."""
+        rows = self.read(paths)
+        self.check_targets(paths, rows, words)
+        say(describe_device(self.args.device))
+        self.warn_of_cut([row.input for row in rows])
+        return rows
+
+    def score(self, texts: Sequence[str], rows: Sequence[Row], words: Sequence[str] | None) -> Scores:
+        """Score answers. The label words of a built-in task replace `words`."""
+        task = self.settings.task
+        return registry.score(task, texts, rows, self.reader.label_words(rows) if task in registry.TASKS else words)
 
     def say_targets(self, rows: Sequence[Row], task: TaskData) -> None:
         """Report why targets are free text, which labels are replaced by words, and which labels look alike."""
@@ -115,25 +128,17 @@ def open_model(name: str | None, prompt: Prompt | None = None) -> Model:
 
 
 def bind(args: argparse.Namespace, path: str, prompt: Prompt, model: Model) -> tuple[Job, Prompt]:
-    """Return the job of a prompt, and the prompt with the settings of the arguments.."""
+    """Return the job of a prompt, and the prompt with the settings of the arguments."""
     check_fit(prompt, model, path)
     warn_if_unknown(prompt, path)
     Settings(**given(args))  # raises errors that name the option, not the file
     settings = Settings.saved(prompt.settings | given(args), path)
-    check_task(settings.task, "--task" if args.task else path)
+    registry.check_name(settings.task, "--task" if args.task else path)
     mixture = "," in str(prompt.settings.get("task"))
     if "," in settings.task and not mixture:
         raise ValueError(f"--task {settings.task}: {path} was tuned without task names; name one task")
     changed = {name: value for name, value in given(args).items() if name != "task"}  # the task of the rows is kept
     return Job(args, model, settings, mixture, prompt.columns), replace(prompt, settings=prompt.settings | changed)
-
-
-def check_task(task: str, where: str) -> None:
-    """Raise ValueError, with `where`, for an unknown task."""
-    try:
-        registry.check_name(task)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def check_ending(path: str | None, *endings: str) -> None:

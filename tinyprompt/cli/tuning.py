@@ -12,7 +12,7 @@ from tinyprompt.assess import Share, table
 from tinyprompt.cli.report import COLUMNS, DEVICE, Output, argument, command, given, say
 from tinyprompt.cli.report import model as model_argument
 from tinyprompt.cli.report import settings as options
-from tinyprompt.cli.shared import ROWS, Job, check_plot, check_task, open_model, warn_of_loss
+from tinyprompt.cli.shared import ROWS, Job, check_plot, open_model, warn_of_loss
 from tinyprompt.data import Row
 from tinyprompt.device import describe_device
 from tinyprompt.errors import CheckpointError, DataError
@@ -22,9 +22,9 @@ from tinyprompt.model import Model, Prompt
 from tinyprompt.predict import predict
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
-from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
+from tinyprompt.tasks.registry import DEMO, DEMO_TASKS, check_name
 from tinyprompt.train import TaskData
-from tinyprompt.tuning import DEV_SHARE, Result, evaluate, interrupted, prepare, run_task, split, task_data
+from tinyprompt.tuning import DEV_SHARE, Result, evaluate, prepare, resumable, run_task, split, task_data
 
 DEMO_SETTINGS = Settings(
     steps=400, batch_size=16, prompt_length=20, optimizer="adam", schedule="linear", eval_every=40
@@ -92,7 +92,7 @@ def tuned(
     except KeyboardInterrupt:
         if progress is None or not progress.step:
             raise
-        prompts.save_prompt(interrupted(progress), path)
+        prompts.save_prompt(resumable(progress), path)
         advice = "" if path.suffix == ".npy" else f"; to continue, repeat the command with --resume {path}"
         raise KeyboardInterrupt(f"the best prompt so far is in {path}{advice}") from None
     assert progress is not None
@@ -128,7 +128,7 @@ def tune(args: argparse.Namespace) -> Output:
     settings = Settings(**given(args))
     if resume:
         settings = Settings.saved(resume.settings | given(args), args.resume)
-    check_task(settings.task, args.resume if resume and "task" not in given(args) else "--task")
+    check_name(settings.task, args.resume if resume and "task" not in given(args) else "--task")
     path = Path(args.out or args.resume or free_name("prompt.safetensors"))
     seeds = [settings.seed]
     for option in ("seeds", "folds"):

@@ -11,11 +11,14 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyprompt.errors import DeviceError
+
+if TYPE_CHECKING:
+    from tinyprompt.lowering.graph import Graph
 
 
 def version(package: str) -> str | None:
@@ -177,8 +180,11 @@ def describe_device(device: str) -> str:
         hint = "" if default_device() == "cpu" else "; faster with ONNX Runtime: pip install 'tinyprompt-t5[ort]'"
         return f"device: numpy {np.__version__}{hint}"
     package = next(package for package in (*PROVIDERS[place].packages[::-1], "onnxruntime-gpu") if version(package))
-    wide = DEVICES[device].precision == "bf16" and not any("BF16" in x for x in capabilities(PROVIDERS[place].name))
-    hint = "; this processor has no bfloat16, so it computes in float32" if wide else ""
+    hint = ""
+    if DEVICES[device].precision == "bf16":
+        found = [x.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "") for x in processors(PROVIDERS[place].name)]
+        wide = not any("BF16" in x for x in found)
+        hint = "; this processor has no bfloat16, so it computes in float32" if wide else ""
     return f"device: {device} ({package} {version(package)}){hint}"
 
 
@@ -187,11 +193,6 @@ def processors(name: str) -> list[Any]:
     import onnxruntime as ort
 
     return [x for x in ort.get_ep_devices() if x.ep_name == name and x.device.type == ort.OrtHardwareDeviceType.CPU]
-
-
-def capabilities(name: str) -> list[str]:
-    """List the precisions that a plug-in reports for the processors of this machine."""
-    return [x.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "") for x in processors(name)]
 
 
 @functools.cache
@@ -229,7 +230,7 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(cpu, None)
 
 
-def open_session(graph, device: str, capture: bool = False, weights: Mapping[str, Any] | None = None):
+def open_session(graph: "Graph", device: str, capture: bool = False, weights: Mapping[str, Any] | None = None) -> Any:
     """Open an onnxruntime.InferenceSession for a lowered graph.
 
     Args:

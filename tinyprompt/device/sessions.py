@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,11 @@ from tinyprompt.device.values import Held, allocate, derived, fill, held, on_dev
 from tinyprompt.errors import DeviceError
 from tinyprompt.tree import leaves, refill
 
+if TYPE_CHECKING:
+    from tinyprompt.lowering.graph import Graph
+
 WARM_UP = 2  # runs before the kernels of a graph are recorded
+UNRECORDED = -1  # number of a CUDA graph: the run is not recorded
 SESSIONS = 40  # open sessions per function; the least recently used session is closed first
 PACKED = 4  # open sessions per function that contain weights
 WIDE, LARGEST = (np.int64, np.uint64, np.uint32), 2**31 - 1
@@ -29,7 +33,7 @@ WIDE, LARGEST = (np.int64, np.uint64, np.uint32), 2**31 - 1
 class Session:
     """An open graph. It maps arrays by input name to output arrays. Raises DeviceError."""
 
-    def __init__(self, graph, device: str, capture: bool = False):
+    def __init__(self, graph: "Graph", device: str, capture: bool = False) -> None:
         self.graph, self.device = graph, device
         provider = PROVIDERS[DEVICES[device].place]
         self.memory, self.wide = provider.memory, provider.wide
@@ -49,7 +53,9 @@ class Session:
         return run_session(self.session, self.graph, inputs, arrays, self.device)
 
 
-def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, Any], device: str) -> list[Any]:
+def run_session(
+    session: Any, graph: "Graph", inputs: Mapping[str, Any], arrays: Mapping[str, Any], device: str
+) -> list[Any]:
     """Run a session with `arrays` as OrtValues. Outputs that stay on the device are `Held`."""
     if not graph.kept:
         return [x.numpy() for x in session.run_with_ort_values(None, inputs)]
@@ -57,7 +63,7 @@ def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, 
     for name, value in inputs.items():
         binding.bind_ortvalue_input(name, value)
     for i, x in enumerate(graph.outputs):
-        place = arrays.get(graph.kept.get(x.name))
+        place = arrays.get(graph.kept.get(x.name) or "")
         if isinstance(place, Held) and provider.in_place:
             binding.bind_ortvalue_output(f"output_{i}", place.value)
         else:
@@ -67,7 +73,7 @@ def run_session(session, graph, inputs: Mapping[str, Any], arrays: Mapping[str, 
     return [Held(value, x.dtype) if x.name in graph.kept else value.numpy() for x, value in values]
 
 
-def derived_inputs(graph, arrays: Mapping[str, np.ndarray], memory: str) -> dict[str, Any]:
+def derived_inputs(graph: "Graph", arrays: Mapping[str, np.ndarray], memory: str) -> dict[str, Any]:
     """Compute the inputs that derive from other inputs, once per array."""
     out: dict[str, Any] = {}
     for (source, recipe), parts in graph.derived.items():
@@ -76,34 +82,30 @@ def derived_inputs(graph, arrays: Mapping[str, np.ndarray], memory: str) -> dict
     return out
 
 
-class ByWeights:
+class ByWeights(dict[tuple[int, ...], Any]):
     """A cache by set of weights. An entry is dropped when one of its arrays is deleted."""
 
-    def __init__(self) -> None:
-        self.bound: dict[tuple[int, ...], Any] = {}
-
     def forget_with(self, arrays: Iterable[np.ndarray], key: tuple[int, ...]) -> None:
-        """Drop `self.bound[key]` when one of the arrays is deleted. The arrays do not keep this object alive."""
+        """Drop `self[key]` when one of the arrays is deleted. The arrays do not keep this cache alive."""
         own = weakref.ref(self)
 
-        def forget():
-            if alive := own():
-                alive.bound.pop(key, None)
+        def forget() -> None:
+            if (alive := own()) is not None:
+                alive.pop(key, None)
 
         for array in arrays:
             weakref.finalize(array, forget)
 
 
-class Packed(ByWeights):
+class Packed:
     """A CPU session that contains the int8 weights in the layout of its products.
 
     With few rows, as in decoding, rearranging a weight takes longer than its product. Each set of weights therefore has
     its own session with a copy of the weights.
     """
 
-    def __init__(self, graph):
-        super().__init__()  # sessions by source weights
-        self.graph = graph
+    def __init__(self, graph: "Graph") -> None:
+        self.graph, self.bound = graph, ByWeights()  # sessions by source weights
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         from tinyprompt import lowering
@@ -113,7 +115,7 @@ class Packed(ByWeights):
         states = tuple(map(lowering.state_of, sources))
         bound = self.bound.get(key)
         if bound is None:
-            self.forget_with(sources, key)
+            self.bound.forget_with(sources, key)
         if bound is None or bound[0] != states:
             bound = states, open_session(self.graph, "cpu", weights=derived_inputs(self.graph, arrays, "cpu"))
             self.bound[key] = bound
@@ -121,7 +123,7 @@ class Packed(ByWeights):
         return run_session(bound[1], self.graph, inputs, arrays, "cpu")
 
 
-class Captured(Session, ByWeights):
+class Captured(Session):
     """A GPU session that records its kernels as a CUDA graph in the first run and launches the CUDA graph afterwards.
 
     A recorded graph reads and writes fixed addresses. All inputs except the weights are therefore copied to fixed
@@ -130,14 +132,14 @@ class Captured(Session, ByWeights):
     graph that cannot be recorded runs like any other.
     """
 
-    def __init__(self, graph):
-        Session.__init__(self, graph, "cuda", capture=True)
-        ByWeights.__init__(self)  # (binding, options, inputs, outputs) by the addresses of the weights
+    def __init__(self, graph: "Graph") -> None:
+        super().__init__(graph, "cuda", capture=True)
+        self.bound = ByWeights()  # (binding, options, inputs, outputs) by the addresses of the weights
         self.recorded, self.refused = 0, False
         self.lock = threading.Lock()  # a recorded graph has a single set of buffers
 
     @staticmethod
-    def fits(graph) -> bool:
+    def fits(graph: "Graph") -> bool:
         """Return whether all derived arrays come from frozen inputs, no array is empty, and none stays on the GPU."""
         arrays = (*graph.all_inputs(), *graph.outputs)
         fixed = all(x.size for x in arrays) and all(source in graph.frozen for source, _ in graph.derived)
@@ -171,7 +173,7 @@ class Captured(Session, ByWeights):
         new = places not in self.bound
         if new:
             self.bound[places] = self.bind(values, {name: x for name, x in given.items() if name not in weights})
-            self.forget_with(weights.values(), places)  # frees unused weights on the GPU
+            self.bound.forget_with(weights.values(), places)  # frees unused weights on the GPU
         binding, options, inputs, outputs = self.bound[places]
         for name, (value, known) in inputs.items():
             x = given[name]
@@ -179,17 +181,14 @@ class Captured(Session, ByWeights):
                 fill(value, x)
                 inputs[name] = value, weakref.ref(x) if lowering.is_sealed(x) else _nothing
         for _ in range(WARM_UP if new else 0):
-            self.session.run_with_iobinding(binding, _unrecorded())
+            self.session.run_with_iobinding(binding, run_options(UNRECORDED))
         self.session.run_with_iobinding(binding, options)
         return [x.numpy() for x in outputs]
 
     def bind(self, weights: Mapping[str, Any], others: Mapping[str, np.ndarray]) -> tuple:
         """Bind every input and output to a fixed address."""
-        import onnxruntime as ort
-
         self.recorded += 1
-        binding, options = self.session.io_binding(), ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(self.recorded))
+        binding, options = self.session.io_binding(), run_options(self.recorded)
         inputs = {name: (allocate(np.shape(x), x.dtype), _nothing) for name, x in others.items()}
         outputs = [allocate(x.shape, x.dtype) for x in self.graph.outputs]
         for name, value in (dict(weights) | {name: value for name, (value, _) in inputs.items()}).items():
@@ -199,12 +198,12 @@ class Captured(Session, ByWeights):
         return binding, options, inputs, outputs
 
 
-def _unrecorded() -> Any:
-    """Return the options of a run without recording."""
+def run_options(graph: int) -> Any:
+    """Return the options of a run that records or launches the CUDA graph of this number."""
     import onnxruntime as ort
 
     options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "-1")
+    options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 
 
@@ -212,7 +211,7 @@ def _nothing() -> None:
     """Return a weak reference that is always dead."""
 
 
-def open_graph(graph, device: str, packed: bool) -> Session | Packed | None:
+def open_graph(graph: "Graph", device: str, packed: bool) -> Session | Packed | None:
     """Open the appropriate session for a graph on a device, or return None for a graph without outputs."""
     if not graph.outputs:
         return None
@@ -269,13 +268,13 @@ def compile(
     memory = PROVIDERS[DEVICES[device].place].memory
 
     @functools.wraps(function)
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         arrays = refill(arguments, (x.stand_in() if isinstance(x, Held) else x for _, x in leaves(arguments)))
         key = lowering.graph_key(arrays, flags=frozen is None)
         entry = sessions.get(key)
         if entry is None:
             graph, result = lowering.lower(function, *arrays, **how, frozen=frozen)
-            names = [name for name, x in lowering.named(function, arrays) if isinstance(x, np.ndarray | np.generic)]
+            names = [name for _, name, x in lowering.named(function, arrays) if isinstance(x, np.ndarray | np.generic)]
             graph.finish(x for x in graph.outputs if x.value is None)  # a constant output is known, and may be empty
             graph.drop_unread_inputs()
             if keeps:

@@ -20,6 +20,7 @@ from tinyprompt.export import wordpiece
 from tinyprompt.export.graphs import SHAPE, Export, Exported, Shape, onnx_file, score, step
 from tinyprompt.files.io import Content
 from tinyprompt.model import Model
+from tinyprompt.tasks.reading import check_targets
 
 LOOP = Path(__file__).parent / "c"
 MAGIC = 0x31505254
@@ -87,10 +88,7 @@ def translated(name: str, graph: bytes) -> tuple[str, bytes]:
 def packed(model: Model, shape: Shape, train: Sequence[Row], test: Sequence[Row]) -> bytes:
     """Return rows as the numbers that train.c reads. Longer inputs lose their end. Raises DataError."""
     words = data.label_words(train, "classify") or ()
-    unknown = next((row.target for row in test if row.target not in words), None)
-    if unknown is not None:
-        told = f"target {unknown!r} is not a label word ({', '.join(words)})"
-        raise DataError(f"test rows: {told}; add rows to learn from that have it")
+    check_targets(test, words, "test rows", "add rows to learn from that have it")
     targets = list(data.target_ids(model.tokenizer, words).values())
     longest = max(map(len, targets))
     if longest > shape.target_tokens:

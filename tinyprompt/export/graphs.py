@@ -8,7 +8,6 @@ A plain graph is for all other runtimes: it has operators of ONNX only. Its weig
 """
 
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -26,10 +25,12 @@ from tinyprompt.lowering import lower
 from tinyprompt.methods import init_params
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.settings import Settings
-from tinyprompt.tree import Flat, Tree, count, flatten, leaves, merge, nest
+from tinyprompt.tree import Array, Flat, Tree, count, flatten, leaves, merge, nest
 
 
-def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+def step(
+    prompt: Array, input_ids: Array, attention_mask: Array, labels: Array, weights: Array, params: Tree, config: Config
+) -> Flat:
     """Compute the mean cross entropy of the labels, and its gradient with respect to the prompt: (), (P, D).
 
     Seven parameters, as in `score`: the inputs of the graph have their names.
@@ -39,7 +40,9 @@ def step(prompt, input_ids, attention_mask, labels, weights, params: Tree, confi
     return {"loss": loss.astype(np.float32), "gradient": gradient[PROMPT]}
 
 
-def score(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+def score(
+    prompt: Array, input_ids: Array, attention_mask: Array, labels: Array, weights: Array, params: Tree, config: Config
+) -> Flat:
     """Sum the log probability of each row's labels: (B,). The seven parameters name the inputs of the graph."""
     prompted = merge(params, {PROMPT: prompt})
     logits = t5.forward(prompted, config, input_ids, attention_mask, t5.shift_right(labels))
@@ -100,7 +103,7 @@ class Export:
 
     def __init__(
         self, folder: str | Path | None, out: Path, shape: Shape, prompt: str | Path | None, plain: str | None = None
-    ):
+    ) -> None:
         if plain not in (None, *PLAIN):
             raise ValueError(f"export: plain: expected one of {', '.join(PLAIN)}, or None, found {plain!r}")
         for name, size in shape._asdict().items():
@@ -136,7 +139,7 @@ class Export:
     def write(self, graphs: Mapping[Callable, Flat], more: Mapping[str, io.Content] = NOTHING) -> Exported:
         """Write a graph for each function, the weights, prompt.npy, and further files."""
         files: dict[Path, io.Content] = {self.out / name: source for source, name in self.sources.items()}
-        files[self.out / "prompt.npy"] = npy(self.inputs["prompt"])
+        files[self.out / "prompt.npy"] = io.npy(self.inputs["prompt"])
         for function, inputs in graphs.items():
             graph = onnx_file(function, inputs, self.model, self.sources, plain=bool(self.plain))
             files[self.out / f"{function.__name__}.onnx"] = graph
@@ -147,13 +150,6 @@ class Export:
         io.write(files)
         sizes = {str(path): path.stat().st_size for path in files}
         return Exported(sizes, {name: list(x.shape) for name, x in self.inputs.items()})
-
-
-def npy(array: np.ndarray) -> bytes:
-    """Return the contents of a .npy file."""
-    file = BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def onnx_file(
@@ -176,7 +172,7 @@ def onnx_file(
     given = [x for x in proto.graph.input if x.name not in stored]
     del proto.graph.input[:]
     proto.graph.input.extend(given)
-    read = {name for node in proto.graph.node for name in node.input}
+    read = graph.reads()
     for name, value in stored.items():
         if name not in read:  # ONNX Runtime warns of such a weight
             continue

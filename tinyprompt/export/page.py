@@ -20,12 +20,12 @@ from tinyprompt.errors import CheckpointError
 from tinyprompt.export import npm
 from tinyprompt.export.graphs import Export, Exported, Shape, step
 from tinyprompt.export.npm import Package
+from tinyprompt.export.wordpiece import bert, between_letters
 from tinyprompt.files import hub
 from tinyprompt.files.io import Content
 from tinyprompt.model import PROMPT, Model
 from tinyprompt.tasks.registry import DEMO, DEMO_TASKS
-from tinyprompt.tokenizer import PieceTokenizer
-from tinyprompt.tree import Flat, Tree, merge
+from tinyprompt.tree import Array, Flat, Tree, merge
 
 WEB = Path(__file__).parent / "web"
 STYLE = Path(__file__).parents[1] / "style.css"  # of all pages
@@ -46,7 +46,6 @@ SCRIPTS = {
 }
 SHAPE = Shape(batch_size=8, input_tokens=48, target_tokens=4, prompt_length=20)
 SETTINGS = {"steps": 100, "learning_rate": 0.3}  # that the page begins with
-BERT = ("BertNormalizer", "BertPreTokenizer", "WordPiece")
 LABELS = 8  # label words that a task may have
 # Texts by which the page checks that its tokenizer says what ours does.
 PROBES = (
@@ -58,13 +57,15 @@ PROBES = (
 )
 
 
-def rank(prompt, input_ids, attention_mask, labels, weights, params: Tree, config: Config):
+def rank(
+    prompt: Array, input_ids: Array, attention_mask: Array, labels: Array, weights: Array, params: Tree, config: Config
+) -> Flat:
     """Compute the log probability of each label word: (B, N). The seven parameters name the inputs of the graph."""
     found = ranked(merge(params, {PROMPT: prompt}), config, input_ids, attention_mask, labels, weights)
     return {"log_probability": found.astype(np.float32)}
 
 
-def look(prompt, input_ids, attention_mask, params: Tree, config: Config):
+def look(prompt: Array, input_ids: Array, attention_mask: Array, params: Tree, config: Config) -> Flat:
     """Compute what the page shows of a prompt: (P, V), (B, L, P), (B, L, D). The parameters name the inputs.
 
     cosine: of each vector and each row of the embedding table. attention: the weight of each vector at each token of
@@ -80,7 +81,7 @@ def look(prompt, input_ids, attention_mask, params: Tree, config: Config):
     return {"cosine": cosine, "attention": attention, "embedding": seen["encoder.embedding"][:, text]}
 
 
-def length(x):
+def length(x: Array) -> Array:
     """Return the Euclidean norm of each vector, and 1e-15 for a zero vector: (..., D) -> (..., 1)."""
     return np.sqrt((x * x).sum(-1, keepdims=True) + np.float32(1e-30))
 
@@ -124,19 +125,19 @@ def tokenizer_files(model: Model) -> dict[str, Content]:
 
     The page can have WordPiece after BERT's normaliser and splitter, which look at one character at a time.
     """
-    words, wanted = model.tokenizer, f"the page reads tokenizers of the kind {BERT} without flags"
-    if not isinstance(words, PieceTokenizer) or words.ids_of:
-        raise CheckpointError(f"{model.name}: {wanted}, and this is another one; take a built-in model")
-    about = json.loads(words.pipeline.to_str())
-    found = tuple((about[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
-    flagged = [t.content for t in words.added.values() if t.lstrip or t.rstrip or t.single_word or t.normalized]
-    if found != BERT or flagged:
-        other = f"flags of the added token {flagged[0]!r}" if found == BERT else str(found)
-        raise CheckpointError(f"{model.name}: {wanted}; found {other}; take a built-in model")
-    rules = {"unk": about["model"]["vocab"][about["model"]["unk_token"]]}
-    rules |= {"prefix": about["model"]["continuing_subword_prefix"]}
-    rules |= {"longest": about["model"]["max_input_chars_per_word"], "vocabulary": about["model"]["vocab"]}
-    rules |= {"special": {t.content: id for id, t in words.added.items()}, "table": character_table(words.pipeline)}
+    try:
+        words, settings = bert(model.tokenizer)
+    except ValueError as error:
+        raise CheckpointError(f"{model.name}: the page reads {error}; take a built-in model") from None
+    about = settings["model"]
+    rules = {
+        "unk": about["vocab"][about["unk_token"]],
+        "prefix": about["continuing_subword_prefix"],
+        "longest": about["max_input_chars_per_word"],
+        "vocabulary": about["vocab"],
+        "special": {t.content: id for id, t in words.added.items()},
+        "table": character_table(words.pipeline),
+    }
     return {"tokenizer.json": json.dumps(rules).encode()}
 
 
@@ -147,16 +148,12 @@ def character_table(pipeline: tokenizers.Tokenizer) -> list[tuple[int, int, str]
     """
     known = {*"".join(pipeline.get_vocab()), " "}
     rows: list[tuple[int, int, str]] = []
-    for plane in range(0, 0x110000, 0x10000):
-        codes = [code for code in range(plane, plane + 0x10000) if not 0xD800 <= code < 0xE000]
-        text = pipeline.normalizer.normalize_str(" b ".join(f"a{chr(code)}a" for code in codes))
-        parts = " ".join(word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)).split(" b ")
-        for code, part in zip(codes, parts, strict=True):
-            text = "".join(letter if letter in known else "\ufffd" for letter in part[1:-1])
-            if text == chr(code) or (chr(code) not in known and text and not text.strip("\ufffd")):
-                continue
-            first = rows.pop()[0] if rows and rows[-1][1:] == (code - 1, text) else code
-            rows.append((first, code, text))
+    for code, words in between_letters(pipeline):
+        text = "".join(letter if letter in known else "\ufffd" for letter in " ".join(words)[1:-1])
+        if text == chr(code) or (chr(code) not in known and text and not text.strip("\ufffd")):
+            continue
+        first = rows.pop()[0] if rows and rows[-1][1:] == (code - 1, text) else code
+        rows.append((first, code, text))
     return rows
 
 

@@ -5,34 +5,47 @@ text if no rule looks at two characters, as in BERT's normaliser and pre-tokenis
 changes marks that are in no piece, and a word with one of them is unknown in any order.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import tokenizers
 
 from tinyprompt.config import EOS
 from tinyprompt.model import Tokenizer
 from tinyprompt.tokenizer import PieceTokenizer
 
+BERT = ("BertNormalizer", "BertPreTokenizer", "WordPiece")
 MAGIC = 0x31505754  # "TWP1"
 CHUNK = 100  # characters that are encoded at once
 UNKNOWN, DROPPED, SPACE, ALONE, PART = range(5)  # the kinds of characters
 
 
+def bert(tokenizer: Tokenizer) -> tuple[PieceTokenizer, dict[str, Any]]:
+    """Return a tokenizer of BERT's kind, without flags of added tokens, and its settings. Raises ValueError."""
+    wanted = f"tokenizers of the kind {BERT} without flags"
+    if not isinstance(tokenizer, PieceTokenizer) or tokenizer.ids_of:
+        raise ValueError(f"{wanted}, and this is another one")
+    settings = json.loads(tokenizer.pipeline.to_str())
+    found = tuple((settings[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
+    added = tokenizer.added.values()
+    flagged = [t.content for t in added if t.lstrip or t.rstrip or t.single_word or t.normalized]
+    if found != BERT or flagged:
+        other = f"flags of the added token {flagged[0]!r}" if found == BERT else str(found)
+        raise ValueError(f"{wanted}; found {other}")
+    return tokenizer, settings
+
+
 def table(tokenizer: Tokenizer) -> bytes | None:
     """Return the table of a tokenizer, or None if it is not WordPiece, or has rules that the table cannot say."""
-    if not isinstance(tokenizer, PieceTokenizer) or tokenizer.ids_of:
+    try:
+        words, settings = bert(tokenizer)
+    except ValueError:
         return None
-    pipeline = tokenizer.pipeline
-    settings = json.loads(pipeline.to_str())
-    kinds = settings["model"]["type"], *((settings[key] or {}).get("type") for key in ("normalizer", "pre_tokenizer"))
-    flags = {
-        token[flag] for token in settings["added_tokens"] for flag in ("single_word", "lstrip", "rstrip", "normalized")
-    }
-    if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer") or True in flags:
-        return None
-    model = settings["model"]
+    pipeline, model = words.pipeline, settings["model"]
     if model["continuing_subword_prefix"] != "##":
         return None
     added = {token["content"]: token["id"] for token in settings["added_tokens"]}
@@ -56,27 +69,33 @@ def table(tokenizer: Tokenizer) -> bytes | None:
     return np.array(numbers, "<i4").tobytes() + bytes(blob)
 
 
-def characters(pipeline, alphabet: set[str]) -> Iterator[tuple[int, int, str]]:
-    """Yield each character that is not simply unknown: code point, kind, and the text that it becomes."""
-    codes = [code for code in range(1, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+def between_letters(pipeline: tokenizers.Tokenizer) -> Iterator[tuple[int, list[str]]]:
+    """Yield the code point of each character, and the words that it makes between two letters `a`."""
+    codes = [code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
     for start in range(0, len(codes), CHUNK):
         chunk = codes[start : start + CHUNK]
         text = pipeline.normalizer.normalize_str(" zz ".join(f"a{chr(code)}a" for code in chunk))
         words = [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
         for code, found in zip(chunk, "\n".join(words).split("\nzz\n"), strict=True):
-            match found.split("\n"):
-                case ["aa"]:
-                    yield code, DROPPED, ""
-                case ["a", "a"]:
-                    yield code, SPACE, ""
-                case ["a", part, "a"]:
-                    yield code, ALONE, part if alphabet.issuperset(part) else ""
-                case [word] if alphabet.issuperset(word):
-                    yield code, PART, word[1:-1]
-                case [_]:
-                    continue
-                case _:
-                    raise ValueError(f"character {code:#x} becomes {found.split()}")
+            yield code, found.split("\n")
+
+
+def characters(pipeline: tokenizers.Tokenizer, alphabet: set[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield each character but NUL that is not simply unknown: code point, kind, and the text that it becomes."""
+    for code, words in itertools.islice(between_letters(pipeline), 1, None):
+        match words:
+            case ["aa"]:
+                yield code, DROPPED, ""
+            case ["a", "a"]:
+                yield code, SPACE, ""
+            case ["a", part, "a"]:
+                yield code, ALONE, part if alphabet.issuperset(part) else ""
+            case [word] if alphabet.issuperset(word):
+                yield code, PART, word[1:-1]
+            case [_]:
+                continue
+            case _:
+                raise ValueError(f"character {code:#x} becomes {words}")
 
 
 def joined(found: Iterator[tuple[int, int, str]]) -> Iterator[tuple[int, int, int, str]]:

@@ -57,6 +57,7 @@ def from_peft(config: Mapping[str, Any], tensors: Flat, where: Any) -> tuple[Fla
         expected = ", ".join(sorted(TARGETS[kind]))
         raise CheckpointError(f"{where}: key 'target_modules': expected {expected}, found {found!r:.80}")
     params: Flat = {}
+    rank = int(_number(config, "r", where)) if kind == "LORA" else 0
     for name, value in tensors.items():
         match = (LORA if kind == "LORA" else IA3).fullmatch(name.removeprefix(START))
         if not name.startswith(START) or match is None:
@@ -67,9 +68,8 @@ def from_peft(config: Mapping[str, Any], tensors: Flat, where: Any) -> tuple[Fla
         elif match[2] == "A":
             params[f"{at}.lora.a"] = value
         else:
-            params[f"{at}.lora.b"] = value * np.float32(_number(config, "lora_alpha", where) / _rank(config, where))
-    settings = {"method": KINDS[kind]} | ({"rank": _rank(config, where)} if kind == "LORA" else {})
-    return params, settings
+            params[f"{at}.lora.b"] = value * np.float32(_number(config, "lora_alpha", where) / rank)
+    return params, {"method": KINDS[kind]} | ({"rank": rank} if kind == "LORA" else {})
 
 
 def to_peft(params: Flat, method: str) -> tuple[dict[str, Any], Flat]:
@@ -85,10 +85,6 @@ def to_peft(params: Flat, method: str) -> tuple[dict[str, Any], Flat]:
         at, _, part = name.partition(".ia3.")
         tensors[f"{START}{at}.ia3_l"] = value.reshape((1, -1) if part == "columns" else (-1, 1))
     return {"peft_type": "IA3", "target_modules": sorted(TARGETS["IA3"]), "feedforward_modules": ["wo"]}, tensors
-
-
-def _rank(config: Mapping[str, Any], where: Any) -> int:
-    return int(_number(config, "r", where))
 
 
 def _number(config: Mapping[str, Any], key: str, where: Any) -> float:

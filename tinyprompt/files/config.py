@@ -51,7 +51,7 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     if family not in ("t5", "mt5", "umt5"):
         raise ValueError(f"key 'model_type': {family!r} is not in the T5 family; expected 't5', 'mt5' or 'umt5'")
 
-    def number(key, default=None, kind=int):
+    def number(key: str, default: Any = None, kind: Any = int) -> Any:
         value = raw.get(key, default)
         most = {"num_layers": 1000, "num_decoder_layers": 1000, "layer_norm_epsilon": 1}.get(key, 2**31 - 1)
         if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= most:

@@ -84,6 +84,12 @@ def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
         raise
 
 
+def check_new(folder: Path, what: str) -> None:
+    """Raise CheckpointError if `write_folder` cannot write `what` to a folder, which is not missing or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and is not empty; name a new folder for the {what}")
+
+
 def part_of(path: Path) -> Path:
     """Return an unpredictable temporary name beside a path."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -144,6 +150,13 @@ def state(path: Path) -> tuple[tuple[Any, ...], ...]:
             about = file.stat()
             found.append((file.name, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
     return tuple(found)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Return the content of a .npy file."""
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def load_numpy(path: Path, content: bytes | None = None) -> Any:

@@ -14,8 +14,8 @@ from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import hub, safetensors, t5x, torch_bin
 from tinyprompt.files.config import check_generation, parse_config
-from tinyprompt.files.io import Content, read_json, state, write_folder
-from tinyprompt.model import Model
+from tinyprompt.files.io import Content, check_new, read_json, state, write_folder
+from tinyprompt.model import Model, Tokenizer
 from tinyprompt.tree import Flat, flatten, freeze, nest
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first existing name is used, as a whole file or as shards
@@ -110,7 +110,7 @@ def is_t5x(folder: Path) -> bool:
     return (folder / "checkpoint").is_file()
 
 
-def read_tokenizer(path: Path, config: Config) -> tokenizer.Tokenizer:
+def read_tokenizer(path: Path, config: Config) -> Tokenizer:
     """Read the tokenizer of a folder or a file. Raises CheckpointError if it does not match the model."""
     try:
         words = tokenizer.load(path)
@@ -145,8 +145,7 @@ def convert(source: str | Path, out: str | Path, tokenizer: str | Path | None = 
     if out.suffix in (".safetensors", ".npy", ".npz", ".bin"):
         raise CheckpointError(f"{out}: expected the name of a folder for the model; found a file name")
     words = source if tokenizer is None else Path(tokenizer)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists and is not empty; name a new folder for the model")
+    check_new(out, "model")
     raw, config, weights = open_model(source)
     read_tokenizer(words, config)
     if raw.get("tie_word_embeddings", True) is not config.tied_head:

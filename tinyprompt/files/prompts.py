@@ -1,11 +1,10 @@
 """Read and write prompts: our own safetensors, NumPy's .npy and .npz (Google), and PEFT's adapter directories."""
 
-import io
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from ml_dtypes import bfloat16
 
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import adapters, hub
-from tinyprompt.files.io import LARGEST, TORCH, TRIES, load_numpy, read, read_json, state, write
+from tinyprompt.files.io import LARGEST, TORCH, TRIES, load_numpy, npy, read, read_json, state, write
 from tinyprompt.files.safetensors import dump, read_tensors
 from tinyprompt.files.torch_bin import read_pickle
 from tinyprompt.fit import check_fit
@@ -123,7 +122,7 @@ class Prompts(Mapping[str, Prompt]):
         >>> prompt = Prompts("prompts", model)["topic"]
     """
 
-    def __init__(self, folder: str | Path, model: Model):
+    def __init__(self, folder: str | Path, model: Model) -> None:
         self.folder, self.model = Path(folder), model
         self.errors: dict[str, str] = {}
         self._read: dict[str, Entry] = {}
@@ -235,9 +234,7 @@ def save_prompt(prompt: Prompt, path: str | Path) -> Path:
     else:
         vectors = prompt.vectors(path)
         if path.suffix == ".npy":
-            file = io.BytesIO()
-            np.save(file, vectors)
-            write({path: file.getvalue()})
+            write({path: npy(vectors)})
             return path
         tensors = {"prompt_embeddings": vectors}
         config = PEFT_CONFIG | {"num_virtual_tokens": len(vectors), "token_dim": vectors.shape[1]}
@@ -312,12 +309,7 @@ def _read_numpy(path: Path, name: str | None = None, content: bytes | None = Non
         expected = "a prompt" if name is None else f"the prompt {name!r}"
         raise CheckpointError(f"{path}: expected {expected}, found {', '.join(names) or 'nothing'}")
     vectors = {n: _checked(x, str(path) if alone else f"{path}:{n}") for n, x in arrays.items()}
-    return {n: _foreign({PROMPT: x}) for n, x in vectors.items()}
-
-
-def _foreign(params: Flat, model: str | None = None) -> Prompt:
-    """Build a prompt without metadata."""
-    return Prompt(params, model)
+    return {n: Prompt({PROMPT: x}) for n, x in vectors.items()}
 
 
 def _read_safetensors(path: Path, content: bytes) -> Prompt:
@@ -391,10 +383,6 @@ def _read_peft(folder: Path) -> Prompt:
             raise CheckpointError(f"{path}: key {key!r}: expected {what}, found {config.get(key)!r}")
         return config.get(key)
 
-    def number(key: str) -> int:
-        value = config.get(key)
-        return expect(key, isinstance(value, int) and value is not True and value > 0, "a positive number")
-
     kinds = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", *adapters.KINDS)
     kind = expect("peft_type", config.get("peft_type") in kinds, "one of " + ", ".join(kinds))
     if config.get("task_type") is not None:
@@ -406,20 +394,32 @@ def _read_peft(folder: Path) -> Prompt:
         tensors = read_pickle(weights)
     else:
         tensors, about = read_tensors(weights)
-    name = config.get("base_model_name_or_path")
-    name = name if isinstance(name, str) else None
+    settings: dict[str, Any] = {}
     if kind in adapters.KINDS:
         checked = {key: _checked(x, f"{weights}: key {key!r}", vectors=False) for key, x in tensors.items()}
         params, settings = adapters.from_peft(config, checked, path)
-        if "settings" in about:  # written by tinyprompt
-            return _described(params, about, _state_beside(folder), weights)
-        return Prompt(params, name, settings=settings)
+    else:
+        params = _soft_or_prefix(config, tensors, weights, expect)
+    if "settings" in about:  # written by tinyprompt
+        beside = folder / TRAINING_STATE
+        return _described(params, about, read_tensors(beside)[0] if beside.exists() else None, weights)
+    name = config.get("base_model_name_or_path")
+    return Prompt(params, name if isinstance(name, str) else None, settings=settings)
+
+
+def _soft_or_prefix(config: Mapping[str, Any], tensors: Flat, weights: Path, expect: Callable[..., Any]) -> Flat:
+    """Convert the tensor of PEFT's soft prompt or prefix. `expect(key, ok, what)` checks and returns a key."""
+
+    def number(key: str) -> int:
+        value = config.get(key)
+        return expect(key, isinstance(value, int) and value is not True and value > 0, "a positive number")
+
     if tensors.keys() != {"prompt_embeddings"}:
         names = ", ".join(map(repr, sorted(tensors))) or "none"
         raise CheckpointError(f"{weights}: expected one tensor, 'prompt_embeddings'; found {names}")
     found = _checked(tensors["prompt_embeddings"], f"{weights}: key 'prompt_embeddings'")
     rows, parts, width = number("num_virtual_tokens"), config.get("num_transformer_submodules"), found.shape[1]
-    prefix = kind == "PREFIX_TUNING"
+    prefix = config["peft_type"] == "PREFIX_TUNING"
     if prefix:
         expect("num_transformer_submodules", parts in (None, 2), "2, as for T5")
         shape = (rows, 2 * number("num_layers") * number("token_dim"))
@@ -427,19 +427,9 @@ def _read_peft(folder: Path) -> Prompt:
         parts = number("num_transformer_submodules") if parts is not None else 1 + (len(found) == 2 * rows)
         shape = (rows * parts, number("token_dim") if config.get("token_dim") is not None else width)
     if found.shape != shape:
-        raise CheckpointError(
-            f"{weights}: key 'prompt_embeddings' has shape {list(found.shape)}; {path.name} implies {list(shape)}"
-        )
-    params = _prefix(found.reshape(rows, -1, config["token_dim"])) if prefix else {PROMPT: found[:rows]}
-    if "settings" in about:  # written by tinyprompt
-        return _described(params, about, _state_beside(folder), weights)
-    return _foreign(params, name)
-
-
-def _state_beside(folder: Path) -> Flat | None:
-    """Read the training state of an adapter written by tinyprompt, or return None."""
-    path = folder / TRAINING_STATE
-    return read_tensors(path)[0] if path.exists() else None
+        told = f"has shape {list(found.shape)}; adapter_config.json implies {list(shape)}"
+        raise CheckpointError(f"{weights}: key 'prompt_embeddings' {told}")
+    return _prefix(found.reshape(rows, -1, config["token_dim"])) if prefix else {PROMPT: found[:rows]}
 
 
 def _prefix(rows: np.ndarray) -> Flat:

@@ -8,7 +8,8 @@ Format: 8 bytes of header length, a JSON header, then the data.
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,25 @@ DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float1
 WITH_IDS = DTYPES | {"I64": np.int64, "I32": np.int32}
 
 
+@dataclass(frozen=True)
+class Lazy:
+    """An array that is read or drawn by `np.asarray`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.read() if dtype is None else self.read().astype(dtype)
+
+
 def dump(
     tensors: Mapping[str, Any], metadata: Mapping[str, str], known: Mapping[str, Any] = DTYPES
 ) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file in parts. Each tensor is converted only when it is written.
 
     Args:
-        tensors: Arrays, or objects with a shape and a dtype that convert to an array. Wide dtypes are written first,
-            so that all tensors are aligned.
+        tensors: Arrays, or `Lazy` ones. Wide dtypes are written first, so that all tensors are aligned.
         metadata: Texts for the header.
         known: The dtypes of the format.
 

@@ -12,8 +12,6 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +21,13 @@ from ml_dtypes import bfloat16
 from tinyprompt.config import Config, weight_shapes
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files.config import parse_config
+from tinyprompt.files.safetensors import Lazy
 from tinyprompt.tree import freeze
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 DTYPES |= {"<f8": np.float64, "<f4": np.float32, "<f2": np.float16}
 LAYERS = {"encoder": ("attention", "mlp"), "decoder": ("self_attention", "encoder_decoder_attention", "mlp")}
 KERNELS = {"q": "query", "k": "key", "v": "value", "o": "out"}
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """An array that is read from its files by `np.asarray`."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self.read() if dtype is None else self.read().astype(dtype)
 
 
 def open_t5x(folder: Path) -> tuple[dict[str, Any], dict[str, Lazy]]:

@@ -7,7 +7,6 @@ import json
 import logging
 import lzma
 import re
-import stat
 import threading
 import zlib
 from collections import Counter
@@ -19,9 +18,9 @@ import numpy as np
 
 from tinyprompt import display
 from tinyprompt.data import Row, check_text
-from tinyprompt.errors import DataError
+from tinyprompt.errors import CheckpointError, DataError
+from tinyprompt.files.io import LARGEST, regular
 
-LARGEST = 2**28  # size limit of a file, after decompression
 LONGEST = 10_000  # length limit of a target in characters
 QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a quoted field with a quote inside, as in CSV
 _field_limit = threading.Lock()  # the limit of the csv module is global to the process
@@ -50,9 +49,7 @@ def read_rows(
     Example:
         >>> rows = read_rows("train.tsv", words={"0": "bad", "1": "good"})
     """
-    rows = [
-        row_of(record, input_column, target_column, words, f"{path}: row {number}") for number, record in records(path)
-    ]
+    rows = [row_of(record, input_column, target_column, words, where) for where, record in records(path)]
     if not rows:
         raise DataError(f"{path}: no rows")
     quoted = [text for row in rows for text in (row.input, row.target) if QUOTED.fullmatch(text)]
@@ -109,17 +106,13 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
     path = Path(path)
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise DataError(f"{path}: is a device or a pipe; expected a file")
-        with opener(path, "rb") as file:
+        with opener(regular(path), "rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise DataError(f"{path}: contains more than {LARGEST:,} bytes, the limit; split it")
         return decoded(content, str(path), encoding)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a directory; expected a file of rows") from None
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise DataError(f"{path}: cannot be decompressed ({error}); download it again") from None
 
@@ -169,8 +162,8 @@ def kind_of(path: str | Path) -> str:
 
 def records(
     path: str | Path, columns: Sequence[str] | None = None, broken: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, dict]]:
-    """Yield each record of a .tsv (or .txt), .csv or .jsonl file with its line number.
+) -> Iterator[tuple[str, dict]]:
+    """Yield each record of a .tsv (or .txt), .csv or .jsonl file with its place, `PATH: row NUMBER`.
 
     Args:
         path: The path of the file.
@@ -189,12 +182,11 @@ def records(
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                record = parsed(line, f"{path}: row {number}", "one object on each line, with nothing between them")
+                where = f"{path}: row {number}"
+                record = parsed(line, where, "one object on each line, with nothing between them")
                 if not isinstance(record, dict):
-                    raise DataError(
-                        f"{path}: row {number}: expected a JSON object on each line, found {line.strip()[:40]!r}"
-                    )
-                yield number, record
+                    raise DataError(f"{where}: expected a JSON object on each line, found {line.strip()[:40]!r}")
+                yield where, record
             return
         lines = iter(fields_of(file, path, quoted=kind == ".csv"))
     _, header = (0, columns) if columns else next(lines, (0, []))
@@ -202,15 +194,16 @@ def records(
     for number, fields in lines:
         if not any(map(str.strip, fields)):
             continue
+        where = f"{path}: row {number}"
         if fields == header and len(header) > 1 and not columns:
-            raise DataError(f"{path}: row {number}: repeats the header; remove it")
+            raise DataError(f"{where}: repeats the header; remove it")
         if len(fields) != len(header) and broken:
             broken(number)
             continue
         if len(fields) != len(header):
             wanted = f"{'expected' if columns else 'but the header names'} {len(header)}: {', '.join(header)}"
-            raise DataError(f"{path}: row {number}: {len(fields)} fields, {wanted}")
-        yield number, dict(zip(header, fields, strict=True))
+            raise DataError(f"{where}: {len(fields)} fields, {wanted}")
+        yield where, dict(zip(header, fields, strict=True))
 
 
 def fields_of(file: io.StringIO, path: Path, quoted: bool) -> list[tuple[int, list[str]]]:

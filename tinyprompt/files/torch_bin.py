@@ -265,7 +265,10 @@ def _unpickle(file: Any) -> Any:
                     pop(1)
                     _only(dict, stack[-1], name)
                 case "GLOBAL":
-                    stack.append(_global(argument.replace(" ", ".")))
+                    imported = argument.replace(" ", ".")
+                    if imported not in KNOWN:
+                        raise ValueError(f"its pickle asks for {imported!r:.80}; {EXPECTED}")
+                    stack.append(Global(imported))
                 case "BINPERSID":
                     stack.append(_storage(*pop(1)))
                 case "REDUCE":
@@ -284,13 +287,6 @@ def _only(kind: type, value: Any, opcode: str) -> Any:
     if type(value) is not kind:
         raise ValueError(f"its pickle has the opcode {opcode} with a {type(value).__name__}; {EXPECTED}")
     return value
-
-
-def _global(name: str) -> Global:
-    """Resolve an import of a pickle. Raises ValueError for a name that is not needed for tensors."""
-    if name not in KNOWN:
-        raise ValueError(f"its pickle asks for {name!r:.80}; {EXPECTED}")
-    return Global(name)
 
 
 def _storage(value: Any) -> Storage:

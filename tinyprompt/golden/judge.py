@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyprompt.check.ledger import distance
 from tinyprompt.config import EOS
 from tinyprompt.errors import CheckpointError
 from tinyprompt.files import io, safetensors
@@ -95,7 +96,7 @@ def judge(theirs: Path, folder: Path | None = None) -> Report:
 class Stored(dict[str, bytes]):
     """The files of a written suite, read on first access. Raises CheckpointError."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __missing__(self, name: str) -> bytes:
@@ -142,7 +143,7 @@ def compare(found: np.ndarray, right: np.ndarray, mask: np.ndarray | None) -> tu
         exact, right = np.where(seen, exact, 0), np.where(seen, right, 0)
     if not np.isfinite(exact).all():
         return "contains NaN or infinity", np.inf
-    error = float(np.linalg.norm(exact - right) / (np.linalg.norm(right) or 1.0))
+    error = distance(exact, right)
     return (f"relative error {error:.1e}, at most {limit:.0e} in {found.dtype}" if error > limit else None), error
 
 

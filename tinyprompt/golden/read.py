@@ -7,11 +7,12 @@ import json
 import math
 import struct
 import sys
+from typing import Any
 
 CODES = {"F64": "d", "F32": "f", "I64": "q"}
 
 
-def read(path):
+def read(path: str) -> dict[str, Any]:
     """Return {name: (type, shape, numbers in C order)}."""
     with open(path, "rb") as file:
         content = file.read()

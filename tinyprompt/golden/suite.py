@@ -17,10 +17,9 @@ from tinyprompt import decode, optim, t5, train
 from tinyprompt.config import EOS, PAD, Config, weight_shapes
 from tinyprompt.data import Batch
 from tinyprompt.device import compile
-from tinyprompt.errors import CheckpointError
 from tinyprompt.files import safetensors
 from tinyprompt.files.config import parse_config
-from tinyprompt.files.io import write_folder
+from tinyprompt.files.io import check_new, write_folder
 from tinyprompt.model import PROMPT
 from tinyprompt.tree import Flat, Tree, merge, nest
 
@@ -93,7 +92,7 @@ def batch(name: str, kind: str) -> Flat:
     mask = np.array([[*map(int, row)] for row in MASKS[kind]])
     rows = len(mask)
 
-    def ids(part, *shape):
+    def ids(part: str, *shape: int) -> np.ndarray:
         first, count = EOS + 2, SHAPE["vocab_size"] - EOS - 2
         return first + ((drawn(f"{name} {part}", shape) + 1) / 2 * count).astype(np.int64)
 
@@ -107,21 +106,14 @@ def batch(name: str, kind: str) -> Flat:
 
 
 def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float64) -> Flat:
-    """Compute all results of a case, in the order of computation.
-
-    Args:
-        case: A case from `draw`.
-        kind: The name of a batch.
-        device: A device of `compile`.
-        dtype: float64 or float32.
-    """
+    """Compute all results of a batch of a case, in the order of computation."""
     arrays, config = case.batches[kind], case.config
-    params = nest({name: x.astype(dtype) for name, x in case.weights.items()})
+    weights = {name: x.astype(dtype) for name, x in case.weights.items()}
+    params = nest(weights)
     prompt = {PROMPT: arrays["prompt"].astype(dtype)} if "prompt" in arrays else {}
     rows = Batch(*(arrays[name] for name in Batch._fields))
     rows = rows._replace(weights=rows.weights.astype(dtype))
     out = dict(compile(forward, device)(prompt, params, config, rows))
-    weights = {name: x.astype(dtype) for name, x in case.weights.items()}
     step = compile(train.loss_and_grads, device)
     loss, grads = step(prompt | weights, params, config, rows)
     out |= {"loss": np.asarray(loss)} | {f"gradient.{name}": grads[name] for name in backward([*weights])}
@@ -131,7 +123,7 @@ def results(case: Case, kind: str, device: str = "numpy", dtype: Any = np.float6
             out |= descent(name, optimizer, prompt, lambda p: step(p, params, config, rows)[1])
     prompted = merge(params, prompt)
 
-    def cache(beams):
+    def cache(beams: int) -> Any:
         return decode.Cache(prompted, config, rows.input_ids, rows.attention_mask, beams, device)
 
     count = len(rows.labels)
@@ -212,8 +204,7 @@ def write(folder: Path) -> dict[str, int]:
     Raises:
         CheckpointError: The folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is not empty; name a new folder for the suite")
+    check_new(folder, "suite")
     found = files()
     write_folder(folder, found)
     return {name: len(content) for name, content in found.items()}

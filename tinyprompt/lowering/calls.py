@@ -197,7 +197,7 @@ class Unrecorded:
         return primitive in self.extra or (primitive in notrace_primitives[VJPNode] and primitive is not anp.full_like)
 
 
-notrace_primitives[TracedNode] = Unrecorded()  # type: ignore[assignment]
+notrace_primitives[TracedNode] = Unrecorded()
 LEVELS = itertools.count(10**9)  # above every level that autograd assigns, and never reused
 
 
@@ -217,7 +217,23 @@ def vjp_of(function: Callable, x: Any) -> Callable:
     return lambda g: functools.reduce(np.add, [vjp(g[i]) for i, vjp in enumerate(vjps)])
 
 
-class TracedBox(ArrayBox):
+class Dispatched:
+    """An array, boxed or not, whose NumPy calls go to their rules."""
+
+    __slots__ = ()
+    real = property(lambda self: np.real(self))
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        return call_ufunc(ufunc, method, inputs, options)
+
+    def __array_function__(self, function, types, args, kwargs):
+        return call(function, args, kwargs, f"{function.__module__}.{function.__name__}")
+
+    def __iter__(self: Any):
+        return (self[i] for i in range(len(self)))
+
+
+class TracedBox(Dispatched, ArrayBox):
     """autograd's box around a traced array. It dispatches NumPy calls and remembers the user's line."""
 
     __slots__ = ()
@@ -234,17 +250,8 @@ class TracedBox(ArrayBox):
 
             node.vjp = vjp_of_line
 
-    def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        return call_ufunc(ufunc, method, inputs, options)
-
-    def __array_function__(self, function, types, args, kwargs):
-        return call(function, args, kwargs, f"{function.__module__}.{function.__name__}")
-
     def __array__(self, *_, **__):
         raise LoweringError(f"a NumPy array cannot hold an array that is being differentiated; {USE_AUTOGRAD}")
-
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
 
     def __setitem__(self, index, value):
         self._value[index] = value  # raises
@@ -269,7 +276,6 @@ class TracedBox(ArrayBox):
     __xor__ = __rxor__ = lambda self, other: np.bitwise_xor(self, other)
     __floordiv__ = lambda self, other: np.floor_divide(self, other)
     __rfloordiv__ = lambda self, other: np.floor_divide(other, self)
-    real = property(lambda self: np.real(self))
 
     def copy(self):
         return self

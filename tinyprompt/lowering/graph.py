@@ -12,7 +12,8 @@ Equal nodes are emitted once. Nodes that no output needs are dropped.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +26,10 @@ from ml_dtypes import bfloat16
 from tinyprompt.lowering.calls import (
     RULES,
     USE_AUTOGRAD,
+    Dispatched,
     LoweringError,
     MissingAttribute,
     TracedBox,
-    call,
-    call_ufunc,
     check_array,
     user_line,
 )
@@ -45,14 +45,14 @@ DTYPES = {np.dtype(kind) for kind in "?bhilqBHILQefd"} | {np.dtype(bfloat16)}
 def without_numbers(advice: str) -> Callable:
     """Return a method that raises LoweringError with advice, for operations that need values."""
 
-    def method(self, *_, **__):
+    def method(self: Any, *_: Any, **__: Any) -> Any:
         raise LoweringError(f"{self!r} has no numbers while it is traced: {advice}")
 
     return method
 
 
 @dataclass(eq=False, repr=False)
-class Traced(np.lib.mixins.NDArrayOperatorsMixin):
+class Traced(Dispatched, np.lib.mixins.NDArrayOperatorsMixin):
     """An array in a graph under construction: its name, shape, dtype, and the node that computes it."""
 
     graph: "Graph"
@@ -64,13 +64,12 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     attributes: Mapping[str, Any] = field(default_factory=dict)
     value: Any = None  # the value of a constant
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.shape, self.dtype = tuple(self.shape), np.dtype(self.dtype)
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: int(np.prod(self.shape, dtype=int)))
     T = property(lambda self: np.transpose(self))
-    real = property(lambda self: np.real(self))
 
     __array__ = without_numbers(
         "a NumPy array cannot hold it; use numpy.stack, concatenate or where, or autograd's array"
@@ -82,69 +81,62 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     __contains__ = without_numbers("`in` needs them; use numpy.any(x == y)")
     __hash__ = object.__hash__  # the mixin's `==` is elementwise
 
-    def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        return call_ufunc(ufunc, method, inputs, options)
-
-    def __array_function__(self, function, types, args, kwargs):
-        return call(function, args, kwargs, f"{function.__module__}.{function.__name__}")
-
-    def __array_primitive__(self, op, function, args, kwargs):
+    def __array_primitive__(
+        self, op: Any, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
         out = RULES[op](*args, **kwargs) if op in RULES else NotImplemented
         return function(*args, **kwargs) if out is NotImplemented else out
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(np.ndarray, name):
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
         raise MissingAttribute(f"x.{name} has no rule: {self!r} is traced")
 
-    def __len__(self):
+    def __len__(self) -> int:
         if not self.shape:
             raise LoweringError(f"{self!r} is one number and has no length")
         return self.shape[0]
 
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return RULES[operator.getitem](self, index)
 
-    def __setitem__(self, index, value):
+    def __setitem__(self, index: Any, value: Any) -> None:
         raise LoweringError("x[...] = y in place cannot be lowered; build the array with numpy.concatenate or where")
 
-    def __format__(self, spec):
+    def __format__(self, spec: str) -> str:
         return repr(self) if not spec else without_numbers(f"{spec!r} cannot format it")(self)
 
-    def view(self, kind):
+    def view(self, kind: Any) -> Any:
         """Return the array itself. autograd requests a view as np.ndarray."""
         if kind is not np.ndarray:
             raise LoweringError("x.view(dtype) has no rule")
         return self
 
-    def copy(self, order="C"):
+    def copy(self, order: str = "C") -> "Traced":
         """Return the same graph array as a new Python object."""
         return Traced(**vars(self))
 
-    def become(self, other):
+    def become(self, other: "Traced") -> None:
         """Become another array. This implements `+=` in a graph, where arrays are immutable."""
         vars(self).update(vars(other))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{self.name}: {array_kind(self.dtype, self.shape)}"
 
 
 class TracedVSpace(ArrayVSpace):
     """The vector space of a traced array, as autograd's reverse pass needs it."""
 
-    def __init__(self, value):
+    def __init__(self, value: Any) -> None:
         self.shape, self.dtype, self.graph = value.shape, value.dtype, value.graph
 
-    def zeros(self):
+    def zeros(self) -> Any:
         return self.graph.array(super().zeros())
 
-    def ones(self):
+    def ones(self) -> Any:
         return self.graph.array(super().ones())
 
-    def _add(self, x, y):
+    def _add(self, x: Any, y: Any) -> Any:
         return np.astype(x + y, x.dtype)
 
     _mut_add = _add
@@ -154,7 +146,7 @@ TracedBox.register(Traced)
 VSpace.register(Traced, TracedVSpace)
 
 
-def check_dtype(dtype) -> None:
+def check_dtype(dtype: Any) -> None:
     """Raise LoweringError for a dtype that ONNX Runtime does not support."""
     if np.dtype(dtype).kind == "c":
         raise LoweringError(f"{dtype} cannot be lowered: ONNX Runtime does not compute with complex numbers")
@@ -176,13 +168,13 @@ class Graph:
         self.kept: dict[str, str | None] = {}  # of the outputs that stay on the device: see `keep`
         self._known: dict[Any, Traced] = {}
 
-    def input(self, name: str, shape, dtype) -> Traced:
+    def input(self, name: str, shape: tuple[int, ...], dtype: Any) -> Traced:
         """Add an input of the graph."""
         check_dtype(dtype)
         self.inputs.append(Traced(self, name, shape, dtype))
         return self.inputs[-1].copy()
 
-    def derive(self, source: Traced, recipe: Callable, *parts) -> list[Traced]:
+    def derive(self, source: Traced, recipe: Callable, *parts: Any) -> list[Traced]:
         """Add the arrays `recipe(source)` as inputs. They are computed once for each source array.
 
         Args:
@@ -196,7 +188,7 @@ class Graph:
             ]
         return [x.copy() for x in self.derived[source.name, recipe]]
 
-    def array(self, value) -> Traced:
+    def array(self, value: Any) -> Traced:
         """Return a traced array unchanged, and any other array or number as a constant of the graph.
 
         Raises:
@@ -215,7 +207,7 @@ class Graph:
             self.constants[key] = Traced(self, f"c{len(self.constants)}", value.shape, value.dtype, value=value)
         return self.constants[key].copy()
 
-    def emit(self, op: str, *inputs, shape, dtype, anew: bool = False, **attributes) -> Traced:
+    def emit(self, op: str, *inputs: Any, shape: Any, dtype: Any, anew: bool = False, **attributes: Any) -> Traced:
         """Add a node with one output, or return an equal node of the graph.
 
         A node with an empty output becomes a constant.
@@ -256,9 +248,13 @@ class Graph:
         self.inputs = [x for x in self.inputs if x.name not in replaced]
         return self
 
+    def reads(self) -> Counter[str]:
+        """Count how many times the nodes and the outputs read each array."""
+        return Counter([i.name for x in self.nodes for i in x.inputs] + [x.name for x in self.outputs])
+
     def drop_unread_inputs(self) -> None:
         """Drop the inputs that no node reads. ONNX Runtime would copy them from the GPU in every run."""
-        read = {i.name for x in self.nodes for i in x.inputs} | {x.name for x in self.outputs}
+        read = self.reads()
         self.inputs = [x for x in self.inputs if x.name in read]
 
     def all_inputs(self) -> list[Traced]:
@@ -270,11 +266,10 @@ class Graph:
 
         A scatter may overwrite its input if the graph does not read or return that input elsewhere.
         """
-        read = [i.name for x in self.nodes for i in x.inputs] + [x.name for x in self.outputs]
-        inputs = {x.name for x in self.inputs}
+        read, inputs = self.reads(), {x.name for x in self.inputs}
         for x in outputs:
             place = x.inputs[0].name if x.op == "ScatterND" and not x.attributes else None
-            self.kept[x.name] = place if place in inputs and read.count(place) == 1 else None
+            self.kept[x.name] = place if place in inputs and read[place] == 1 else None
 
     def large_constants(self) -> list[Traced]:
         """Return the float constants that a product could read as a square matrix: those with at least 4 elements."""
@@ -290,7 +285,7 @@ class Graph:
         ]
         return "\n".join(listing(given, texts, nodes, [x.name for x in self.outputs]))
 
-    def to_onnx(self, outputs: Iterable[str] | None = None, within: bool = False, constants: bool = True):
+    def to_onnx(self, outputs: Iterable[str] | None = None, within: bool = False, constants: bool = True) -> Any:
         """Return the graph as a checked onnx.ModelProto.
 
         Args:
@@ -307,13 +302,13 @@ class Graph:
         made = {x.name for x in self.nodes}
         own = {x.name: name for name, x in named.items() if x.name in made}  # outputs that a node writes directly
 
-        def renamed(x):
+        def renamed(x: Traced) -> str:
             return own.get(x.name, x.name)
 
-        def info(x, name=None):
+        def info(x: Traced, name: str | None = None) -> Any:
             return helper.make_tensor_value_info(name or x.name, kind(x.dtype), x.shape)
 
-        def node(x):
+        def node(x: Any) -> Any:
             attributes = {k: kind(v) if isinstance(v, np.dtype) else v for k, v in x.attributes.items()}
             name = renamed(x)
             names, at = [name], attributes.pop(OUTPUT, None)
@@ -321,7 +316,7 @@ class Graph:
                 names = [name if i == at else f"{name}.{i}" for i in range(2)]
             return helper.make_node(x.op, [*map(renamed, x.inputs)], names, **attributes)
 
-        def stub(x):
+        def stub(x: Any) -> Any:
             elsewhere: Any = dict(
                 data_location=onnx.TensorProto.EXTERNAL, external_data=[dict(key="location", value="-")]
             )
@@ -351,7 +346,7 @@ class Graph:
         return model
 
 
-def array_kind(dtype, shape) -> str:
+def array_kind(dtype: Any, shape: Iterable[Any]) -> str:
     """Format an array type: `float32[2,3]`."""
     return f"{dtype}[{','.join(map(str, shape))}]"
 
@@ -366,7 +361,7 @@ def listing(given: Iterable, texts: Mapping[str, str | None], nodes: Iterable, o
         outputs: Names of the outputs.
     """
 
-    def show(names):
+    def show(names: Iterable[str]) -> list[str]:
         return [texts.get(name) or name or "none" for name in names]
 
     lines = [f"{array} = {origin}" for array, origin in given]

@@ -49,7 +49,7 @@ def elementwise(ufunc, op: str, *inputs) -> Traced:
         if ufunc not in OF_BOOLEANS:
             raise LoweringError(f"numpy.{ufunc.__name__} of booleans has no rule; write x.astype(int)")
         return OF_BOOLEANS[ufunc](*inputs)
-    arrays = of_kinds(inputs, kinds)
+    arrays = of_kinds(graph, inputs, kinds)
     shape = np.broadcast_shapes(*(x.shape for x in arrays))
     if all(x.value is not None for x in arrays):
         return graph.array(ufunc(*(x.value for x in arrays)))
@@ -87,9 +87,8 @@ def resolved(ufunc, *inputs) -> list[np.dtype]:
     return list(ufunc.resolve_dtypes((*(x.dtype if hasattr(x, "dtype") else type(x) for x in inputs), None)))
 
 
-def of_kinds(arrays, kinds) -> list[Traced]:
+def of_kinds(graph: Graph, arrays, kinds) -> list[Traced]:
     """Return arrays of the graph, each cast to its dtype."""
-    graph = graph_of(*arrays)
     return [
         cast(x, kind) if isinstance(x, Traced) else graph.array(np.asarray(x, kind))
         for x, kind in zip(arrays, kinds, strict=True)
@@ -98,7 +97,7 @@ def of_kinds(arrays, kinds) -> list[Traced]:
 
 def promoted(ufunc, *inputs) -> list[Traced]:
     """Return the inputs of a ufunc as arrays of the graph, cast as NumPy does."""
-    return of_kinds(inputs, resolved(ufunc, *inputs)[:-1])
+    return of_kinds(graph_of(*inputs), inputs, resolved(ufunc, *inputs)[:-1])
 
 
 def as_array(x):
@@ -309,13 +308,7 @@ def in_order(output: int):
 
 
 def einsum_of_letters(terms, wanted: str, arrays) -> Traced:
-    """Lower an einsum whose axes all have a letter.
-
-    Args:
-        terms: The letters of each array.
-        wanted: The letters of the result.
-        arrays: The arrays.
-    """
+    """Lower an einsum whose axes all have a letter: `terms` of each array, and `wanted` of the result."""
     kind = np.result_type(*(x.dtype for x in arrays))
     if [*terms] == [terms[0]] * 2 and wanted == terms[0][:-1] and len(set(terms[0])) == len(terms[0]) > 0:
         return cast(np.sum(arrays[0] * arrays[1], axis=-1), kind)  # faster than ONNX's Einsum
@@ -371,7 +364,7 @@ def broadcast_to(array, shape) -> Traced:
 def where(condition, x, y) -> Traced:
     graph, x, y = graph_of(condition, x, y), as_array(x), as_array(y)
     kind = np.result_type(x, y)
-    x, y = (cast(a, kind) if isinstance(a, Traced) else graph.array(np.asarray(a, kind)) for a in (x, y))
+    x, y = of_kinds(graph, (x, y), (kind, kind))
     condition = graph.array(condition)
     if condition.dtype != bool:
         condition = np.not_equal(condition, 0)

@@ -35,8 +35,11 @@ def check_frozen(function: Callable, arguments: tuple, frozen: Iterable[str]) ->
     return told
 
 
-def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
-    """Yield the parameter, the input name and the value of every leaf of the arguments."""
+def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, str, Any]]:
+    """Yield the parameter, the name as an input of the graph, and the value of every leaf of the arguments.
+
+    The leaves of a dict keep their dotted names, as in a checkpoint. Other names begin with the parameter's name.
+    """
     used = set()
     for parameter, argument in zip(parameters_of(function, len(arguments)), arguments, strict=False):
         for name, leaf in leaves(argument, "" if isinstance(argument, dict) else parameter):
@@ -44,14 +47,6 @@ def named_by_parameter(function: Callable, arguments: tuple) -> Iterator[tuple[s
                 name = f"{parameter}.{name}"
             used.add(name)
             yield parameter, name, leaf
-
-
-def named(function: Callable, arguments: tuple) -> Iterator[tuple[str, Any]]:
-    """Yield all leaves of the arguments, each with its name as an input of the graph.
-
-    The leaves of a dict keep their dotted names, as in a checkpoint. Other names begin with the parameter's name.
-    """
-    return ((name, leaf) for _, name, leaf in named_by_parameter(function, arguments))
 
 
 def is_frozen(array: Any) -> bool:
@@ -107,7 +102,7 @@ def graph_key(value: Any, flags: bool = True) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = tuple(graph_key(getattr(value, field.name), flags) for field in dataclasses.fields(value))
         return type(value), fields, value
-    if type(value).__eq__ is object.__eq__ or isinstance(value, str | bytes | int):
+    if type(value).__eq__ is object.__eq__ or isinstance(value, str | bytes | int):  # type: ignore[comparison-overlap]
         return type(value), value
     return type(value), repr(value), value if value == value else None  # NaN differs from itself
 
@@ -153,7 +148,7 @@ def lower(
     graph = Graph(int8, bf16, plain)
     told = None if frozen is None else check_frozen(function, arguments, frozen)
 
-    def given(parameter, name, x):
+    def given(parameter: str, name: str, x: Any) -> Any:
         if not isinstance(x, np.ndarray | np.generic):
             return x
         check_array(x)
@@ -161,7 +156,7 @@ def lower(
             graph.frozen.add(name)
         return graph.input(name, x.shape, x.dtype)
 
-    inputs = refill(arguments, (given(*leaf) for leaf in named_by_parameter(function, arguments)))
+    inputs = refill(arguments, (given(*leaf) for leaf in named(function, arguments)))
     try:
         with traced_arrays_in_autograd():
             result = function(*inputs)

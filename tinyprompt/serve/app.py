@@ -25,7 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol, h11
+from uvicorn.protocols.http.h11_impl import H11Protocol, h11  # type: ignore[attr-defined]
 
 from tinyprompt.data import check_text
 from tinyprompt.errors import CheckpointError, DataError, DeviceError
@@ -77,7 +77,9 @@ class Service:
         tell: Called with a line when a prompt was read or cannot be read.
     """
 
-    def __init__(self, model: Model, prompts: Prompts, limits: Limits, device: str, tell: Callable[[str], None]):
+    def __init__(
+        self, model: Model, prompts: Prompts, limits: Limits, device: str, tell: Callable[[str], None]
+    ) -> None:
         self.model, self.prompts, self.limits, self.device, self.tell = model, prompts, limits, device, tell
         self.tasks: dict[str, Prompt] = {}  # replaced atomically: a request sees either the old or the new dict
         self.errors: dict[str, str] = {}  # errors of prompts that can be read but not used
@@ -248,7 +250,7 @@ class Guard:
     (DNS rebinding), it can also read answers, so host names are checked. Pages of `origins` are exempt.
     """
 
-    def __init__(self, app: Any, hosts: Sequence[str], origins: Sequence[str], most: int):
+    def __init__(self, app: Any, hosts: Sequence[str], origins: Sequence[str], most: int) -> None:
         self.app, self.hosts, self.origins, self.most = app, hosts, origins, most
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

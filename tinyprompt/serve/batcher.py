@@ -34,7 +34,7 @@ class Batcher:
     Example: `Batcher(lambda rows: [row + 1 for row in rows], Limits()).submit([1, 2]).result()`.
     """
 
-    def __init__(self, work: Callable[[list[Any]], Sequence[Any]], limits: Limits):
+    def __init__(self, work: Callable[[list[Any]], Sequence[Any]], limits: Limits) -> None:
         self._work, self._limits = work, limits
         self._queue: deque[Place] = deque()
         self._changed = threading.Condition()

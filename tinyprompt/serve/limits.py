@@ -24,7 +24,7 @@ class Limits:
     reload_every: float = setting(1.0, "batches", "seconds between two checks of the folder", POSITIVE)
     # fmt: on
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self)
         if self.max_rows > self.max_waiting:
             found = f"found {self.max_waiting} for {self.max_rows} rows of a request"

@@ -65,7 +65,7 @@ def label(task: str) -> str:
 class Measured:
     """ASGI middleware that counts requests: known paths by name, other paths together."""
 
-    def __init__(self, app: Any, metrics: Metrics, paths: Sequence[str]):
+    def __init__(self, app: Any, metrics: Metrics, paths: Sequence[str]) -> None:
         self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -56,7 +56,7 @@ def records(folder: Path) -> dict[str, Record]:
     """Read the rows in the folder of a study, keyed by cell. Raises DataError or CheckpointError."""
     rows, found = folder / "rows.jsonl", {}
     for path, record in [
-        *((f"{rows}: row {number}", record) for number, record in (tables.records(rows) if rows.exists() else ())),
+        *(tables.records(rows) if rows.exists() else ()),
         *((str(path), io.read_json(path)) for path in sorted((folder / "cells").glob("[!.]*.json"))),
     ]:
         kinds = {"key": str, "tests": dict, "settings": dict, "versions": dict, "seconds": int | float}
@@ -114,7 +114,7 @@ def compute(cell: Cell) -> Record:
     tests, answers = {}, {}
     for name, test in cell.task.tests.items():
         answers[name] = answer([row.input for row in test.rows])
-        tests[name] = registry.score(test.task, answers[name], test.rows, labels_of(cell, name)).as_dict()
+        tests[name] = registry.score(test.task, answers[name], test.rows, cell.labels(name)).as_dict()
     row = {"key": cell.key, "task": cell.task.name, "method": cell.method, "model": cell.model.name, "tests": tests}
     row |= about | {
         "shots": cell.shots,
@@ -124,11 +124,6 @@ def compute(cell: Cell) -> Record:
     }
     row |= {"answers": answers} if cell.answers else {}
     return row | {"seconds": round(time.perf_counter() - started, 3), "versions": versions(), "machine": machine()}
-
-
-def labels_of(cell: Cell, test: str) -> Sequence[str] | None:
-    """Return the labels in the order of the test's task."""
-    return cell.task.tests[test].label_words or cell.task.label_words
 
 
 @functools.lru_cache(2)

@@ -19,10 +19,7 @@ def draw_parameters(
     """Draw the paper's figure 4: the stored parameters of each method in percent, against the size of the model.
 
     A method with a length is a band from the shorter to the longer length. Prompt design, which stores token ids, is a
-    band from 500 to 2,000 tokens (section 4 of the paper).
-
-    Args:
-        labels: Number of label words.
+    band from 500 to 2,000 tokens (section 4 of the paper). `labels` is the number of label words.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -32,7 +29,7 @@ def draw_parameters(
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     totals = [methods.count(config, replace(settings, method="full")).model for config in configs.values()]
 
-    def band(low, high, name, **style):
+    def band(low: Any, high: Any, name: str, **style: Any) -> None:
         """Draw a line, and a thin line at the lower end of its band."""
         (line,) = axes.plot(totals, high, marker="o", ms=3, label=name, **style)
         if low != high:
@@ -66,8 +63,7 @@ def draw_parameters(
         fontsize=10,
     )
     figure.legend(fontsize=8, loc="outside right center")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_study(table: Summary, path: Path) -> None:
@@ -104,8 +100,7 @@ def draw_study(table: Summary, path: Path) -> None:
     if len(all_axes[0][0].get_legend_handles_labels()[1]) > 1:
         all_axes[0][0].legend(fontsize=8)
     figure.suptitle(table.title, fontsize=10)
-    io.write({path: png(figure)})
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_lines(axes: Any, found: Mapping[tuple, Result], number: int) -> None:
@@ -130,8 +125,11 @@ def is_number(values: Iterable[Any]) -> bool:
     return len(found) > 1 and all(isinstance(x, int | float) for x in found)
 
 
-def png(figure: Any) -> bytes:
-    """Return a figure as the bytes of a PNG file."""
+def save(figure: Any, path: Path) -> None:
+    """Write a figure to a file, and close it. The suffix selects the format."""
+    import matplotlib.pyplot as plt
+
     out = BytesIO()
-    figure.savefig(out, format="png", dpi=150)
-    return out.getvalue()
+    figure.savefig(out, format=path.suffix[1:], dpi=150)
+    io.write({path: out.getvalue()})
+    plt.close(figure)

@@ -21,6 +21,7 @@ from tinyprompt.methods import METHODS
 from tinyprompt.model import Prompt
 from tinyprompt.settings import Settings
 from tinyprompt.tasks import registry
+from tinyprompt.tasks.reading import Reader, check_targets
 from tinyprompt.tasks.registry import TASKS
 
 TEXT = ("max_input_tokens", "max_new_tokens", "num_beams", "length_penalty")
@@ -99,6 +100,10 @@ class Cell:
         parts = (self.method, changed, self.shots, self.task.digest, self.fingerprint, self.device, self.answers)
         return digest(json.dumps(parts, sort_keys=True))
 
+    def labels(self, test: str) -> tuple[str, ...] | None:
+        """Return the labels in the order of the test's task."""
+        return self.task.tests[test].label_words or self.task.label_words
+
     @property
     def used(self) -> dict[str, Any]:
         """Return the settings that affect the result."""
@@ -150,7 +155,7 @@ def read_study(path: Path, device: str) -> Study:
 class StudyFile:
     """The tables of a study file, with a cache of its tasks and models."""
 
-    def __init__(self, path: Path, found: dict[str, Any], device: str):
+    def __init__(self, path: Path, found: dict[str, Any], device: str) -> None:
         self.path, self.found, self.device = path, found, device
         self.settings, self.methods = found.get("settings", {}), found.get("methods", {})
         check(self.settings, ("shots", *SETTINGS), f"{path}: [settings]")
@@ -169,7 +174,7 @@ class StudyFile:
         check(table.get("settings", {}), ("shots", *SETTINGS), f"{self.path}: [tasks.{name}.settings]")
         source = {key: table[key] for key in SOURCE if key in table}
         kind, rows = table.get("task", "auto"), self.read_rows(source, table["train"], where, training=True)
-        words = registry.task_labels(kind, table.get("words")) if kind in TASKS else data.label_words(rows, kind)
+        words = Reader(**source).label_words(rows)
         dev = self.read_dev(source, table, rows, where)
         tests = {}
         given = table["test"] if isinstance(table["test"], dict) else {name: table["test"]}
@@ -179,7 +184,7 @@ class StudyFile:
                 source, entry if isinstance(entry, dict) else {"file": entry}, f"{where}: {key}"
             )
         for part, some in {"dev": dev, **{key: test.rows for key, test in tests.items()}}.items():
-            check_targets([] if isinstance(some, int) else some, words, f"{where}: {part}")
+            check_targets([] if isinstance(some, int) else some, words, f"{where}: {part}", "map it with words")
         return Task(name, kind, rows, dev, tests, words)
 
     def read_rows(self, source: Mapping[str, Any], file: str, where: str, training: bool = False) -> list[Row]:
@@ -187,13 +192,10 @@ class StudyFile:
         kind, path = source.get("task", "auto"), self.path.parent / file
         if kind not in (*data.TASKS, *TASKS):
             raise DataError(f"{where}: task {kind!r}: expected one of {', '.join((*data.TASKS, *TASKS))}")
+        if kind in TASKS and ("input" in source or "target" in source):
+            raise DataError(f"{where}: task {kind!r} knows its columns; leave input and target out")
         try:
-            if kind not in TASKS:
-                names = source.get("input", "input"), source.get("target", "target")
-                return tables.read_rows(path, *names, source.get("words"))
-            if "input" in source or "target" in source:
-                raise DataError(f"task {kind!r} knows its columns; leave input and target out")
-            return registry.read(kind, path, training, source.get("words"))
+            return Reader(**source).read(path, training)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
 
@@ -241,7 +243,8 @@ class StudyFile:
                     yield self.cell(chosen, varied)
                 except (TypeError, ValueError) as error:
                     made = f"{where}: " if not str(error).startswith(str(self.path)) else ""
-                    raise type_of(error)(f"{made}{error}") from None
+                    kind = CheckpointError if isinstance(error, CheckpointError) else DataError
+                    raise kind(f"{made}{error}") from None
 
     def cell(self, chosen: dict[str, Any], varied: set[str]) -> Cell:
         """Build the cell for one combination of values. Raises TypeError or ValueError that names the setting."""
@@ -277,11 +280,7 @@ class StudyFile:
         return task, values
 
     def model(self, name: Any) -> tuple[Path, str]:
-        """Return the folder and the fingerprint of a model.
-
-        Args:
-            name: A path relative to the study, or a name that --model accepts.
-        """
+        """Return the folder and the fingerprint of a model: a path relative to the study, or a name for --model."""
         if not isinstance(name, str):
             raise DataError(f"model: expected a name or a folder, found {name!r}")
         if name not in self.models:
@@ -299,11 +298,6 @@ class StudyFile:
         if settings.init_file not in self.inits:
             self.inits[settings.init_file] = prompts.load_prompt(str(self.path.parent / settings.init_file))
         return self.inits[settings.init_file]
-
-
-def type_of(error: Exception) -> type[ValueError]:
-    """Return the exception class for an error in a study: CheckpointError stays, any other error becomes DataError."""
-    return CheckpointError if isinstance(error, CheckpointError) else DataError
 
 
 def check(table: Any, allowed: Any, where: str, needed: Sequence[str] = ()) -> None:
@@ -338,10 +332,3 @@ def check_number(value: Any, most: int, where: str, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise DataError(f"{where}: expected 1 to the {most} {what}, found {value!r}")
     return value
-
-
-def check_targets(rows: Sequence[Row], words: Sequence[str] | None, where: str) -> None:
-    """Raise DataError for a target that is not a label word."""
-    wrong = next((row.target for row in rows if words and row.target not in words), None)
-    if words and wrong is not None:
-        raise DataError(f"{where}: target {wrong!r} is not a label word ({', '.join(words)}); map it with words")

@@ -97,17 +97,13 @@ def summarize(study: Study, found: Mapping[str, Mapping[str, Any]]) -> Summary:
             for test in cell.task.tests:
                 groups.setdefault(tuple((axes | {"test": test}).items()), []).append(cell)
     results = [result(dict(axes), cells, found) for axes, cells in groups.items()]
-    varied = [name for name in names_of(results) if varies(name, results)]
+    names = dict.fromkeys(name for one in results for name in ("task", "test", *one.axes))
+    varied = [name for name in names if varies(name, results)]
     if all(one.axes["test"] == one.axes["task"] for one in results) and study.columns != "test":
         varied = [name for name in varied if name != "test"]
     default = next((name for name in ("test", "task") if name in varied), None)
     across = None if study.ensemble else study.columns or default
     return Summary(study.title, results, [name for name in varied if name != across], across)
-
-
-def names_of(results: Sequence[Result]) -> list[str]:
-    """Return the names of all axes, the task and the test set first."""
-    return [*dict.fromkeys(name for one in results for name in ("task", "test", *one.axes))]
 
 
 def varies(name: str, results: Sequence[Result]) -> bool:
@@ -125,8 +121,7 @@ def result(axes: dict[str, Any], cells: Sequence[Cell], found: Mapping[str, Mapp
     ensemble = None
     if cells[0].answers:
         said = [vote(texts, {}) for texts in zip(*(row["answers"][axes["test"]] for row in rows), strict=True)]
-        labels = test.label_words or cells[0].task.label_words
-        ensemble = registry.score(test.task, said, test.rows, labels).mean
+        ensemble = registry.score(test.task, said, test.rows, cells[0].labels(axes["test"])).mean
     return Result(axes, scores[0]["metric"], scores[0]["rows"], [one["score"] for one in scores], ensemble)
 
 

@@ -7,7 +7,7 @@ their names, "hypothesis: ... premise: ...", in sorted order by default. Texts a
 import io
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,12 +63,14 @@ def _many(record: dict, key: str, where: str) -> list:
     return [] if record.get(key) is None else _get(record, key, list, where)
 
 
-def _unknown(value: Any) -> bool:
-    """Return whether the value of a label means that the row has no label."""
-    return value is None or value in ("", -1, "-1")
+def _known(label: Any) -> Any:
+    """Return the value of a label, or None if it means that the row has no label."""
+    return None if label in ("", -1, "-1") else label
 
 
-def table(*keys: str, label: str = "label", header: Sequence[str] | None = None, broken: bool = False, **columns: str):
+def table(
+    *keys: str, label: str = "label", header: Sequence[str] | None = None, broken: bool = False, **columns: str
+) -> Callable[..., Any]:
     """Build a reader for a file with columns. In the input, each text follows the name of its key.
 
     Args:
@@ -81,8 +83,7 @@ def table(*keys: str, label: str = "label", header: Sequence[str] | None = None,
 
     def examples(path: Path) -> Iterator[Example]:
         skipped: list[int] = []
-        for number, record in tables.records(path, header, skipped.append if broken else None):
-            where = f"{path}: row {number}"
+        for where, record in tables.records(path, header, skipped.append if broken else None):
             names = {key: columns[key] if columns.get(key) in record else key for key in keys}
             texts = [f"{key}: {_get(record, name, str, where)}" for key, name in names.items()]
             target = next((record[name] for name in label.split("|") if name in record), None)
@@ -90,7 +91,7 @@ def table(*keys: str, label: str = "label", header: Sequence[str] | None = None,
                 raise DataError(
                     f"{where}: has 'answer' instead of 'label', as in the first release of BoolQ; name SuperGLUE's file"
                 )
-            yield Example(where, " ".join(texts), None if _unknown(target) else target)
+            yield Example(where, " ".join(texts), _known(target))
         if skipped:
             told = f"skipped {len(skipped)} rows with too many or too few fields, the first at line {skipped[0]}"
             logging.getLogger("tinyprompt").warning("warning: %s: %s", path, told)
@@ -100,9 +101,9 @@ def table(*keys: str, label: str = "label", header: Sequence[str] | None = None,
 
 def multirc(path: Path) -> Iterator[Example]:
     """Yield one example for each candidate answer, without tags. The answers to a question form a group."""
-    for number, record in tables.records(path):
-        where = f"{path}: row {number}"
+    for where, record in tables.records(path):
         passage = _get(record, "passage", dict, where)
+        item = record.get("idx", where.rpartition(" ")[2])
         text = _get(passage, "text", str, where)
         for q in _get(passage, "questions", list, where):
             question, group = _get(q, "question", str, where), str(_get(q, "idx", int, where))
@@ -110,16 +111,12 @@ def multirc(path: Path) -> Iterator[Example]:
                 here = f"{where}: question {group}"
                 joined = f"question: {question} answer: {_get(answer, 'text', str, here, empty=True)} paragraph: {text}"
                 joined = re.sub("</?b>", "", joined.replace("<br>", " "))
-                target = answer.get("label")
-                yield Example(
-                    here, joined, None if _unknown(target) else target, group=f"{record.get('idx', number)}-{group}"
-                )
+                yield Example(here, joined, _known(answer.get("label")), group=f"{item}-{group}")
 
 
 def record(path: Path) -> Iterator[Example]:
     """Yield one example for each query of ReCoRD, with all its answers."""
-    for number, line in tables.records(path):
-        where = f"{path}: row {number}"
+    for where, line in tables.records(path):
         passage = _get(line, "passage", dict, where)
         text = _get(passage, "text", str, where)
         spans = _get(passage, "entities", list, where)
@@ -139,8 +136,7 @@ def wsc(path: Path) -> Iterator[Example]:
 
     Some spans do not occur in their texts, and some indices are off by one. They are corrected as in TFDS and T5.
     """
-    for number, record in tables.records(path):
-        where = f"{path}: row {number}"
+    for where, record in tables.records(path):
         text, spans = _get(record, "text", str, where), _get(record, "target", dict, where)
         (referent, start), (pronoun, at) = (
             (_get(spans, f"span{i}_text", str, where), _get(spans, f"span{i}_index", int, where)) for i in (1, 2)
@@ -155,9 +151,9 @@ def wsc(path: Path) -> Iterator[Example]:
         if referent not in text:
             fold = str.lower if text.split()[start][0].islower() else str.upper
             referent = (fold(referent[0]) + referent[1:]).rstrip(".").replace("\n", " ")
-        label = record.get("label")
-        answers = (referent,) if not _unknown(label) and label_of(label, ("False", "True"), where) == "True" else ()
-        yield Example(where, " ".join(words), None if _unknown(label) else referent, answers, text)
+        label = _known(record.get("label"))
+        answers = (referent,) if label is not None and label_of(label, ("False", "True"), where) == "True" else ()
+        yield Example(where, " ".join(words), None if label is None else referent, answers, text)
 
 
 def squad(path: Path) -> Iterator[Example]:
@@ -183,8 +179,7 @@ def spaced(text: str) -> str:
 def _questions(path: Path) -> Iterator[tuple[str, str, dict]]:
     """Yield the location of each question, its context, and its object."""
     if ".jsonl" in path.suffixes:
-        for number, line in tables.records(path):
-            where = f"{path}: row {number}"
+        for where, line in tables.records(path):
             if "header" not in line:
                 context = _get(line, "context", str, where)
                 yield from ((where, context, qa) for qa in _get(line, "qas", list, where))
@@ -223,8 +218,7 @@ def agnews(path: Path) -> Iterator[Example]:
         yield from table("description", header=("description", "label"))(path)
         return
     names = ("Class Index", "Title", "Description")
-    for number, record in tables.records(path, names):
-        where = f"{path}: row {number}"
+    for where, record in tables.records(path, names):
         if tuple(record.values()) == names:
             continue
         code = _get(record, names[0], str, where)

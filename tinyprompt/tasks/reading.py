@@ -23,11 +23,8 @@ class Reader:
     target: str = "target"
     words: Mapping[str, str] | None = None
 
-    def __post_init__(self):
-        try:
-            registry.check_name(self.task)
-        except ValueError as error:
-            raise ValueError(f"setting task: {error}") from None
+    def __post_init__(self) -> None:
+        registry.check_name(self.task, "setting task")
 
     def columns(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, except the task."""
@@ -100,6 +97,13 @@ class Reader:
         if not rows:
             raise DataError("no rows: expected at least one")
         return rows
+
+
+def check_targets(rows: Iterable[Row], words: Sequence[str] | None, where: str, remedy: str) -> None:
+    """Raise DataError, with `where` and `remedy`, if a target is not a label word. Free text has no words."""
+    wrong = next((row.target for row in rows if words and row.target not in words), None)
+    if words and wrong is not None:
+        raise DataError(f"{where}: target {wrong!r} is not a label word ({', '.join(words)}); {remedy}")
 
 
 def _items(source: Any) -> Iterable[Any]:

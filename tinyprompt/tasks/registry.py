@@ -34,8 +34,8 @@ def read(
     """Read the rows of a file of the task.
 
     Args:
+        name: The name of the task.
         path: The path of the file.
-        task: The task.
         words: Label words that replace the task's own, for example {"equivalent": "duplicate", ...}.
         training: Read training examples: one row per correct answer of ReCoRD, and the true referents of WSC.
         labelled: Set to False to allow missing targets, which become "".
@@ -87,12 +87,15 @@ def task_labels(name: str, words: Mapping[str, str] | None = None) -> tuple[str,
     return found
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError unless `name` is a built-in task, a mixture ("a,b"), or a way to read files with columns."""
+def check_name(name: str, where: str) -> None:
+    """Raise ValueError unless `name` is a built-in task, a mixture ("a,b"), or a way to read files with columns.
+
+    The message begins with `where`.
+    """
     known = TASKS if "," in name else (*PLAIN, *TASKS)
     for part in name.split(","):
         if part not in known:
-            raise ValueError(f"task {part!r}: expected one of {', '.join(known)}")
+            raise ValueError(f"{where}: task {part!r}: expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, repr=False)
