@@ -117,7 +117,7 @@ class Settings:
         chosen: dict[str, Any] = {}
         if rows < 2000:
             batch_size = given.get("batch_size") or (8 if rows < 100 or tokens > 64 else 16)
-            positions = max(220_000, 900 * rows)  # of the encoder, with 20 vectors in front of each input
+            positions = max(200_000, 900 * rows)  # of the encoder, with 20 vectors in front of each input
             affordable = max(60, int(positions / (batch_size * (20 + tokens))))
             steps = given.get("steps") or min(400, max(100, 24 * rows // batch_size), affordable)
             chosen = {"steps": steps, "batch_size": batch_size, "schedule": "linear"}
