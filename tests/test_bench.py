@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tinyprompt import device as devices
+from tinyprompt.bench import products_side
 from tinyprompt.bench import runs as bench_tuning
 from tinyprompt.bench import steps as bench
 from tinyprompt.check import process
@@ -255,3 +257,17 @@ def test_both_sides_read_the_same_run(study, tmp_path):
     made.write(tmp_path)
     assert bench_tuning.Run.read(tmp_path) == made
     assert prompts.load_prompt(tmp_path / bench_tuning.FIRST).array.shape[0] == 5
+
+
+def test_slow_products_are_measured_with_smaller_matrices(monkeypatch):
+    """torch in bfloat16 on a processor with AVX2 only would need minutes."""
+    monkeypatch.setattr(products_side, "SECONDS", 0)
+    sides = []
+
+    def product_of(side):
+        sides.append(side)
+        return lambda: time.sleep(0.06 if side >= 480 else 0)
+
+    rate = products_side.rate(product_of, 1920)
+    assert sides == [240, 480, 480]
+    assert rate == pytest.approx(2 * 480**3 / 0.06 / 1e9, rel=0.1)
