@@ -61,15 +61,17 @@ def count(flat: Flat) -> int:
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every leaf of nested dicts, lists, tuples and named tuples with its dotted name."""
-    if isinstance(value, dict):
-        children = list(value.items())
-    elif isinstance(value, list | tuple):
-        children = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
-    else:
-        yield name, value
-        return
-    for key, child in children:
-        yield from leaves(child, f"{name}.{key}" if name else str(key))
+    waiting = [(name, value)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            children = list(value.items())
+        elif isinstance(value, list | tuple):
+            children = list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+        else:
+            yield name, value
+            continue
+        waiting += [(f"{name}.{key}" if name else str(key), child) for key, child in reversed(children)]
 
 
 def refill(value: Any, new: Iterator[Any]) -> Any:

@@ -269,10 +269,10 @@ def compile(
 
     @functools.wraps(function)
     def run(*arguments: Any) -> Any:
-        arrays = refill(arguments, (x.stand_in() if isinstance(x, Held) else x for _, x in leaves(arguments)))
-        key = lowering.graph_key(arrays, flags=frozen is None)
+        key = lowering.graph_key(arguments, flags=frozen is None)
         entry = sessions.get(key)
         if entry is None:
+            arrays = refill(arguments, (x.stand_in() if isinstance(x, Held) else x for _, x in leaves(arguments)))
             graph, result = lowering.lower(function, *arrays, **how, frozen=frozen)
             names = [name for _, name, x in lowering.named(function, arrays) if isinstance(x, np.ndarray | np.generic)]
             graph.finish(x for x in graph.outputs if x.value is None)  # a constant output is known, and may be empty

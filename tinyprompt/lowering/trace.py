@@ -90,9 +90,13 @@ def graph_key(value: Any, flags: bool = True) -> Any:
     Raises:
         LoweringError: An array is a subclass, or an array of Python objects.
     """
+    if type(value) in (str, int):
+        return type(value), value
     if isinstance(value, np.ndarray | np.generic):
         check_array(value)
         return value.shape, value.dtype, flags and is_frozen(value)
+    if hasattr(value, "stand_in"):  # an array that stays on a device
+        return value.shape, value.dtype, flags
     if isinstance(value, dict):
         return type(value), tuple((graph_key(k, flags), graph_key(v, flags)) for k, v in value.items())
     if isinstance(value, list | tuple):
