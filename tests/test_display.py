@@ -12,6 +12,11 @@ ROWS = [Row("+-"[i % 2], "ab"[i % 2]) for i in range(20)]
 SHORT = Settings(steps=4, prompt_length=2, batch_size=4, eval_every=2)
 
 
+def test_items_with_commas_are_separated_by_semicolons():
+    assert display.listing(("bad", "good")) == "bad, good"
+    assert display.listing(("keys, lost", "rent")) == "keys, lost; rent"
+
+
 def test_table_cells_are_escaped():
     assert display.table([("<b>", 1)], ("a&b", "n")) == (
         "<table><thead><tr><th>a&amp;b</th><th>n</th></tr></thead><tbody><tr><td>&lt;b&gt;</td><td>1</td></tr></tbody></table>"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyprompt import ops
+from tinyprompt import display, ops
 from tinyprompt.device import version
 from tinyprompt.errors import CheckpointError, DeviceError
 from tinyprompt.lowering.graph import SHORT, array_kind, listing
@@ -200,7 +200,7 @@ def origin_lines(prompt: Mapping[str, Any]) -> list[str]:
     """Format the model, the label words, the changed settings, and the dev scores of a prompt."""
     if not prompt["model"]:
         return []
-    words = f"; labels: {', '.join(prompt['label_words'])}" if prompt["label_words"] else ""
+    words = f"; labels: {display.listing(prompt['label_words'])}" if prompt["label_words"] else ""
     digest = f" (sha256 {prompt['fingerprint'][:12]}...)" if prompt["fingerprint"] else ""
     lines = [f"tuned on {prompt['model']}{digest}{words}"]
     changed = [f"{k} {v}" for k, v in prompt["settings"].items() if v != asdict(Settings()).get(k)]

@@ -18,6 +18,12 @@ REDRAWN = 20  # number of times a notebook redraws the curve in a run
 SHOWN = 20  # rows shown of a table
 
 
+def listing(items: Iterable[str]) -> str:
+    """Join items with commas, or with semicolons if an item contains a comma."""
+    texts = list(items)
+    return ("; " if any("," in text for text in texts) else ", ").join(texts)
+
+
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
     """Return an HTML table with escaped cells."""
 

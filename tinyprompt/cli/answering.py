@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyprompt import assess, data
+from tinyprompt import assess, data, display
 from tinyprompt.cli.report import (
     COLUMNS,
     DEVICE,
@@ -86,7 +86,7 @@ def evaluate(args: argparse.Namespace) -> Output:
         f1 = metrics.label_f1(texts, targets, prompt.label_words)
         macro = metrics.macro_f1(texts, targets, prompt.label_words)
         result |= {"baselines": {name: share._asdict() for name, share in shares.items()}, "f1": f1, "macro_f1": macro}
-        each = ", ".join(f"{word} {x:.3f}" for word, x in f1.items())
+        each = display.listing(f"{word} {x:.3f}" for word, x in f1.items())
         lines += [*assess.table(shares), f"macro F1 {macro:.3f}: {each}"]
     if prompt.label_words and len(prompt.label_words) <= CONFUSION:
         assert scores.confusion is not None

@@ -14,6 +14,7 @@ from typing import Any
 from tinyprompt.cli.report import given, say
 from tinyprompt.data import Row
 from tinyprompt.device import describe_device
+from tinyprompt.display import listing
 from tinyprompt.errors import CheckpointError, DataError
 from tinyprompt.files import models, prompts, tables
 from tinyprompt.fit import check_fit
@@ -73,7 +74,7 @@ class Job:
             why = f"{len(found)} distinct targets in {len(rows)} rows"
             say(f"{why}, so answers are free text; --task classify makes them labels")
         if task.verbalizer:
-            said = ", ".join(f"{label} = {word}" for label, word in task.verbalizer.items())
+            said = listing(f"{label} = {word}" for label, word in task.verbalizer.items())
             say(f"long labels are learned as a word of their own: {said} (--words LABEL=WORD)")
         alike: dict[str, list[str]] = {}
         for label in sorted(task.label_words or ()):

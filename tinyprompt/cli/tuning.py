@@ -179,7 +179,10 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
     task = prepare(model, job.reader, settings, (rows, dev), resume, drawn=not args.dev)
     words = task.label_words
     say(describe_device(args.device))
-    say(f"{len(rows)} train rows, {len(dev)} dev rows; " + (f"labels: {', '.join(words)}" if words else "free text"))
+    say(
+        f"{len(rows)} train rows, {len(dev)} dev rows; "
+        + (f"labels: {display.listing(words)}" if words else "free text")
+    )
     check_assessment(args, settings, task)
     job.say_targets(rows if args.dev else [*rows, *dev], task)
     size = f", {settings.prompt_length} vectors" if settings.method == "prompt" else ""
