@@ -793,11 +793,11 @@ def test_einsum_broadcasts_like_numpy(equation):
 
 
 @examples(60)
-@given(index=basic_indices((3, 1, 5), allow_newaxis=True), tail=st.sampled_from([(), (slice(None, None, 2),)]))
-@example(index=(slice(None, 0, -1), slice(None), slice(3, 0, -2)), tail=())
-def test_an_index_selects_the_elements_that_numpy_selects(index, tail):
+@given(index=basic_indices((3, 1, 5, 4), allow_newaxis=True))
+@example(index=(slice(None, 0, -1), slice(None), slice(3, 0, -2)))
+@example(index=(slice(None), slice(None), 2, slice(None, None, 2)))
+def test_an_index_selects_the_elements_that_numpy_selects(index):
     x = np.arange(60, dtype=np.float32).reshape(3, 1, 5, 4)
-    index = (*(index if isinstance(index, tuple) else (index,)), *tail)
     found = compile(lambda x: x[index] + 0, "cpu")(x)
     assert np.array_equal(found, x[index])
 
