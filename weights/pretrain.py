@@ -139,7 +139,7 @@ class Objectives:
 
 def unit(vectors):
     """Normalise vectors to length 1."""
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def parts(total, count, rng):
