@@ -10,6 +10,7 @@ from tuning import byte_model
 import tinyprompt
 from tinyprompt import Row, Settings
 from tinyprompt.errors import DataError
+from tinyprompt.tuning import default_settings
 
 LABELS = ("a", "b")
 SHORT = Settings(steps=12, prompt_length=5, batch_size=4, eval_every=4)
@@ -163,3 +164,11 @@ def test_check_gradient_judges_the_result_of_gradient(model):
     wrong = replace(found, grads={tinyprompt.PROMPT: -found.array})
     assert not tinyprompt.check_gradient(wrong, model).ok
     assert tinyprompt.check_gradient(found.array, model, prompt.array, found.batch).ok
+
+
+def test_default_settings_depend_on_the_length_of_few_rows(model):
+    short, long = [Row("+", "a")] * 60, [Row("+" * 250, "a")] * 60
+    assert default_settings(model, short, {}) == Settings.for_rows(60, 2)
+    assert default_settings(model, long, {}) == Settings.for_rows(60, 251)
+    assert default_settings(model, long, {"max_input_tokens": 20}).steps == 180
+    assert default_settings(model, long * 100, {}) == Settings()

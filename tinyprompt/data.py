@@ -255,11 +255,6 @@ def padded(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
     return Batch(input_ids, mask, labels, weights.astype(np.float32))
 
 
-def mean_tokens(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int) -> float:
-    """Return the mean number of ids of the inputs, each truncated to max_tokens."""
-    return sum(map(len, encode_inputs([row.input for row in rows], tokenizer, max_tokens))) / len(rows)
-
-
 def batches_in_order_of_length(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int) -> Iterator[Batch]:
     """Yield all rows once, in batches of 64 with little padding."""
     pairs = encoded(rows, tokenizer, max_tokens)

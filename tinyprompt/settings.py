@@ -26,6 +26,7 @@ SHARE = Bound(lambda x: 0 <= x < 1, "0 to below 1")
 ROWS = Bound(lambda x: 1 <= x <= 100_000, "1 to 100,000")
 BEAMS = Bound(lambda x: 1 <= x <= 100, "1 to 100")
 POWER = Bound(lambda x: -10 <= x <= 10, "-10 to 10")
+MANY_ROWS = 2000  # training rows from which on the defaults are the paper's
 
 
 def setting(default: Any, group: str, help: str, bound: Bound = ANY, choices: Iterable[str] = ()) -> Any:
@@ -103,8 +104,7 @@ class Settings:
     def for_rows(cls, rows: int, tokens: float = 30, **given: Any) -> "Settings":
         """Build Settings for a number of training rows. From 2,000 rows on, they are the paper's.
 
-        A run on few rows reads each about 24 times, and less often if the rows are long. So 200 rows or fewer take
-        less than a minute on two cores.
+        A run on few rows reads each row about 24 times, or less often if the rows are long.
 
         Args:
             rows: Number of training rows.
@@ -115,7 +115,7 @@ class Settings:
             TypeError, ValueError: A given value is invalid. The message names the setting.
         """
         chosen: dict[str, Any] = {}
-        if rows < 2000:
+        if rows < MANY_ROWS:
             batch_size = given.get("batch_size") or (8 if rows < 100 or tokens > 64 else 16)
             positions = max(200_000, 900 * rows)  # of the encoder, with 20 vectors in front of each input
             affordable = max(60, int(positions / (batch_size * (20 + tokens))))

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tinyprompt.files.prompts import load_prompt
 from tinyprompt.fit import check_fit
 from tinyprompt.model import PROMPT, Model, Prompt
 from tinyprompt.predict import label_scores, predict
-from tinyprompt.settings import Settings
+from tinyprompt.settings import MANY_ROWS, Settings
 from tinyprompt.tasks import registry
 from tinyprompt.tasks.reading import Reader, Source
 from tinyprompt.tasks.registry import Scores
@@ -181,9 +181,16 @@ def _prepared(
     reader = Reader(settings.task, **(saved.columns if saved else {}) | columns)
     parts = split(reader, train, dev, settings)
     if base is None:
-        tokens = data.mean_tokens(parts[0], model.tokenizer, settings.max_input_tokens)
-        settings = Settings.for_rows(len(parts[0]), tokens, **changes)
+        settings = default_settings(model, parts[0], changes)
     return settings, prepare(model, reader, settings, parts, saved, drawn=dev is None), saved
+
+
+def default_settings(model: Model, rows: Sequence[Row], changes: Mapping[str, Any]) -> Settings:
+    """Build the default settings for training rows, with changes. Raises TypeError or ValueError."""
+    most = Settings.changed({}, changes).max_input_tokens
+    few = rows if len(rows) < MANY_ROWS else rows[:1]  # the length of many rows does not matter
+    tokens = float(np.mean([len(ids) for ids in data.encode_inputs([row.input for row in few], model.tokenizer, most)]))
+    return Settings.for_rows(len(rows), tokens, **changes)
 
 
 def prepare(

@@ -63,7 +63,11 @@ PROMPT_FILE = "prompt.safetensors"
 
 @dataclass(frozen=True)
 class Problem:
-    """The shapes of the training batch that every engine computes. Raises TypeError or ValueError that names one."""
+    """The shapes of the training batch that every engine computes.
+
+    Raises:
+        TypeError, ValueError: A field is invalid. The message names it.
+    """
 
     size: str = setting("small", "problem", "shape of the T5: 1.1, or 1.0 where it says so", choices=SIZES)
     batch_size: int = setting(8, "problem", "rows of a batch", COUNT)

@@ -24,7 +24,17 @@ from tinyprompt.settings import Settings
 from tinyprompt.tasks import metrics
 from tinyprompt.tasks.registry import DEMO, DEMO_TASKS, check_name
 from tinyprompt.train import TaskData
-from tinyprompt.tuning import DEV_SHARE, Result, evaluate, prepare, resumable, run_task, split, task_data
+from tinyprompt.tuning import (
+    DEV_SHARE,
+    Result,
+    default_settings,
+    evaluate,
+    prepare,
+    resumable,
+    run_task,
+    split,
+    task_data,
+)
 
 DEMO_SETTINGS = Settings(
     steps=400, batch_size=16, prompt_length=20, optimizer="adam", schedule="linear", eval_every=40
@@ -171,18 +181,15 @@ def tune_one(job: Job, path: Path, resume: Prompt | None) -> Output:
     rows, dev = split(job.reader, args.train, args.dev, job.settings)
     if not resume:
         chosen = {**given(args), "seed": job.settings.seed}
-        tokens = data.mean_tokens(rows, model.tokenizer, job.settings.max_input_tokens)
-        job = replace(job, settings=Settings.for_rows(len(rows), tokens, **chosen))
+        job = replace(job, settings=default_settings(model, rows, chosen))
     settings = job.settings
     if not args.dev:
         say(f"no --dev: {len(dev)} of the training rows become dev rows, drawn with seed {settings.seed}")
     task = prepare(model, job.reader, settings, (rows, dev), resume, drawn=not args.dev)
     words = task.label_words
     say(describe_device(args.device))
-    say(
-        f"{len(rows)} train rows, {len(dev)} dev rows; "
-        + (f"labels: {display.listing(words)}" if words else "free text")
-    )
+    kind = f"labels: {display.listing(words)}" if words else "free text"
+    say(f"{len(rows)} train rows, {len(dev)} dev rows; {kind}")
     check_assessment(args, settings, task)
     job.say_targets(rows if args.dev else [*rows, *dev], task)
     size = f", {settings.prompt_length} vectors" if settings.method == "prompt" else ""
@@ -235,8 +242,7 @@ def worth(job: Job, task: TaskData, result: Result) -> tuple[dict[str, Share], l
 
     def answers(some: list[Row], test: list[Row]) -> list[str]:
         part, held_out = data.split(some, DEV_SHARE, settings.seed)
-        tokens = data.mean_tokens(part, model.tokenizer, settings.max_input_tokens)
-        chosen = Settings.for_rows(len(part), tokens, **{**given(args), "seed": settings.seed})
+        chosen = default_settings(model, part, {**given(args), "seed": settings.seed})
         *_, last = run_task(model, task._replace(train=part, dev=held_out), chosen, args.device)
         return predict(model, last.best(), [row.input for row in test], args.device)
 

@@ -43,7 +43,7 @@ def dump(
     """Yield the bytes of a safetensors file in parts. Each tensor is converted only when it is written.
 
     Args:
-        tensors: Arrays, or `Lazy` ones. Wide dtypes are written first, so that all tensors are aligned.
+        tensors: Arrays or `Lazy` arrays. Wide dtypes are written first, so that all tensors are aligned.
         metadata: Texts for the header.
         known: The dtypes of the format.
 
