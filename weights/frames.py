@@ -1,11 +1,17 @@
-"""Opinions and questions built from frames: two kinds of text that are rare in old books and in an encyclopedia.
+"""Opinions and questions built from frames, and phrases: texts that are rare in old books and in an encyclopedia.
 
-`made(texts, words, rng)` yields them endlessly. Their words are drawn at random from lists that mix praise, blame and
-neutral words, so a sentence may contradict itself; the teachers decide what it means. Names and topics of questions
-come from running text, and one word in eight is any word of the teacher's vocabulary. No row of a task was used.
+`made(texts, words, rng)` yields opinions and questions endlessly. Their words are drawn at random from lists that mix
+praise, blame and neutral words, so a sentence may contradict itself; the teachers decide what it means. Names and
+topics of questions come from running text, and one word in eight is any word of the teacher's vocabulary. No row of a
+task was used.
+
+`phrases(words, rng)` yields a few words each, with links between them: any word of the vocabulary, or a word of the
+lists. They are short, so a teacher reads many of them, and a student meets every word beside many others.
 """
 
 import re
+
+import numpy as np
 
 ADJECTIVE = """
 good bad great awful terrible wonderful excellent poor fine dull boring exciting thrilling tedious funny hilarious witty
@@ -146,6 +152,9 @@ the {person} and the {person} are {adj} together
 {name} makes a {adj} {thing}
 """.strip().splitlines()
 JOINTS = (" , but ", " , and ", " . ", " . ", " ; ", " , although ", " , because ", " , so ", " , yet ", " - ")
+LINK = """
+, , and and of the a but not is was with to in for more than as too very no that it at about
+"""
 QUESTIONS = """
 who was {name} ?
 who wrote {name} ?
@@ -242,3 +251,15 @@ def made(texts, words, rng):
             parts += [JOINTS[rng.integers(len(JOINTS))], sentence(OPINIONS)]
         yield "".join(parts) + dots[rng.integers(len(dots))]
         yield sentence(QUESTIONS)
+
+
+def phrases(words, rng):
+    """Yield phrases of two to eight words. words: the teacher's vocabulary."""
+    lists = np.array([w for kind in KINDS.values() for w in kind])
+    links = [*[""] * 9, *LINK.split()]
+    while True:
+        own = [
+            lists[rng.integers(len(lists))] if rng.random() < 0.35 else words[rng.integers(len(words))]
+            for _ in range(rng.integers(2, 9))
+        ]
+        yield " ".join(f"{links[rng.integers(len(links))]} {word}".strip() for word in own)

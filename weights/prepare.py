@@ -168,12 +168,12 @@ class Batches:
     Batch i of a seed is always the same.
     """
 
-    def group(self, shortest, size):
+    def group(self, shortest, size, widths=WIDTHS):
         """Group the segments by length; drop segments of at most `shortest` tokens."""
         self.size, self.epochs = size, {}  # for each seed: the number of the epoch, and its batches
         self.groups = [
             (width, np.flatnonzero((self.length > low) & (self.length <= width)))
-            for low, width in itertools.pairwise((shortest, *WIDTHS))
+            for low, width in itertools.pairwise((shortest, *widths))
         ]
         self.count = sum(len(rows) // (size // width) for width, rows in self.groups)
 

@@ -1,20 +1,16 @@
-"""Stage 3: teach a built-in model more, and make it easy to prompt. Training starts from the built-in weights.
+"""Stage 3: teach a model more, and make it easy to prompt. Training starts from the model of stage 2 (pretrain.py).
 
-    python weights/promptable.py TEXT_DIR TEACHERS_DIR WORK_DIR --size base --read 30 --minutes 120
-    python weights/promptable.py TEXT_DIR TEACHERS_DIR WORK_DIR --size base --cooldown 600
+    python weights/promptable.py MODEL_DIR TEXT_DIR TEACHERS_DIR WORK_DIR --size base --read 30 --minutes 120
+    python weights/promptable.py MODEL_DIR TEXT_DIR TEACHERS_DIR WORK_DIR --size base --cooldown 600
 
 First both teachers read for --read minutes (segments.py; all sizes share their vectors). Then training starts, or
 continues from WORK_DIR/checkpoint-SIZE.pt, also after a kill, on all existing segments. It ends --minutes after the
 start, or never. The learning rates stay constant, so a run can have any length. With --cooldown N, a branch takes N
-more steps from the latest checkpoint. In these steps the rates fall to 0, and most turns are made-up tasks
-(`LAST_TURNS`). Measure and publish the model of the branch, WORK_DIR/SIZE-cooled; the trunk is not changed. The log is
-WORK_DIR/log-SIZE.jsonl.
+more steps from the latest checkpoint, on which the rates fall to 0. Measure and publish the model of the branch,
+WORK_DIR/SIZE-cooled; the trunk is not changed. The log is WORK_DIR/log-SIZE.jsonl.
 
 The objectives take turns (`TURNS`), one batch each:
 
-- `told`: made-up tasks that the prompt describes. A task has a direction in a teacher's space for each of two to six
-  classes. The classes' words precede the text, each plus its direction under a learned linear map (`tell`). The model
-  thus learns a language in which a prompt can express any linear probe. Each text has its own task.
 - `tasks`: made-up tasks that a prompt must learn. A task has two to six classes of segments, by the vectors of one
   teacher, and a word for each class (`Tasks`). Each task has its own prompt, which Adam tunes from label words as in
   tinyprompt, while the model learns to be easy to tune. After some dozens of visits a new task replaces it.
@@ -46,20 +42,22 @@ from teachers import NAMES, load
 from tokenizers import Tokenizer
 from transformers import T5ForConditionalGeneration
 
-TRAIN = ("train", "mixed", "made")  # sources
-TURNS = ("told", "choose", "told", "span", "tasks", "lm", "told", "read")
-LAST_TURNS = ("tasks",) * 6 + ("lm", "read")  # the turns of a cooldown
+TRAIN = ("train", "mixed", "made", "phrases")  # sources
+TURNS = ("tasks", "read", "choose", "read", "tasks", "read", "tasks", "lm")
+TURNS += ("tasks", "read", "choose", "read", "tasks", "read", "tasks", "span")
 ASKED = dict(  # the sources of each objective; only running text is continued
-    choose=("train", "mixed", "train", "made"), span=("train",), lm=("train",), read=("made", "mixed", "train", "mixed")
+    choose=("train", "mixed", "train", "made"),
+    span=("train",),
+    lm=("train",),
+    read=("phrases", "mixed", "made", "train"),
 )
 RATES = dict(matrices=7e-4, rest=3e-3)  # learning rates of Adam for the matrices, and for the table and all vectors
 WARMUP = 100  # steps in which the rates rise
-LIVE, VISITED, ROWS = 32, 8, 8  # concurrent tasks; tasks per batch; rows per task
-LAST_LIVE, LAST_VISITED, LAST_ROWS = 256, 16, 4  # the same numbers in a cooldown
+LIVE, VISITED, ROWS = 256, 16, 4  # concurrent tasks; tasks per batch; rows per task
+LONG = 24  # most tokens of a text of a task, so that little of a batch is padding
 LENGTH = 20  # vectors of a prompt
 LIFE = (20, 150)  # visits until a task ends
 PROMPT_RATE = (0.05, 0.3)  # learning rate of Adam; falls to 0 over a task's life
-TOLD, AMONG = 64, 20_000  # rows per batch of `told`; segments from which their directions are drawn
 CLASS = 300  # largest number of segments of a class
 NEARNESS = 0.2  # temperature of the softmax of a choice, in standard deviations of the cosines
 BLOCK = 20  # largest number of tokens before a text to choose from
@@ -103,15 +101,15 @@ class Space:
 class Tasks:
     """Made-up classification tasks, each with a prompt that is tuned for it."""
 
-    def __init__(self, spaces, words, table, seed, live, visited, rows):
-        self.live, self.visited, self.rows = live, visited, rows
+    def __init__(self, spaces, words, table, seed, usable):
+        self.usable = usable
         self.spaces, self.words, self.table = spaces, words, table
         self.seed, self.made = seed, 0
         self.first = table[self.pieces(np.random.default_rng(seed))].clone()
         width = table.shape[1]
-        self.prompts = torch.zeros(live, LENGTH, width)
-        self.moments = torch.zeros(2, live, LENGTH, width)
-        self.slots = [None] * live
+        self.prompts = torch.zeros(LIVE, LENGTH, width)
+        self.moments = torch.zeros(2, LIVE, LENGTH, width)
+        self.slots = [None] * LIVE
         self.scores = {}
 
     def state(self):
@@ -119,7 +117,7 @@ class Tasks:
         return {k: getattr(self, k) for k in ("made", "first", "prompts", "moments", "slots")}
 
     def restore(self, state):
-        for name in state if len(state["slots"]) == self.live else ("made", "first"):
+        for name in state:
             setattr(self, name, state[name])
 
     def pieces(self, rng):
@@ -129,13 +127,13 @@ class Tasks:
     def classes(self, rng):
         """Return classes of segments and words for them, or None if a class is too small."""
         space, other = (self.spaces[rng.choice(NAMES)] for _ in range(2))
-        among = np.arange(len(space.vectors))
+        among = self.usable
         if rng.random() < 0.6:  # only texts of one kind
             near = other.vectors @ other.vectors[rng.choice(among)]
-            among = np.argpartition(-near, size := int(rng.integers(1500, 8000)))[:size]
+            among = among[np.argpartition(-near[among], size := int(rng.integers(1500, 8000)))[:size]]
         kind, k = rng.choice(["ends", "anchors", "words", "axis"]), int(rng.integers(2, 7))
         words = rng.choice(len(self.words.ids), k, replace=False)
-        fitting = rng.random() < 0.6
+        fitting = rng.random() < 0.8
         if kind in ("ends", "axis"):  # the two ends of a direction
             k, words = 2, words[:2]
             if kind == "ends":
@@ -192,14 +190,14 @@ class Tasks:
 
     def batch(self, rng):
         """Return some slots, their prompts as a leaf of the graph, and rows: (index in `prompts`, segment, answer)."""
-        chosen = rng.choice(self.live, self.visited, replace=False)
+        chosen = rng.choice(LIVE, VISITED, replace=False)
         rows = []
         for i, slot in enumerate(chosen):
             if self.slots[slot] is None or self.slots[slot]["visits"] >= self.slots[slot]["life"]:
                 self.end(slot)
                 self.begin(slot)
             task = self.slots[slot]
-            for label in rng.integers(0, len(task["words"]), self.rows):
+            for label in rng.integers(0, len(task["words"]), ROWS):
                 rows.append((i, rng.choice(task["pools"][label]), task["words"][label]))
         return chosen, self.prompts[torch.from_numpy(chosen)].requires_grad_(), rows
 
@@ -287,33 +285,6 @@ class Reader:
         sentences = {name: segments.sentences[name][rows].astype(np.float32) for name in NAMES}
         return x, y, places, segments.targets(rows, places), sentences
 
-    def told(self, rng):
-        """Return rows as in `tasks`, and for each row its words and their directions, (k,) and (k, 384)."""
-        space, k = self.spaces[name := rng.choice(NAMES)], int(rng.integers(2, 7))
-        whole, whitened, opposite = space.vectors, rng.random() < 0.5, k == 2
-        if whitened:
-            whole = space.white
-        among = rng.choice(len(whole), min(AMONG, len(whole)), replace=False)
-        rows, others = rng.choice(len(whole), TOLD), whole[among]
-        near, out, told = whole[rows] @ others.T, [], []
-        for row, nearness in zip(rows, near, strict=True):
-            size = min(int(rng.choice([len(among), 2000, 200])), len(among))  # texts of one kind, or all
-            pool = np.argpartition(-nearness, size - 1)[:size]
-            chosen = others[rng.choice(pool, k, replace=False)]
-            if opposite:  # a direction and its opposite, with the middle of the pool as the boundary
-                direction = chosen[0] - chosen[1]
-                limit = np.median(others[pool[:500]] @ direction)
-                chosen = np.stack([direction, -direction])
-                scores = np.array([1, -1]) * (whole[row] @ direction - limit)
-            else:
-                chosen = unit(chosen)
-                scores = chosen @ whole[row]
-            directions = unit(chosen @ space.back if whitened else chosen)
-            words = rng.choice(self.words.ids, k, replace=False)
-            out.append((len(out), row, words[scores.argmax()]))
-            told.append((words, directions.astype(np.float32)))
-        return name, out, told
-
     def tasks(self, rows):
         """Return inputs, targets, places and vectors for rows of tasks, without their prompts."""
         found = [self.place(row) for _, row, _ in rows]
@@ -345,16 +316,6 @@ class Student(torch.nn.Module):
                 self.register_buffer(f"{name}_{kind}_mean", vectors.mean(0))
                 self.register_buffer(f"{name}_{kind}_deviation", torch.where(deviation < 1e-3, 1.0, deviation))
 
-        self.tell = torch.nn.ModuleDict({name: torch.nn.Linear(384, model.config.d_model, False) for name in NAMES})
-
-    def prompts(self, name, told, filling):
-        """Return the vectors before the text: each word plus its direction, then the filling, (B, 20, d_model)."""
-        rows = []
-        for (words, directions), rest in zip(told, filling, strict=True):
-            said = self.model.shared(torch.from_numpy(words)) + self.tell[name](torch.from_numpy(directions))
-            rows.append(torch.cat([said, rest[len(words) :]]))
-        return torch.stack(rows)
-
     def encode(self, x, places, prompt=None):
         """Encode a prompt and a text; return the states, the mask, and the mean over positions with a place."""
         mask = (x != PAD).long()
@@ -375,14 +336,8 @@ class Student(torch.nn.Module):
         return (vectors - getattr(self, f"{name}_{kind}_mean")) / getattr(self, f"{name}_{kind}_deviation")
 
     @torch.no_grad()
-    def fit_maps(self, batches, words):
-        """Start with the best linear maps: ridge regression on the encoder's output for some batches, and on words."""
-        rows = self.model.shared.weight[torch.from_numpy(words.ids)]
-        for name, tell in self.tell.items():  # the direction of a word is expressed like the word
-            vectors = torch.from_numpy(words.vectors[name]).float()
-            ridge = 1e-3 * len(vectors) / vectors.shape[1] * torch.eye(vectors.shape[1])
-            tell.weight.copy_(torch.linalg.solve(vectors.T @ vectors + ridge, vectors.T @ rows).T)
-            tell.weight /= tell(vectors).square().mean().sqrt()
+    def fit_maps(self, batches):
+        """Start with the best linear maps: ridge regression on the encoder's output for some batches."""
         sums = {}
         for x, _, places, tokens, sentences in batches:
             _, own, _, mean = self.encode(torch.from_numpy(x), torch.from_numpy(places))
@@ -441,6 +396,7 @@ def optimizer_of(student):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("start", type=Path, help="folder of the model after stage 2")
     parser.add_argument("text", type=Path, help="folder of *.txt.xz")
     parser.add_argument("teachers", type=Path, help="folder of both teachers (teachers.py)")
     parser.add_argument("work", type=Path, help="folder of all output")
@@ -468,16 +424,14 @@ def main():
     reader = Reader(sources, spaces, words, tok)
     validator = Reader({"valid": valid}, {t: Space([valid], words, t) for t in NAMES}, words, tok)
 
-    folder = Path(__file__).parent / ("tinyprompt-t5" + ("" if args.size == "base" else f"-{args.size}"))
-    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
+    model = T5ForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32).train()
     for block in (*model.encoder.block, *model.decoder.block):  # one fused function
         block.layer[-1].DenseReluDense.act = torch.nn.GELU(approximate="tanh")
     student = Student(model, valid, dtype)
     optim = optimizer_of(student)
     branch = args.cooldown > 0
-    turns = LAST_TURNS if branch else TURNS
-    sizes = (LAST_LIVE, LAST_VISITED, LAST_ROWS) if branch else (LIVE, VISITED, ROWS)
-    tasks = Tasks(spaces, words, model.shared.weight.detach(), args.seed, *sizes)
+    usable = np.concatenate([(s.length <= LONG) & (source != "phrases") for source, s in sources.items()])
+    tasks = Tasks(spaces, words, model.shared.weight.detach(), args.seed, np.flatnonzero(usable))
     done = dict(step=0, read=0, target=0, seconds=0.0)
     trunk, saved = (args.work / f"checkpoint-{name}{end}.pt" for end in ("", "-cooled" if args.cooldown else ""))
     first_step = 0
@@ -490,7 +444,7 @@ def main():
         done = state["done"]
         first_step = state.get("first_step", done["step"])
     else:
-        student.fit_maps([reader.batch("read", source, i) for source in sources for i in range(8)], words)
+        student.fit_maps([reader.batch("read", source, i) for source in sources for i in range(8)])
     last_step = first_step + args.cooldown if branch else args.steps
 
     def save():
@@ -518,25 +472,17 @@ def main():
     while done["step"] < last_step and time.time() - start_of_run < args.minutes * 60:
         step = done["step"]
         share = min(1.0, (step + 1) / WARMUP) * ((last_step - step) / args.cooldown if branch else 1.0)
-        objective = turns[step % len(turns)]
+        objective = TURNS[step % len(TURNS)]
         rng = np.random.default_rng([args.seed, step])
-        if objective == "told":
-            teacher, rows, told = reader.told(rng)
-            filling = [tasks.first if rng.random() < 0.5 else tasks.table[tasks.pieces(rng)] for _ in rows]
-            batch = reader.tasks(rows)
-            losses, logits = student(*batch, prompt=student.prompts(teacher, told, filling))
-            for (words_of, _), (_, _, answer), row in zip(told, rows, logits[::2], strict=True):
-                right = words_of[int(row[torch.from_numpy(words_of)].argmax())] == answer
-                tasks.scores.setdefault("told", []).append((right, 1 / len(words_of)))
-        elif objective == "tasks":
+        if objective == "tasks":
             chosen, prompts, rows = tasks.batch(rng)
             batch = reader.tasks(rows)
             losses, logits = student(*batch, prompt=prompts[torch.tensor([i for i, _, _ in rows])])
             tasks.score(chosen, rows, logits[::2])  # the logits of the word, without the end
         else:
-            cycle = step // len(turns)
-            source = ASKED[objective][cycle % len(ASKED[objective])]
-            batch = reader.batch(objective, source, cycle)
+            turn = step // len(TURNS) * TURNS.count(objective) + TURNS[: step % len(TURNS)].count(objective)
+            source = ASKED[objective][turn % len(ASKED[objective])]
+            batch = reader.batch(objective, source, turn)
             losses, _ = student(*batch)
         sum(WEIGHTS[kind] * value for kind, value in losses.items()).backward()
         for group, peak in zip(optim.param_groups, RATES.values(), strict=True):
