@@ -152,7 +152,7 @@ the {person} and the {person} are {adj} together
 {name} makes a {adj} {thing}
 """.strip().splitlines()
 JOINTS = (" , but ", " , and ", " . ", " . ", " ; ", " , although ", " , because ", " , so ", " , yet ", " - ")
-LINK = """
+LINKS = """
 , , and and of the a but not is was with to in for more than as too very no that it at about
 """
 QUESTIONS = """
@@ -256,7 +256,7 @@ def made(texts, words, rng):
 def phrases(words, rng):
     """Yield phrases of two to eight words. words: the teacher's vocabulary."""
     lists = np.array([w for kind in KINDS.values() for w in kind])
-    links = [*[""] * 9, *LINK.split()]
+    links = [*[""] * 9, *LINKS.split()]  # nine of 34 are none
     while True:
         own = [
             lists[rng.integers(len(lists))] if rng.random() < 0.35 else words[rng.integers(len(words))]

@@ -87,8 +87,7 @@ class Space:
         self.vectors = unit(vectors - self.mean)
         directions = np.linalg.svd(self.vectors[:: max(1, len(vectors) // 8000)], full_matrices=False)[2][:most]
         self.white = self.vectors @ directions.T
-        self.back = directions / (deviation := self.white.std(0))[:, None]  # maps the whitened space to directions
-        self.white /= deviation
+        self.white /= self.white.std(0)
         self.words = words.vectors[name]
         some = self.vectors[:: max(1, len(vectors) // 20_000)] @ self.words.T
         self.hubs, self.spread = some.mean(0), some.std()
