@@ -79,3 +79,7 @@ def test_a_given_setting_is_kept():
     settings = Settings.for_rows(60, 250, batch_size=32, steps=500)
     assert (settings.steps, settings.batch_size) == (500, 32)
     assert Settings.for_rows(60, method="lora").optimizer == Settings().optimizer
+
+
+def test_longer_prompts_have_fewer_steps():
+    assert Settings.for_rows(200, 250, prompt_length=100).steps < Settings.for_rows(200, 250).steps

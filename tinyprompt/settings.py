@@ -117,8 +117,9 @@ class Settings:
         chosen: dict[str, Any] = {}
         if rows < MANY_ROWS:
             batch_size = given.get("batch_size") or (8 if rows < 100 or tokens > 64 else 16)
-            positions = max(200_000, 900 * rows)  # of the encoder, with 20 vectors in front of each input
-            affordable = max(60, int(positions / (batch_size * (20 + tokens))))
+            vectors = given.get("prompt_length") or 20
+            positions = max(200_000, 900 * rows)  # of the encoder, with the vectors in front of each input
+            affordable = max(60, int(positions / (batch_size * (vectors + tokens))))
             steps = given.get("steps") or min(400, max(100, 24 * rows // batch_size), affordable)
             chosen = {"steps": steps, "batch_size": batch_size, "schedule": "linear"}
             chosen["eval_every"] = max(1, steps // 8)
