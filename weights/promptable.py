@@ -14,7 +14,7 @@ The objectives take turns (`TURNS`), one batch each:
 - `tasks`: made-up tasks that a prompt must learn. A task has two to six classes of segments, by the vectors of one
   teacher, and a word for each class (`Tasks`). Each task has its own prompt, which Adam tunes from label words as in
   tinyprompt, while the model learns to be easy to tune. After some dozens of visits a new task replaces it.
-- `read`, `span`: the encoder learns both teachers' vectors of tokens and segments; the decoder fills in spans.
+- `read`: the encoder learns both teachers' vectors of tokens and segments.
 - `choose`, `lm`: the decoder names the word that is closest for a teacher, and continues text, as in stage 2.
 
 Half of the prompts start as label words and random pieces. The other half start as label words followed by a shared
@@ -44,12 +44,8 @@ from transformers import T5ForConditionalGeneration
 
 TRAIN = ("train", "mixed", "made", "phrases")  # sources
 TURNS = ("tasks", "read", "choose", "read", "tasks", "read", "tasks", "lm")
-TURNS += ("tasks", "read", "choose", "read", "tasks", "read", "tasks", "span")
 ASKED = dict(  # the sources of each objective; only running text is continued
-    choose=("train", "mixed", "train", "made"),
-    span=("train",),
-    lm=("train",),
-    read=("phrases", "mixed", "made", "train"),
+    choose=("train", "mixed", "train", "made"), lm=("train",), read=("phrases", "mixed", "made", "train")
 )
 RATES = dict(matrices=7e-4, rest=3e-3)  # learning rates of Adam for the matrices, and for the table and all vectors
 WARMUP = 100  # steps in which the rates rise
@@ -125,7 +121,7 @@ class Tasks:
 
     def classes(self, rng):
         """Return classes of segments and words for them, or None if a class is too small."""
-        space, other = (self.spaces[rng.choice(NAMES)] for _ in range(2))
+        space, other = (self.spaces[rng.choice(list(self.spaces))] for _ in range(2))
         among = self.usable
         if rng.random() < 0.6:  # only texts of one kind
             near = other.vectors @ other.vectors[rng.choice(among)]
@@ -231,11 +227,10 @@ class Tasks:
 class Reader:
     """The inputs and targets of batches. The segments of all sources form one list here."""
 
-    def __init__(self, sources, spaces, words, tok):
+    def __init__(self, sources, spaces, words):
         self.sources, self.spaces, self.words = sources, spaces, words
         self.begins = np.concatenate([[0], np.cumsum([len(s.ids) for s in sources.values()])])
-        self.plain = Objectives.__new__(Objectives)  # its span, read and lm need only the number of the first sentinel
-        self.plain.top = tok.get_vocab_size() - 1
+        self.plain = Objectives.__new__(Objectives)  # its `read` and `lm` have no state
 
     def place(self, row):
         """Return the segments that contain a row of the whole list, and its index there."""
@@ -248,7 +243,7 @@ class Reader:
         As in stage 2, the words are close to segments of this batch in seven of ten rows, and otherwise random. In a
         quarter of the rows nothing precedes the text, and the answer is one of the nearest words of all.
         """
-        name = rng.choice(NAMES)
+        name = rng.choice(list(self.spaces))
         near = self.spaces[name].near(begin + rows)
         best = np.argpartition(-near, 12, 1)[:, :12]
         own = best[np.arange(len(rows)), rng.integers(0, 12, len(rows))]
@@ -408,6 +403,7 @@ def main():
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", choices=NAMES, help="leave one teacher out (an ablation)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # moments of rare pieces decay into denormals, which are ten times slower
@@ -419,9 +415,10 @@ def main():
     words = Words(tok, args.teachers, args.work / "words.npz")
     valid = Segments(args.work / "valid")
     sources = {source: Segments(args.work / source) for source in TRAIN}
-    spaces = {teacher: Space(list(sources.values()), words, teacher) for teacher in NAMES}
-    reader = Reader(sources, spaces, words, tok)
-    validator = Reader({"valid": valid}, {t: Space([valid], words, t) for t in NAMES}, words, tok)
+    weights = {kind: 0.0 if args.without and kind.startswith(args.without) else w for kind, w in WEIGHTS.items()}
+    spaces = {t: Space(list(sources.values()), words, t) for t in NAMES if t != args.without}
+    reader = Reader(sources, spaces, words)
+    validator = Reader({"valid": valid}, {t: Space([valid], words, t) for t in NAMES}, words)
 
     model = T5ForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32).train()
     for block in (*model.encoder.block, *model.decoder.block):  # one fused function
@@ -464,7 +461,7 @@ def main():
     kind = dict(branch="cooldown") if branch else {}
 
     def measure():
-        print(json.dumps(dict(**kind, **done, segments=len(spaces["e5"].vectors), held_out=held_out())), file=log)
+        print(json.dumps(dict(**kind, **done, segments=int(reader.begins[-1]), held_out=held_out())), file=log)
 
     measure()
     started, last_saved, before, window = time.time(), time.time(), done["seconds"], {}
@@ -483,7 +480,7 @@ def main():
             source = ASKED[objective][turn % len(ASKED[objective])]
             batch = reader.batch(objective, source, turn)
             losses, _ = student(*batch)
-        sum(WEIGHTS[kind] * value for kind, value in losses.items()).backward()
+        sum(weights[kind] * value for kind, value in losses.items()).backward()
         for group, peak in zip(optim.param_groups, RATES.values(), strict=True):
             group["lr"] = peak * share
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
