@@ -95,12 +95,14 @@ class Objectives:
         longest = round(width * NOISE * 1.4) + 3
         return padded(inputs, width + 1, PAD), padded(targets, longest, -100), padded(places, width + 1, -1)
 
-    def read(self, segments, rows, width, rng):
+    @staticmethod
+    def read(segments, rows, width, rng):
         """The whole segment, for the encoder only."""
         inputs = [[*segments.row(r), EOS] for r in rows]
         return padded(inputs, width + 1, PAD), None, padded([range(len(x) - 1) for x in inputs], width + 1, -1)
 
-    def lm(self, segments, rows, width, rng):
+    @staticmethod
+    def lm(segments, rows, width, rng):
         """A prefix and its continuation. There are no distillation targets: the encoder must not see the rest."""
         inputs, targets = [], []
         for r in rows:

@@ -230,7 +230,6 @@ class Reader:
     def __init__(self, sources, spaces, words):
         self.sources, self.spaces, self.words = sources, spaces, words
         self.begins = np.concatenate([[0], np.cumsum([len(s.ids) for s in sources.values()])])
-        self.plain = Objectives.__new__(Objectives)  # its `read` and `lm` have no state
 
     def place(self, row):
         """Return the segments that contain a row of the whole list, and its index there."""
@@ -273,7 +272,7 @@ class Reader:
             begin = self.begins[list(self.sources).index(source)]
             x, y, places = self.choose(segments, rows, width, rng, begin)
         else:
-            x, y, places = getattr(self.plain, objective)(segments, rows, width, rng)
+            x, y, places = getattr(Objectives, objective)(segments, rows, width, rng)
         if places is None:
             return x, y, None, None, None
         sentences = {name: segments.sentences[name][rows].astype(np.float32) for name in NAMES}
