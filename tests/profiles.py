@@ -3,10 +3,12 @@
 `pytest` draws the same examples every time; `pytest --hypothesis-profile long` draws twenty times as many, at random.
 """
 
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
-settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
+# The machine's speed is not tested.
+timeless = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("ci", timeless, max_examples=100, derandomize=True)
+settings.register_profile("long", timeless, max_examples=2000)
 # For mutants.py, which needs any failure and not the smallest example.
 settings.register_profile("first", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("ci")
