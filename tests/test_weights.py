@@ -17,7 +17,7 @@ from tinyprompt.files import models
 FOLDER = models.default_model()
 WEIGHTS = Path(__file__).parents[1] / "weights"
 FOLDERS = sorted(path.parent for path in WEIGHTS.glob("*/model.safetensors"))
-MILLIONS = {"tinyprompt-t5": 9.25, "tinyprompt-t5-span": 9.25, "tinyprompt-t5-small": 2.18, "tinyprompt-t5-tiny": 0.62}
+MILLIONS = {"tinyprompt-t5": 9.25, "tinyprompt-t5-small": 2.18, "tinyprompt-t5-tiny": 0.62}
 README = WEIGHTS / "README.md"
 PIECES = 16_128
 MEGABYTE = 10**6

@@ -97,7 +97,7 @@ class Tasks:
     """Made-up classification tasks, each with a prompt that is tuned for it."""
 
     def __init__(self, spaces, words, table, seed, usable):
-        self.usable = usable
+        self.usable, self.segments = np.flatnonzero(usable), len(usable)
         self.spaces, self.words, self.table = spaces, words, table
         self.seed, self.made = seed, 0
         self.first = table[self.pieces(np.random.default_rng(seed))].clone()
@@ -109,11 +109,15 @@ class Tasks:
 
     def state(self):
         """Return the state for a checkpoint."""
-        return {k: getattr(self, k) for k in ("made", "first", "prompts", "moments", "slots")}
+        return {k: getattr(self, k) for k in ("made", "first", "prompts", "moments", "slots", "segments")}
 
     def restore(self, state):
+        """Restore the state. A task's rows count through all segments, so new segments end all tasks."""
+        segments = self.segments
         for name in state:
             setattr(self, name, state[name])
+        if self.segments != segments:
+            self.slots, self.segments = [None] * LIVE, segments
 
     def pieces(self, rng):
         """Draw frequent pieces like `init vocab`."""
@@ -426,7 +430,7 @@ def main():
     optim = optimizer_of(student)
     branch = args.cooldown > 0
     usable = np.concatenate([(s.length <= LONG) & (source != "phrases") for source, s in sources.items()])
-    tasks = Tasks(spaces, words, model.shared.weight.detach(), args.seed, np.flatnonzero(usable))
+    tasks = Tasks(spaces, words, model.shared.weight.detach(), args.seed, usable)
     done = dict(step=0, read=0, target=0, seconds=0.0)
     trunk, saved = (args.work / f"checkpoint-{name}{end}.pt" for end in ("", "-cooled" if args.cooldown else ""))
     first_step = 0
