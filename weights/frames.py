@@ -1,9 +1,11 @@
-"""Opinions and questions built from frames, and phrases: texts that are rare in old books and in an encyclopedia.
+"""Opinions, questions and news built from frames, and phrases: texts rare in old books and in an encyclopedia.
 
 `made(texts, words, rng)` yields opinions and questions endlessly. Their words are drawn at random from lists that mix
 praise, blame and neutral words, so a sentence may contradict itself; the teachers decide what it means. Names and
 topics of questions come from running text, and one word in eight is any word of the teacher's vocabulary. No row of a
 task was used.
+
+`reports(texts, words, rng)` yields news endlessly: of countries, companies, matches, machines and research.
 
 `phrases(words, rng)` yields a few words each, with links between them: any word of the vocabulary, or a word of the
 lists. They are short, so a teacher reads many of them, and a student meets every word beside many others.
@@ -223,27 +225,209 @@ KINDS = {
         adj=ADJECTIVE, adv=ADVERB, thing=THING, part=PART, person=PERSON, feel=FEEL, happened=HAPPENED
     ).items()
 }
+PLACE = """
+Africa|Asia|Europe|Afghanistan|Argentina|Australia|Austria|Baghdad|Bangkok|Bangladesh|Beijing|Belgium|Berlin|
+Bolivia|Boston|Brazil|Britain|Brussels|Cairo|California|Canada|Chicago|Chile|China|Colombia|Congo|Cuba|Dallas|
+Darfur|Delhi|Denmark|Detroit|Dublin|Egypt|England|Ethiopia|Finland|Florida|France|Frankfurt|Gaza|Geneva|Georgia|
+Germany|Ghana|Greece|Haiti|Hong Kong|Houston|Hungary|Iceland|India|Indonesia|Iran|Iraq|Ireland|Islamabad|Israel|
+Istanbul|Italy|Jakarta|Japan|Jerusalem|Jordan|Kabul|Kashmir|Kenya|Kuwait|Lebanon|Libya|London|Los Angeles|Madrid|
+Malaysia|Mexico|Miami|Milan|Montreal|Morocco|Moscow|Mumbai|Nepal|Netherlands|New York|New Zealand|Nigeria|
+North Korea|Norway|Pakistan|Paris|Peru|Philippines|Poland|Portugal|Prague|Rome|Russia|Rwanda|San Francisco|
+Saudi Arabia|Scotland|Seattle|Seoul|Serbia|Shanghai|Singapore|Somalia|South Africa|South Korea|Spain|Sudan|Sweden|
+Switzerland|Sydney|Syria|Taiwan|Tehran|Texas|Thailand|Tokyo|Toronto|Turkey|Uganda|Ukraine|Venezuela|Vienna|Vietnam|
+Washington|Yemen|Zimbabwe
+"""
+COMPANY = """
+Adobe|Airbus|Amazon|AMD|AOL|Apple|AT&T|Bank of America|Bayer|BMW|Boeing|BP|British Airways|Canon|Chevron|Cisco|
+Citigroup|Coca-Cola|Comcast|Dell|Delta Air Lines|Deutsche Bank|Disney|eBay|Ericsson|ExxonMobil|Fiat|Ford|Fujitsu|
+General Electric|General Motors|Gillette|Goldman Sachs|Google|Hewlett-Packard|Hitachi|Home Depot|Honda|HSBC|Hyundai|
+IBM|Intel|JP Morgan|Kmart|Lockheed Martin|Lufthansa|McDonald's|Merck|Microsoft|Mitsubishi|Morgan Stanley|Motorola|
+Nestle|Nike|Nintendo|Nissan|Nokia|Novell|Oracle|Panasonic|PepsiCo|Pfizer|Philips|Procter & Gamble|Qualcomm|Red Hat|
+Renault|Samsung|SAP|Sears|Shell|Siemens|Sony|Starbucks|Sun Microsystems|Target|Texas Instruments|Time Warner|
+Toshiba|Toyota|UBS|Unilever|Verizon|Vodafone|Volkswagen|Wal-Mart|Yahoo|Yukos
+"""
+POWER = """
+army|government|parliament|opposition|police|rebels|militants|senate|congress|supreme court|cabinet|ruling party|
+ministry|coalition|junta|navy|air force|security forces|united nations|european union|red cross|peacekeepers|
+separatists|protesters|refugees|aid workers|diplomats|election commission|border guards|intelligence service
+"""
+OFFICIAL = """
+president|prime minister|foreign minister|defence minister|chancellor|king|ambassador|envoy|spokesman|spokeswoman|
+general|senator|governor|mayor|judge|prosecutor|opposition leader|rebel leader|secretary general|candidate|lawmaker|
+cleric|bishop
+"""
+STRIFE = """
+car bomb|suicide attack|air strike|ambush|election|coup|earthquake|flood|hurricane|famine|ceasefire|peace deal|
+hostage crisis|border dispute|riot|protest|referendum|siege|massacre|trial|typhoon|plane crash|train crash|fire|
+treaty|nuclear programme|sanctions|summit|uprising|civil war|epidemic|kidnapping
+"""
+ACTED = """
+attacked|freed|condemned|arrested|killed|rejected|approved|welcomed|accused|backed|elected|evacuated|surrounded|
+warned|met|bombed|banned|released|threatened|blamed
+"""
+MARKET = """
+shares|stocks|bonds|oil prices|crude futures|gold prices|profits|sales|orders|exports|revenues|earnings|
+interest rates|wages|house prices|imports|quarterly results|the dollar|the euro|the yen|blue chips|
+technology stocks|consumer spending|inflation|unemployment|retail sales|factory output|the trade deficit
+"""
+MOVED = """
+rose|fell|jumped|slid|climbed|dropped|surged|tumbled|edged up|edged lower|doubled|halved|were flat|rallied|slipped|
+recovered
+"""
+DEAL = """
+merger|takeover|bankruptcy|buyout|price cut|job cuts|dividend|share sale|loan|lawsuit|settlement|contract|forecast|
+stock split|joint venture|strike|audit|antitrust case|fraud inquiry|pension plan|profit warning|
+initial public offering
+"""
+SPORT = """
+football|soccer|baseball|basketball|ice hockey|tennis|golf|cricket|rugby|boxing|swimming|athletics|cycling|rowing|
+skiing|gymnastics|formula one|horse racing|volleyball|wrestling|marathon
+"""
+TEAM = """
+the Yankees|the Red Sox|the Cubs|the Giants|the Dodgers|the Braves|the Lakers|the Bulls|the Celtics|the Knicks|
+the Pistons|the Spurs|the Cowboys|the Patriots|the Packers|the Eagles|the Steelers|the Raiders|the Rangers|
+the Maple Leafs|the Canadiens|Arsenal|Chelsea|Liverpool|Manchester United|Everton|Celtic|Real Madrid|Barcelona|
+Juventus|AC Milan|Inter Milan|Bayern Munich|Ajax|Porto|Notre Dame|Oklahoma|Michigan|Ohio State|Duke|Stanford|Kansas
+"""
+PLAYER = """
+striker|goalkeeper|quarterback|pitcher|shortstop|captain|coach|manager|defender|midfielder|batsman|bowler|forward|
+rookie|sprinter|swimmer|golfer|top seed|champion|referee|running back|catcher|driver|world number one
+"""
+MATCH = """
+final|semifinal|opener|qualifier|derby|playoff|first round|quarterfinal|world cup|olympics|grand slam|open|
+league game|one-day international|test match|season opener|super bowl|world series|cup tie|championship|grand prix|
+relay
+"""
+SCORED = """
+beat|defeated|lost to|drew with|routed|edged|upset|swept|held off|overcame|thrashed|shut out|outlasted|eliminated
+"""
+GADGET = """
+browser|search engine|operating system|laptop|mobile phone|handset|music player|video game|console|chip|processor|
+server|database|security hole|virus|worm|spam filter|web site|internet service|broadband network|wireless network|
+digital camera|flat screen|hard drive|memory card|software update|open source program|patch|e-mail service|
+online store|printer|supercomputer|satellite radio|file sharing network|instant messenger|plug-in|tablet|robot
+"""
+SCIENCE = """
+spacecraft|space shuttle|rover|telescope|comet|asteroid|planet|moon|star|galaxy|rocket|satellite|fossil|dinosaur|
+gene|genome|stem cell|protein|vaccine|cancer drug|virus|whale|bird|bee|coral reef|glacier|ozone layer|climate|
+volcano|fuel cell|laser|atom|brain|skull|seed|black hole|solar flare|space station
+"""
+EXPERT = """
+scientists|researchers|astronomers|biologists|engineers|doctors|physicists|archaeologists|hackers|programmers|
+analysts|economists|geologists|developers|regulators|security experts|nasa|a university team
+"""
+DAY = """
+monday|tuesday|wednesday|thursday|friday|saturday|sunday|today|yesterday|overnight|last week|this year|next month
+"""
+NUMBER = """
+two three five six eight ten 12 15 20 25 30 40 50 60 80 100 120 200 300 500 700 1,000 2,500 10,000 2.5 4.1 7.3
+"""
+REPORTS = """
+{power} {acted} the {official} of {place} on {day}
+{power} in {place} {acted} {number} people after a {strife}
+a {strife} in {place} killed at least {number} people on {day} , {power} said
+the {official} of {place} {acted} {place} over the {strife}
+the {official} said that the {strife} would not change the policy of {place}
+{number} people were hurt in a {strife} near {place}
+talks between {place} and {place} ended without a {strife}
+{power} say they have {acted} {number} {power} in the north of {place}
+thousands fled {place} as the {strife} spread
+voters in {place} go to the polls on {day} after a {strife}
+{name} , the {official} of {place} , {acted} the {power}
+{place} marks {number} years since the {strife}
+troops from {place} will leave {place} by {day}
+{market} {moved} {number} percent on {day}
+{market} {moved} as {market} {moved}
+{company} said its {market} {moved} {number} percent in the quarter
+{company} will cut {number} jobs after a {deal}
+{company} agreed to buy {company} for {money}
+{company} denied reports of a {deal} with {company}
+{company} named {name} as its chief executive on {day}
+investors worry that a {deal} could hurt {company}
+{market} in {place} {moved} on hopes for {market}
+{company} faces a {deal} worth {money}
+a {deal} at {company} sent its {market} to the lowest level in {number} months
+the central bank of {place} left interest rates unchanged on {day}
+{place} 's economy grew by {number} percent , {expert} said
+{company} raised its {deal} to {money}
+{team} {scored} {team} {score} on {day}
+{team} {scored} {team} in the {match}
+{name} scored {number} points as {team} {scored} {team}
+{name} won the {match} in {place} on {day}
+{place} {scored} {place} {score} in the {sport} {match}
+{team} signed {player} {name} from {team} for {money}
+{player} {name} will miss the {match} with a knee injury
+{name} hit a home run as {team} {scored} {team} {score}
+the {player} of {team} said he would retire after the {match}
+{name} takes the lead in the {sport} {match} in {place}
+{team} fired their {player} on {day} after {number} defeats
+{place} won {number} medals in {sport} at the {match}
+{sport} : {name} {scored} {name} in the {match}
+fans cheered as {name} {scored} the {player} from {place}
+{company} released a new {gadget} on {day}
+{company} unveils {gadget} for {company} users
+{company} and {company} will work together on a {gadget}
+a flaw in the {gadget} of {company} lets attackers read files , {expert} said
+{expert} found a {gadget} that spreads by e-mail
+users can now download the {gadget} of {company} for free
+{company} sues a maker of {gadget}s over a patent
+a {gadget} for less than {money} goes on sale on {day}
+the next {gadget} will be {number} times faster , {company} says
+{number} million people use a {gadget} , a survey says
+{expert} have found a {science} that is {number} million years old
+{expert} say a {science} may help to explain a {science}
+nasa will launch a {science} on {day}
+pictures from a {science} show a {science}
+a new study of the {science} surprises {expert}
+the {science} has been seen for the first time near {place}
+{expert} warn that the {science} is changing faster than expected
+a {science} passed {number} miles from the earth on {day}
+{expert} in {place} have built a {gadget} that is {adj}
+a court in {place} sentenced {name} to {number} years
+the {thing} by {name} opened in {place} on {day}
+{name} , {person} and {person} , died on {day} . he was {number}
+""".strip().splitlines()
+STARTS = ("", "", "", "", "{place} - ", "{place} ( reuters ) - ", "{place} , {place} ( ap ) - ", "{day} : ")
+NEWS_KINDS = {
+    kind: [w.strip() for w in words.split("|")] if "|" in words else words.split()
+    for kind, words in dict(
+        place=PLACE, company=COMPANY, power=POWER, official=OFFICIAL, strife=STRIFE, acted=ACTED, market=MARKET,
+        moved=MOVED, deal=DEAL, sport=SPORT, team=TEAM, player=PLAYER, match=MATCH, scored=SCORED, gadget=GADGET,
+        science=SCIENCE, expert=EXPERT, day=DAY, number=NUMBER,
+    ).items()
+}  # fmt: skip
 
 
-def made(texts, words, rng):
-    """Yield opinions and questions alternately. texts: some running text; words: the teacher's vocabulary."""
+def filler(texts, words, rng):
+    """Return a function that draws a frame and fills it. Names and nouns come from the texts."""
     names = [n for t in texts for n in re.findall(r"(?<=[a-z,] )(?:[A-Z][a-z]+ ?){1,3}(?<! )", t)]
     nouns = [n for t in texts for n in re.findall(r"\b(?:the|a|of) ([a-z]{3,})\b", t)]
+
+    def drawn(among):
+        return among[rng.integers(len(among))]
 
     def word(slot):
         kind = slot[1]
         if kind == "name":
-            return names[rng.integers(len(names))]
+            return drawn(names)
         if kind == "letters":
             return " ".join("abcdefghijklmnopqrstuvwxyz"[i] for i in rng.integers(26, size=rng.integers(2, 5)))
         if kind == "noun":
-            return nouns[rng.integers(len(nouns))]
-        among = words if rng.random() < 0.125 else KINDS[kind]
-        return among[rng.integers(len(among))]
+            return drawn(nouns)
+        if kind == "money":
+            return " ".join(map(drawn, (NEWS_KINDS["number"], ("million", "billion"), ("dollars", "euros", "pounds"))))
+        if kind == "score":
+            return f"{rng.integers(0, 9)}-{rng.integers(0, 9)}"
+        if kind in NEWS_KINDS:
+            return drawn(NEWS_KINDS[kind])
+        return drawn(words if rng.random() < 0.125 else KINDS[kind])
 
-    def sentence(frames):
-        return re.sub(r"\{(\w+)\}", word, frames[rng.integers(len(frames))])
+    return lambda frames: re.sub(r"\{(\w+)\}", word, drawn(frames))
 
+
+def made(texts, words, rng):
+    """Yield opinions and questions alternately. texts: some running text; words: the teacher's vocabulary."""
+    sentence = filler(texts, words, rng)
     dots = (" .", " .", ".", " !", "")
     while True:
         parts = [sentence(OPINIONS)]
@@ -251,6 +435,15 @@ def made(texts, words, rng):
             parts += [JOINTS[rng.integers(len(JOINTS))], sentence(OPINIONS)]
         yield "".join(parts) + dots[rng.integers(len(dots))]
         yield sentence(QUESTIONS)
+
+
+def reports(texts, words, rng):
+    """Yield news of one to three sentences, whose frames stand near each other. texts, words: as for `made`."""
+    sentence = filler(texts, words, rng)
+    while True:
+        at = rng.integers(len(REPORTS))
+        parts = [sentence(REPORTS[max(0, at - 6) : at + 7]) for _ in range(rng.integers(1, 4))]
+        yield sentence(STARTS) + " . ".join(parts) + (" ." if rng.random() < 0.7 else "")
 
 
 def phrases(words, rng):

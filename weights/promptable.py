@@ -42,10 +42,10 @@ from teachers import NAMES, load
 from tokenizers import Tokenizer
 from transformers import T5ForConditionalGeneration
 
-TRAIN = ("train", "mixed", "made", "phrases")  # sources
+TRAIN = ("train", "mixed", "made", "phrases", "news")  # sources
 TURNS = ("tasks", "read", "choose", "read", "tasks", "read", "tasks", "lm")
 ASKED = dict(  # the sources of each objective; only running text is continued
-    choose=("train", "mixed", "train", "made"), lm=("train",), read=("phrases", "mixed", "made", "train")
+    choose=("train", "mixed", "news", "made"), lm=("train",), read=("phrases", "mixed", "made", "train", "news")
 )
 RATES = dict(matrices=7e-4, rest=3e-3)  # learning rates of Adam for the matrices, and for the table and all vectors
 WARMUP = 100  # steps in which the rates rise

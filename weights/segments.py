@@ -9,8 +9,8 @@ minutes are over; a later call continues after the last complete block. promptab
 when it starts.
 
 Sources: `train` is running text; in `mixed`, a tenth to six tenths of the words are replaced by random words of the
-teacher's vocabulary, so that the student meets every word; `made` is opinions and questions from frames, and
-`phrases` a few words each (frames.py); `valid` is held-out running text. No task data are used.
+teacher's vocabulary, so that the student meets every word; `made` is opinions and questions from frames, `news` is
+news from frames, and `phrases` a few words each (frames.py); `valid` is held-out running text. No task data are used.
 """
 
 import argparse
@@ -22,15 +22,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from frames import made, phrases
+from frames import made, phrases, reports
 from prepare import LONGEST, Batches, paragraphs
 from teachers import NAMES, WIDTH, Read, load
 from tokenizers import Tokenizer
 
 BLOCK = 2_000  # segments
 TOKENS = 2048  # per batch, including padding
-SHARES = dict(valid=10**6, train=2, mixed=1, made=1, phrases=4)  # shares of the teachers' reading; valid is read first
-MOST = dict(valid=BLOCK, train=400_000, mixed=400_000, made=200_000, phrases=400_000)  # segments per source
+# Shares of the teachers' reading; valid is read first.
+SHARES = dict(valid=10**6, train=2, mixed=1, made=1, phrases=4, news=1)
+# Segments per source.
+MOST = dict(valid=BLOCK, train=400_000, mixed=400_000, made=200_000, phrases=400_000, news=200_000)
 SHORTEST = 5  # tokens per segment
 WIDTHS = range(8, LONGEST + 1, 4)  # of a batch: narrow steps, so that little is padding
 TOKENIZER = Path(__file__).parent / "tinyprompt-t5" / "tokenizer.json"
@@ -66,8 +68,8 @@ def write_segments(text, work, tok, words):
         segments = cut([f for f in files if (".valid." in f.name) == (source == "valid")], rng)
         if source == "mixed":
             segments = mixed(segments, words, rng)
-        elif source == "made":
-            segments = made([*itertools.islice(segments, 100_000)], words, rng)
+        elif source in ("made", "news"):
+            segments = (made if source == "made" else reports)([*itertools.islice(segments, 100_000)], words, rng)
         elif source == "phrases":
             segments = phrases(words, rng)
         found = 0
