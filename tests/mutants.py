@@ -1035,7 +1035,7 @@ def verdict(mutant: Mutant) -> str:
     if text.count(mutant.right) != 1:
         return f"{text.count(mutant.right)} times in {path.name}: {mutant.right!r}"
     words = ["-x", "--hypothesis-profile", "first", f"tests/{mutant.test}"]
-    for _ in range(2):  # on a busy machine, a run can end by the machine's fault
+    for _ in range(2):  # a busy machine can break a run
         status, printed = fails(mutant.module, text.replace(mutant.right, mutant.wrong), words)
         if status == 0:
             return "the test passes"

@@ -5,7 +5,7 @@ praise, blame and neutral words, so a sentence may contradict itself; the teache
 topics of questions come from running text, and one word in eight is any word of the teacher's vocabulary. No row of a
 task was used.
 
-`reports(texts, words, rng)` yields news endlessly: of countries, companies, matches, machines and research.
+`news(texts, words, rng)` yields news endlessly: of countries, companies, matches, machines and research.
 
 `phrases(words, rng)` yields a few words each, with links between them: any word of the vocabulary, or a word of the
 lists. They are short, so a teacher reads many of them, and a student meets every word beside many others.
@@ -388,7 +388,7 @@ the {thing} by {name} opened in {place} on {day}
 {name} , {person} and {person} , died on {day} . he was {number}
 """.strip().splitlines()
 STARTS = ("", "", "", "", "{place} - ", "{place} ( reuters ) - ", "{place} , {place} ( ap ) - ", "{day} : ")
-NEWS_KINDS = {
+NEWS_KINDS = {  # apart from KINDS, whose words also make phrases
     kind: [w.strip() for w in words.split("|")] if "|" in words else words.split()
     for kind, words in dict(
         place=PLACE, company=COMPANY, power=POWER, official=OFFICIAL, strife=STRIFE, acted=ACTED, market=MARKET,
@@ -437,7 +437,7 @@ def made(texts, words, rng):
         yield sentence(QUESTIONS)
 
 
-def reports(texts, words, rng):
+def news(texts, words, rng):
     """Yield news of one to three sentences, whose frames stand near each other. texts, words: as for `made`."""
     sentence = filler(texts, words, rng)
     while True:

@@ -113,11 +113,10 @@ class Tasks:
 
     def restore(self, state):
         """Restore the state. A task's rows count through all segments, so new segments end all tasks."""
-        segments = self.segments
+        if state["segments"] != self.segments:
+            state = state | dict(slots=[None] * LIVE, segments=self.segments)
         for name in state:
             setattr(self, name, state[name])
-        if self.segments != segments:
-            self.slots, self.segments = [None] * LIVE, segments
 
     def pieces(self, rng):
         """Draw frequent pieces like `init vocab`."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from frames import made, phrases, reports
+from frames import made, news, phrases
 from prepare import LONGEST, Batches, paragraphs
 from teachers import NAMES, WIDTH, Read, load
 from tokenizers import Tokenizer
@@ -31,8 +31,9 @@ BLOCK = 2_000  # segments
 TOKENS = 2048  # per batch, including padding
 # Shares of the teachers' reading; valid is read first.
 SHARES = dict(valid=10**6, train=2, mixed=1, made=1, phrases=4, news=1)
-# Segments per source.
+# Most segments per source.
 MOST = dict(valid=BLOCK, train=400_000, mixed=400_000, made=200_000, phrases=400_000, news=200_000)
+FRAMES = dict(made=made, news=news)
 SHORTEST = 5  # tokens per segment
 WIDTHS = range(8, LONGEST + 1, 4)  # of a batch: narrow steps, so that little is padding
 TOKENIZER = Path(__file__).parent / "tinyprompt-t5" / "tokenizer.json"
@@ -68,8 +69,8 @@ def write_segments(text, work, tok, words):
         segments = cut([f for f in files if (".valid." in f.name) == (source == "valid")], rng)
         if source == "mixed":
             segments = mixed(segments, words, rng)
-        elif source in ("made", "news"):
-            segments = (made if source == "made" else reports)([*itertools.islice(segments, 100_000)], words, rng)
+        elif source in FRAMES:
+            segments = FRAMES[source]([*itertools.islice(segments, 100_000)], words, rng)
         elif source == "phrases":
             segments = phrases(words, rng)
         found = 0
